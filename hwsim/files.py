@@ -1,0 +1,57 @@
+"""Writing files so that nothing is left half-written, and finding the data that comes with hwsim."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from hwsim.errors import OutputError, one_line
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write `data` beside `path` and move it there in one step: readers see the old file or the new one.
+
+    Raises:
+        OutputError: the folder is missing or cannot be written.
+    """
+    if isinstance(data, str):
+        data = data.encode()
+    temporary: str | None = None
+    try:
+        # a device such as /dev/stdout cannot be replaced, and must not be
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+            return
+        target = path.resolve()  # through a link: the link stays, its target is replaced
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(target)
+        temporary = None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or one_line(error)}") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def data_folder(name: str) -> Path:
+    """The folder of data that comes with hwsim: ``hw_profiles`` or ``traces``.
+
+    In a wheel it lies inside the package; in a clone or an editable install beside it.
+    """
+    package = Path(__file__).resolve().parent
+    inside = package / "_data" / name
+    return inside if inside.is_dir() else package.parent / name

@@ -1,0 +1,165 @@
+"""The shape of a model: layers, matrices, units, bytes. No weights and no torch.
+
+A layer has the matrices ``q k v o`` (attention) and ``gate up down`` (MLP; without a gate ``up down``), each stored
+as ``[rows, columns]`` = ``[outputs, inputs]``, as ``torch.nn.Linear`` does. Signals are what a trace records.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+ATTENTION = ("q", "k", "v", "o")
+MLP = ("gate", "up", "down")
+
+# which matrices a signal has passed through, within its own layer: a mask on one of them cannot be decided from it
+MADE_BY: dict[str, frozenset[str]] = {
+    "attn_input": frozenset(),
+    "attn_output": frozenset("qkv"),
+    "input": frozenset("qkvo"),
+    "up": frozenset("qkvo") | {"up"},
+    "gate": frozenset("qkvo") | {"gate"},
+    "glu": frozenset("qkvo") | {"up", "gate"},
+}
+SIGNALS = tuple(MADE_BY)
+
+
+class Matrix(NamedTuple):
+    """Shape of one weight matrix: `rows` outputs, `columns` inputs."""
+
+    rows: int
+    columns: int
+
+    @property
+    def elements(self) -> int:
+        """Number of weights."""
+        return self.rows * self.columns
+
+
+_Dimension = Annotated[int, Field(gt=0, le=10**8)]
+
+
+class ModelShape(BaseModel):
+    """The fields of a Hugging Face config that decide which weights exist, under their names there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str = Field(min_length=1)
+    num_hidden_layers: int = Field(gt=0, le=1000)
+    hidden_size: _Dimension
+    intermediate_size: _Dimension
+    num_attention_heads: _Dimension
+    num_key_value_heads: _Dimension
+    head_dim: _Dimension
+    vocab_size: _Dimension
+    tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+    gated: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelShape:
+        if self.num_key_value_heads > self.num_attention_heads:
+            raise ValueError(
+                f"num_key_value_heads {self.num_key_value_heads} is more than the {self.num_attention_heads} heads"
+            )
+        return self
+
+    def matrices(self) -> dict[str, Matrix]:
+        """The matrices of one layer by name; all layers are alike."""
+        heads = self.num_attention_heads * self.head_dim
+        pairs = self.num_key_value_heads * self.head_dim
+        hidden, neurons = self.hidden_size, self.intermediate_size
+        found = {
+            "q": Matrix(heads, hidden),
+            "k": Matrix(pairs, hidden),
+            "v": Matrix(pairs, hidden),
+            "o": Matrix(hidden, heads),
+        }
+        if self.gated:
+            found["gate"] = Matrix(neurons, hidden)
+        return found | {"up": Matrix(neurons, hidden), "down": Matrix(hidden, neurons)}
+
+    @property
+    def mlp(self) -> tuple[str, ...]:
+        """Names of the MLP's matrices: with a gate three, else two."""
+        return MLP if self.gated else MLP[1:]
+
+    @property
+    def mlp_parameters(self) -> int:
+        """Weights of one layer's MLP."""
+        return len(self.mlp) * self.hidden_size * self.intermediate_size
+
+    @property
+    def attention_parameters(self) -> int:
+        """Weights of one layer's attention."""
+        matrices = self.matrices()
+        return sum(matrices[name].elements for name in ATTENTION)
+
+    def signal_width(self, signal: str) -> int:
+        """Width of a recorded signal: ``[tokens, width]``."""
+        if signal in ("up", "gate", "glu"):
+            return self.intermediate_size
+        if signal == "attn_output":
+            return self.num_attention_heads * self.head_dim
+        return self.hidden_size
+
+
+def _bits(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{value!r} is not a number of bits") from error
+    return value
+
+
+_Bits = Annotated[float, BeforeValidator(_bits), Field(gt=0, le=64)]
+
+
+class Bits(BaseModel):
+    """Bits of one stored number, by part of the model; may be fractional where groups carry scales (Q4_0: 4.5)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mlp: _Bits = 4.0
+    attention: _Bits = 4.0
+    lm_head: _Bits = 4.0
+    kv_cache: _Bits = 8.0
+    predictor: _Bits = 4.0
+
+    def of(self, matrix: str) -> float:
+        """Bits of a layer's matrix."""
+        return self.mlp if matrix in MLP else self.attention
+
+
+def stored_bytes(elements: int, bits: float) -> int:
+    """Bytes that `elements` numbers of `bits` bits take: ceil(elements x bits / 8), exactly."""
+    return math.ceil(elements * Fraction(bits).limit_denominator(10**6) / 8)
+
+
+class Footprint(NamedTuple):
+    """Bytes of a model's parts, all layers together. Embedding and norms are not counted."""
+
+    attention: int
+    lm_head: int
+    mlp: int
+    kv_entry: int  # one token's keys and values over all layers
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights, the KV cache apart."""
+        return self.attention + self.lm_head + self.mlp
+
+
+def footprint(model: ModelShape, bits: Bits) -> Footprint:
+    """Bytes of the parts of `model`, each matrix rounded up to whole bytes."""
+    layers, matrices = model.num_hidden_layers, model.matrices()
+    return Footprint(
+        attention=layers * sum(stored_bytes(matrices[name].elements, bits.attention) for name in ATTENTION),
+        lm_head=stored_bytes(model.vocab_size * model.hidden_size, bits.lm_head),
+        mlp=layers * sum(stored_bytes(matrices[name].elements, bits.mlp) for name in model.mlp),
+        kv_entry=layers * stored_bytes(2 * model.num_key_value_heads * model.head_dim, bits.kv_cache),
+    )

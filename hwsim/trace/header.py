@@ -1,0 +1,117 @@
+"""The header of a trace: JSON in the member ``header``, checked before anything else is believed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hwsim.errors import TraceError
+from hwsim.model import SIGNALS, ModelShape
+
+FORMAT = "hwsim-trace"
+VERSION = 1
+
+_Signal = Literal["input", "up", "gate", "glu", "attn_input", "attn_output"]
+
+
+class Sequence(BaseModel):
+    """One window of text: `tokens` in all, of which the first `prompt` are prefilled densely, not decoded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    tokens: int = Field(gt=0)
+    prompt: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Sequence:
+        if self.prompt >= self.tokens:
+            raise ValueError(f"prompt {self.prompt} leaves nothing to decode of {self.tokens} tokens")
+        return self
+
+
+class TraceHeader(BaseModel):
+    """What a trace holds. Fields that later versions add are kept and ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+
+    format: Literal["hwsim-trace"] = "hwsim-trace"
+    version: Literal[1] = 1
+    origin: Literal["recorded", "synthetic"]
+    model: ModelShape
+    signals: list[_Signal] = Field(min_length=1)
+    sequences: list[Sequence] = Field(min_length=1)
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> TraceHeader:
+        if len(set(self.signals)) != len(self.signals):
+            raise ValueError(f"signals {self.signals} name one twice")
+        if not self.model.gated and {"up", "gate"} & set(self.signals):
+            raise ValueError(f"signals {self.signals}: a model without a gate has input and glu only")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """Length of every signal's first axis: the tokens of all sequences."""
+        return sum(sequence.tokens for sequence in self.sequences)
+
+    @property
+    def decoded(self) -> int:
+        """Tokens that are decoded: all but the prompts."""
+        return sum(sequence.tokens - sequence.prompt for sequence in self.sequences)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence: what the KV cache must hold."""
+        return max(sequence.tokens for sequence in self.sequences)
+
+    def members(self) -> dict[str, tuple[int, int]]:
+        """Names and shapes ``[tokens, width]`` of the signals' members."""
+        return {
+            member_name(layer, signal): (self.tokens, self.model.signal_width(signal))
+            for layer in range(self.model.num_hidden_layers)
+            for signal in self.signals
+        }
+
+    def to_array(self) -> np.ndarray:
+        """The member ``header``: a 0-d unicode array of JSON, the same bytes for the same header."""
+        return np.array(json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=True, allow_nan=False))
+
+
+def member_name(layer: int, signal: str) -> str:
+    """Member of one layer's signal, without ``.npy``: ``layers/003/glu``."""
+    return f"layers/{layer:03d}/{signal}"
+
+
+def parse_header(text: str, path: object) -> TraceHeader:
+    """Read and check a header.
+
+    Raises:
+        TraceError: not a header of this format and version, with the field and the rule.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise TraceError(f"{path}: header is not JSON; this is no hwsim trace") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise TraceError(f'{path}: header has no format: "{FORMAT}"; this is no hwsim trace')
+    if data.get("version") != VERSION:
+        raise TraceError(
+            f"{path}: header.version is {data.get('version')!r}, this hwsim reads version {VERSION}; "
+            "record the trace again or update hwsim"
+        )
+    try:
+        return TraceHeader.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in ("header", *first["loc"]))
+        got = repr(first["input"])
+        got = got if len(got) <= 60 else got[:57] + "..."
+        message = first["msg"].removeprefix("Value error, ")
+        raise TraceError(f"{path}: {field}: {message} (got {got})") from error
+
+
+__all__ = ["FORMAT", "SIGNALS", "VERSION", "Sequence", "TraceHeader", "member_name", "parse_header"]

@@ -1,0 +1,257 @@
+"""Reading a trace block by block: memory use does not grow with the number of tokens.
+
+A trace is a ``.npz`` without compression, so every signal lies in one piece of the file and a block of tokens is one
+read. Nothing that the file says of itself is believed before it was checked against the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+
+from hwsim.errors import TraceError
+from hwsim.model import ModelShape
+from hwsim.trace.header import TraceHeader, member_name, parse_header
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_MAX_HEADER_BYTES = 64 * 2**20
+_CHUNK = 4 * 2**20
+
+
+class _Member(NamedTuple):
+    offset: int  # of the first value in the file, bytes
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    crc: int
+    start: int  # of the whole .npy in the file, bytes
+    size: int  # of the whole .npy, bytes
+
+
+class Trace:
+    """An open trace file.
+
+    Attributes:
+        header: what the file holds.
+        path: where it is.
+
+    Raises:
+        TraceError: on opening: missing, foreign, truncated, or at odds with its own header.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        try:
+            self._file: io.BufferedReader = self.path.open("rb", buffering=0)  # type: ignore[assignment]
+            self._length = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise TraceError(f"{path}: cannot be opened: {error.strerror}") from error
+        try:
+            self._members = self._directory()
+            self._text = self._header_text()
+            self.header: TraceHeader = parse_header(self._text, self.path)
+            self._check_members()
+        except BaseException:
+            self._file.close()
+            raise
+
+    # ------------------------------------------------------------------ what is in it
+
+    @property
+    def model(self) -> ModelShape:
+        """The shape of the recorded model."""
+        return self.header.model
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._length
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the header and the checksums of all members: names the content, costs no full read."""
+        digest = hashlib.sha256(self._text.encode())
+        for name, member in sorted(self._members.items()):
+            digest.update(f"{name} {member.size} {member.crc}\n".encode())
+        return digest.hexdigest()
+
+    def has(self, signal: str) -> bool:
+        """Whether `signal` is there, or can be made from what is there (``glu`` = ``up`` x ``gate``)."""
+        there = self.header.signals
+        return signal in there or (signal == "glu" and "up" in there and "gate" in there)
+
+    def read(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Tokens `start` to `stop` of a layer's signal: float32 ``[stop - start, width]``.
+
+        Raises:
+            TraceError: the signal is not there, the file is shorter than it was, or a value is not finite.
+        """
+        stop = self.header.tokens if stop is None else stop
+        if signal == "glu" and "glu" not in self.header.signals and self.has("glu"):
+            # two float16 values: their float32 product is exact and finite
+            return self.read(layer, "up", start, stop) * self.read(layer, "gate", start, stop)
+        if not self.has(signal):
+            raise TraceError(f"{self.path}: has no signal {signal!r}; it holds {', '.join(self.header.signals)}")
+        name = member_name(layer, signal)
+        block = self._rows(name, start, stop).astype(np.float32)
+        if not np.isfinite(block).all():
+            token = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+            raise TraceError(f"{self.path}: {name}: token {token} holds NaN or infinity; the recording is damaged")
+        return block
+
+    def tokens(self) -> np.ndarray | None:
+        """Token ids, int32 ``[tokens]``, if they were recorded."""
+        return self._rows("tokens", 0, self.header.tokens) if "tokens" in self._members else None
+
+    def nll(self) -> np.ndarray | None:
+        """Loss of the dense model at each token in nats, float32 ``[tokens]``, if it was recorded.
+
+        NaN at the first token of each sequence, which nothing predicts.
+        """
+        return self._rows("nll", 0, self.header.tokens) if "nll" in self._members else None
+
+    def verify(self) -> Iterator[str]:
+        """Read everything and yield the name of each member found sound.
+
+        Raises:
+            TraceError: a checksum does not match, or a signal holds NaN or infinity.
+        """
+        for name, member in sorted(self._members.items()):
+            crc, at, end = 0, member.start, member.start + member.size
+            while at < end:
+                piece = self._pread(at, min(_CHUNK, end - at), name)
+                crc, at = zlib.crc32(piece, crc), at + len(piece)
+            if crc != member.crc:
+                raise TraceError(
+                    f"{self.path}: {name}: checksum {crc:08x}, written as {member.crc:08x}; the file is damaged"
+                )
+            yield name
+        step = max(1, _CHUNK // (2 * max(self.model.hidden_size, self.model.intermediate_size)))
+        for layer in range(self.model.num_hidden_layers):
+            for signal in self.header.signals:
+                for start in range(0, self.header.tokens, step):
+                    self.read(layer, signal, start, min(start + step, self.header.tokens))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ the file
+
+    def _pread(self, at: int, size: int, name: str) -> bytes:
+        pieces, left = [], size
+        while left:
+            piece = self._pread_once(left, at)
+            if not piece:
+                raise TraceError(f"{self.path}: {name}: the file ends in the middle of it; it is truncated")
+            pieces.append(piece)
+            at, left = at + len(piece), left - len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _pread_once(self, size: int, at: int) -> bytes:
+        try:
+            if hasattr(os, "pread"):
+                return os.pread(self._file.fileno(), size, at)
+            with self._lock:  # Windows has no pread
+                self._file.seek(at)
+                return self._file.read(size)
+        except OSError as error:
+            raise TraceError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+    def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        member = self._members[name]
+        row = member.dtype.itemsize * int(np.prod(member.shape[1:], dtype=np.int64))
+        data = self._pread(member.offset + start * row, (stop - start) * row, name)
+        return np.frombuffer(data, member.dtype).reshape(stop - start, *member.shape[1:])
+
+    def _directory(self) -> dict[str, _Member]:
+        try:
+            with zipfile.ZipFile(self._file) as archive:
+                entries = archive.infolist()
+        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError, struct.error) as error:
+            raise TraceError(f"{self.path}: no zip directory; the file is truncated, or no hwsim trace") from error
+        members: dict[str, _Member] = {}
+        for entry in entries:
+            name = entry.filename.removesuffix(".npy")
+            if name in members:
+                raise TraceError(f"{self.path}: has two members {name!r}; a trace has one of each")
+            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                raise TraceError(f"{self.path}: {name}: is compressed or encrypted; write it with numpy.savez")
+            members[name] = self._member(name, entry)
+        return members
+
+    def _member(self, name: str, entry: zipfile.ZipInfo) -> _Member:
+        local = self._pread(entry.header_offset, _LOCAL_HEADER.size, name)
+        fields = _LOCAL_HEADER.unpack(local)
+        if fields[0] != b"PK\x03\x04":
+            raise TraceError(f"{self.path}: {name}: the zip directory points to something else; the file is damaged")
+        start = entry.header_offset + _LOCAL_HEADER.size + fields[-2] + fields[-1]
+        if start + entry.file_size > self._length or entry.file_size != entry.compress_size:
+            raise TraceError(
+                f"{self.path}: {name}: claims {entry.file_size} bytes, more than the file has; it is truncated"
+            )
+        head = io.BytesIO(self._pread(start, min(entry.file_size, 12_288), name))
+        try:
+            version = np.lib.format.read_magic(head)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(head)
+        except Exception as error:  # numpy raises many kinds for a broken .npy header; all mean the same to the user
+            raise TraceError(
+                f"{self.path}: {name}: is no .npy array; the file is damaged, or no hwsim trace"
+            ) from error
+        if fortran and len(shape) > 1:
+            raise TraceError(f"{self.path}: {name}: is stored by columns; write it with numpy.ascontiguousarray")
+        if dtype.hasobject:
+            raise TraceError(f"{self.path}: {name}: holds Python objects (pickles), which hwsim never loads")
+        count = 1
+        for length in shape:
+            count *= length
+        if head.tell() + count * dtype.itemsize != entry.file_size:
+            raise TraceError(
+                f"{self.path}: {name}: shape {shape} of {dtype} takes {count * dtype.itemsize} bytes, "
+                f"the file has {entry.file_size - head.tell()}"
+            )
+        return _Member(start + head.tell(), dtype, shape, entry.CRC, start, entry.file_size)
+
+    def _header_text(self) -> str:
+        member = self._members.get("header")
+        if member is None or member.dtype.kind != "U" or member.shape != ():
+            raise TraceError(f"{self.path}: has no member 'header' of text; this is no hwsim trace")
+        if member.dtype.itemsize > _MAX_HEADER_BYTES:
+            raise TraceError(f"{self.path}: header takes {member.dtype.itemsize} bytes, more than {_MAX_HEADER_BYTES}")
+        data = self._pread(member.offset, member.dtype.itemsize, "header")
+        try:
+            return str(np.frombuffer(data, member.dtype)[0]) if data else ""
+        except (UnicodeError, ValueError) as error:
+            raise TraceError(f"{self.path}: header is not text; this is no hwsim trace") from error
+
+    def _check_members(self) -> None:
+        wanted: dict[str, tuple[tuple[int, ...], str]] = {n: (s, "<f2") for n, s in self.header.members().items()}
+        for name, kind in (("tokens", "<i4"), ("nll", "<f4")):
+            if name in self._members:
+                wanted[name] = ((self.header.tokens,), kind)
+        for name, (shape, kind) in wanted.items():
+            member = self._members.get(name)
+            if member is None:
+                raise TraceError(f"{self.path}: has no member {name!r}, which its header promises; it is damaged")
+            if member.shape != shape:
+                raise TraceError(f"{self.path}: {name}: shape {member.shape}, the header says {shape}")
+            if member.dtype != np.dtype(kind):
+                raise TraceError(f"{self.path}: {name}: type {member.dtype}, a trace needs {np.dtype(kind)}")

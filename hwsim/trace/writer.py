@@ -1,0 +1,311 @@
+"""Writing a trace in place: the size is known before, members fill up block by block, checksums come last.
+
+Until it is complete the file is called ``NAME.partial`` and ``NAME.progress.json`` says how far it is safe on disk.
+A writer that is opened again with the same header goes on from there; the result is the same file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hwsim.errors import OutputError, TraceError, one_line
+from hwsim.files import write_atomic
+from hwsim.trace.header import TraceHeader, member_name
+from hwsim.units import show_size
+
+ALIGNMENT = 64  # bytes; payloads begin at multiples of it, so that they can be memory-mapped as they are
+_FLOAT16_MAX = 65504.0
+_CHUNK = 4 * 2**20
+_BIG = 0xFFFFFFFF
+_STAMP = (0, 0x21)  # 1980-01-01: no clock in the file
+_PADDING_ID = 0xD935  # the extra field that Android's zipalign uses for padding
+
+
+class _Slot(NamedTuple):
+    name: str
+    head: bytes  # the .npy header
+    dtype: np.dtype
+    width: int  # values of one token
+    size: int  # bytes of the whole .npy
+    local: int  # offset of the zip's local header
+    start: int  # offset of the .npy
+
+
+def _npy_head(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """The .npy header, whose length numpy pads to a multiple of 64."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    )
+    return buffer.getvalue()
+
+
+def _local_header(name: str, size: int, crc: int, at: int) -> bytes:
+    """A zip local header at offset `at`, with an extra field that aligns what follows it."""
+    encoded = f"{name}.npy".encode()
+    big = size >= _BIG
+    extra = struct.pack("<HHQQ", 1, 16, size, size) if big else b""
+    end = at + 30 + len(encoded) + len(extra) + 4
+    extra += struct.pack("<HH", _PADDING_ID, -end % ALIGNMENT) + b"\0" * (-end % ALIGNMENT)
+    small = _BIG if big else size
+    version = 45 if big else 20
+    fields = (b"PK\x03\x04", version, 0, 0, *_STAMP, crc, small, small, len(encoded), len(extra))
+    return struct.pack("<4s5H3I2H", *fields) + encoded + extra
+
+
+def _directory_entry(slot: _Slot, crc: int) -> bytes:
+    encoded = f"{slot.name}.npy".encode()
+    big_size, big_at = slot.size >= _BIG, slot.local >= _BIG
+    wide = ([slot.size] * 2 if big_size else []) + ([slot.local] if big_at else [])
+    extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+    small = _BIG if big_size else slot.size
+    version = 45 if wide else 20
+    fields = (b"PK\x01\x02", version, version, 0, 0, *_STAMP, crc, small, small)
+    rest = (len(encoded), len(extra), 0, 0, 0, 0, _BIG if big_at else slot.local)
+    return struct.pack("<4s6H3I", *fields) + struct.pack("<5H2I", *rest) + encoded + extra
+
+
+def _directory_end(entries: int, size: int, at: int) -> bytes:
+    end = b""
+    if entries >= 0xFFFF or at >= _BIG or size >= _BIG:
+        end += struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, size, at)
+        end += struct.pack("<4sIQI", b"PK\x06\x07", 0, at + size, 1)
+        entries, size, at = min(entries, 0xFFFF), min(size, _BIG), min(at, _BIG)
+    return end + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, entries, entries, size, at, 0)
+
+
+class TraceWriter:
+    """Writes one trace; use as a context manager, call `finish` at the end.
+
+    Args:
+        path: the finished file. ``PATH.partial`` is used until then.
+        header: everything that is known beforehand. A writer with an equal header resumes.
+        tokens: whether token ids are going to be written.
+        nll: whether losses are going to be written.
+
+    Attributes:
+        done: tokens that are already safe on disk; go on writing from there.
+        clipped: values beyond float16 that were clipped to +-65504 so far.
+
+    Raises:
+        OutputError: the place cannot be written, is too small, or holds another unfinished trace.
+    """
+
+    def __init__(self, path: str | Path, header: TraceHeader, *, tokens: bool = False, nll: bool = False) -> None:
+        self.path, self.header = Path(path), header
+        self.done = self.clipped = 0
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._progress = self.path.with_name(self.path.name + ".progress.json")
+        self._fingerprint = hashlib.sha256(str(header.to_array()[()]).encode()).hexdigest()
+        self._slots: dict[str, _Slot] = {}
+        self._end = 0
+        for name, (_, width) in header.members().items():
+            self._place(name, (header.tokens, width), np.dtype("<f2"))
+        if tokens:
+            self._place("tokens", (header.tokens,), np.dtype("<i4"))
+        if nll:
+            self._place("nll", (header.tokens,), np.dtype("<f4"))
+        self._open()
+
+    # ------------------------------------------------------------------ writing
+
+    def write(self, layer: int, signal: str, start: int, values: np.ndarray) -> None:
+        """Put `values`, any float ``[n, width]``, at tokens `start` to `start + n` of a layer's signal.
+
+        Raises:
+            TraceError: a value is NaN or infinite, or the shape is wrong.
+            OutputError: the disk is full.
+        """
+        slot = self._slots[member_name(layer, signal)]
+        self._check_shape(slot, start, values)
+        worst = float(np.abs(values).max(initial=0.0))
+        if not np.isfinite(worst):
+            raise TraceError(
+                f"{slot.name}: the model produced NaN or infinity at tokens {start}-{start + len(values) - 1}"
+            )
+        if worst > _FLOAT16_MAX:
+            # beyond 65504 but below 65520 rounds to 65504: count what rounds differently, too
+            self.clipped += int(np.count_nonzero(np.abs(values) > _FLOAT16_MAX))
+            values = np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX)
+        self._put(slot, start, values)
+
+    def write_tokens(self, start: int, ids: np.ndarray) -> None:
+        """Put token ids, integers ``[n]``, at `start`."""
+        self._check_shape(self._slots["tokens"], start, ids)
+        self._put(self._slots["tokens"], start, ids)
+
+    def write_nll(self, start: int, nats: np.ndarray) -> None:
+        """Put losses in nats, floats ``[n]``, at `start`; NaN where nothing predicts the token."""
+        self._check_shape(self._slots["nll"], start, nats)
+        self._put(self._slots["nll"], start, nats)
+
+    def commit(self, done: int) -> None:
+        """Declare that all members hold their first `done` tokens, and make that safe against a kill."""
+        self._guard(lambda: os.fsync(self._file.fileno()))
+        self.done = done
+        state = {"fingerprint": self._fingerprint, "done": done, "clipped": self.clipped}
+        write_atomic(self._progress, json.dumps(state))
+
+    def finish(self, provenance: dict[str, Any] | None = None) -> None:
+        """Add the header and the checksums and give the file its name.
+
+        Args:
+            provenance: what became known while writing; is added to the header's provenance.
+        """
+        if self.done != self.header.tokens:
+            raise OutputError(
+                f"{self.path}: {self.done} of {self.header.tokens} tokens were written; it cannot be finished"
+            )
+        extra = {"clipped_values": self.clipped} | (provenance or {})
+        header = self.header.model_copy(update={"provenance": self.header.provenance | extra}).to_array()
+        slots = list(self._slots.values())
+        slots.append(self._slot("header", (), header.dtype))
+        last = slots[-1]
+        self._guard(lambda: self._pwrite(last.head + header.tobytes(), last.start))
+        directory = b""
+        for slot in slots:
+            crc = self._crc(slot)
+            head = _local_header(slot.name, slot.size, crc, slot.local)
+            self._guard(lambda head=head, slot=slot: self._pwrite(head, slot.local))  # type: ignore[misc]
+            directory += _directory_entry(slot, crc)
+        at = last.start + last.size
+        tail = directory + _directory_end(len(slots), len(directory), at)
+        self._guard(lambda: self._pwrite(tail, at))
+        self._guard(lambda: os.ftruncate(self._file.fileno(), at + len(tail)))
+        self._guard(lambda: os.fsync(self._file.fileno()))
+        self._guard(lambda: self._partial.replace(self.path))
+        self._progress.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; what was committed stays for a later writer."""
+        self._file.close()
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ the file
+
+    def _slot(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> _Slot:
+        head = _npy_head(shape, dtype)
+        size = len(head) + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        start = self._end + len(_local_header(name, size, 0, self._end))
+        return _Slot(name, head, dtype, int(np.prod(shape[1:], dtype=np.int64)), size, self._end, start)
+
+    def _place(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        slot = self._slot(name, shape, dtype)
+        self._slots[name] = slot
+        self._end = slot.start + slot.size
+
+    def _open(self) -> None:
+        if self.path.is_dir():
+            raise OutputError(f"{self.path}: is a folder; name a file")
+        if not self.path.parent.is_dir():
+            raise OutputError(f"{self.path}: cannot be written: the folder {self.path.parent} does not exist")
+        self._file = self._guard(lambda: open(self._partial, "r+b" if self._partial.exists() else "w+b"))  # noqa: PTH123, SIM115
+        try:
+            self._lock()
+            if not self._resume():
+                self._start()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self) -> None:
+        with contextlib.suppress(ImportError):  # Windows has no fcntl; two writers are on their own there
+            import fcntl  # noqa: PLC0415
+
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"{self.path}: another process is writing it; wait for it, or name another file"
+                ) from error
+
+    def _resume(self) -> bool:
+        try:
+            state = json.loads(self._progress.read_bytes())
+            fingerprint, done, clipped = str(state["fingerprint"]), int(state["done"]), int(state["clipped"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        length = os.fstat(self._file.fileno()).st_size
+        if length == 0:  # the partial file was deleted, its progress was left
+            return False
+        if fingerprint != self._fingerprint:
+            raise OutputError(
+                f"{self._partial}: is the unfinished trace of another command; run that one to its end, "
+                f"name another file with -o, or delete {self._partial.name}"
+            )
+        if length < self._end or not 0 <= done <= self.header.tokens:
+            return False
+        self.done, self.clipped = done, clipped
+        return True
+
+    def _start(self) -> None:
+        free = shutil.disk_usage(self.path.parent).free + os.fstat(self._file.fileno()).st_size
+        if self._end > free:
+            raise OutputError(
+                f"{self.path}: needs {show_size(self._end)}, the disk has {show_size(free)} free; record fewer tokens"
+            )
+        self._progress.unlink(missing_ok=True)
+        self._guard(lambda: os.ftruncate(self._file.fileno(), 0))
+        self._guard(lambda: os.ftruncate(self._file.fileno(), self._end))
+        for slot in self._slots.values():
+            self._guard(lambda slot=slot: self._pwrite(slot.head, slot.start))  # type: ignore[misc]
+        self.commit(0)
+
+    def _check_shape(self, slot: _Slot, start: int, values: np.ndarray) -> None:
+        wanted = (len(values), slot.width) if slot.name.startswith("layers/") else (len(values),)
+        if values.shape != wanted or start < 0 or start + len(values) > self.header.tokens:
+            raise TraceError(
+                f"{slot.name}: shape {values.shape} at token {start}; needs {wanted} within {self.header.tokens} tokens"
+            )
+
+    def _put(self, slot: _Slot, start: int, values: np.ndarray) -> None:
+        at = slot.start + len(slot.head) + start * slot.width * slot.dtype.itemsize
+        data = np.ascontiguousarray(values, slot.dtype)
+        self._guard(lambda: self._pwrite(memoryview(data).cast("B"), at))
+
+    def _pwrite(self, data: bytes | memoryview, at: int) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._file.fileno(), view, at)
+            view, at = view[written:], at + written
+
+    def _crc(self, slot: _Slot) -> int:
+        crc = 0
+        for piece in self._pieces(slot.start, slot.size):
+            crc = zlib.crc32(piece, crc)
+        return crc
+
+    def _pieces(self, at: int, size: int) -> Iterator[bytes]:
+        end = at + size
+        while at < end:
+            piece = os.pread(self._file.fileno(), min(_CHUNK, end - at), at)
+            if not piece:
+                raise OutputError(f"{self._partial}: was shortened while it was being written")
+            yield piece
+            at += len(piece)
+
+    def _guard(self, action: Any) -> Any:
+        """Run a file operation; what the system refuses becomes one line."""
+        try:
+            return action()
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
