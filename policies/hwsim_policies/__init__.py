@@ -1,1 +1,1 @@
-"""The policies that come with hwsim: one file a policy, the file name is the policy name; plug-ins without privileges."""
+"""The policies that come with hwsim, plug-ins without privileges: one file a policy, named as the policy is."""

@@ -1,0 +1,72 @@
+"""Flash and DRAM as SimPy resources that serve one request at a time, and how long a request takes on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import cache
+from typing import Any
+
+import simpy
+
+from hwsim.profile import Flash, Profile
+
+
+class Device:
+    """Something that serves requests one after the other.
+
+    Attributes:
+        busy: seconds for which it has worked.
+        requests: how many it has served.
+    """
+
+    def __init__(self, env: simpy.Environment, name: str) -> None:
+        self.name, self.busy, self.requests = name, 0.0, 0
+        self._env = env
+        self._turn = simpy.Resource(env, capacity=1)
+
+    def serve(self, seconds: float) -> Generator[simpy.Event, Any, None]:
+        """Wait for a turn, then work for `seconds`."""
+        with self._turn.request() as turn:
+            yield turn
+            yield self._env.timeout(seconds)
+        self.busy += seconds
+        self.requests += 1
+
+
+def flash_seconds(flash: Flash) -> Callable[[int, tuple[int, ...]], float]:
+    """How long Flash takes to read `count` units whose slices have the given bytes; each slice is a read of its own.
+
+    A read is rounded up to whole pages. With a measured table the rate follows from the size of a read and the number
+    outstanding, which is the profile's queue depth or, for few reads, their number. Without one it is flat, after the
+    latency, which is paid once for all.
+    """
+
+    @cache
+    def seconds(count: int, slice_bytes: tuple[int, ...]) -> float:
+        if count == 0:
+            return 0.0
+        page = flash.page_size or 1
+        sizes = [-(-size // page) * page for size in slice_bytes]
+        if flash.table is None:
+            return (flash.latency or 0.0) + count * sum(sizes) / flash.read_bandwidth
+        outstanding = min(flash.queue_depth or 1, count * len(sizes))
+        return sum(count * size / flash.table.bandwidth(size, outstanding) for size in sizes)
+
+    return seconds
+
+
+def stream_seconds(flash: Flash, size: int) -> float:
+    """How long Flash takes to read `size` bytes in one piece: large reads, as deep a queue as the profile has."""
+    if size == 0:
+        return 0.0
+    if flash.table is None:
+        return (flash.latency or 0.0) + size / flash.read_bandwidth
+    return size / flash.table.bandwidth(size, flash.queue_depth or 1)
+
+
+def compute_seconds(profile: Profile, operations: float, kernels: int = 1) -> float:
+    """How long the arithmetic takes: `operations` at the profile's rate, and the fixed cost of each kernel."""
+    if profile.compute is None:
+        return 0.0
+    rate, overhead = profile.compute.rate, profile.compute.overhead
+    return (operations / rate if rate else 0.0) + kernels * (overhead or 0.0)

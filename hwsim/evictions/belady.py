@@ -1,0 +1,50 @@
+"""Belady's rule (1966): the bound that no rule without foresight passes, on fixed masks with the same admission."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hwsim.errors import PluginError
+from hwsim.evictions import Eviction, Use
+
+_NEVER = np.iinfo(np.int32).max
+
+
+@dataclass
+class _Future:
+    """When each unit is needed: its uses are ``uses[at[unit]:end[unit]]``, rising."""
+
+    uses: np.ndarray  # int32 [all uses]
+    at: np.ndarray  # int64 [units], the next use that has not been served
+    end: np.ndarray  # int64 [units]
+    rank: np.ndarray  # int32 [units], minus the token of the next use
+
+
+class Belady(Eviction):
+    """Who is needed again furthest in the future leaves first: the bound on fixed masks, with foresight."""
+
+    needs_future: ClassVar[bool] = True
+
+    def start(self, units: int, capacity: int, future: np.ndarray | None) -> _Future:
+        """List the uses of each unit."""
+        if future is None:
+            raise PluginError("belady needs the masks of the whole sequence")
+        unit, token = np.nonzero(future.T)
+        end = np.cumsum(np.bincount(unit, minlength=units))
+        return _Future(token.astype(np.int32), end - np.bincount(unit, minlength=units), end, np.zeros(units, np.int32))
+
+    def use(self, state: _Future, use: Use) -> None:
+        """Look up when the units of this mask are needed next; for all others nothing changes."""
+        served = np.flatnonzero(use.mask)
+        state.at[served] += 1
+        at, again = state.at[served], state.at[served] < state.end[served]
+        following = np.full(served.shape[0], _NEVER, np.int32)
+        following[again] = state.uses[at[again]]
+        state.rank[served] = -following
+
+    def rank(self, state: _Future) -> np.ndarray:
+        """Sooner is better. Only units that were needed before can be in the cache, so all ranks asked for are set."""
+        return state.rank

@@ -1,0 +1,23 @@
+"""First in, first out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hwsim.evictions import Eviction, Use
+
+
+class Fifo(Eviction):
+    """First in, first out: who was admitted first leaves first, however often it was needed since."""
+
+    def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
+        """The token at which each unit was last admitted, int32 ``[units]``."""
+        return np.full(units, -1, np.int32)
+
+    def use(self, state: np.ndarray, use: Use) -> None:
+        """Admitted now."""
+        state[use.admitted] = use.token
+
+    def rank(self, state: np.ndarray) -> np.ndarray:
+        """Later is better."""
+        return state

@@ -1,0 +1,23 @@
+"""Least recently used (Mattson et al. 1970)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hwsim.evictions import Eviction, Use
+
+
+class Lru(Eviction):
+    """Least recently used: who was not needed for the longest time leaves first."""
+
+    def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
+        """The token at which each unit was last needed, int32 ``[units]``."""
+        return np.full(units, -1, np.int32)
+
+    def use(self, state: np.ndarray, use: Use) -> None:
+        """Needed now."""
+        state[use.mask] = use.token
+
+    def rank(self, state: np.ndarray) -> np.ndarray:
+        """Later is better."""
+        return state

@@ -1,0 +1,107 @@
+"""What is counted: the result of one replay, as the command line prints it and ``--json`` writes it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Latency(_Record):
+    """Time of one decoded token, s; percentiles interpolate linearly."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class Times(_Record):
+    """Where the time of the whole decode goes, s; the parts add up to `total`."""
+
+    total: float
+    resident: float  # weights that no mask cuts, from DRAM
+    kv_cache: float  # from DRAM
+    streamed: float  # weights that do not fit, from Flash
+    mlp: float  # the masked units of the MLP, from DRAM and Flash
+    attention: float  # the masked units of the attention
+    compute: float  # arithmetic and its fixed costs, where the profile knows them
+
+
+class GroupResult(_Record):
+    """One group of one layer, over the whole decode."""
+
+    layer: int
+    group: str
+    units: int
+    capacity_units: int
+    unit_bytes: int
+    requests: int
+    hits: int
+    flash_bytes: int
+    dram_bytes: int
+
+
+class TokenResult(_Record):
+    """One decoded token."""
+
+    latency_s: float
+    requests: int
+    hits: int
+    flash_bytes: int
+    dram_bytes: int
+
+
+class Result(_Record):
+    """What a replay found; version 1 of the result file. Sizes are bytes, times seconds, energy joules."""
+
+    format: Literal["hwsim-result"] = "hwsim-result"
+    version: Literal[1] = 1
+    provenance: dict[str, Any]
+    notes: list[str]
+    tokens: int
+    throughput_tok_s: float
+    latency_s: Latency
+    ttft_s: float | None
+    time_s: Times
+    unit_requests: int
+    unit_hits: int
+    hit_rate: float | None
+    mlp_density: float
+    flash_bytes: int
+    dram_bytes: int
+    resident_bytes: int
+    kv_cache_bytes: int
+    streamed_bytes: int
+    cache_bytes: int
+    budget_bytes: int
+    energy_j: float | None
+    groups: list[GroupResult]
+    per_token: list[TokenResult] | None = None
+
+    def to_json(self) -> str:
+        """The result file: the same run gives the same bytes."""
+        drop = {"per_token"} if self.per_token is None else set()
+        return self.model_dump_json(indent=2, exclude=drop) + "\n"
+
+
+def latency(seconds: np.ndarray) -> Latency:
+    """Statistics of token times, float64 ``[tokens]`` in s."""
+    p50, p95, p99 = (float(value) for value in np.percentile(seconds, [50, 95, 99]))
+    return Latency(mean=float(seconds.mean()), p50=p50, p95=p95, p99=p99, max=float(seconds.max()))
+
+
+class Timing(_Record):
+    """What a timing model answers: the time of every token, and where it goes."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    token_s: np.ndarray  # float64 [tokens]
+    times: Times
+    events: int = 0  # that the event engine handled

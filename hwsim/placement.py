@@ -1,0 +1,248 @@
+"""What lies where: resident weights in DRAM first, in the order that DESIGN fixes, then the caches; the rest streams.
+
+All sizes are bytes and whole numbers; see docs/model.md for the rules in prose.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
+
+from hwsim.errors import ContractError, SettingError
+from hwsim.model import ATTENTION, MADE_BY, MLP, Bits, ModelShape, footprint, stored_bytes
+from hwsim.policy import Group
+from hwsim.units import parse, show_size
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """A group of a policy, made concrete for a model; the same in every layer.
+
+    Attributes:
+        units: how many units the group has.
+        k: units that a mask holds: floor(keep x units), at least 1; 0 where the policy decides.
+        slice_bytes: bytes of each matrix slice of one unit: each is a read of its own in Flash.
+        unit_bytes: their sum.
+        parameters: weights in one unit.
+        mlp_parameters: those of them that belong to the MLP.
+        capacity: units that the group's cache holds.
+    """
+
+    group: Group
+    units: int
+    k: int
+    slice_bytes: tuple[int, ...]
+    unit_bytes: int
+    parameters: int
+    mlp_parameters: int
+    capacity: int = 0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model's bytes lie under one policy and one DRAM budget.
+
+    Attributes:
+        budget: DRAM that the model may use.
+        kv_reserved: KV cache for `kv_tokens` tokens.
+        kv_entry: KV cache of one token, all layers.
+        resident_weights: weights that no mask cuts, pinned or streamed.
+        streamed: of those, the bytes that do not fit and are read from Flash at every token.
+        sparse: bytes of all matrices that masks cut.
+        cache_bytes: what is left of the budget for the caches.
+        groups: the policy's groups, in the order in which a layer decides them.
+        weights: bytes of the whole model's weights.
+        unmasked_mlp: weights (parameters) of the MLP that are read whole, all layers.
+        predictor_parameters: parameters of the policy itself.
+        attention_parameters: unmasked weights of the attention and the LM head.
+        macs_per_entry: multiplications of one token's attention for each KV entry, all layers.
+    """
+
+    budget: int
+    kv_tokens: int
+    kv_reserved: int
+    kv_entry: int
+    resident_weights: int
+    streamed: int
+    sparse: int
+    cache_bytes: int
+    groups: tuple[GroupPlan, ...]
+    weights: int
+    unmasked_mlp: int
+    predictor_parameters: int
+    attention_parameters: int
+    macs_per_entry: int
+
+    @property
+    def pinned_weights(self) -> int:
+        """Resident weights that do lie in DRAM, read from there at every token."""
+        return self.resident_weights - self.streamed
+
+    @property
+    def everything_fits(self) -> bool:
+        """Whether the KV cache and all weights fit into the budget."""
+        return self.kv_reserved + self.resident_weights + self.sparse <= self.budget
+
+
+def plan_group(group: Group, model: ModelShape, bits: Bits) -> GroupPlan:
+    """Make a group concrete.
+
+    Raises:
+        ContractError: an unknown axis, slice, signal or keep, or a mask decided from what it must produce.
+    """
+    where = f"group {group.name!r}"
+    axes = {
+        "hidden": model.hidden_size,
+        "neuron": model.intermediate_size,
+        "attention": model.num_attention_heads * model.head_dim,
+    }
+    if group.axis not in axes:
+        raise ContractError(f"{where}: axis {group.axis!r}; must be one of {', '.join(axes)}")
+    units, matrices = axes[group.axis], model.matrices()
+    if not group.slices:
+        raise ContractError(f"{where}: slices is empty; name at least one, such as 'down.column'")
+    sizes, parameters, of_mlp = [], 0, 0
+    for name in group.slices:
+        matrix, _, kind = name.partition(".")
+        if matrix not in matrices or kind not in ("row", "column"):
+            known = ", ".join(f"{m}.row, {m}.column" for m in matrices)
+            raise ContractError(f"{where}: slice {name!r}; must be one of {known}")
+        count, elements = matrices[matrix] if kind == "row" else reversed(matrices[matrix])
+        if count != units:
+            raise ContractError(f"{where}: {name} has {count} units, axis {group.axis!r} has {units}")
+        sizes.append(stored_bytes(elements, bits.of(matrix)))
+        parameters += elements
+        of_mlp += elements if matrix in MLP else 0
+    if group.keep is not None and not 0 < group.keep <= 1:
+        raise ContractError(f"{where}: keep={group.keep!r}; must be more than 0 and at most 1")
+    _check_needs(group, where)
+    k = 0 if group.keep is None else max(1, int(group.keep * units + 1e-9))
+    return GroupPlan(group, units, k, tuple(sizes), sum(sizes), parameters, of_mlp)
+
+
+def _check_needs(group: Group, where: str) -> None:
+    for signal in group.needs:
+        if signal not in MADE_BY:
+            raise ContractError(f"{where}: needs {signal!r}; must be one of {', '.join(MADE_BY)}")
+        made = MADE_BY[signal] & {name.partition(".")[0] for name in group.slices}
+        if made and not group.oracle:
+            raise ContractError(
+                f"{where}: is decided from {signal!r}, which {', '.join(sorted(made))} must produce first, "
+                "and the mask cuts that; choose another signal, or say oracle=True"
+            )
+
+
+def plan_groups(groups: list[Group], model: ModelShape, bits: Bits) -> tuple[GroupPlan, ...]:
+    """Make all groups of a policy concrete, in the order in which a layer can decide them.
+
+    Raises:
+        ContractError: as `plan_group`; two groups share a name or a matrix; groups that wait for each other.
+    """
+    if not isinstance(groups, list | tuple) or not all(isinstance(group, Group) for group in groups):
+        raise ContractError("groups() must return a list of hwsim.policy.Group")
+    plans = [plan_group(group, model, bits) for group in groups]
+    names = Counter(group.name for group in groups)
+    cut_by = Counter(name.partition(".")[0] for group in groups for name in group.slices)
+    for what, counts in (("groups are called", names), ("times a slice cuts the matrix", cut_by)):
+        for name, count in counts.items():
+            if count > 1:
+                raise ContractError(f"{count} {what} {name!r}; it must be one")
+    cuts = {plan.group.name: {name.partition(".")[0] for name in plan.group.slices} for plan in plans}
+    waits = {
+        plan.group.name: {
+            other
+            for other, cut in cuts.items()
+            if other != plan.group.name and any(MADE_BY[signal] & cut for signal in plan.group.needs)
+        }
+        for plan in plans
+        if not plan.group.oracle
+    }
+    try:
+        order = list(TopologicalSorter({name: waits.get(name, set()) for name in cuts}).static_order())
+    except CycleError as error:
+        raise ContractError(f"groups {', '.join(error.args[1])} wait for each other's masks") from error
+    return tuple(sorted(plans, key=lambda plan: order.index(plan.group.name)))
+
+
+def dram_budget(text: str, weights: int, kv_reserved: int) -> int:
+    """Bytes of ``--dram``: a size such as "4 GB", or a share of the model's weights such as "50%".
+
+    A share is of the weight bytes alone; the KV cache is provided on top of it, so that the same share means the same
+    room for weights at every length of context.
+
+    Raises:
+        SettingError: neither.
+    """
+    text = text.strip()
+    if text.endswith("%"):
+        try:
+            share = float(text[:-1]) / 100
+        except ValueError as error:
+            raise SettingError(f"--dram {text}: not a number before the %; write 50% or 4GB") from error
+        if not 0 <= share <= 100:
+            raise SettingError(f"--dram {text}: a share must be between 0% and 10000%")
+        return int(share * weights + 1e-9) + kv_reserved
+    try:
+        return int(parse(text, "size"))
+    except Exception as error:
+        raise SettingError(f"--dram {text}: {error}; or write a share such as 50%") from error
+
+
+def place(
+    plans: tuple[GroupPlan, ...],
+    model: ModelShape,
+    bits: Bits,
+    budget: int | str,
+    kv_tokens: int,
+    predictor_parameters: int,
+) -> Placement:
+    """Lay a model out in DRAM and Flash.
+
+    Args:
+        plans: the policy's groups.
+        budget: bytes, or the text of ``--dram``.
+        kv_tokens: tokens that the KV cache is reserved for.
+        predictor_parameters: parameters that the policy itself keeps, all layers.
+
+    Raises:
+        SettingError: the budget cannot hold the KV cache.
+    """
+    sizes, layers, matrices = footprint(model, bits), model.num_hidden_layers, model.matrices()
+    kv_reserved = kv_tokens * sizes.kv_entry
+    if isinstance(budget, str):
+        budget = dram_budget(budget, sizes.weights, kv_reserved)
+    if budget < kv_reserved:
+        raise SettingError(
+            f"DRAM budget {show_size(budget)} cannot hold the KV cache of {kv_tokens} tokens, {show_size(kv_reserved)}"
+            "; give more with --dram, or fewer tokens or bits (--kv-tokens, --bits kv_cache=4)"
+        )
+    masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
+    whole = {
+        name: stored_bytes(matrix.elements, bits.of(name)) for name, matrix in matrices.items() if name not in masked
+    }
+    resident = layers * sum(whole.values()) + sizes.lm_head + stored_bytes(predictor_parameters, bits.predictor)
+    streamed = max(0, kv_reserved + resident - budget)
+    cache_bytes = max(0, budget - kv_reserved - resident)
+    # each masked matrix of each layer gets the same bytes; in whole numbers, so that the floor is exact. A matrix is
+    # cut by one slice of one group, so a group's share counts its slices
+    parts = layers * len(masked)
+    held = [cache_bytes * len(plan.slice_bytes) // (parts * plan.unit_bytes) for plan in plans]
+    groups = tuple(replace(plan, capacity=min(plan.units, units)) for plan, units in zip(plans, held, strict=True))
+    attention = sum(matrices[name].elements for name in ATTENTION if name not in masked)
+    return Placement(
+        budget=budget,
+        kv_tokens=kv_tokens,
+        kv_reserved=kv_reserved,
+        kv_entry=sizes.kv_entry,
+        resident_weights=resident,
+        streamed=streamed,
+        sparse=layers * sum(plan.units * plan.unit_bytes for plan in plans),
+        cache_bytes=cache_bytes,
+        groups=groups,
+        weights=sizes.weights,
+        unmasked_mlp=layers * sum(matrices[name].elements for name in model.mlp if name not in masked),
+        predictor_parameters=predictor_parameters,
+        attention_parameters=layers * attention + model.vocab_size * model.hidden_size,
+        macs_per_entry=layers * 2 * model.num_attention_heads * model.head_dim,
+    )

@@ -1,0 +1,194 @@
+"""Finding policies and eviction rules: by the name of a built-in's file, by entry point, or by the path of a file.
+
+Built-ins have no privileges: they are found by looking into their folder, as a file of the user's is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import pkgutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hwsim.errors import HwsimError, PluginError, SettingError, did_you_mean, one_line
+from hwsim.evictions import Eviction
+from hwsim.policy import Policy
+
+T = TypeVar("T", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """One kind of plug-in."""
+
+    noun: str
+    base: type[T]
+    package: str  # of the built-ins
+    group: str  # of the entry points
+
+    def names(self) -> dict[str, str]:
+        """Every name that can be asked for, and where it comes from."""
+        found = {name: f"{self.package}.{module}" for name, module in self._builtin().items()}
+        for entry in entry_points(group=self.group):
+            origin = entry.value
+            if entry.name in found and found[entry.name] != origin:
+                raise PluginError(
+                    f"{self.noun} {entry.name!r} is defined twice: by {found[entry.name]} and by {origin}; rename one"
+                )
+            found[entry.name] = origin
+        return dict(sorted(found.items()))
+
+    def find(self, spec: str) -> tuple[str, type[T]]:
+        """The class behind a name, a ``FILE.py`` or a ``FILE.py:Class``, and the name that results call it by.
+
+        Raises:
+            PluginError: there is none, or it cannot be loaded.
+        """
+        path, _, wanted = spec.partition(".py:")
+        if spec.endswith(".py") or wanted:
+            file = Path(spec if not wanted else path + ".py")
+            found = self._only(self._load_file(file), str(file), wanted)
+            return (wanted or file.stem.replace("_", "-")), found
+        builtin = self._builtin()
+        names = self.names()
+        if spec not in names:
+            raise PluginError(f"no {self.noun} {spec!r}{did_you_mean(spec, names)}; or give the path of a .py file")
+        if spec in builtin:
+            module = f"{self.package}.{builtin[spec]}"
+            return spec, self._only(self._load(module, lambda: importlib.import_module(module)), module, "")
+        entry = next(entry for entry in entry_points(group=self.group) if entry.name == spec)
+        return spec, self._loaded_entry(entry)
+
+    def make(self, spec: str, parameters: Mapping[str, Any] | None = None) -> tuple[str, T]:
+        """An instance with the given parameters; text is read as the field's type.
+
+        Raises:
+            PluginError: as `find`.
+            SettingError: a parameter is unknown or out of bounds.
+        """
+        name, found = self.find(spec)
+        return name, build(found, f"{self.noun} {name}", parameters or {})
+
+    def _builtin(self) -> dict[str, str]:
+        package = importlib.import_module(self.package)
+        modules = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
+        return {module.replace("_", "-"): module for module in modules}
+
+    def _only(self, module: ModuleType, origin: str, wanted: str) -> type[T]:
+        """The one class of this kind that the module defines itself."""
+        defined = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type)
+            and issubclass(value, self.base)
+            and value is not self.base
+            and value.__module__ == module.__name__
+        ]
+        if wanted:
+            chosen = [value for value in defined if value.__name__ == wanted]
+            if not chosen:
+                known = did_you_mean(wanted, [value.__name__ for value in defined])
+                raise PluginError(f"{origin}: has no {self.noun} class {wanted!r}{known}")
+            return chosen[0]
+        if not defined:
+            raise PluginError(
+                f"{origin}: defines no {self.noun}: no subclass of {self.base.__module__}.{self.base.__name__}"
+            )
+        if len(defined) > 1:
+            names = ", ".join(value.__name__ for value in defined)
+            raise PluginError(f"{origin}: defines several: {names}; choose one with {origin}:{defined[0].__name__}")
+        return defined[0]
+
+    def _load_file(self, file: Path) -> ModuleType:
+        if not file.is_file():
+            raise PluginError(f"{self.noun} file {file} does not exist")
+        # named by its path, so that two files of one name do not meet; sys.path is left alone
+        name = f"hwsim_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise PluginError(f"{file}: cannot be loaded as Python")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # pydantic looks up annotations there
+
+        def run() -> ModuleType:
+            spec.loader.exec_module(module)  # type: ignore[union-attr]
+            return module
+
+        return self._load(str(file), run)
+
+    def _loaded_entry(self, entry: EntryPoint) -> type[T]:
+        found = self._load(entry.value, entry.load)
+        if isinstance(found, ModuleType):
+            return self._only(found, entry.value, "")
+        if not (isinstance(found, type) and issubclass(found, self.base)):
+            raise PluginError(f"entry point {entry.name} = {entry.value} is no {self.base.__name__}")
+        return found
+
+    def _load(self, origin: str, load: Any) -> Any:
+        try:
+            return load()
+        except HwsimError:
+            raise
+        except SyntaxError as error:
+            raise PluginError(f"{origin}: line {error.lineno}: {error.msg}") from error
+        except Exception as error:
+            raise PluginError(f"{origin}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+
+
+POLICIES: Kind[Policy] = Kind("policy", Policy, "hwsim_policies", "hwsim.policies")
+EVICTIONS: Kind[Eviction] = Kind("eviction", Eviction, "hwsim.evictions", "hwsim.evictions")
+
+
+def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:
+    """An instance of a plug-in class; text is read as the field's type, JSON where it begins with [ or {.
+
+    Raises:
+        SettingError: a parameter is unknown, out of bounds, or impossible together with another.
+    """
+    values = {name: _read(value) for name, value in parameters.items()}
+    for name in values:
+        if name not in found.model_fields:
+            known = did_you_mean(name, found.model_fields) if found.model_fields else "; it has none"
+            raise SettingError(f"{who}: unknown parameter {name!r}{known}")
+    try:
+        return found.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        got = f"{field}={first['input']!r}: " if field else ""
+        raise SettingError(f"{who}: {got}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    if isinstance(value, str) and value.lower() in ("none", "null"):
+        return None
+    return value
+
+
+def set_density(kind_name: str, found: type[Policy], density: float) -> dict[str, float]:
+    """The parameters that ``--density`` stands for.
+
+    Raises:
+        SettingError: the policy has no such thing.
+    """
+    if "density" not in found.model_fields:
+        raise SettingError(
+            f"policy {kind_name} takes no --density, it has no field of that name; set its own parameters with --set: "
+            f"{', '.join(found.model_fields) or 'it has none'}"
+        )
+    return {"density": density}

@@ -1,0 +1,98 @@
+"""The whole contract of a policy plug-in: which units does the present token need?
+
+An author subclasses `Policy` in a file of their own and passes its path to ``--policy``; parameters are pydantic
+fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from hwsim.errors import PluginError
+from hwsim.model import ModelShape
+
+__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are selected by one mask, cached in one cache and read together.
+
+    Attributes:
+        name: unique within the policy.
+        axis: what an index means: ``hidden``, ``neuron``, or ``attention`` (heads x head_dim).
+        slices: the matrix slices that make up one unit, such as ``["gate.column", "up.column"]``.
+        keep: share of the units that a mask holds, 0 to 1; None where `select` decides the size.
+        needs: recorded signals that the mask is decided from.
+        oracle: the mask is decided from something that it must itself produce, and the author says so openly.
+    """
+
+    name: str
+    axis: Literal["hidden", "neuron", "attention"]
+    slices: list[str]
+    keep: float | None = None
+    needs: list[str] = field(default_factory=list)
+    oracle: bool = False
+
+
+@dataclass
+class Context:
+    """What a policy sees when it decides one mask. All arrays are read-only.
+
+    Attributes:
+        group: the group to decide; `units` is its size and `k` = floor(keep x units), at least 1.
+        layer: layer of the model, from 0.
+        token: decoded token of the sequence, from 0; prompt tokens do not count.
+        signals: what the group named in `needs`: float32 ``[width]`` each, of this token.
+        cached: bool ``[units]``: in the cache before this token's own update.
+        state: a dict of the policy's own for this layer and group, empty at the start of each sequence.
+        rng: random numbers for this layer, group and sequence, from the run's seed.
+        model: the shape of the model.
+    """
+
+    model: ModelShape
+    group: Group
+    layer: int
+    units: int
+    k: int
+    rng: np.random.Generator
+    token: int = 0
+    signals: dict[str, np.ndarray] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    _cached: np.ndarray | None = None
+
+    @property
+    def cached(self) -> np.ndarray:
+        """bool ``[units]``; asking for it makes a policy cache-aware, which ``belady`` cannot serve."""
+        if self._cached is None:
+            raise PluginError("reads ctx.cached, but belady must know all masks beforehand; choose another --eviction")
+        return self._cached
+
+
+class Policy(BaseModel):
+    """Base of all policies: fields are parameters, the first line of the docstring is what ``hwsim policies`` prints.
+
+    A policy with a field called ``density`` takes ``--density``. Instances are frozen: state belongs in ``ctx.state``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def groups(self, model: ModelShape) -> list[Group]:
+        """What is cut, along which axis, decided from which signals. Matrices in no group are read whole."""
+        raise PluginError(f"{type(self).__name__} must define groups(self, model)")
+
+    def score(self, ctx: Context) -> np.ndarray:
+        """Worth of each unit, float32 ``[units]``; the ``ctx.k`` best are taken, ties go to the lower index."""
+        raise PluginError(f"{type(self).__name__} must define score(self, ctx) or select(self, ctx)")
+
+    def select(self, ctx: Context) -> np.ndarray | None:
+        """The mask itself, bool ``[units]``, for policies that do more than take the best; None: use `score`."""
+        return None
+
+    def predictor_parameters(self, model: ModelShape) -> int:
+        """Parameters that the policy itself keeps in DRAM and reads at every token, over all layers."""
+        return 0

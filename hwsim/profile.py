@@ -1,0 +1,241 @@
+"""The hardware profile: a YAML file that describes Flash, DRAM, compute and energy of one device.
+
+Every number carries its unit in the file and is a plain SI number here. Sections name their `source` and `confidence`
+(measured, vendor, derived, assumed). A key that is not known is an error, so a misspelt one is not silently ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from hwsim.errors import ProfileError, did_you_mean
+from hwsim.files import data_folder
+from hwsim.units import ComputeRate, EnergyPerByte, EnergyPerOperation, Power, Rate, Size, Time, parse
+
+Confidence = Literal["measured", "vendor", "derived", "assumed"]
+_MAX_FILE = 2**20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str | None = None
+    confidence: Confidence | None = None
+    note: str | None = None
+
+
+class Dram(_Section):
+    """DRAM: how much the model may use, and how fast it is read."""
+
+    budget: Size = Field(description="bytes that the model may use")
+    bandwidth: Rate = Field(description="sustained read bandwidth, bytes a second")
+    peak_bandwidth: Rate | None = Field(None, description="theoretical peak, for information")
+
+    @model_validator(mode="after")
+    def _check(self) -> Dram:
+        if self.peak_bandwidth is not None and self.bandwidth > self.peak_bandwidth:
+            raise ValueError("bandwidth is above peak_bandwidth")
+        return self
+
+
+def _request_sizes(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError("must map request sizes to rows of bandwidths, such as '4 KiB: [43.4, 86.4]'")
+    return {int(parse(size, "size")): row for size, row in value.items()}
+
+
+class FlashTable(_Section):
+    """Measured random-read bandwidth over request size and queue depth, interpolated in log space."""
+
+    unit: Rate = Field(description="what the numbers count, such as 'MB/s': written as '1 MB/s' or 'MB/s'")
+    queue_depth: tuple[Annotated[int, Field(gt=0, le=2**16)], ...] = Field(min_length=1)
+    read: Annotated[dict[int, tuple[Annotated[float, Field(gt=0)], ...]], BeforeValidator(_request_sizes)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_unit(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("unit"), str) and not data["unit"][:1].isdigit():
+            return data | {"unit": f"1 {data['unit']}"}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> FlashTable:
+        if list(self.queue_depth) != sorted(set(self.queue_depth)):
+            raise ValueError(f"queue_depth {list(self.queue_depth)} must rise")
+        if not self.read or list(self.read) != sorted(self.read) or min(self.read) < 1:
+            raise ValueError("read: request sizes must rise, from at least 1 B")
+        for size, row in self.read.items():
+            if len(row) != len(self.queue_depth):
+                raise ValueError(f"read: {size} B has {len(row)} bandwidths, queue_depth has {len(self.queue_depth)}")
+        return self
+
+    def bandwidth(self, request_bytes: float, queue_depth: float) -> float:
+        """Bytes a second when requests of `request_bytes` are read at `queue_depth`.
+
+        Between the points linear in log-log space. A request smaller than the smallest measured one takes as long as
+        that one: the device is bound by commands there. Beyond the largest request or queue depth nothing is gained.
+        """
+        sizes = list(self.read)
+        size = min(max(request_bytes, sizes[0]), sizes[-1])
+        column = _bracket(list(self.queue_depth), min(max(queue_depth, self.queue_depth[0]), self.queue_depth[-1]))
+        row = _bracket(sizes, size)
+        value = 0.0
+        for i, row_weight in row:
+            for j, column_weight in column:
+                value += row_weight * column_weight * math.log(self.read[sizes[i]][j])
+        fraction = request_bytes / sizes[0] if request_bytes < sizes[0] else 1.0
+        return fraction * math.exp(value) * self.unit
+
+
+def _bracket(points: list[int], at: float) -> list[tuple[int, float]]:
+    """The neighbours of `at` among rising `points` and their weights, linear in the logarithm."""
+    for i, point in enumerate(points):
+        if at == point:
+            return [(i, 1.0)]  # a measured point is returned as it was measured
+        if at < point:
+            share = math.log(at / points[i - 1]) / math.log(point / points[i - 1])
+            return [(i - 1, 1.0 - share), (i, share)]
+    return [(len(points) - 1, 1.0)]
+
+
+class Flash(_Section):
+    """Flash: a flat read bandwidth that every model uses, and what is known beyond it for the event engine."""
+
+    read_bandwidth: Rate = Field(description="flat read bandwidth, bytes a second")
+    latency: Time | None = Field(None, description="from issuing a batch of reads to its first byte, s")
+    queue_depth: int | None = Field(None, gt=0, le=2**16, description="reads outstanding at once")
+    page_size: Size | None = Field(None, description="a read is rounded up to whole pages, bytes")
+    table: FlashTable | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Flash:
+        if self.table is not None and self.latency is not None:
+            raise ValueError("latency is part of a measured table; give one of the two")
+        if self.table is not None and self.queue_depth is None:
+            raise ValueError("queue_depth is needed beside a table: how many reads the decoder keeps outstanding")
+        return self
+
+
+class Compute(_Section):
+    """Arithmetic of one token at batch size 1."""
+
+    rate: ComputeRate | None = Field(None, description="multiply and add count as two operations, operations a second")
+    overhead: Time | None = Field(None, description="fixed cost of starting one group's kernel, s")
+
+
+class Energy(_Section):
+    """Energy by source."""
+
+    dram_read: EnergyPerByte = Field(description="J/B")
+    flash_read: EnergyPerByte = Field(description="J/B")
+    compute: EnergyPerOperation | None = Field(None, description="J an operation")
+    base_power: Power | None = Field(None, description="what the device draws besides, W")
+
+
+class Profile(_Section):
+    """One device."""
+
+    name: str = Field(min_length=1)
+    dram: Dram
+    flash: Flash
+    compute: Compute | None = None
+    energy: Energy | None = None
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "dram": Dram,
+    "flash": Flash,
+    "table": FlashTable,
+    "compute": Compute,
+    "energy": Energy,
+}
+
+
+class _UniqueLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice and aliases, which can make a small file explode."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+def known_profiles() -> dict[str, Path]:
+    """Names and files of the profiles that come with hwsim."""
+    return {path.stem: path for path in sorted(data_folder("hw_profiles").glob("*.yaml"))}
+
+
+def find_profile(name: str) -> Path:
+    """The file of a profile: a path first, else a name that comes with hwsim, with or without ``.yaml``.
+
+    Raises:
+        ProfileError: neither a file nor a known name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = known_profiles()
+    stem = name.removesuffix(".yaml").removesuffix(".yml")
+    if stem in known:
+        return known[stem]
+    raise ProfileError(f"device {name!r} is neither a file nor a known profile{did_you_mean(stem, known)}")
+
+
+def load_profile(name: str | Path) -> Profile:
+    """Read and check a profile, by path or by name.
+
+    Raises:
+        ProfileError: not found, not YAML, or a field that is missing, unknown, without unit or out of bounds.
+    """
+    path = find_profile(str(name))
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(text) > _MAX_FILE:
+        raise ProfileError(f"{path}: is larger than 1 MiB; this is no hardware profile")
+    try:
+        data = yaml.load(text, _UniqueLoader)  # derives from SafeLoader
+    except yaml.MarkedYAMLError as error:
+        at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ProfileError(f"{path}: {at}{error.problem or 'not YAML'}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ProfileError(f"{path}: is not YAML") from error
+    if not isinstance(data, dict):
+        raise ProfileError(f"{path}: is no hardware profile; it needs at least name, dram and flash")
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        raise ProfileError(f"{path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing that is wrong, as field: rule."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{field} is missing"
+    if first["type"] == "extra_forbidden":
+        inside = str(first["loc"][-2]) if len(first["loc"]) > 1 else ""
+        section = _SECTIONS.get(inside, Profile)
+        return f"{field} is not a known key{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = repr(first["input"])
+    shown = "" if value in message or isinstance(first["input"], dict) else f" (got {value[:60]})"
+    return f"{field + ': ' if field else ''}{message}{shown}"

@@ -1,0 +1,225 @@
+"""The scan over tokens: policy and cache decide, token by token, the masks and count the hits. No time in it.
+
+Layers do not influence each other here: the masks of a layer follow from its own signals and its own caches. The replay
+of a trace and the closed loop share this scan; they differ only in where the signals come from.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hwsim import kernels
+from hwsim.cache import Cache
+from hwsim.errors import ContractError, HwsimError, TraceError, one_line
+from hwsim.evictions import Eviction
+from hwsim.model import ModelShape
+from hwsim.placement import GroupPlan
+from hwsim.policy import Context, Policy
+from hwsim.trace.header import Sequence
+
+_BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
+
+
+class SignalSource(Protocol):
+    """Where the signals come from: a trace, or a running model."""
+
+    def read(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
+        """float32 ``[stop - start, width]``."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What every decoded token asked of every cache.
+
+    Attributes:
+        requests: int32 ``[tokens, layers, groups]``: units asked for.
+        hits: int32 ``[tokens, layers, groups]``: those that were in the cache.
+    """
+
+    requests: np.ndarray
+    hits: np.ndarray
+
+
+MaskListener = Callable[[int, str, int, np.ndarray], None]
+"""Is told (layer, group name, decoded token, mask bool [units]) of every mask."""
+
+
+def scan(
+    source: SignalSource,
+    model: ModelShape,
+    sequences: list[Sequence],
+    policy: Policy,
+    plans: tuple[GroupPlan, ...],
+    eviction: Eviction,
+    *,
+    name: str = "",
+    seed: int = 0,
+    listener: MaskListener | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Demand:
+    """Decide all masks and count all hits.
+
+    Args:
+        source: gives the signals.
+        model: its shape.
+        sequences: windows of the trace; prompts are passed over, they touch nothing.
+        policy: decides the masks.
+        plans: the policy's groups, with their caches' capacities.
+        eviction: picks who leaves a cache.
+        name: of the policy, for messages.
+        seed: of the random numbers that policies may draw.
+        listener: is told every mask.
+        progress: is called with the number of layers done.
+
+    Raises:
+        ContractError: the policy or the eviction broke its contract.
+        TraceError: a signal is missing or damaged.
+    """
+    decoded = sum(sequence.tokens - sequence.prompt for sequence in sequences)
+    shape = (decoded, model.num_hidden_layers, len(plans))
+    demand = Demand(np.zeros(shape, np.int32), np.zeros(shape, np.int32))
+    for layer in range(model.num_hidden_layers) if plans else ():
+        for index, plan in enumerate(plans):
+            decider = Decider(policy, name, plan, model, layer, (seed, layer, index))
+            cache = Cache(plan.units, plan.capacity, eviction)
+            first = row = 0
+            for number, sequence in enumerate(sequences):
+                span = (first + sequence.prompt, first + sequence.tokens)
+                for mask in _masks(decider, cache, number, _signals(source, plan, layer, *span), eviction):
+                    demand.requests[row, layer, index], demand.hits[row, layer, index] = cache.step(mask)
+                    if listener:
+                        listener(layer, plan.group.name, row, mask)
+                    row += 1
+                first = span[1]
+        if progress:
+            progress(layer + 1)
+    return demand
+
+
+def _masks(
+    decider: Decider, cache: Cache, number: int, signals: Iterator[dict[str, np.ndarray]], eviction: Eviction
+) -> Iterator[np.ndarray]:
+    """The masks of one sequence; each is decided only after the one before it went through the cache."""
+    if eviction.needs_future:
+        decider.begin(number, None)
+        masks = [decider.decide(values).copy() for values in signals]
+        cache.start(np.stack(masks))
+        yield from masks
+    else:
+        cache.start()
+        decider.begin(number, cache.view)
+        for values in signals:
+            yield decider.decide(values)
+
+
+def _signals(
+    source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """What the group needs, token by token, read in blocks."""
+    step = max(1, _BLOCK_VALUES // plan.units)
+    for at in range(start, stop, step):
+        end = min(at + step, stop)
+        block = {signal: source.read(layer, signal, at, end) for signal in plan.group.needs}
+        for values in block.values():
+            values.flags.writeable = False
+        for token in range(end - at):
+            yield {signal: values[token] for signal, values in block.items()}
+
+
+class Decider:
+    """Asks a policy for the masks of one group of one layer, and holds it to the contract."""
+
+    def __init__(
+        self, policy: Policy, name: str, plan: GroupPlan, model: ModelShape, layer: int, seed: tuple[int, ...]
+    ) -> None:
+        self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
+        self._ctx = Context(model, plan.group, layer, plan.units, plan.k, np.random.default_rng(self._seed))
+        self._scores = type(policy).select is Policy.select
+        self._mask = np.empty(plan.units, bool)
+
+    def begin(self, number: int, cached: np.ndarray | None) -> None:
+        """Sequence `number` begins: fresh state and random numbers. `cached`: the cache's read-only view."""
+        ctx = self._ctx
+        ctx.state, ctx.rng, ctx.token = {}, np.random.default_rng((*self._seed, number)), -1
+        ctx._cached = cached
+
+    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
+        """The mask of the next token, bool ``[units]``; valid until the next call.
+
+        Raises:
+            ContractError: the policy raised, or returned something of the wrong shape or type, or NaN.
+        """
+        self._ctx.token += 1
+        self._ctx.signals = signals
+        if not self._scores:
+            mask = self._ask("select")
+            if mask is not None:
+                return self._checked_mask(mask)
+        return kernels.top_k(self._checked_scores(self._ask("score")), self._k(), self._mask)
+
+    def _ask(self, method: str) -> object:
+        try:
+            return getattr(self._policy, method)(self._ctx)
+        except HwsimError as error:
+            raise type(error)(f"{self._who(method)}: {error}") from error
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"{Path(last.filename).name}, line {last.lineno}"
+            raise ContractError(
+                f"{self._who(method)}: raised {type(error).__name__}: {one_line(error)} ({at})"
+            ) from error
+
+    def _k(self) -> int:
+        if self._plan.k == 0:
+            raise ContractError(
+                f"{self._who('score')}: the group names no keep; give it one, or define select(self, ctx)"
+            )
+        return self._plan.k
+
+    def _checked_scores(self, scores: object) -> np.ndarray:
+        units = (self._plan.units,)
+        if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiub" or scores.shape != units:
+            raise ContractError(f"{self._who('score')}: returned {_describe(scores)}, needs float32 of shape {units}")
+        scores = scores.astype(np.float32, copy=False)
+        if np.isnan(scores.max()):  # the maximum of anything with a NaN is NaN
+            raise ContractError(
+                f"{self._who('score')}: returned NaN for unit {int(np.flatnonzero(np.isnan(scores))[0])}"
+            )
+        return scores
+
+    def _checked_mask(self, mask: object) -> np.ndarray:
+        units = (self._plan.units,)
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != units:
+            raise ContractError(f"{self._who('select')}: returned {_describe(mask)}, needs bool of shape {units}")
+        return mask
+
+    def _who(self, method: str) -> str:
+        at = f"layer {self._ctx.layer}, group {self._plan.group.name}, token {self._ctx.token}"
+        return f"policy {self._name}: {method}() at {at}"
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__
+
+
+def check_signals(trace_has: Callable[[str], bool], plans: tuple[GroupPlan, ...], path: object, name: str) -> None:
+    """Refuse a trace that lacks what a policy needs, with the command that would record it.
+
+    Raises:
+        TraceError: a signal is missing.
+    """
+    needed = sorted({signal for plan in plans for signal in plan.group.needs})
+    missing = [signal for signal in needed if not trace_has(signal)]
+    if missing:
+        raise TraceError(
+            f"{path}: lacks the signal {', '.join(missing)}, which the policy needs; "
+            f"record it: hwsim record --model {name} --signals {','.join(needed)}"
+        )

@@ -1,0 +1,285 @@
+"""One replay: a trace, a device, a policy and an eviction rule -> a result. The command line calls this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+import hwsim
+from hwsim import bounds, metrics
+from hwsim.engine import run_events
+from hwsim.errors import ContractError, HwsimError, SettingError, one_line
+from hwsim.evictions import Eviction
+from hwsim.model import Bits, ModelShape
+from hwsim.placement import GroupPlan, Placement, place, plan_groups
+from hwsim.policy import Policy
+from hwsim.profile import Profile
+from hwsim.select import Demand, MaskListener, check_signals, scan
+from hwsim.trace import Trace
+from hwsim.units import show_size
+
+Progress = Callable[[str, int, int], None]
+"""Is told (phase, done, of how many)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything of a replay besides trace, device, policy and eviction.
+
+    Attributes:
+        dram: bytes, a size such as "4 GB" or a share such as "50%"; None: the profile's budget.
+        kv_tokens: tokens that the KV cache is reserved for; None: the trace's longest sequence.
+        bits: of stored numbers, by part of the model.
+        timing: the event engine, or the closed form of the paper.
+        overlap: ``group``: Flash and DRAM work at the same time within a group.
+        seed: of the random numbers that policies may draw.
+        per_token: keep a record of every token.
+    """
+
+    dram: int | str | None = None
+    kv_tokens: int | None = None
+    bits: Bits = field(default_factory=Bits)
+    timing: Literal["events", "closed-form"] = "events"
+    overlap: Literal["none", "group"] = "none"
+    seed: int = 0
+    per_token: bool = False
+
+
+def replay(
+    trace: Trace,
+    profile: Profile,
+    policy: Policy,
+    eviction: Eviction,
+    settings: Settings | None = None,
+    *,
+    policy_name: str = "",
+    eviction_name: str = "",
+    listener: MaskListener | None = None,
+    progress: Progress | None = None,
+) -> metrics.Result:
+    """Replay a trace on a device under a policy.
+
+    Args:
+        trace: open trace.
+        profile: the device.
+        policy: decides the masks.
+        eviction: picks who leaves the caches.
+        settings: everything else.
+        policy_name: how the result calls the policy.
+        eviction_name: how the result calls the eviction.
+        listener: is told every mask.
+        progress: is told how far it is.
+
+    Raises:
+        HwsimError: one of its kinds; the trace lacks a signal, the policy broke its contract, a setting is impossible.
+    """
+    settings = settings or Settings()
+    header = trace.header
+    placement = layout(header.model, profile, policy, header.longest, settings)
+    plans = placement.groups
+    check_signals(trace.has, plans, trace.path, header.model.name)
+
+    def phase(name: str, total: int) -> Callable[[int], None] | None:
+        return None if progress is None else lambda done: progress(name, done, total)
+
+    demand = scan(
+        trace,
+        header.model,
+        header.sequences,
+        policy,
+        plans,
+        eviction,
+        seed=settings.seed,
+        listener=listener,
+        progress=phase("masks and hits", header.model.num_hidden_layers),
+    )
+    if not plans:  # nothing was masked, so nothing was asked of a cache
+        demand = Demand(*(np.zeros((header.decoded, header.model.num_hidden_layers, 0), np.int32) for _ in range(2)))
+    overlap = settings.overlap == "group"
+    if settings.timing == "closed-form":
+        timing = bounds.closed_form(demand, placement, profile, header.sequences, overlap=overlap)
+    else:
+        timing = run_events(
+            demand, placement, profile, header.sequences, overlap=overlap, progress=phase("time", header.decoded)
+        )
+    return _result(
+        trace,
+        profile,
+        policy,
+        settings,
+        placement,
+        demand,
+        timing,
+        eviction,
+        policy_name or type(policy).__name__,
+        eviction_name,
+    )
+
+
+def layout(model: ModelShape, profile: Profile, policy: Policy, longest: int, settings: Settings) -> Placement:
+    """Where everything lies; `longest` is the length of the longest sequence.
+
+    Raises:
+        ContractError: the policy's groups are not possible on this model.
+        SettingError: the budget cannot hold the KV cache, or the KV cache cannot hold the sequence.
+    """
+    plans = _plans(policy, model, settings.bits)
+    kv_tokens = longest if settings.kv_tokens is None else settings.kv_tokens
+    if kv_tokens < longest:
+        raise SettingError(f"--kv-tokens {kv_tokens} cannot hold the trace's longest sequence, {longest} tokens")
+    budget = profile.dram.budget if settings.dram is None else settings.dram
+    return place(plans, model, settings.bits, budget, kv_tokens, policy.predictor_parameters(model))
+
+
+def _plans(policy: Policy, model: ModelShape, bits: Bits) -> tuple[GroupPlan, ...]:
+    name = type(policy).__name__
+    try:
+        groups = policy.groups(model)
+    except HwsimError as error:
+        raise type(error)(f"policy {name}: {error}") from error
+    except Exception as error:
+        raise ContractError(f"policy {name}: groups() raised {type(error).__name__}: {one_line(error)}") from error
+    try:
+        return plan_groups(groups, model, bits)
+    except ContractError as error:
+        raise ContractError(f"policy {name}: {error}") from error
+
+
+def _result(
+    trace: Trace, profile: Profile, policy: Policy, settings: Settings, placement: Placement, demand: Demand,
+    timing: metrics.Timing, eviction: Eviction, policy_name: str, eviction_name: str,
+) -> metrics.Result:  # fmt: skip
+    header, plans = trace.header, placement.groups
+    tokens = header.decoded
+    unit_bytes = np.array([plan.unit_bytes for plan in plans], np.int64)
+    requests, hits = (array.astype(np.int64) for array in (demand.requests, demand.hits))
+    flash = (requests - hits) * unit_bytes
+    kv = bounds.kv_lengths(header.sequences) * placement.kv_entry
+    flash_token = flash.sum(axis=(1, 2)) + placement.streamed
+    dram_token = (hits * unit_bytes).sum(axis=(1, 2)) + placement.pinned_weights + kv
+    groups = [
+        metrics.GroupResult(
+            layer=layer,
+            group=plan.group.name,
+            units=plan.units,
+            capacity_units=plan.capacity if eviction.caches else 0,
+            unit_bytes=plan.unit_bytes,
+            requests=int(requests[:, layer, index].sum()),
+            hits=int(hits[:, layer, index].sum()),
+            flash_bytes=int(flash[:, layer, index].sum()),
+            dram_bytes=int(hits[:, layer, index].sum()) * plan.unit_bytes,
+        )
+        for layer in range(header.model.num_hidden_layers)
+        for index, plan in enumerate(plans)
+    ]
+    asked, found = int(requests.sum()), int(hits.sum())
+    flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
+    return metrics.Result(
+        provenance=_provenance(trace, profile, policy, settings, placement, eviction, policy_name, eviction_name),
+        notes=_notes(trace, placement, eviction, policy_name),
+        tokens=tokens,
+        throughput_tok_s=tokens / timing.times.total,
+        latency_s=metrics.latency(timing.token_s),
+        ttft_s=bounds.prefill_seconds(placement, profile, header.sequences),
+        time_s=timing.times,
+        unit_requests=asked,
+        unit_hits=found,
+        hit_rate=found / asked if asked else None,
+        mlp_density=_density(header.model, placement, requests, tokens),
+        flash_bytes=flash_bytes,
+        dram_bytes=dram_bytes,
+        resident_bytes=placement.kv_reserved + placement.pinned_weights,
+        kv_cache_bytes=placement.kv_reserved,
+        streamed_bytes=placement.streamed,
+        cache_bytes=placement.cache_bytes if plans else 0,
+        budget_bytes=placement.budget,
+        energy_j=_energy(
+            profile, flash_bytes, dram_bytes, bounds.operations(demand, placement, header.sequences), timing
+        ),
+        groups=groups,
+        per_token=_per_token(timing, requests, hits, flash_token, dram_token) if settings.per_token else None,
+    )
+
+
+def _density(model: ModelShape, placement: Placement, requests: np.ndarray, tokens: int) -> float:
+    per_unit = np.array([plan.mlp_parameters for plan in placement.groups], np.int64)
+    read = int((requests.sum(axis=(0, 1)) * per_unit).sum())
+    every_token = placement.unmasked_mlp + placement.predictor_parameters
+    return (read + tokens * every_token) / (tokens * model.num_hidden_layers * model.mlp_parameters)
+
+
+def _energy(
+    profile: Profile, flash_bytes: int, dram_bytes: int, operations: float, timing: metrics.Timing
+) -> float | None:
+    if profile.energy is None:
+        return None
+    energy = profile.energy
+    moved = flash_bytes * energy.flash_read + dram_bytes * energy.dram_read
+    return moved + operations * (energy.compute or 0.0) + timing.times.total * (energy.base_power or 0.0)
+
+
+def _per_token(
+    timing: metrics.Timing, requests: np.ndarray, hits: np.ndarray, flash: np.ndarray, dram: np.ndarray
+) -> list[metrics.TokenResult]:
+    asked, found = requests.sum(axis=(1, 2)), hits.sum(axis=(1, 2))
+    rows = zip(timing.token_s.tolist(), asked.tolist(), found.tolist(), flash.tolist(), dram.tolist(), strict=True)
+    return [
+        metrics.TokenResult(latency_s=seconds, requests=r, hits=h, flash_bytes=f, dram_bytes=d)
+        for seconds, r, h, f, d in rows
+    ]
+
+
+def _provenance(
+    trace: Trace, profile: Profile, policy: Policy, settings: Settings, placement: Placement, eviction: Eviction,
+    policy_name: str, eviction_name: str,
+) -> dict[str, Any]:  # fmt: skip
+    header = trace.header
+    return {
+        "hwsim": hwsim.__version__,
+        "trace": {"name": trace.path.name, "sha256": trace.hash, "origin": header.origin},
+        "model": header.model.model_dump(),
+        "policy": {"name": policy_name, "parameters": policy.model_dump(mode="json")},
+        "eviction": {"name": eviction_name or type(eviction).__name__, "parameters": eviction.model_dump(mode="json")},
+        "device": profile.model_dump(mode="json", exclude_none=True),
+        "settings": {
+            "dram_budget_bytes": placement.budget,
+            "kv_tokens": placement.kv_tokens,
+            "bits": settings.bits.model_dump(),
+            "timing": settings.timing,
+            "overlap": settings.overlap,
+        },
+        "seed": settings.seed,
+    }
+
+
+def _notes(trace: Trace, placement: Placement, eviction: Eviction, name: str) -> list[str]:
+    """What a reader must know to read the numbers right, in sentences."""
+    notes = []
+    whole = show_size(placement.resident_weights + placement.sparse)
+    budget = show_size(placement.budget)
+    if trace.header.origin == "synthetic":
+        notes.append("The trace is synthetic: no model produced it.")
+    if placement.everything_fits:
+        notes.append(
+            f"Everything fits: KV cache and all weights, {whole}, lie within the DRAM budget of {budget}; "
+            "Flash is read only to fill empty caches. Give less with --dram to see what streaming costs."
+        )
+    if placement.streamed and not placement.groups:
+        pinned = placement.pinned_weights
+        notes.append(
+            f"{name}: {show_size(pinned)} of {show_size(placement.resident_weights)} weights are pinned in DRAM, "
+            f"{show_size(placement.streamed)} are streamed from Flash at every token."
+        )
+    elif placement.streamed:
+        notes.append(
+            f"{name}: warning: the DRAM budget of {budget} is smaller than the resident part; "
+            f"{show_size(placement.streamed)} are streamed from Flash at every token and nothing is left for a cache."
+        )
+    elif placement.groups and eviction.caches and not any(plan.capacity for plan in placement.groups):
+        notes.append(
+            f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."
+        )
+    return notes

@@ -1,0 +1,34 @@
+"""Cache-aware masking, DIP-CA (arXiv 2412.01380, equation 10 and algorithm 1)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hwsim.policy import Context, Field
+from hwsim_policies.dip import Dip
+
+
+class DipCa(Dip):
+    """DIP that prefers what the cache holds: the score of a unit that is not cached counts gamma times."""
+
+    gamma: float = Field(
+        0.2, ge=0, le=1, description="weight of what is not cached; 1 is DIP, 0 takes cached units first"
+    )
+    fixed_top_n: int = Field(0, ge=0, description="the n strongest units are exempt from the penalty")
+    warm_up: bool = Field(False, description="begin each sequence with gamma 1: 1 - (1 - gamma)(1 - gamma^(token/4))")
+
+    def score(self, ctx: Context) -> np.ndarray:
+        """|v| where cached, gamma x |v| where not."""
+        value = super().score(ctx)
+        gamma = np.float32(self._gamma(ctx.token))
+        score = np.where(ctx.cached, value, gamma * value)
+        if self.fixed_top_n:
+            # the n strongest by their own value, ties to the lower index, keep it
+            strongest = np.argsort(-value, kind="stable")[: self.fixed_top_n]
+            score[strongest] = value[strongest]
+        return score
+
+    def _gamma(self, token: int) -> float:
+        if not self.warm_up:
+            return self.gamma
+        return 1 - (1 - self.gamma) * (1 - self.gamma ** (token / 4))

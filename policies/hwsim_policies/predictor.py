@@ -1,0 +1,93 @@
+"""Predictor-based pruning (DejaVu style): one small net per layer guesses, from the MLP's input, which neurons matter.
+
+The file of trained nets is a ``.npz`` written by ``numpy.savez``: ``format`` = "hwsim-predictor", ``version`` = 1, and
+for each layer, all float32, ``layers/000/w1`` [hidden, rank], ``b1`` [rank], ``w2`` [rank, intermediate] and ``b2``
+[intermediate]; logits = relu(x w1 + b1) w2 + b2.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy
+
+_PARTS = ("w1", "b1", "w2", "b2")
+
+
+class Predictor(Policy):
+    """Rows of gate and up and columns of down that a net predicts from a file, or a noisy oracle of given quality."""
+
+    density: float = Field(0.5, gt=0, le=1, description="share of the MLP that a token reads, the nets counted")
+    predictor: Path | None = Field(None, description="file of trained nets; none: a noisy oracle")
+    recall: float = Field(0.9, gt=0, le=1, description="noisy oracle: share of the true top units that it finds")
+    precision: float = Field(0.9, gt=0, le=1, description="noisy oracle: share of what it finds that is true")
+
+    def groups(self, model: ModelShape) -> list[Group]:
+        """One group: the bundle of a neuron's slices."""
+        share = self.predictor_parameters(model) / (model.num_hidden_layers * model.mlp_parameters)
+        if share >= self.density:
+            raise PluginError(
+                f"density={self.density}: the nets alone are {share:.3g} of the MLP; choose a higher --density"
+            )
+        rows = [f"{matrix}.row" for matrix in model.mlp[:-1]]
+        needs, oracle = (["input"], False) if self.predictor else (["glu"], True)
+        keep = self.density - share
+        return [Group("neurons", "neuron", [*rows, "down.column"], keep=keep, needs=needs, oracle=oracle)]
+
+    def predictor_parameters(self, model: ModelShape) -> int:
+        """Weights and biases of all nets."""
+        if not self.predictor:
+            return 0
+        if len(self._nets) != model.num_hidden_layers:
+            raise PluginError(
+                f"{self.predictor}: has nets for {len(self._nets)} layers, the model has {model.num_hidden_layers}"
+            )
+        for layer, (w1, b1, w2, b2) in enumerate(self._nets):
+            rank = len(b1)
+            wanted = [(model.hidden_size, rank), (rank,), (rank, model.intermediate_size), (model.intermediate_size,)]
+            if [part.shape for part in (w1, b1, w2, b2)] != wanted:
+                raise PluginError(
+                    f"{self.predictor}: layers/{layer:03d}: shapes do not fit the model; they must be {wanted}"
+                )
+        return sum(part.size for net in self._nets for part in net)
+
+    def select(self, ctx: Context) -> np.ndarray | None:
+        """The noisy oracle draws its mask; a net's is the best of `score`."""
+        return None if self.predictor else self._noisy(np.abs(ctx.signals["glu"]), ctx)
+
+    def score(self, ctx: Context) -> np.ndarray:
+        """The net's logits."""
+        w1, b1, w2, b2 = self._nets[ctx.layer]
+        logits: np.ndarray = np.maximum(ctx.signals["input"] @ w1 + b1, 0) @ w2 + b2
+        return logits
+
+    def _noisy(self, worth: np.ndarray, ctx: Context) -> np.ndarray:
+        """A mask of `ctx.k` units of which `precision` are among the true top ones, and find `recall` of those."""
+        true = min(ctx.units, max(1, round(ctx.k * self.precision / self.recall)))
+        order = np.argsort(-worth, kind="stable")
+        # what cannot be wrong, because there are not enough other units, is right
+        right = max(min(round(ctx.k * self.precision), true), ctx.k - (ctx.units - true))
+        mask = np.zeros(ctx.units, bool)
+        mask[ctx.rng.choice(order[:true], right, replace=False)] = True
+        mask[ctx.rng.choice(order[true:], ctx.k - right, replace=False)] = True
+        return mask
+
+    @cached_property
+    def _nets(self) -> list[tuple[np.ndarray, ...]]:
+        path = self.predictor
+        try:
+            with np.load(str(path), allow_pickle=False) as file:
+                if str(file["format"]) != "hwsim-predictor" or int(file["version"]) != 1:
+                    raise PluginError(f"{path}: is no hwsim-predictor file of version 1")
+                layers = sum(name.endswith("/w1") for name in file.files)
+                nets = [tuple(file[f"layers/{layer:03d}/{part}"] for part in _PARTS) for layer in range(layers)]
+        except PluginError:
+            raise
+        except Exception as error:  # numpy raises many kinds for a file that is none of its own
+            raise PluginError(f"{path}: is no file of predictor nets: {' '.join(str(error).split())}") from error
+        if any(part.dtype != np.float32 or not np.isfinite(part).all() for net in nets for part in net):
+            raise PluginError(f"{path}: all members must be float32 and finite")
+        return nets
