@@ -78,7 +78,7 @@ def replay(
     """
     settings = settings or Settings()
     header = trace.header
-    placement = layout(header.model, profile, policy, header.longest, settings)
+    placement = layout(header.model, profile, policy, header.longest, settings, policy_name)
     plans = placement.groups
     check_signals(trace.has, plans, trace.path, header.model.name)
 
@@ -92,6 +92,7 @@ def replay(
         policy,
         plans,
         eviction,
+        name=policy_name,
         seed=settings.seed,
         listener=listener,
         progress=phase("masks and hits", header.model.num_hidden_layers),
@@ -119,29 +120,42 @@ def replay(
     )
 
 
-def layout(model: ModelShape, profile: Profile, policy: Policy, longest: int, settings: Settings) -> Placement:
+def layout(
+    model: ModelShape, profile: Profile, policy: Policy, longest: int, settings: Settings, name: str = ""
+) -> Placement:
     """Where everything lies; `longest` is the length of the longest sequence.
 
     Raises:
         ContractError: the policy's groups are not possible on this model.
         SettingError: the budget cannot hold the KV cache, or the KV cache cannot hold the sequence.
     """
-    plans = _plans(policy, model, settings.bits)
+    name = name or type(policy).__name__
+    plans = _plans(policy, model, settings.bits, name)
     kv_tokens = longest if settings.kv_tokens is None else settings.kv_tokens
     if kv_tokens < longest:
         raise SettingError(f"--kv-tokens {kv_tokens} cannot hold the trace's longest sequence, {longest} tokens")
     budget = profile.dram.budget if settings.dram is None else settings.dram
-    return place(plans, model, settings.bits, budget, kv_tokens, policy.predictor_parameters(model))
+    parameters = _ask(policy.predictor_parameters, model, name)
+    if not isinstance(parameters, int) or parameters < 0:
+        raise ContractError(
+            f"policy {name}: predictor_parameters() returned {parameters!r}, needs a whole number from 0"
+        )
+    return place(plans, model, settings.bits, budget, kv_tokens, parameters)
 
 
-def _plans(policy: Policy, model: ModelShape, bits: Bits) -> tuple[GroupPlan, ...]:
-    name = type(policy).__name__
+def _ask(method: Callable[[ModelShape], Any], model: ModelShape, name: str) -> Any:
+    """Call a policy's method; what it raises becomes one line that names the policy."""
     try:
-        groups = policy.groups(model)
+        return method(model)
     except HwsimError as error:
         raise type(error)(f"policy {name}: {error}") from error
     except Exception as error:
-        raise ContractError(f"policy {name}: groups() raised {type(error).__name__}: {one_line(error)}") from error
+        raised = f"{method.__name__}() raised {type(error).__name__}: {one_line(error)}"
+        raise ContractError(f"policy {name}: {raised}") from error
+
+
+def _plans(policy: Policy, model: ModelShape, bits: Bits, name: str) -> tuple[GroupPlan, ...]:
+    groups = _ask(policy.groups, model, name)
     try:
         return plan_groups(groups, model, bits)
     except ContractError as error:
@@ -278,8 +292,18 @@ def _notes(trace: Trace, placement: Placement, eviction: Eviction, name: str) ->
             f"{name}: warning: the DRAM budget of {budget} is smaller than the resident part; "
             f"{show_size(placement.streamed)} are streamed from Flash at every token and nothing is left for a cache."
         )
-    elif placement.groups and eviction.caches and not any(plan.capacity for plan in placement.groups):
-        notes.append(
-            f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."
-        )
+    elif placement.groups and eviction.caches:
+        notes += _cache_notes(placement, name)
     return notes
+
+
+def _cache_notes(placement: Placement, name: str) -> list[str]:
+    if not any(plan.capacity for plan in placement.groups):
+        return [f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."]
+    if all(plan.k > plan.capacity for plan in placement.groups):
+        shares = ", ".join(f"{plan.group.name} {plan.k} of {plan.capacity}" for plan in placement.groups)
+        return [
+            f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills the cache "
+            "and all eviction rules do the same."
+        ]
+    return []
