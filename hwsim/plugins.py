@@ -165,8 +165,11 @@ def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        got = f"{field}={first['input']!r}: " if field else ""
-        raise SettingError(f"{who}: {got}{first['msg'].removeprefix('Value error, ')}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        if field:
+            meaning = found.model_fields[str(first["loc"][0])].description
+            message = f"{field}={first['input']}: {message}" + (f" ({meaning})" if meaning else "")
+        raise SettingError(f"{who}: {message}") from error
 
 
 def _read(value: Any) -> Any:

@@ -1,0 +1,44 @@
+"""The application and its commands, in the order in which ``hwsim --help`` lists them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import hwsim
+from hwsim.cli import lists, record, replay, synth, trace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Simulate LLM token generation on devices whose weights do not fit into DRAM.\n\n"
+    "Record a model once, then replay the trace on any device under any policy:\n\n"
+    "  hwsim record --model smollm2-135m --tokens 512 -o smollm2.npz\n\n"
+    "  hwsim replay smollm2.npz --hw pixel8 --dram 50% --policy dip,dip-ca",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"hwsim {hwsim.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+record.register(app)
+replay.register(app)
+synth.register(app)
+trace.register(app)
+lists.register(app)

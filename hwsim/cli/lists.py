@@ -1,0 +1,138 @@
+"""``hwsim policies``, ``hwsim evictions`` and ``hwsim devices``: what there is, and one of them in full."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hwsim.cli.common import JsonOption, guarded, output, to_json, write_json
+
+NameArgument = Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)]
+
+
+def _summary(found: type[BaseModel]) -> str:
+    text = (found.__doc__ or "").strip()
+    return text.splitlines()[0] if text else ""
+
+
+def _bounds(metadata: list[Any]) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = [
+        f"{sign} {getattr(rule, name)}" for rule in metadata for name, sign in signs.items() if hasattr(rule, name)
+    ]
+    return ", ".join(limits)
+
+
+def _parameters(found: type[BaseModel]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "default": None if field.default is PydanticUndefined else field.default,
+            "bounds": _bounds(field.metadata),
+            "type": getattr(field.annotation, "__name__", None)
+            if isinstance(field.annotation, type)
+            else str(field.annotation).replace("pathlib.", ""),
+            "description": field.description or "",
+        }
+        for name, field in found.model_fields.items()
+    ]
+
+
+def _list_plugins(kind: Any, name: str | None, json: str | None) -> None:
+    """All plug-ins of a kind, or one with its parameters."""
+    console = output()
+    if name is not None:
+        shown, found = kind.find(name)
+        data = {"name": shown, "summary": _summary(found), "parameters": _parameters(found)}
+        if json:
+            write_json(json, to_json(data))
+        if json != "-":
+            _show_plugin(console, data)
+        return
+    rows = []
+    for each, origin in kind.names().items():
+        _, found = kind.find(each)
+        rows.append({"name": each, "summary": _summary(found), "origin": origin, "parameters": _parameters(found)})
+    if json:
+        write_json(json, to_json(rows))
+    if json != "-":
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column(kind.noun, style="bold", no_wrap=True)
+        table.add_column("what it does")
+        table.add_column("parameters")
+        for row in rows:
+            words = ", ".join(f"{p['name']}={_value(p['default'])}" for p in row["parameters"])
+            table.add_row(str(row["name"]), Text(str(row["summary"])), Text(words))
+        console.print(table)
+
+
+def _value(default: Any) -> str:
+    return "none" if default is None else str(default)
+
+
+def _show_plugin(console: Console, data: dict[str, Any]) -> None:
+    console.print(Text(data["name"], style="bold"), Text(data["summary"]))
+    if not data["parameters"]:
+        console.print("It has no parameters.")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for head in ("parameter", "default", "type", "bounds", "meaning"):
+        table.add_column(head, no_wrap=head in ("parameter", "default"))
+    for each in data["parameters"]:
+        row = (each["name"], _value(each["default"]), str(each["type"]), each["bounds"], each["description"])
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def policies(name: NameArgument = None, json: JsonOption = None) -> None:
+    """List the policies, or show one with its parameters, defaults and bounds.
+
+    Example: hwsim policies dip-ca
+    """
+    from hwsim.plugins import POLICIES
+
+    _list_plugins(POLICIES, name, json)
+
+
+def evictions(name: NameArgument = None, json: JsonOption = None) -> None:
+    """List the eviction rules, or show one.
+
+    Example: hwsim evictions
+    """
+    from hwsim.plugins import EVICTIONS
+
+    _list_plugins(EVICTIONS, name, json)
+
+
+def devices(name: NameArgument = None, json: JsonOption = None) -> None:
+    """List the hardware profiles, or show one with units, sources and confidence.
+
+    Example: hwsim devices pixel8
+    """
+    from hwsim.profile import find_profile, known_profiles, load_profile
+    from hwsim.report.device import render_device, render_devices
+
+    if name is not None:
+        profile = load_profile(name)
+        if json:
+            write_json(json, to_json(profile.model_dump(mode="json", exclude_none=True)))
+        if json != "-":
+            output().print(render_device(profile, find_profile(name)))
+        return
+    found = {each: load_profile(path) for each, path in known_profiles().items()}
+    if json:
+        write_json(json, to_json({each: p.model_dump(mode="json", exclude_none=True) for each, p in found.items()}))
+    if json != "-":
+        output().print(render_devices(found))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (policies, evictions, devices):
+        app.command()(guarded(command))
