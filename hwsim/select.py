@@ -7,7 +7,7 @@ of a trace and the closed loop share this scan; they differ only in where the si
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -60,6 +60,7 @@ def scan(
     *,
     name: str = "",
     seed: int = 0,
+    layers: Iterable[int] | None = None,
     listener: MaskListener | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Demand:
@@ -74,6 +75,7 @@ def scan(
         eviction: picks who leaves a cache.
         name: of the policy, for messages.
         seed: of the random numbers that policies may draw.
+        layers: only these; None: all.
         listener: is told every mask.
         progress: is called with the number of layers done.
 
@@ -84,7 +86,8 @@ def scan(
     decoded = sum(sequence.tokens - sequence.prompt for sequence in sequences)
     shape = (decoded, model.num_hidden_layers, len(plans))
     demand = Demand(np.zeros(shape, np.int32), np.zeros(shape, np.int32))
-    for layer in range(model.num_hidden_layers) if plans else ():
+    every = range(model.num_hidden_layers) if layers is None else layers
+    for layer in every if plans else ():
         for index, plan in enumerate(plans):
             decider = Decider(policy, name, plan, model, layer, (seed, layer, index))
             cache = Cache(plan.units, plan.capacity, eviction)

@@ -113,6 +113,7 @@ def _round(value: float, digits: int) -> str:
     """`digits` significant digits, but never an exponent: 0.0123, 1.23, 12.3, 123, 1234."""
     if value == 0:
         return "0"
+    value = float(f"{value:.{digits - 1}e}")  # rounded first: 999.9 has as many places as 1000
     places = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-12))
     return f"{value:.{places}f}"
 

@@ -1,0 +1,157 @@
+"""Contract checks for authors: ``check_policy(Mine)`` in a test of your own tells whether a policy keeps every rule.
+
+The checks run on a small made-up model with made-up signals, in well under a second; no trace and no weights are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from hwsim.errors import ContractError, HwsimError
+from hwsim.evictions.lru import Lru
+from hwsim.model import Bits, ModelShape
+from hwsim.placement import GroupPlan, place, plan_groups
+from hwsim.policy import Policy
+from hwsim.select import scan
+from hwsim.trace.header import Sequence
+
+SMALL_MODEL = ModelShape(
+    name="small",
+    num_hidden_layers=3,
+    hidden_size=48,
+    intermediate_size=120,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=12,
+    vocab_size=100,
+)
+_SEQUENCES = [Sequence(tokens=14, prompt=2), Sequence(tokens=9)]
+
+
+class RandomSignals:
+    """Heavy-tailed signals that follow each other, the same for the same seed; read-only, as the engine hands them out."""
+
+    def __init__(self, model: ModelShape, tokens: int, seed: int = 0) -> None:
+        self._model, self._tokens, self._seed = model, tokens, seed
+
+    def read(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """float32 ``[stop - start, width]``."""
+        if signal == "glu" and self._model.gated:
+            return self.read(layer, "up", start, stop) * self.read(layer, "gate", start, stop)
+        rng = np.random.default_rng([self._seed, layer, *signal.encode()])
+        width = self._model.signal_width(signal)
+        worth = np.exp(rng.normal(size=width))
+        noise = rng.standard_t(4, size=(self._tokens, width))
+        for token in range(1, self._tokens):
+            noise[token] = 0.7 * noise[token - 1] + 0.7 * noise[token]
+        return (worth * noise)[start:stop].astype(np.float32)
+
+
+def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL) -> list[str]:
+    """Run every rule of the policy contract.
+
+    Args:
+        policy: the class, made with its defaults, or an instance.
+        model: a shape to try it on; the default is small and has a gate.
+
+    Returns:
+        The rules that were checked, in words.
+
+    Raises:
+        ContractError: the first rule that is broken, and how.
+    """
+    kind = policy if isinstance(policy, type) else type(policy)
+    if not issubclass(kind, Policy):
+        raise ContractError(f"{kind.__name__} is no subclass of hwsim.policy.Policy")
+    if not (kind.__doc__ or "").strip() or kind.__doc__ == Policy.__doc__:
+        raise ContractError(f"{kind.__name__} has no docstring; its first line is what `hwsim policies` prints")
+    made = _make(kind) if isinstance(policy, type) else policy
+    done = ["it has a summary and default parameters"]
+    checks: list[Callable[[Policy, ModelShape], str]] = [_groups, _masks, _same_twice, _layers_apart, _density]
+    return done + [check(made, model) for check in checks]
+
+
+def _make(kind: type[Policy]) -> Policy:
+    try:
+        return kind()
+    except ValueError as error:
+        raise ContractError(f"{kind.__name__}: every parameter needs a default: {error}") from error
+
+
+def _plans(policy: Policy, model: ModelShape) -> tuple[GroupPlan, ...]:
+    plans = plan_groups(policy.groups(model), model, Bits())
+    if not plans:
+        return plans
+    return place(plans, model, Bits(), "60%", 14, policy.predictor_parameters(model)).groups
+
+
+def _groups(policy: Policy, model: ModelShape) -> str:
+    if policy.groups(model) != policy.groups(model):
+        raise ContractError(f"{type(policy).__name__}: groups() gives another answer when it is asked again")
+    _plans(policy, model)
+    return "its groups fit the model, and no mask is decided from what it must itself produce"
+
+
+def _run(policy: Policy, model: ModelShape, layers: Iterable[int] | None = None) -> dict[tuple[int, str, int], bytes]:
+    """All masks by (layer, group, token); of some layers only, if asked."""
+    masks: dict[tuple[int, str, int], bytes] = {}
+
+    def listen(layer: int, group: str, token: int, mask: np.ndarray) -> None:
+        masks[layer, group, token] = mask.tobytes()
+
+    tokens = sum(sequence.tokens for sequence in _SEQUENCES)
+    source = RandomSignals(model, tokens)
+    scan(source, model, _SEQUENCES, policy, _plans(policy, model), Lru(), listener=listen, layers=layers)
+    return masks
+
+
+def _masks(policy: Policy, model: ModelShape) -> str:
+    sizes = {plan.group.name: plan.k for plan in _plans(policy, model)}
+    overridden = type(policy).select is not Policy.select
+    for (layer, group, token), mask in _run(policy, model).items():
+        count = int(np.count_nonzero(np.frombuffer(mask, bool)))
+        if sizes[group] and count != sizes[group]:
+            raise ContractError(
+                f"{type(policy).__name__}: layer {layer}, group {group}, token {token}: the mask holds {count} units, "
+                f"keep asks for {sizes[group]}" + ("; give the group keep=None if select() decides" if overridden else "")
+            )
+    return "its masks have the right shape and hold what keep says, and signals are left as they are"
+
+
+def _same_twice(policy: Policy, model: ModelShape) -> str:
+    if _run(policy, model) != _run(policy, model):
+        raise ContractError(
+            f"{type(policy).__name__}: the same run gives other masks; keep state in ctx.state, draw from ctx.rng"
+        )
+    return "the same run gives the same masks"
+
+
+def _layers_apart(policy: Policy, model: ModelShape) -> str:
+    last = model.num_hidden_layers - 1
+    alone = _run(policy, model, [last])
+    together = {key: mask for key, mask in _run(policy, model).items() if key[0] == last}
+    if alone != together:
+        raise ContractError(f"{type(policy).__name__}: masks of one layer depend on another; keep state in ctx.state")
+    return "layers do not influence each other"
+
+
+def _density(policy: Policy, model: ModelShape) -> str:
+    kind: Any = type(policy)
+    if "density" not in kind.model_fields:
+        return "it has no density, so --density is refused"
+    read = []
+    for density in (0.3, 0.5, 0.7, 0.8, 0.9, 1.0):
+        try:
+            plans = _plans(kind(**policy.model_dump() | {"density": density}), model)
+        except (ValueError, HwsimError):
+            continue  # it may refuse a density, with a reason
+        masked = sum(plan.k * plan.parameters for plan in plans)
+        whole = sum(plan.units * plan.parameters for plan in plans)
+        read.append((density, whole - masked))
+    for (low, spared), (high, then) in zip(read, read[1:], strict=False):
+        if then > spared:
+            raise ContractError(f"{kind.__name__}: density {high} reads less than density {low}")
+    return "a higher density never reads less"

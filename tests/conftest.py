@@ -1,0 +1,84 @@
+"""What the tests share: small traces with known content, flat devices, and a way to run the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hwsim.model import ModelShape
+from hwsim.profile import Profile
+from hwsim.testing import SMALL_MODEL, RandomSignals
+from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SEQUENCES = [Sequence(tokens=40, prompt=6), Sequence(tokens=25)]
+
+
+def write_trace(
+    path: Path,
+    model: ModelShape = SMALL_MODEL,
+    sequences: list[Sequence] | None = None,
+    signals: tuple[str, ...] = ("input", "up", "gate"),
+    seed: int = 0,
+) -> Path:
+    """A trace of random, correlated signals."""
+    header = TraceHeader(
+        origin="synthetic",
+        model=model,
+        signals=list(signals),
+        sequences=sequences or SEQUENCES,
+        provenance={"seed": seed},
+    )
+    source = RandomSignals(model, header.tokens, seed)
+    with TraceWriter(path, header) as writer:
+        for layer in range(model.num_hidden_layers):
+            for signal in signals:
+                writer.write(layer, signal, 0, source.read(layer, signal))
+        writer.commit(header.tokens)
+        writer.finish()
+    return path
+
+
+def flat_profile(budget: str = "1 GB", dram: str = "50 GB/s", flash: str = "1 GB/s", **sections: object) -> Profile:
+    """A device that knows bandwidths only, and what `sections` add."""
+    data = {"name": "flat", "dram": {"budget": budget, "bandwidth": dram}, "flash": {"read_bandwidth": flash}}
+    for name, fields in sections.items():
+        data[name] = {**data.get(name, {}), **fields}  # type: ignore[dict-item]
+    return Profile.model_validate(data)
+
+
+@pytest.fixture(scope="session")
+def small_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gated model of three layers, two sequences, one with a prompt."""
+    return write_trace(tmp_path_factory.mktemp("traces") / "small.npz")
+
+
+@pytest.fixture
+def trace(small_trace: Path):
+    """The small trace, open."""
+    with Trace(small_trace) as opened:
+        yield opened
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(2412_01380)
+
+
+Hwsim = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def hwsim(tmp_path: Path) -> Hwsim:
+    """Run ``hwsim ...`` as a process of its own, in an empty folder; returns exit code, output and errors."""
+
+    def run(*arguments: object, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from hwsim.cli import main; main()", *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+
+    return run

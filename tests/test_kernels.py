@@ -1,0 +1,46 @@
+"""Do the kernels give what plain Python gives, ties included?"""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from hwsim import kernels
+
+SCORES = arrays(
+    np.float32,
+    st.integers(1, 60),
+    # few values, so that ties are common; infinities are allowed scores
+    elements=st.sampled_from([0.0, -0.0, 1.0, 2.0, 2.5, -3.0, np.inf, -np.inf]),
+)
+
+
+def plain_top_k(scores, k):
+    best = sorted(range(len(scores)), key=lambda unit: (-scores[unit], unit))[:k]
+    return [unit in best for unit in range(len(scores))]
+
+
+@given(SCORES, st.integers(0, 70))
+def test_top_k(scores, k):
+    assert kernels.top_k(scores, k).tolist() == plain_top_k(scores, k)
+
+
+@given(SCORES, st.integers(0, 70))
+def test_top_k_into_a_buffer(scores, k):
+    buffer = np.ones(len(scores), bool)
+    assert kernels.top_k(scores, k, buffer) is buffer
+    assert buffer.tolist() == plain_top_k(scores, k)
+
+
+@given(st.data(), SCORES)
+def test_stay(data, rank):
+    candidates = data.draw(arrays(bool, len(rank)))
+    count = data.draw(st.integers(0, int(candidates.sum())))
+    units = np.flatnonzero(candidates).tolist()
+    best = sorted(units, key=lambda unit: (-rank[unit], unit))[:count]
+    assert np.flatnonzero(kernels.stay(rank, candidates, count)).tolist() == sorted(best)
+
+
+@given(arrays(bool, st.integers(1, 40)), st.integers(0, 50))
+def test_first_k(mask, k):
+    assert np.flatnonzero(kernels.first_k(mask, k)).tolist() == np.flatnonzero(mask).tolist()[:k]
