@@ -1,7 +1,148 @@
-"""placeholder"""
+"""``hwsim record``: a model and a text -> a trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, to_json, write_json
+from hwsim.errors import SettingError
+from hwsim.units import parse, show_size
+
+
+def record(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|ID|PATH",
+            help="Short name such as smollm2-135m, hub id, folder with config.json, or .gguf file.",
+        ),
+    ],
+    text: Annotated[
+        str, typer.Option(metavar="FILE|NAME", help="Text to read: a UTF-8 file, or the bundled one.")
+    ] = "persuasion",
+    tokens: Annotated[int, typer.Option(help="Tokens to record.")] = 512,
+    context: Annotated[int, typer.Option(help="Tokens of one window; each is a sequence of its own.")] = 512,
+    prompt: Annotated[int, typer.Option(help="First tokens of each window that are no part of the decode.")] = 0,
+    signals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="input, up, gate, glu, attn_input, attn_output.",
+            show_default="input,up,gate; without a gate input,glu",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="torch's device.")] = "cpu",
+    dtype: Annotated[
+        str,
+        typer.Option(help="auto, float32, bfloat16 or float16. auto: float32 on a CPU, else the checkpoint's own."),
+    ] = "auto",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that weights may take; more of them are loaded layer by layer from disk.",
+            show_default="what is free",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Trace to write.", show_default="MODEL.npz")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a trace that is already there.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Record a model over a text: the trace that replays need.
+
+    An interrupted recording goes on where it stopped when the same command is given again.
+
+    Example: hwsim record --model smollm2-135m --tokens 512 -o smollm2.npz
+    """
+    from hwsim.record import Settings
+    from hwsim.record import record as run
+
+    path = out or Path(f"{_stem(model)}.npz")
+    settings = Settings(
+        tokens=tokens,
+        context=context,
+        prompt=prompt,
+        signals=tuple(name.strip() for name in signals.split(",") if name.strip()) if signals is not None else None,
+        device=device,
+        dtype=dtype,
+        max_memory=_size(max_memory),
+    )
+    if settings.signals == ():
+        raise SettingError("--signals: names none; leave it out for the default")
+    try:
+        with progress_bar(rate="tokens") as progress:
+            done = run(path, model, text, settings, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt:
+        note("Give the same command again to go on from what is recorded.")
+        raise
+    summary = _summary(done.path, done.resumed, tokens)
+    if json:
+        write_json(json, to_json(summary))
+    if json != "-":
+        _print(summary)
+
+
+def _stem(model: str) -> str:
+    name = Path(model).name or Path(model).resolve().name
+    return name.removesuffix(".gguf")
+
+
+def _size(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return int(parse(text, "size"))
+    except Exception as error:
+        raise SettingError(f"--max-memory {text}: {error}") from error
+
+
+def _summary(path: Path, resumed: int, tokens: int) -> dict[str, Any]:
+    from hwsim.trace import Trace
+
+    with Trace(path) as trace:
+        header = trace.header
+        return {
+            "file": str(path),
+            "model": header.model.name,
+            "tokens": header.tokens,
+            "sequences": len(header.sequences),
+            "signals": list(header.signals),
+            "bytes": trace.size,
+            "dense_perplexity": trace.perplexity(),
+            "resumed_at": resumed,
+            "was_complete": resumed == tokens,
+        }
+
+
+def _print(summary: dict[str, Any]) -> None:
+    console = output()
+    if summary["was_complete"]:
+        head = "Already recorded"
+    elif summary["resumed_at"]:
+        head = f"Recorded, going on from token {summary['resumed_at']}"
+    else:
+        head = "Recorded"
+    windows = summary["sequences"]
+    in_windows = f" in {windows} windows" if windows > 1 else ""
+    loss = f"; dense perplexity {summary['dense_perplexity']:.4g}" if summary["dense_perplexity"] else ""
+    console.print(
+        f"{head}: {summary['tokens']} tokens of {summary['model']}{in_windows}, signals {', '.join(summary['signals'])}, "
+        f"{show_size(summary['bytes'])}{loss}",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"Next: hwsim replay {summary['file']} --hw pixel8 --dram 50% --policy dense,dip,dip-ca",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.command()(guarded(record))

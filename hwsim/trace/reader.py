@@ -121,6 +121,12 @@ class Trace:
         """
         return self._rows("nll", 0, self.header.tokens) if "nll" in self._members else None
 
+    def perplexity(self) -> float | None:
+        """Perplexity of the dense model, exp of the mean loss over all tokens that have one; None without losses."""
+        nll = self.nll()
+        scored = nll[~np.isnan(nll)] if nll is not None else np.empty(0)
+        return float(np.exp(scored.mean(dtype=np.float64))) if scored.size else None
+
     def verify(self) -> Iterator[str]:
         """Read everything and yield the name of each member found sound.
 

@@ -1,0 +1,79 @@
+"""The libraries of the extra `record`, imported when used; and their errors, told in one line."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from hwsim.errors import HwsimError, ModelError, one_line
+
+_LONGEST = 240  # characters of another library's message; some print a whole screen
+
+
+class Libraries(NamedTuple):
+    """The modules that recording works with."""
+
+    torch: Any
+    transformers: Any
+
+
+def libraries() -> Libraries:
+    """Import torch and transformers, quietly.
+
+    Raises:
+        ModelError: they are not installed.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a warning about forks otherwise
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import accelerate
+            import torch
+            import transformers
+    except ImportError as error:
+        missing = error.name or one_line(error)
+        raise ModelError(
+            f"recording needs torch, transformers and accelerate, and {missing} is missing; "
+            "install them with: pip install 'hwsim[record]'"
+        ) from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    accelerate.logging.get_logger("accelerate").setLevel("ERROR")
+    return Libraries(torch, transformers)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep tqdm's bars of other libraries away from our own; some of them have no switch."""
+    from tqdm.std import tqdm
+
+    original = tqdm.__init__
+
+    def silent(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **(options | {"disable": True}))
+
+    tqdm.__init__ = silent
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original
+
+
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Tell any error of another library as one line that begins with `what`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (HwsimError, KeyboardInterrupt):
+        raise
+    except MemoryError as error:
+        raise ModelError(f"{what}: out of memory; give less with --context or --max-memory") from error
+    except Exception as error:
+        text = one_line(error)
+        text = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+        raise ModelError(f"{what}: {type(error).__name__}: {text}") from error

@@ -1,0 +1,155 @@
+"""Where the signals are in a transformers model, and the hooks that take them.
+
+Three shapes of MLP are known: separate ``gate_proj`` and ``up_proj`` (Llama, Mistral, Qwen2, Gemma), the fused
+``gate_up_proj`` whose first half is the gate (Phi-3), and none at all, ``fc1`` and ``fc2`` (OPT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hwsim.errors import ModelError
+
+Emit = Callable[[int, str, np.ndarray], None]
+"""Is given (layer, signal, float32 [tokens, width])."""
+
+
+class Layer(NamedTuple):
+    """The modules of one decoder layer that signals are taken from."""
+
+    up: Any  # up_proj, gate_up_proj or fc1: its input is the MLP's
+    gate: Any | None  # gate_proj
+    down: Any  # down_proj or fc2: its input is the GLU
+    act: Any | None  # activation of the gate
+    query: Any | None  # q_proj or qkv_proj: its input is the attention's
+    out: Any | None  # o_proj or out_proj
+
+    @property
+    def fused(self) -> bool:
+        """Whether `up` makes gate and up together."""
+        return self.gate is None and self.act is not None
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.act is not None
+
+
+def find_layers(model: Any, count: int) -> tuple[str, list[Layer]]:
+    """The decoder layers and the name of the list that holds them.
+
+    Args:
+        model: a causal language model of transformers; its weights may be on the meta device.
+        count: how many layers its configuration promises.
+
+    Raises:
+        ModelError: none were found, or their MLP has another shape.
+    """
+    kind = getattr(model.config, "model_type", type(model).__name__)
+    for name, module in model.named_modules():
+        if type(module).__name__ == "ModuleList" and len(module) == count and not name.endswith("experts"):
+            layers = [_layer(each) for each in module]
+            if all(layers):
+                return name, [layer for layer in layers if layer]
+    raise ModelError(
+        f"model type {kind}: its MLPs have a shape that hwsim does not know; it knows gate_proj, up_proj and down_proj "
+        "(Llama), gate_up_proj and down_proj (Phi-3), and fc1 and fc2 (OPT), without experts"
+    )
+
+
+def _layer(module: Any) -> Layer | None:
+    attention = getattr(module, "self_attn", None)
+    query = _first(attention, "q_proj", "qkv_proj")
+    out = _first(attention, "o_proj", "out_proj", "dense")
+    mlp = getattr(module, "mlp", module)
+    act = _first(mlp, "act_fn", "activation_fn", "act")
+    up, gate, down = (_first(mlp, name) for name in ("up_proj", "gate_proj", "down_proj"))
+    if up is not None and gate is not None and down is not None and act is not None:
+        return Layer(up, gate, down, act, query, out)
+    fused = _first(mlp, "gate_up_proj")
+    if hasattr(fused, "weight") and hasattr(down, "weight") and act is not None:
+        return Layer(fused, None, down, act, query, out)
+    first, second = _first(mlp, "fc1"), _first(mlp, "fc2")
+    if first is not None and second is not None:
+        return Layer(first, None, second, None, query, out)
+    return None
+
+
+def _first(module: Any, *names: str) -> Any | None:
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
+
+
+class Taps:
+    """Hooks on all layers; every forward pass hands the wanted signals to `emit`.
+
+    Args:
+        layers: from `find_layers`.
+        signals: names of what is wanted.
+        emit: gets each signal as soon as its layer has made it, so that none is kept.
+
+    Raises:
+        ModelError: during a pass: the activated gate times up is not what enters the down projection, so the model
+            computes something else than hwsim takes it for.
+    """
+
+    def __init__(self, layers: list[Layer], signals: list[str], emit: Emit) -> None:
+        self._emit, self._signals = emit, set(signals)
+        self._made: dict[str, Any] = {}  # up and gate of the present layer, until down has confirmed them
+        self._handles: list[Any] = []
+        for index, layer in enumerate(layers):
+            self._attach(index, layer)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _attach(self, index: int, layer: Layer) -> None:
+        for signal, module in (("input", layer.up), ("attn_input", layer.query), ("attn_output", layer.out)):
+            if signal not in self._signals:
+                continue
+            if module is None:
+                raise ModelError(f"layer {index}: has no projection that takes {signal}; leave it out of --signals")
+            self._before(module, partial(self._take, index, signal))
+        if self._signals & {"up", "gate"}:
+            if layer.fused:
+                self._after(layer.up, lambda y: self._fused(layer, y))
+            else:
+                self._after(layer.up, lambda y: self._made.__setitem__("up", y))
+                self._after(layer.gate, lambda y: self._made.__setitem__("gate", layer.act(y)))  # type: ignore[misc]
+        self._before(layer.down, lambda x: self._down(index, x))
+
+    def _before(self, module: Any, action: Callable[[Any], None]) -> None:
+        self._handles.append(module.register_forward_pre_hook(lambda _, args: action(args[0])))
+
+    def _after(self, module: Any, action: Callable[[Any], None]) -> None:
+        self._handles.append(module.register_forward_hook(lambda _, __, result: action(result)))
+
+    def _fused(self, layer: Layer, both: Any) -> None:
+        gate, up = both.chunk(2, dim=-1)
+        self._made = {"up": up, "gate": layer.act(gate)}  # type: ignore[misc]
+
+    def _down(self, index: int, glu: Any) -> None:
+        if self._made:
+            made = self._made["up"] * self._made["gate"]
+            bound = float(glu.abs().max())
+            # one rounding apart at most: a hundredth is coarse for bfloat16 and still tells gate from up
+            if float((made - glu).abs().max()) > 1e-2 * bound:
+                raise ModelError(
+                    f"layer {index}: activated gate times up is not what enters the down projection; "
+                    "the model's MLP is not the one that hwsim takes it for"
+                )
+            for signal in ("up", "gate"):
+                if signal in self._signals:
+                    self._take(index, signal, self._made[signal])
+            self._made = {}
+        if "glu" in self._signals:
+            self._take(index, "glu", glu)
+
+    def _take(self, index: int, signal: str, values: Any) -> None:
+        rows = values.detach().reshape(-1, values.shape[-1]).float().cpu().numpy()
+        self._emit(index, signal, rows)

