@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hwsim.devices import compute_seconds
 from hwsim.metrics import Times, Timing
 from hwsim.model import MLP
 from hwsim.placement import Placement
@@ -78,15 +79,23 @@ def prefill_seconds(placement: Placement, profile: Profile, sequences: list[Sequ
     """Time to first token, mean over the sequences that have a prompt; None if none has.
 
     A lower bound: the prompt is one dense pass that reads every weight once, pinned ones from DRAM and all others from
-    Flash, and the prompt's KV entries from DRAM. Arithmetic counts at the profile's compute rate, if it is known.
+    Flash, and the prompt's KV entries from DRAM. Where the profile knows the compute rate, the arithmetic is added, as
+    the engine does: two operations for each weight and prompt token, attention over the entries before each token and
+    its own, and one kernel a layer.
     """
     prompts = [sequence.prompt for sequence in sequences if sequence.prompt]
     if not prompts:
         return None
-    dram, flash = profile.dram.bandwidth, profile.flash.read_bandwidth
-    weights = placement.pinned_weights / dram + (placement.streamed + placement.sparse) / flash
-    mean = sum(prompts) / len(prompts)
-    return weights + mean * placement.kv_entry / dram
+    weights = placement.pinned_weights / profile.dram.bandwidth
+    weights += (placement.streamed + placement.sparse) / profile.flash.read_bandwidth
+    return sum(_prefill_seconds(placement, profile, prompt) for prompt in prompts) / len(prompts) + weights
+
+
+def _prefill_seconds(placement: Placement, profile: Profile, prompt: int) -> float:
+    """What depends on the length of the prompt: its KV entries and its arithmetic."""
+    pairs = prompt * (prompt + 1) // 2
+    operations = 2.0 * prompt * placement.parameters + 2.0 * pairs * placement.macs_per_entry
+    return prompt * placement.kv_entry / profile.dram.bandwidth + compute_seconds(profile, operations, placement.layers)
 
 
 def fastest_token(placement: Placement, profile: Profile, kv_tokens: int = 0) -> float:

@@ -53,6 +53,8 @@ class Placement:
         cache_bytes: what is left of the budget for the caches.
         groups: the policy's groups, in the order in which a layer decides them.
         weights: bytes of the whole model's weights.
+        layers: how many layers the model has.
+        parameters: weights (numbers, not bytes) of all layers and the LM head.
         unmasked_mlp: weights (parameters) of the MLP that are read whole, all layers.
         predictor_parameters: parameters of the policy itself.
         attention_parameters: unmasked weights of the attention and the LM head.
@@ -69,6 +71,8 @@ class Placement:
     cache_bytes: int
     groups: tuple[GroupPlan, ...]
     weights: int
+    layers: int
+    parameters: int
     unmasked_mlp: int
     predictor_parameters: int
     attention_parameters: int
@@ -241,6 +245,8 @@ def place(
         cache_bytes=cache_bytes,
         groups=groups,
         weights=sizes.weights,
+        layers=layers,
+        parameters=layers * (model.attention_parameters + model.mlp_parameters) + model.vocab_size * model.hidden_size,
         unmasked_mlp=layers * sum(matrices[name].elements for name in model.mlp if name not in masked),
         predictor_parameters=predictor_parameters,
         attention_parameters=layers * attention + model.vocab_size * model.hidden_size,
