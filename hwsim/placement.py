@@ -9,10 +9,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
-from hwsim.errors import ContractError, SettingError
+from hwsim.errors import ContractError, SettingError, UnitError
 from hwsim.model import ATTENTION, MADE_BY, MLP, Bits, ModelShape, footprint, stored_bytes
 from hwsim.policy import Group
 from hwsim.units import parse, show_size
+
+_LARGEST = 10**18  # bytes of a DRAM budget: more is a slip of the pen
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,12 @@ class Placement:
 
     @property
     def everything_fits(self) -> bool:
-        """Whether the KV cache and all weights fit into the budget."""
+        """Whether the KV cache and all weights fit into the budget, and every cache holds all units of its group."""
+        return self.enough and all(plan.capacity == plan.units for plan in self.groups)
+
+    @property
+    def enough(self) -> bool:
+        """Whether the budget is as large as the KV cache and all weights; equal shares may still be too small."""
         return self.kv_reserved + self.resident_weights + self.sparse <= self.budget
 
 
@@ -188,9 +195,12 @@ def dram_budget(text: str, weights: int, kv_reserved: int) -> int:
             raise SettingError(f"--dram {text}: a share must be between 0% and 10000%")
         return int(share * weights + 1e-9) + kv_reserved
     try:
-        return int(parse(text, "size"))
-    except Exception as error:
+        size = int(parse(text, "size"))
+    except UnitError as error:
         raise SettingError(f"--dram {text}: {error}; or write a share such as 50%") from error
+    if size > _LARGEST:
+        raise SettingError(f"--dram {text}: is more than {show_size(_LARGEST)}")
+    return size
 
 
 def place(
@@ -218,8 +228,9 @@ def place(
         budget = dram_budget(budget, sizes.weights, kv_reserved)
     if budget < kv_reserved:
         raise SettingError(
-            f"DRAM budget {show_size(budget)} cannot hold the KV cache of {kv_tokens} tokens, {show_size(kv_reserved)}"
-            "; give more with --dram, or fewer tokens or bits (--kv-tokens, --bits kv_cache=4)"
+            f"DRAM budget {show_size(budget)} cannot hold the KV cache of {kv_tokens} tokens, "
+            f"{show_size(kv_reserved)}: {show_size(kv_reserved - budget)} are missing; give more with --dram, or fewer "
+            "tokens or bits (--kv-tokens, --bits kv_cache=4)"
         )
     masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
     whole = {

@@ -281,6 +281,13 @@ def _notes(trace: Trace, placement: Placement, eviction: Eviction, name: str) ->
             f"Everything fits: KV cache and all weights, {whole}, lie within the DRAM budget of {budget}; "
             "Flash is read only to fill empty caches. Give less with --dram to see what streaming costs."
         )
+    elif placement.enough:
+        short = [plan for plan in placement.groups if plan.capacity < plan.units]
+        shares = ", ".join(f"{plan.group.name} {plan.capacity} of {plan.units} units" for plan in short)
+        notes.append(
+            f"{name}: the DRAM budget of {budget} is as large as the KV cache and all weights, {whole}, but caches get "
+            f"equal shares for each matrix, and some cannot hold theirs ({shares}); give more with --dram."
+        )
     if placement.streamed and not placement.groups:
         pinned = placement.pinned_weights
         notes.append(

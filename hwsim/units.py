@@ -119,7 +119,9 @@ def _round(value: float, digits: int) -> str:
 
 
 def show_size(value: float, digits: int = 3) -> str:
-    """1_234_567 -> "1.23 MB"."""
+    """1_234_567 -> "1.23 MB"; 7 -> "7 B"."""
+    if abs(value) < 1000 and value == int(value):
+        return f"{int(value)} B"
     return _scaled(value, [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")], digits)
 
 
