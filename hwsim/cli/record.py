@@ -130,8 +130,9 @@ def _print(summary: dict[str, Any]) -> None:
     windows = summary["sequences"]
     in_windows = f" in {windows} windows" if windows > 1 else ""
     loss = f"; dense perplexity {summary['dense_perplexity']:.4g}" if summary["dense_perplexity"] else ""
+    signals = ", ".join(summary["signals"])
     console.print(
-        f"{head}: {summary['tokens']} tokens of {summary['model']}{in_windows}, signals {', '.join(summary['signals'])}, "
+        f"{head}: {summary['tokens']} tokens of {summary['model']}{in_windows}, signals {signals}, "
         f"{show_size(summary['bytes'])}{loss}",
         markup=False,
         soft_wrap=True,

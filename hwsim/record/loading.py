@@ -8,6 +8,7 @@ from hwsim.errors import ModelError, SettingError
 from hwsim.model import ModelShape
 from hwsim.record.extras import Libraries, no_bars, told_as
 from hwsim.record.hooks import Layer, find_layers
+from hwsim.record.layerwise import load_layerwise
 from hwsim.record.memory import available_bytes
 from hwsim.record.sources import Source
 from hwsim.units import show_size
@@ -22,14 +23,14 @@ class Structure(NamedTuple):
     config: Any
     shape: ModelShape
     layers_name: str  # of the list of decoder layers among the model's modules
-    parts: dict[str, int]  # parameters of each module outside the layers, by name
+    outside: int  # parameters outside the layers
     layer_parameters: list[int]
     longest: int | None  # tokens of the longest window that the model can read
 
     @property
     def parameters(self) -> int:
         """All parameters."""
-        return sum(self.parts.values()) + sum(self.layer_parameters)
+        return self.outside + sum(self.layer_parameters)
 
 
 def read_structure(source: Source, libraries: Libraries) -> Structure:
@@ -45,14 +46,9 @@ def read_structure(source: Source, libraries: Libraries) -> Structure:
         text = config.get_text_config()
         name, layers = find_layers(empty, text.num_hidden_layers)
         shape = _shape(source.name, text, layers)
-        prefix = f"{name}."
-        parts: dict[str, int] = {}
-        for key, parameter in empty.named_parameters():
-            if not key.startswith(prefix):
-                module = key.rpartition(".")[0]
-                parts[module] = parts.get(module, 0) + parameter.numel()
+        outside = sum(p.numel() for key, p in empty.named_parameters() if not key.startswith(f"{name}."))
         sizes = [sum(p.numel() for p in each.parameters()) for each in empty.get_submodule(name)]
-        return Structure(config, shape, name, parts, sizes, getattr(text, "max_position_embeddings", None))
+        return Structure(config, shape, name, outside, sizes, getattr(text, "max_position_embeddings", None))
 
 
 def _gguf(source: Source) -> dict[str, str]:
@@ -154,20 +150,30 @@ def load_model(
     need = structure.parameters * itemsize
     from_disk = need * (_GGUF_PEAK if source.gguf else 1) > free
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), **_gguf(source)}
-    if from_disk:
-        options["device_map"] = _on_disk(source, structure, itemsize, free, device)
-    elif device != "cpu":
+    if device != "cpu":
         options["device_map"] = {"": device}
+    if from_disk:
+        _check_from_disk(source, structure, itemsize, free)
     with told_as(f"--model {source.name}: its weights cannot be loaded"), no_bars():
-        model, info = libraries.transformers.AutoModelForCausalLM.from_pretrained(
-            source.folder, output_loading_info=True, **options
-        )
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise ModelError(
-                f"--model {source.name}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
-                "they belong to another model, or are incomplete"
+        if from_disk:
+            model = load_layerwise(
+                structure.config,
+                libraries.transformers,
+                source.weights,
+                structure.layers_name,
+                dtype=getattr(torch, dtype),
+                device=device,
             )
+        else:
+            model, info = libraries.transformers.AutoModelForCausalLM.from_pretrained(
+                source.folder, output_loading_info=True, **options
+            )
+            missing = sorted(info["missing_keys"])
+            if missing:
+                raise ModelError(
+                    f"--model {source.name}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
+                    "they belong to another model, or are incomplete"
+                )
         model.eval()
         return Loaded(model, find_layers(model, structure.shape.num_hidden_layers)[1], from_disk)
 
@@ -176,14 +182,14 @@ def _free(torch: Any, device: str) -> int:
     return int(0.9 * torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else available_bytes()
 
 
-def _on_disk(source: Source, structure: Structure, itemsize: int, free: int, device: str) -> dict[str, str]:
-    """A device map that keeps all layers on disk."""
+def _check_from_disk(source: Source, structure: Structure, itemsize: int, free: int) -> None:
+    """Refuse what cannot be loaded layer by layer."""
     if source.gguf:
         raise ModelError(
             f"--model {source.name}: needs {show_size(structure.parameters * itemsize * _GGUF_PEAK)}, free are "
             f"{show_size(free)}, and a GGUF file cannot be loaded layer by layer; give a folder of safetensors instead"
         )
-    least = (sum(structure.parts.values()) + max(structure.layer_parameters)) * itemsize
+    least = (structure.outside + max(structure.layer_parameters)) * itemsize
     if least > free:
         raise ModelError(
             f"--model {source.name}: even layer by layer it needs {show_size(least)}, free are {show_size(free)}; "
@@ -194,4 +200,3 @@ def _on_disk(source: Source, structure: Structure, itemsize: int, free: int, dev
             f"--model {source.name}: does not fit into {show_size(free)} and its weights are .bin files, which "
             "cannot be loaded layer by layer; save it anew with transformers' save_pretrained, as safetensors"
         )
-    return dict.fromkeys(structure.parts, device) | {structure.layers_name: "disk"}

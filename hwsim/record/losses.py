@@ -22,7 +22,7 @@ class Losses:
     def __init__(self, model: Any, libraries: Libraries) -> None:
         self._model, self._torch = model, libraries.torch
         self._hidden: Any = None
-        self._handle = model.base_model.register_forward_hook(self._keep)
+        self._handle = model.get_decoder().register_forward_hook(self._keep)
 
     def remove(self) -> None:
         """Take the hook off."""

@@ -112,14 +112,14 @@ class Trace:
 
     def tokens(self) -> np.ndarray | None:
         """Token ids, int32 ``[tokens]``, if they were recorded."""
-        return self._rows("tokens", 0, self.header.tokens) if "tokens" in self._members else None
+        return self._rows("tokens", 0, self.header.tokens).copy() if "tokens" in self._members else None
 
     def nll(self) -> np.ndarray | None:
         """Loss of the dense model at each token in nats, float32 ``[tokens]``, if it was recorded.
 
         NaN at the first token of each sequence, which nothing predicts.
         """
-        return self._rows("nll", 0, self.header.tokens) if "nll" in self._members else None
+        return self._rows("nll", 0, self.header.tokens).copy() if "nll" in self._members else None
 
     def perplexity(self) -> float | None:
         """Perplexity of the dense model, exp of the mean loss over all tokens that have one; None without losses."""
