@@ -1,7 +1,8 @@
 """The hardware profile: a YAML file that describes Flash, DRAM, compute and energy of one device.
 
 Every number carries its unit in the file and is a plain SI number here. Sections name their `source` and `confidence`
-(measured, vendor, derived, assumed). A key that is not known is an error, so a misspelt one is not silently ignored.
+(measured, vendor, derived, assumed): that of the weakest number in it that a replay uses; the profile's own is that of
+its weakest section, energy apart. A key that is not known is an error, so a misspelt one is not silently ignored.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from hwsim.errors import ProfileError, did_you_mean
+from hwsim.errors import ProfileError, UnitError, did_you_mean
 from hwsim.files import data_folder
-from hwsim.units import ComputeRate, EnergyPerByte, EnergyPerOperation, Power, Rate, Size, Time, parse
+from hwsim.units import ComputeRate, EnergyPerByte, EnergyPerOperation, Power, Rate, Size, Time, parse, shorten
 
 Confidence = Literal["measured", "vendor", "derived", "assumed"]
 _MAX_FILE = 2**20
@@ -46,15 +47,28 @@ class Dram(_Section):
 def _request_sizes(value: Any) -> Any:
     if not isinstance(value, dict):
         raise ValueError("must map request sizes to rows of bandwidths, such as '4 KiB: [43.4, 86.4]'")
-    return {int(parse(size, "size")): row for size, row in value.items()}
+    rows: dict[int, Any] = {}
+    for text, row in value.items():
+        try:
+            size = int(parse(text, "size"))
+        except UnitError as error:  # pydantic gives a ValueError the field's path
+            raise ValueError(str(error)) from error
+        if size in rows:
+            raise ValueError(f"{size} B is given twice")
+        rows[size] = row
+    return rows
+
+
+_Depth = Annotated[int, Field(gt=0, le=2**16, strict=True)]
+_Bandwidth = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)]
 
 
 class FlashTable(_Section):
     """Measured random-read bandwidth over request size and queue depth, interpolated in log space."""
 
     unit: Rate = Field(description="what the numbers count, such as 'MB/s': written as '1 MB/s' or 'MB/s'")
-    queue_depth: tuple[Annotated[int, Field(gt=0, le=2**16)], ...] = Field(min_length=1)
-    read: Annotated[dict[int, tuple[Annotated[float, Field(gt=0)], ...]], BeforeValidator(_request_sizes)]
+    queue_depth: tuple[_Depth, ...] = Field(min_length=1)
+    read: Annotated[dict[int, tuple[_Bandwidth, ...]], BeforeValidator(_request_sizes)]
 
     @model_validator(mode="before")
     @classmethod
@@ -108,7 +122,7 @@ class Flash(_Section):
 
     read_bandwidth: Rate = Field(description="flat read bandwidth, bytes a second")
     latency: Time | None = Field(None, description="from issuing a batch of reads to its first byte, s")
-    queue_depth: int | None = Field(None, gt=0, le=2**16, description="reads outstanding at once")
+    queue_depth: _Depth | None = Field(None, description="reads outstanding at once")
     page_size: Size | None = Field(None, description="a read is rounded up to whole pages, bytes")
     table: FlashTable | None = None
 
@@ -235,7 +249,11 @@ def _explain(error: ValidationError) -> str:
         inside = str(first["loc"][-2]) if len(first["loc"]) > 1 else ""
         section = _SECTIONS.get(inside, Profile)
         return f"{field} is not a known key{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
+    if first["type"] == "invalid_key":
+        return f"{field} is not a known key{did_you_mean(field, Profile.model_fields)}"
+    if first["type"] == "model_type":
+        return f"{field}: must be a section of fields (got {shorten(repr(first['input']))})"
     message = first["msg"].removeprefix("Value error, ")
-    value = repr(first["input"])
-    shown = "" if value in message or isinstance(first["input"], dict) else f" (got {value[:60]})"
+    # our own rules name the value themselves
+    shown = "" if first["type"] == "value_error" else f" (got {shorten(repr(first['input']))})"
     return f"{field + ': ' if field else ''}{message}{shown}"

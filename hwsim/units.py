@@ -44,6 +44,7 @@ _EXAMPLE = {
     "power": "1.2 W",
     "compute rate": "12 TFLOPS",
 }
+_LEAST, _MOST = Fraction(1, 10**18), Fraction(10**18)  # of a quantity in a file, in SI units: its time stays finite
 _NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)\s*(\S*)\s*")
 
 
@@ -53,21 +54,26 @@ def parse(text: Any, kind: str) -> Fraction:
     Raises:
         UnitError: not a number with a unit of this kind, or a negative number.
     """
-    units, example = KINDS[kind], _EXAMPLE[kind]
+    units, example, shown = KINDS[kind], _EXAMPLE[kind], shorten(repr(text))
     if isinstance(text, bool) or not isinstance(text, str | int | float):
-        raise UnitError(f"{text!r} is not a {kind}; write a number and its unit, such as {example!r}")
+        raise UnitError(f"{shown} is not a {kind}; write a number and its unit, such as {example!r}")
     found = _NUMBER.fullmatch(str(text))
     if not found:
-        raise UnitError(f"{text!r} is not a {kind}; write a number and its unit, such as {example!r}")
+        raise UnitError(f"{shown} is not a {kind}; write a number and its unit, such as {example!r}")
     number, unit = found.groups()
     if not unit:
-        raise UnitError(f"{text!r} has no unit; a {kind} needs one of {', '.join(units)}, such as {example!r}")
+        raise UnitError(f"{shown} has no unit; a {kind} needs one of {', '.join(units)}, such as {example!r}")
     if unit not in units:
-        raise UnitError(f"{text!r}: {unit!r} is not a unit of a {kind}; use one of {', '.join(units)}")
+        raise UnitError(f"{shown}: {shorten(repr(unit))} is not a unit of a {kind}; use one of {', '.join(units)}")
     value = Fraction(number) * units[unit]
     if value < 0:
-        raise UnitError(f"{text!r} is negative; a {kind} must not be")
+        raise UnitError(f"{shown} is negative; a {kind} must not be")
     return value
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """`text` with its end left out if it is longer than `limit`, for messages."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _quantity(kind: str, *, whole: bool = False, positive: bool = True) -> BeforeValidator:
@@ -79,6 +85,8 @@ def _quantity(kind: str, *, whole: bool = False, positive: bool = True) -> Befor
             raise ValueError(str(error)) from error
         if positive and value == 0:
             raise ValueError(f"{text!r} is zero; a {kind} must be more here")
+        if value and not _LEAST <= value <= _MOST:
+            raise ValueError(f"{text!r} is out of all proportion")
         if whole and value.denominator != 1:
             raise ValueError(f"{text!r} is not a whole number of bytes")
         return int(value) if whole else float(value)

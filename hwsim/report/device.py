@@ -68,7 +68,8 @@ def render_device(profile: Profile, path: Path) -> ConsoleRenderable:
             value = getattr(content, field)
             if value is None or field not in _SHOW:
                 continue
-            says = (content.confidence or "-", content.source or "-") if first else ("", "")
+            where = ". ".join(text for text in (content.source, content.note) if text)
+            says = (content.confidence or "-", where or "-") if first else ("", "")
             table.add_row(section if first else "", field, _SHOW[field](value), says[0], Text(says[1]))
             first = False
     parts += [Text(""), table]
