@@ -63,13 +63,22 @@ class Cache:
         return needed, hits
 
     def _stay(self, candidates: np.ndarray, count: int) -> np.ndarray:
-        kept = self._ask(lambda: self._eviction.stay(self._state, candidates, count))
         if type(self._eviction).stay is Eviction.stay:
-            return kept
+            return kernels.stay(self._rank(), candidates, count)
+        kept = self._ask(lambda: self._eviction.stay(self._state, candidates, count))
         ours = isinstance(kept, np.ndarray) and kept.dtype == bool and kept.shape == candidates.shape
         if not ours or np.count_nonzero(kept) != count or np.any(kept & ~candidates):
             raise ContractError(f"{self._who}: stay() must return a mask of exactly {count} of the candidates")
         return kept
+
+    def _rank(self) -> np.ndarray:
+        rank = self._ask(lambda: self._eviction.rank(self._state))
+        if not isinstance(rank, np.ndarray) or rank.dtype.kind not in "fiub" or rank.shape != (self.units,):
+            found = f"{rank.dtype} of shape {rank.shape}" if isinstance(rank, np.ndarray) else type(rank).__name__
+            raise ContractError(f"{self._who}: rank() returned {found}, needs numbers of shape ({self.units},)")
+        if rank.dtype.kind == "f" and np.isnan(rank.max()):
+            raise ContractError(f"{self._who}: rank() returned NaN for unit {int(np.flatnonzero(np.isnan(rank))[0])}")
+        return rank
 
     def _ask(self, call: Any) -> Any:
         """Call the eviction; what it raises becomes one line that names it."""

@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 
+import numpy as np
+
 from hwsim.errors import ContractError, SettingError, UnitError
 from hwsim.model import ATTENTION, MADE_BY, MLP, Bits, ModelShape, footprint, stored_bytes
 from hwsim.policy import Group
@@ -103,12 +105,18 @@ def plan_group(group: Group, model: ModelShape, bits: Bits) -> GroupPlan:
         ContractError: an unknown axis, slice, signal or keep, or a mask decided from what it must produce.
     """
     where = f"group {group.name!r}"
+    if not isinstance(group.name, str):
+        raise ContractError(f"{where}: its name must be text")
+    for field in ("slices", "needs"):
+        value = getattr(group, field)
+        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+            raise ContractError(f"{where}: {field} {value!r}; must be a list of names")
     axes = {
         "hidden": model.hidden_size,
         "neuron": model.intermediate_size,
         "attention": model.num_attention_heads * model.head_dim,
     }
-    if group.axis not in axes:
+    if not isinstance(group.axis, str) or group.axis not in axes:
         raise ContractError(f"{where}: axis {group.axis!r}; must be one of {', '.join(axes)}")
     units, matrices = axes[group.axis], model.matrices()
     if not group.slices:
@@ -125,7 +133,7 @@ def plan_group(group: Group, model: ModelShape, bits: Bits) -> GroupPlan:
         sizes.append(stored_bytes(elements, bits.of(matrix)))
         parameters += elements
         of_mlp += elements if matrix in MLP else 0
-    if group.keep is not None and not 0 < group.keep <= 1:
+    if group.keep is not None and not (isinstance(group.keep, float | int | np.floating) and 0 < group.keep <= 1):
         raise ContractError(f"{where}: keep={group.keep!r}; must be more than 0 and at most 1")
     _check_needs(group, where)
     k = 0 if group.keep is None else max(1, int(group.keep * units + 1e-9))

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from hwsim.errors import HwsimError, PluginError, SettingError, did_you_mean, one_line
 from hwsim.evictions import Eviction
 from hwsim.policy import Policy
+from hwsim.units import shorten
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -140,8 +141,9 @@ class Kind(Generic[T]):
         except HwsimError:
             raise
         except SyntaxError as error:
-            raise PluginError(f"{origin}: line {error.lineno}: {error.msg}") from error
-        except Exception as error:
+            at = f"line {error.lineno}: " if error.lineno else ""
+            raise PluginError(f"{origin}: {at}{one_line(error) if not at else error.msg}") from error
+        except (Exception, SystemExit) as error:
             raise PluginError(f"{origin}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
 
 
@@ -163,13 +165,23 @@ def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:
     try:
         return found.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        if field:
-            meaning = found.model_fields[str(first["loc"][0])].description
-            message = f"{field}={first['input']}: {message}" + (f" ({meaning})" if meaning else "")
-        raise SettingError(f"{who}: {message}") from error
+        raise SettingError(f"{who}: {_explain(found, error)}") from error
+    except HwsimError:
+        raise
+    except Exception as error:
+        raise SettingError(f"{who}: refused its parameters: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _explain(found: type[BaseModel], error: ValidationError) -> str:
+    """The first thing that is wrong with the parameters, as field=value: rule (meaning)."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = " ".join(first["msg"].removeprefix("Value error, ").split())
+    known = found.model_fields.get(str(first["loc"][0])) if field else None
+    meaning = f" ({known.description})" if known and known.description else ""
+    if first["type"] == "missing":
+        return f"{field} must be given, with --set {field}=...{meaning}"
+    return f"{field}={shorten(str(first['input']))}: {message}{meaning}" if field else message
 
 
 def _read(value: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel
 
 import hwsim
 from hwsim import bounds, metrics
@@ -78,6 +79,8 @@ def replay(
     """
     settings = settings or Settings()
     header = trace.header
+    _check_parameters(policy, f"policy {policy_name or type(policy).__name__}")
+    _check_parameters(eviction, f"eviction {eviction_name or type(eviction).__name__}")
     placement = layout(header.model, profile, policy, header.longest, settings, policy_name)
     plans = placement.groups
     check_signals(trace.has, plans, trace.path, header.model.name)
@@ -135,7 +138,7 @@ def layout(
     if kv_tokens < longest:
         raise SettingError(f"--kv-tokens {kv_tokens} cannot hold the trace's longest sequence, {longest} tokens")
     budget = profile.dram.budget if settings.dram is None else settings.dram
-    parameters = _ask(policy.predictor_parameters, model, name)
+    parameters = _ask("predictor_parameters", lambda: policy.predictor_parameters(model), name)
     if not isinstance(parameters, int) or parameters < 0:
         raise ContractError(
             f"policy {name}: predictor_parameters() returned {parameters!r}, needs a whole number from 0"
@@ -143,19 +146,27 @@ def layout(
     return place(plans, model, settings.bits, budget, kv_tokens, parameters)
 
 
-def _ask(method: Callable[[ModelShape], Any], model: ModelShape, name: str) -> Any:
+def _ask(method: str, call: Callable[[], Any], name: str) -> Any:
     """Call a policy's method; what it raises becomes one line that names the policy."""
     try:
-        return method(model)
+        return call()
     except HwsimError as error:
         raise type(error)(f"policy {name}: {error}") from error
     except Exception as error:
-        raised = f"{method.__name__}() raised {type(error).__name__}: {one_line(error)}"
+        raised = f"{method}() raised {type(error).__name__}: {one_line(error)}"
         raise ContractError(f"policy {name}: {raised}") from error
 
 
+def _check_parameters(plugin: BaseModel, who: str) -> None:
+    """Refuse, before anything is computed, what the result could not name."""
+    try:
+        plugin.model_dump_json()
+    except Exception as error:
+        raise ContractError(f"{who}: its parameters cannot be written as JSON: {one_line(error)}") from error
+
+
 def _plans(policy: Policy, model: ModelShape, bits: Bits, name: str) -> tuple[GroupPlan, ...]:
-    groups = _ask(policy.groups, model, name)
+    groups = _ask("groups", lambda: policy.groups(model), name)
     try:
         return plan_groups(groups, model, bits)
     except ContractError as error:

@@ -1,11 +1,12 @@
 """Contract checks for authors: ``check_policy(Mine)`` in a test of your own tells whether a policy keeps every rule.
 
-The checks run on a small made-up model with made-up signals, in well under a second; no trace and no weights are needed.
+The checks run on a small made-up model with made-up signals, in well under a second; they need no trace and no weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ _SEQUENCES = [Sequence(tokens=14, prompt=2), Sequence(tokens=9)]
 
 
 class RandomSignals:
-    """Heavy-tailed signals that follow each other, the same for the same seed; read-only, as the engine hands them out."""
+    """Heavy-tailed signals that follow each other, the same for the same seed."""
 
     def __init__(self, model: ModelShape, tokens: int, seed: int = 0) -> None:
         self._model, self._tokens, self._seed = model, tokens, seed
@@ -116,7 +117,8 @@ def _masks(policy: Policy, model: ModelShape) -> str:
         if sizes[group] and count != sizes[group]:
             raise ContractError(
                 f"{type(policy).__name__}: layer {layer}, group {group}, token {token}: the mask holds {count} units, "
-                f"keep asks for {sizes[group]}" + ("; give the group keep=None if select() decides" if overridden else "")
+                f"keep asks for {sizes[group]}"
+                + ("; give the group keep=None if select() decides" if overridden else "")
             )
     return "its masks have the right shape and hold what keep says, and signals are left as they are"
 
@@ -151,7 +153,7 @@ def _density(policy: Policy, model: ModelShape) -> str:
         masked = sum(plan.k * plan.parameters for plan in plans)
         whole = sum(plan.units * plan.parameters for plan in plans)
         read.append((density, whole - masked))
-    for (low, spared), (high, then) in zip(read, read[1:], strict=False):
+    for (low, spared), (high, then) in pairwise(read):
         if then > spared:
             raise ContractError(f"{kind.__name__}: density {high} reads less than density {low}")
     return "a higher density never reads less"

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hwsim.cli.common import JsonOption, guarded, output, to_json, write_json
+from hwsim.errors import PluginError
 
 NameArgument = Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)]
 
@@ -33,7 +34,10 @@ def _parameters(found: type[BaseModel]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "default": None if field.default is PydanticUndefined else field.default,
+            "default": None
+            if field.is_required()
+            else to_jsonable_python(field.get_default(call_default_factory=True), fallback=str),
+            "required": field.is_required(),
             "bounds": _bounds(field.metadata),
             "type": getattr(field.annotation, "__name__", None)
             if isinstance(field.annotation, type)
@@ -57,7 +61,11 @@ def _list_plugins(kind: Any, name: str | None, json: str | None) -> None:
         return
     rows = []
     for each, origin in kind.names().items():
-        _, found = kind.find(each)
+        try:
+            _, found = kind.find(each)
+        except PluginError as error:  # somebody else's is broken: the others are still there
+            rows.append({"name": each, "summary": f"cannot be used: {error}", "origin": origin, "parameters": []})
+            continue
         rows.append({"name": each, "summary": _summary(found), "origin": origin, "parameters": _parameters(found)})
     if json:
         write_json(json, to_json(rows))
@@ -67,13 +75,15 @@ def _list_plugins(kind: Any, name: str | None, json: str | None) -> None:
         table.add_column("what it does")
         table.add_column("parameters")
         for row in rows:
-            words = ", ".join(f"{p['name']}={_value(p['default'])}" for p in row["parameters"])
+            words = ", ".join(f"{p['name']}={_value(p)}" for p in row["parameters"])
             table.add_row(str(row["name"]), Text(str(row["summary"])), Text(words))
         console.print(table)
 
 
-def _value(default: Any) -> str:
-    return "none" if default is None else str(default)
+def _value(parameter: dict[str, Any]) -> str:
+    if parameter["required"]:
+        return "required"
+    return "none" if parameter["default"] is None else str(parameter["default"])
 
 
 def _show_plugin(console: Console, data: dict[str, Any]) -> None:
@@ -85,7 +95,7 @@ def _show_plugin(console: Console, data: dict[str, Any]) -> None:
     for head in ("parameter", "default", "type", "bounds", "meaning"):
         table.add_column(head, no_wrap=head in ("parameter", "default"))
     for each in data["parameters"]:
-        row = (each["name"], _value(each["default"]), str(each["type"]), each["bounds"], each["description"])
+        row = (each["name"], _value(each), str(each["type"]), each["bounds"], each["description"])
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
 
