@@ -154,7 +154,8 @@ class TraceWriter:
 
     def commit(self, done: int) -> None:
         """Declare that all members hold their first `done` tokens, and make that safe against a kill."""
-        self._guard(lambda: os.fsync(self._file.fileno()))
+        with self._guard():
+            os.fsync(self._file.fileno())
         self.done = done
         state = {"fingerprint": self._fingerprint, "done": done, "clipped": self.clipped}
         write_atomic(self._progress, json.dumps(state))
@@ -174,25 +175,31 @@ class TraceWriter:
         slots = list(self._slots.values())
         slots.append(self._slot("header", (), header.dtype))
         last = slots[-1]
-        self._guard(lambda: self._pwrite(last.head + header.tobytes(), last.start))
+        self._pwrite(last.head + header.tobytes(), last.start)
         directory = b""
         for slot in slots:
             crc = self._crc(slot)
-            head = _local_header(slot.name, slot.size, crc, slot.local)
-            self._guard(lambda head=head, slot=slot: self._pwrite(head, slot.local))  # type: ignore[misc]
+            self._pwrite(_local_header(slot.name, slot.size, crc, slot.local), slot.local)
             directory += _directory_entry(slot, crc)
         at = last.start + last.size
         tail = directory + _directory_end(len(slots), len(directory), at)
-        self._guard(lambda: self._pwrite(tail, at))
-        self._guard(lambda: os.ftruncate(self._file.fileno(), at + len(tail)))
-        self._guard(lambda: os.fsync(self._file.fileno()))
-        self._guard(lambda: self._partial.replace(self.path))
+        self._pwrite(tail, at)
+        with self._guard():
+            os.ftruncate(self._file.fileno(), at + len(tail))
+            os.fsync(self._file.fileno())
+            self._partial.replace(self.path)
         self._progress.unlink(missing_ok=True)
         self.close()
 
     def close(self) -> None:
         """Let go of the file; what was committed stays for a later writer."""
         self._file.close()
+
+    def discard(self) -> None:
+        """Close the file and delete all that was written, for a writer that cannot go on from it."""
+        self._partial.unlink(missing_ok=True)
+        self._progress.unlink(missing_ok=True)
+        self.close()
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -218,14 +225,28 @@ class TraceWriter:
             raise OutputError(f"{self.path}: is a folder; name a file")
         if not self.path.parent.is_dir():
             raise OutputError(f"{self.path}: cannot be written: the folder {self.path.parent} does not exist")
-        self._file = self._guard(lambda: open(self._partial, "r+b" if self._partial.exists() else "w+b"))  # noqa: PTH123, SIM115
+        while True:
+            with self._guard():
+                # neither truncates what is there nor fails where nothing is
+                self._file = open(os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: PTH123, SIM115
+            try:
+                self._lock()
+                if self._renamed():
+                    self._file.close()
+                    continue
+                if not self._resume():
+                    self._start()
+                return
+            except BaseException:
+                self._file.close()
+                raise
+
+    def _renamed(self) -> bool:
+        """Whether another writer finished, or gave up, the file between its opening here and its locking."""
         try:
-            self._lock()
-            if not self._resume():
-                self._start()
-        except BaseException:
-            self._file.close()
-            raise
+            return not os.path.samestat(self._partial.stat(), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return True
 
     def _lock(self) -> None:
         with contextlib.suppress(ImportError):  # Windows has no fcntl; two writers are on their own there
@@ -264,10 +285,11 @@ class TraceWriter:
                 f"{self.path}: needs {show_size(self._end)}, the disk has {show_size(free)} free; record fewer tokens"
             )
         self._progress.unlink(missing_ok=True)
-        self._guard(lambda: os.ftruncate(self._file.fileno(), 0))
-        self._guard(lambda: os.ftruncate(self._file.fileno(), self._end))
+        with self._guard():
+            os.ftruncate(self._file.fileno(), 0)
+            os.ftruncate(self._file.fileno(), self._end)
         for slot in self._slots.values():
-            self._guard(lambda slot=slot: self._pwrite(slot.head, slot.start))  # type: ignore[misc]
+            self._pwrite(slot.head, slot.start)
         self.commit(0)
 
     def _check_shape(self, slot: _Slot, start: int, values: np.ndarray) -> None:
@@ -280,13 +302,14 @@ class TraceWriter:
     def _put(self, slot: _Slot, start: int, values: np.ndarray) -> None:
         at = slot.start + len(slot.head) + start * slot.width * slot.dtype.itemsize
         data = np.ascontiguousarray(values, slot.dtype)
-        self._guard(lambda: self._pwrite(memoryview(data).cast("B"), at))
+        self._pwrite(data.reshape(-1).view(np.uint8).data, at)
 
     def _pwrite(self, data: bytes | memoryview, at: int) -> None:
         view = memoryview(data)
-        while view:
-            written = os.pwrite(self._file.fileno(), view, at)
-            view, at = view[written:], at + written
+        with self._guard():
+            while view:
+                written = os.pwrite(self._file.fileno(), view, at)
+                view, at = view[written:], at + written
 
     def _crc(self, slot: _Slot) -> int:
         crc = 0
@@ -297,15 +320,17 @@ class TraceWriter:
     def _pieces(self, at: int, size: int) -> Iterator[bytes]:
         end = at + size
         while at < end:
-            piece = os.pread(self._file.fileno(), min(_CHUNK, end - at), at)
+            with self._guard():
+                piece = os.pread(self._file.fileno(), min(_CHUNK, end - at), at)
             if not piece:
                 raise OutputError(f"{self._partial}: was shortened while it was being written")
             yield piece
             at += len(piece)
 
-    def _guard(self, action: Any) -> Any:
-        """Run a file operation; what the system refuses becomes one line."""
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """What the system refuses to do within becomes one line."""
         try:
-            return action()
+            yield
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
