@@ -9,14 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec, TextIO, cast
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from hwsim.errors import HwsimError, SettingError, did_you_mean
+from hwsim.errors import HwsimError, OutputError, SettingError, did_you_mean, one_line
 from hwsim.files import write_atomic
 from hwsim.model import Bits
 
@@ -43,21 +43,48 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except KeyboardInterrupt as error:
             _complain("interrupted; nothing was left half-written")
             raise typer.Exit(130) from error
-        except BrokenPipeError as error:
-            # the reader (head, less) has gone; keep Python from complaining again when it flushes
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError as error:  # the reader (head, less) has gone
+            _silence_stdout()
             raise typer.Exit(0) from error
+        except OSError as error:  # files tell their own errors: this is standard output, on a full disk
+            _silence_stdout()
+            _complain(f"the answer cannot be written: {error.strerror or one_line(error)}")
+            raise typer.Exit(1) from error
 
     return run
 
 
+def _silence_stdout() -> None:
+    """Keep Python from complaining again when it flushes standard output at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"hwsim: {text}", style="red", markup=False)
+    """Always one line, also where a file name has several."""
+    line = "hwsim: " + " ".join(text.splitlines())
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, style="red", markup=False)
+
+
+class _Plain:
+    """Standard output where it is no terminal: no blanks at the ends of lines, and ? for what it cannot encode."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding or "utf-8"
+
+    def write(self, text: str) -> int:
+        lines = "\n".join(line.rstrip(" ") for line in text.split("\n"))
+        return self._stream.write(lines.encode(self.encoding, "replace").decode(self.encoding))
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def output() -> Console:
-    """The console for answers. Not a terminal: as wide as the answer needs, no colours."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    """The console for answers. Not a terminal: 160 characters a line, no colours."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, width=160, file=cast("TextIO", _Plain(sys.stdout)))
 
 
 def note(text: str) -> None:
@@ -72,6 +99,29 @@ def write_json(target: str, text: str) -> None:
         sys.stdout.flush()
     else:
         write_atomic(Path(target), text)
+
+
+def check_target(target: str | None, *sources: Path) -> None:
+    """Before long work: can the result be written to `target`, and does it spare what the command reads?
+
+    Raises:
+        OutputError: the folder is missing, or the file is a folder, one of the sources, or not writable.
+    """
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: cannot be written: it is a folder")
+        if not path.resolve().parent.is_dir():
+            raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
+        if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
+            raise OutputError(f"{path}: cannot be written: the command reads it; choose another name")
+        writable = path if path.exists() and not path.is_file() else path.resolve().parent
+        if not os.access(writable, os.W_OK):
+            raise OutputError(f"{path}: cannot be written: permission denied")
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise OutputError(f"{target}: cannot be written: {one_line(error)}") from error
 
 
 def to_json(data: Any) -> str:
@@ -106,7 +156,9 @@ def progress_bar(rate: str = "") -> Iterator[Callable[[str, int, int], None]]:
                 started[phase] = done
             task = bar.tasks[bar.task_ids.index(tasks[phase])]
             speed = (done - started[phase]) / task.elapsed if task.elapsed and done > started[phase] else 0.0
-            bar.update(tasks[phase], completed=done, total=total, speed=f"{speed:.0f} {rate}/s" if speed else "")
+            shown = f"{speed:.0f} {rate}/s" if speed else ""
+            # what is done makes room for what runs
+            bar.update(tasks[phase], completed=done, total=total, speed=shown, visible=done < total)
 
         yield update
 

@@ -139,7 +139,8 @@ def devices(name: NameArgument = None, json: JsonOption = None) -> None:
     if json:
         write_json(json, to_json({each: p.model_dump(mode="json", exclude_none=True) for each, p in found.items()}))
     if json != "-":
-        output().print(render_devices(found))
+        console = output()
+        console.print(render_devices(found, console.width))
 
 
 def register(app: typer.Typer) -> None:

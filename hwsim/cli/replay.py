@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from hwsim.cli.common import JsonOption, guarded, key_values, note, output, progress_bar, read_bits, to_json, write_json
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    guarded,
+    key_values,
+    note,
+    output,
+    progress_bar,
+    read_bits,
+    to_json,
+    write_json,
+)
 from hwsim.errors import SettingError, did_you_mean
 
 
@@ -78,6 +89,7 @@ def replay(
     from hwsim.simulation import replay as run
     from hwsim.trace import Trace
 
+    check_target(json, trace)
     settings = Settings(dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token)
     profile = load_profile(hw)
     rule_name, rule = EVICTIONS.make(eviction)

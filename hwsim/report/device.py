@@ -27,30 +27,33 @@ _SHOW: dict[str, Any] = {
     "compute": lambda value: show_energy(value) + "/OP",
     "base_power": lambda value: f"{value:g} W",
 }
+_WIDE = 110  # columns of a terminal
 
 
-def _grid(*heads: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+def _grid(*heads: str, wraps: tuple[str, ...] = ("source",)) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for head in heads:
-        table.add_column(head, no_wrap=head not in ("source", "what it is"))
+        table.add_column(head, no_wrap=head not in wraps)
     return table
 
 
-def render_devices(profiles: dict[str, Profile]) -> ConsoleRenderable:
-    """All profiles, a line each."""
-    table = _grid("device", "what it is", "DRAM budget", "DRAM", "Flash", "Flash model", "confidence")
+def render_devices(profiles: dict[str, Profile], width: int = 160) -> ConsoleRenderable:
+    """All profiles, a line each; what the devices are called in full only where a line has room for it."""
+    heads = ["\ndevice", "DRAM\nbudget", "DRAM\nread", "Flash\nread", "Flash\nmodel", "confidence\nDRAM", "\nFlash"]
+    full = width >= _WIDE
+    table = _grid(*heads, *(["\nwhat it is"] if full else []), wraps=("\nwhat it is",))
     for name, profile in profiles.items():
         flash = profile.flash
-        points = f"table of {len(flash.table.read)} x {len(flash.table.queue_depth)}" if flash.table else "flat"
-        table.add_row(
+        row: list[str | Text] = [
             Text(name, style="bold"),
-            Text(profile.name),
             show_size(profile.dram.budget),
             show_rate(profile.dram.bandwidth),
             show_rate(flash.read_bandwidth),
-            points,
-            f"DRAM {profile.dram.confidence or '-'}, Flash {flash.confidence or '-'}",
-        )
+            f"{len(flash.table.read)} x {len(flash.table.queue_depth)} table" if flash.table else "flat",
+            profile.dram.confidence or "-",
+            flash.confidence or "-",
+        ]
+        table.add_row(*row, *([profile.name] if full else []))
     return table
 
 
