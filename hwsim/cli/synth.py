@@ -1,7 +1,106 @@
-"""placeholder"""
+"""``hwsim synth``: the shape of a model and the statistics of a recorded trace -> a synthetic trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, to_json, write_json
+from hwsim.cli.trace import find_trace
+from hwsim.errors import OutputError
+
+if TYPE_CHECKING:
+    from hwsim.tracestats import TraceStats
+
+_COMPARED = 128  # tokens: enough for the statistics, few enough for a large model
+
+
+def synth(
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model whose shape to take, such as phi3-medium.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to draw.")] = 512,
+    like: Annotated[
+        Path,
+        typer.Option(metavar="TRACE", help="Recorded trace whose statistics to take; sample: the bundled one."),
+    ] = Path("sample"),
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of one window; each is a sequence of its own.", show_default="all tokens"),
+    ] = None,
+    prompt: Annotated[int, typer.Option(help="First tokens of each window that are no part of the decode.")] = 0,
+    signals: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Signals to draw.", show_default="those of --like")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Trace to write.", show_default="MODEL-synthetic.npz")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Draw a trace for a model whose weights are not at hand, with the statistics of a recorded trace.
+
+    The values are random: they tell speed, never accuracy.
+
+    Example: hwsim synth --model phi3-medium --tokens 200
+    """
+    from hwsim.catalog import known_shape
+    from hwsim.report.traceinfo import render_comparison
+    from hwsim.synth import synthesize
+    from hwsim.trace import Trace
+    from hwsim.tracestats import trace_stats
+    from hwsim.units import show_size
+
+    shape = known_shape(model)
+    path = out or Path(f"{model}-synthetic.npz")
+    if path.is_file() and not overwrite:
+        raise OutputError(f"{path}: exists; name another file with -o, or give --overwrite")
+    wanted = [name.strip() for name in signals.split(",") if name.strip()] if signals is not None else None
+    with Trace(find_trace(like)) as recorded, progress_bar() as progress:
+        header = synthesize(
+            path, shape, tokens, like=recorded, context=context, prompt=prompt, signals=wanted, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+        with Trace(path) as drawn:
+            # a few tokens look more unequal than many: compare equal numbers
+            compared = min(_COMPARED, tokens, recorded.header.tokens)
+            fitted = trace_stats(recorded, tokens=compared, progress=progress)
+            synthetic = trace_stats(drawn, tokens=compared, progress=progress)
+            size = drawn.size
+    if json:
+        data = {
+            "file": str(path),
+            "bytes": size,
+            "origin": header.origin,
+            "model": header.model.name,
+            "tokens": header.tokens,
+            "sequences": len(header.sequences),
+            "signals": list(header.signals),
+            "provenance": header.provenance,
+            "statistics": {"fitted_to": _plain(fitted), "synthetic": _plain(synthetic)},
+        }
+        write_json(json, to_json(data))
+    if json != "-":
+        console = output()
+        signal_names = ", ".join(header.signals)
+        console.print(
+            f"{path}, {show_size(size)}, synthetic: {tokens} tokens of {model}, signals {signal_names}",
+            markup=False,
+            soft_wrap=True,
+        )
+        console.print(f"fitted to {recorded.path.name} ({recorded.model.name})\n", markup=False, soft_wrap=True)
+        console.print(render_comparison(fitted, synthetic))
+    if json and json != "-":
+        note(f"Written to {json}")
+
+
+def _plain(stats: TraceStats) -> object:
+    import dataclasses
+
+    return {"tokens": stats.tokens} | {name: dataclasses.asdict(each) for name, each in stats.signals.items()}
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    app.command(no_args_is_help=True)(guarded(synth))

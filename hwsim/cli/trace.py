@@ -1,7 +1,100 @@
-"""placeholder"""
+"""``hwsim trace info`` and ``hwsim trace verify``: what a trace holds, and whether it is sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, to_json, write_json
+from hwsim.errors import TraceError
+
+TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")]
+
+
+def info(
+    trace: TraceArgument,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Take statistics of the first N tokens only.", show_default="all")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Show every layer on a line of its own.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Show what a trace holds, where it is from, and how sparse and how steady its signals are.
+
+    Example: hwsim trace info sample
+    """
+    import dataclasses
+
+    from hwsim.report.traceinfo import render_trace
+    from hwsim.trace import Trace
+    from hwsim.tracestats import trace_stats
+
+    with Trace(find_trace(trace)) as opened:
+        with progress_bar() as progress:
+            stats = trace_stats(opened, tokens=tokens, progress=progress)
+        header = opened.header
+        if json:
+            data = {
+                "format": "hwsim-trace-info",
+                "version": 1,
+                "file": str(opened.path),
+                "bytes": opened.size,
+                "hash": opened.hash,
+                "origin": header.origin,
+                "model": header.model.model_dump(),
+                "signals": list(header.signals),
+                "tokens": header.tokens,
+                "decoded": header.decoded,
+                "sequences": [sequence.model_dump() for sequence in header.sequences],
+                "provenance": header.provenance,
+                "dense_perplexity": opened.perplexity(),
+                "statistics": dataclasses.asdict(stats),
+            }
+            write_json(json, to_json(data))
+        if json != "-":
+            output().print(render_trace(opened, stats, layers=layers))
+    if json and json != "-":
+        note(f"Written to {json}")
+
+
+def verify(trace: TraceArgument, json: JsonOption = None) -> None:
+    """Read all of a trace and check it: checksums, shapes, no NaN. Exit code 1 if it is damaged.
+
+    Example: hwsim trace verify sample
+    """
+    from hwsim.trace import Trace
+    from hwsim.units import show_size
+
+    try:
+        with Trace(find_trace(trace)) as opened, progress_bar() as progress:
+            count, members = len(opened.header.members()), 0
+            for members, _ in enumerate(opened.verify(), 1):
+                progress("checking", min(members, count), count)
+            size = opened.size
+    except TraceError as error:
+        if json:
+            write_json(json, to_json({"file": str(trace), "sound": False, "error": str(error)}))
+        raise
+    if json:
+        write_json(json, to_json({"file": str(trace), "sound": True, "members": members, "bytes": size}))
+    if json != "-":
+        output().print(f"sound: {members} members, {show_size(size)}")
+
+
+def find_trace(trace: Path) -> Path:
+    """A file; ``sample`` stands for the trace that comes with hwsim where no file has that name."""
+    if str(trace) == "sample" and not trace.exists():
+        from hwsim.synth import bundled
+
+        return bundled()
+    return trace
+
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Look into a trace, or check it.")
+    for command in (info, verify):
+        group.command(no_args_is_help=True)(guarded(command))
+    app.add_typer(group, name="trace")
