@@ -116,7 +116,7 @@ def _bits(value: object) -> object:
     return value
 
 
-_Bits = Annotated[float, BeforeValidator(_bits), Field(gt=0, le=64)]
+_Bits = Annotated[float, BeforeValidator(_bits), Field(ge=0.01, le=64)]
 
 
 class Bits(BaseModel):

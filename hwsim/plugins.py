@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from hwsim.errors import HwsimError, PluginError, SettingError, did_you_mean, one_line
 from hwsim.evictions import Eviction
 from hwsim.policy import Policy
-from hwsim.units import shorten
+from hwsim.units import printable, shorten
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -59,7 +60,7 @@ class Kind(Generic[T]):
         if spec.endswith(".py") or wanted:
             file = Path(spec if not wanted else path + ".py")
             found = self._only(self._load_file(file), str(file), wanted)
-            return (wanted or file.stem.replace("_", "-")), found
+            return wanted or printable(file.stem.replace("_", "-")), found
         builtin = self._builtin()
         names = self.names()
         if spec not in names:
@@ -114,7 +115,7 @@ class Kind(Generic[T]):
         if not file.is_file():
             raise PluginError(f"{self.noun} file {file} does not exist")
         # named by its path, so that two files of one name do not meet; sys.path is left alone
-        name = f"hwsim_plugin_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+        name = f"hwsim_plugin_{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:12]}"
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
             raise PluginError(f"{file}: cannot be loaded as Python")

@@ -20,7 +20,7 @@ from hwsim.policy import Policy
 from hwsim.profile import Profile
 from hwsim.select import Demand, MaskListener, check_signals, scan
 from hwsim.trace import Trace
-from hwsim.units import show_size
+from hwsim.units import printable, show_size
 
 Progress = Callable[[str, int, int], None]
 """Is told (phase, done, of how many)."""
@@ -264,7 +264,7 @@ def _provenance(
     header = trace.header
     return {
         "hwsim": hwsim.__version__,
-        "trace": {"name": trace.path.name, "sha256": trace.hash, "origin": header.origin},
+        "trace": {"name": printable(trace.path.name), "sha256": trace.hash, "origin": header.origin},
         "model": header.model.model_dump(),
         "policy": {"name": policy_name, "parameters": policy.model_dump(mode="json")},
         "eviction": {"name": eviction_name or type(eviction).__name__, "parameters": eviction.model_dump(mode="json")},

@@ -76,6 +76,11 @@ def shorten(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def printable(text: str) -> str:
+    """`text` with ? for what UTF-8 cannot hold: names of files may be any bytes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _quantity(kind: str, *, whole: bool = False, positive: bool = True) -> BeforeValidator:
     def read(text: Any) -> int | float:
         # pydantic turns ValueError into an error that carries the field's path

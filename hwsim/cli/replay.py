@@ -89,7 +89,7 @@ def replay(
     from hwsim.simulation import replay as run
     from hwsim.trace import Trace
 
-    check_target(json, trace)
+    check_target(json, trace, *map(Path, [hw, eviction, *policy]))
     settings = Settings(dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token)
     profile = load_profile(hw)
     rule_name, rule = EVICTIONS.make(eviction)

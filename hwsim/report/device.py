@@ -53,7 +53,9 @@ def render_devices(profiles: dict[str, Profile], width: int = 160) -> ConsoleRen
             profile.dram.confidence or "-",
             flash.confidence or "-",
         ]
-        table.add_row(*row, *([profile.name] if full else []))
+        if full:
+            row.append(Text(profile.name))
+        table.add_row(*row)
     return table
 
 
