@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwsim import bounds
-from hwsim.devices import flash_seconds, stream_seconds
+from hwsim.devices import Device, flash_seconds, stream_seconds
 from hwsim.engine import run_events
 from hwsim.model import Bits, ModelShape
 from hwsim.placement import place, plan_groups
@@ -410,6 +411,29 @@ def test_events_equal_the_closed_form_for_any_model_device_and_demand(data):
             assert timing.times.total == pytest.approx(sum(by_hand), rel=1e-9)
             parts = [seconds for part, seconds in timing.times if part != "total"]
             assert sum(parts) == pytest.approx(timing.times.total, rel=1e-9)
+
+
+def test_one_request_for_each_token_group_and_device():
+    """Never one for each unit: 3 tokens of the toy's demand on devices that serve one request at a time."""
+    plans = plan_groups(Scripted().groups(TOY), TOY, BITS)
+    placement = place(plans, TOY, BITS, RESIDENT + 3 * KV_ENTRY + 96, 3, 0)
+    both = [[[used, used] for used in pair] for pair in zip(INPUT_USE, DOWN_USE, strict=True)]
+    uses = np.array(both, np.int32).transpose(0, 2, 1, 3)  # [tokens, layers, groups, (requests, hits)]
+    demand = Demand(uses[..., 0], uses[..., 1])
+    for overlap in (False, True):
+        timing = run_events(demand, placement, device_of({}), [Sequence(tokens=3)], overlap=overlap)
+        assert timing.times.total == pytest.approx(22.08 if not overlap else 10.48 + 5.76 + 5.12, rel=1e-12)
+        # resident weights and KV cache; then Flash: 2 groups, 2 groups, 1; DRAM: none, 2, 2; in each of 2 layers
+        assert timing.events == 3 * 2 + 2 * (2 + 2 + 1) + 2 * (0 + 2 + 2)
+
+
+def test_a_device_serves_one_request_after_the_other():
+    env = simpy.Environment()
+    device = Device(env, "flash")
+    for seconds in (2.0, 3.0):
+        env.process(device.serve(seconds))
+    env.run()
+    assert (env.now, device.busy, device.requests) == (5.0, 5.0, 2)
 
 
 def test_a_group_of_attention_is_reported_as_attention(trace):
