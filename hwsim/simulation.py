@@ -15,12 +15,13 @@ from hwsim.engine import run_events
 from hwsim.errors import ContractError, HwsimError, SettingError, one_line
 from hwsim.evictions import Eviction
 from hwsim.model import Bits, ModelShape
+from hwsim.notes import notes
 from hwsim.placement import GroupPlan, Placement, place, plan_groups
 from hwsim.policy import Policy
 from hwsim.profile import Profile
 from hwsim.select import Demand, MaskListener, check_signals, scan
 from hwsim.trace import Trace
-from hwsim.units import printable, show_size
+from hwsim.units import printable
 
 Progress = Callable[[str, int, int], None]
 """Is told (phase, done, of how many)."""
@@ -204,7 +205,7 @@ def _result(
     flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
     return metrics.Result(
         provenance=_provenance(trace, profile, policy, settings, placement, eviction, policy_name, eviction_name),
-        notes=_notes(trace, placement, eviction, policy_name),
+        notes=notes(trace.header.origin, placement, eviction, profile, policy_name, settings.timing),
         tokens=tokens,
         throughput_tok_s=tokens / timing.times.total,
         latency_s=metrics.latency(timing.token_s),
@@ -278,50 +279,3 @@ def _provenance(
         },
         "seed": settings.seed,
     }
-
-
-def _notes(trace: Trace, placement: Placement, eviction: Eviction, name: str) -> list[str]:
-    """What a reader must know to read the numbers right, in sentences."""
-    notes = []
-    whole = show_size(placement.resident_weights + placement.sparse)
-    budget = show_size(placement.budget)
-    if trace.header.origin == "synthetic":
-        notes.append("The trace is synthetic: no model produced it.")
-    if placement.everything_fits:
-        notes.append(
-            f"Everything fits: KV cache and all weights, {whole}, lie within the DRAM budget of {budget}; "
-            "Flash is read only to fill empty caches. Give less with --dram to see what streaming costs."
-        )
-    elif placement.enough:
-        short = [plan for plan in placement.groups if plan.capacity < plan.units]
-        shares = ", ".join(f"{plan.group.name} {plan.capacity} of {plan.units} units" for plan in short)
-        notes.append(
-            f"{name}: the DRAM budget of {budget} is as large as the KV cache and all weights, {whole}, but caches get "
-            f"equal shares for each matrix, and some cannot hold theirs ({shares}); give more with --dram."
-        )
-    if placement.streamed and not placement.groups:
-        pinned = placement.pinned_weights
-        notes.append(
-            f"{name}: {show_size(pinned)} of {show_size(placement.resident_weights)} weights are pinned in DRAM, "
-            f"{show_size(placement.streamed)} are streamed from Flash at every token."
-        )
-    elif placement.streamed:
-        notes.append(
-            f"{name}: warning: the DRAM budget of {budget} is smaller than the resident part; "
-            f"{show_size(placement.streamed)} are streamed from Flash at every token and nothing is left for a cache."
-        )
-    elif placement.groups and eviction.caches:
-        notes += _cache_notes(placement, name)
-    return notes
-
-
-def _cache_notes(placement: Placement, name: str) -> list[str]:
-    if not any(plan.capacity for plan in placement.groups):
-        return [f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."]
-    if all(plan.k > plan.capacity for plan in placement.groups):
-        shares = ", ".join(f"{plan.group.name} {plan.k} of {plan.capacity}" for plan in placement.groups)
-        return [
-            f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills the cache "
-            "and all eviction rules do the same."
-        ]
-    return []

@@ -1,0 +1,87 @@
+"""What a reader must know to read a result right, in sentences."""
+
+from __future__ import annotations
+
+from hwsim.devices import flash_seconds
+from hwsim.evictions import Eviction
+from hwsim.placement import Placement
+from hwsim.profile import Profile
+from hwsim.units import show_rate, show_size
+
+_MANY = 10_000  # reads at once: enough to keep any queue full and to make a latency vanish
+
+
+def notes(origin: str, placement: Placement, eviction: Eviction, profile: Profile, name: str, timing: str) -> list[str]:
+    """The notes of one replay.
+
+    Args:
+        origin: of the trace.
+        placement: where the bytes lie.
+        eviction: picks who leaves the caches.
+        profile: the device.
+        name: of the policy.
+        timing: ``events`` or ``closed-form``.
+    """
+    found = []
+    whole = show_size(placement.resident_weights + placement.sparse)
+    budget = show_size(placement.budget)
+    if origin == "synthetic":
+        found.append("The trace is synthetic: no model produced it.")
+    if placement.everything_fits:
+        found.append(
+            f"Everything fits: KV cache and all weights, {whole}, lie within the DRAM budget of {budget}; "
+            "Flash is read only to fill empty caches. Give less with --dram to see what streaming costs."
+        )
+    elif placement.enough:
+        short = [plan for plan in placement.groups if plan.capacity < plan.units]
+        shares = ", ".join(f"{plan.group.name} {plan.capacity} of {plan.units} units" for plan in short)
+        found.append(
+            f"{name}: the DRAM budget of {budget} is as large as the KV cache and all weights, {whole}, but caches get "
+            f"equal shares for each matrix, and some cannot hold theirs ({shares}); give more with --dram."
+        )
+    if placement.streamed and not placement.groups:
+        pinned = placement.pinned_weights
+        found.append(
+            f"{name}: {show_size(pinned)} of {show_size(placement.resident_weights)} weights are pinned in DRAM, "
+            f"{show_size(placement.streamed)} are streamed from Flash at every token."
+        )
+    elif placement.streamed:
+        found.append(
+            f"{name}: warning: the DRAM budget of {budget} is smaller than the resident part; "
+            f"{show_size(placement.streamed)} are streamed from Flash at every token and nothing is left for a cache."
+        )
+    elif placement.groups and eviction.caches:
+        found += _cache_notes(placement, name)
+    if timing == "events":
+        found += _small_reads(placement, profile, name)
+    return found
+
+
+def _cache_notes(placement: Placement, name: str) -> list[str]:
+    if not any(plan.capacity for plan in placement.groups):
+        return [f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."]
+    if all(plan.k > plan.capacity for plan in placement.groups):
+        shares = ", ".join(f"{plan.group.name} {plan.k} of {plan.capacity}" for plan in placement.groups)
+        return [
+            f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills the cache "
+            "and all eviction rules do the same."
+        ]
+    return []
+
+
+def _small_reads(placement: Placement, profile: Profile, name: str) -> list[str]:
+    """Units whose reads are so small that Flash is far from its flat rate: this decides such results, so it is said."""
+    if not placement.groups or placement.everything_fits:
+        return []
+    seconds = flash_seconds(profile.flash)
+    rates = {plan.group.name: _MANY * plan.unit_bytes / seconds(_MANY, plan.slice_bytes) for plan in placement.groups}
+    slow = {group: rate for group, rate in rates.items() if rate < profile.flash.read_bandwidth / 2}
+    if not slow:
+        return []
+    sizes = {plan.group.name: min(plan.slice_bytes) for plan in placement.groups}
+    shown = ", ".join(f"{group} {show_size(sizes[group])} at {show_rate(rate)}" for group, rate in slow.items())
+    flat = show_rate(profile.flash.read_bandwidth)
+    return [
+        f"{name}: units are read from Flash in small pieces ({shown}), far below the {flat} of large reads: this is "
+        "what this device gives for single rows and columns of this model. --timing closed-form shows the flat rate."
+    ]

@@ -1,0 +1,60 @@
+"""The notes below a result: each says what it must, and only where it is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hwsim.metrics import Result
+from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.profile import Profile
+from hwsim.simulation import Settings, replay
+from hwsim.trace import Trace
+from tests.conftest import flat_profile
+
+TABLE = {
+    "queue_depth": 8,
+    "table": {"unit": "MB/s", "queue_depth": [1, 8], "read": {"4 KiB": [40, 250], "1 MiB": [900, 1000]}},
+}
+SLOW = Profile.model_validate(
+    {"name": "slow", "dram": {"budget": "1 GB", "bandwidth": "50 GB/s"}, "flash": {"read_bandwidth": "1 GB/s", **TABLE}}
+)
+
+
+def run(path: Path, policy: str, profile: Profile, timing: str = "events", **settings: object) -> Result:
+    with Trace(path) as trace:
+        made, rule = POLICIES.make(policy)[1], EVICTIONS.make("lfu")[1]
+        return replay(trace, profile, made, rule, Settings(timing=timing, **settings), policy_name=policy)  # type: ignore[arg-type]
+
+
+def has(result: Result, words: str) -> bool:
+    return any(words in note for note in result.notes)
+
+
+def test_small_reads_are_named_with_the_rate_they_get(small_trace: Path) -> None:
+    result = run(small_trace, "dip", SLOW, dram="60%")
+    (note,) = [note for note in result.notes if "small pieces" in note]
+    size = min(result.groups[0].unit_bytes // 2, 4096)  # the input's unit is a column of gate and one of up
+    rate = 250 * size / 4096  # as slow as 4 KiB at the full queue
+    assert f"input {size} B at {rate:.3g} MB/s" in note
+    assert "far below the 1.00 GB/s of large reads" in note
+
+
+@pytest.mark.parametrize("timing", ["events", "closed-form"])
+def test_small_reads_matter_only_where_they_cost(timing: str, small_trace: Path) -> None:
+    assert not has(run(small_trace, "dip", flat_profile(), timing, dram="60%"), "small pieces")
+    assert not has(run(small_trace, "dense", SLOW, timing, dram="60%"), "small pieces")
+    assert not has(run(small_trace, "dip", SLOW, timing, dram="1 GB"), "small pieces")
+    if timing == "closed-form":
+        assert not has(run(small_trace, "dip", SLOW, timing, dram="60%"), "small pieces")
+
+
+def test_everything_fits_is_said(small_trace: Path) -> None:
+    for policy in ("dense", "dip"):
+        assert has(run(small_trace, policy, flat_profile(), dram="1 GB"), "Everything fits")
+        assert not has(run(small_trace, policy, flat_profile(), dram="60%"), "Everything fits")
+
+
+def test_synthetic_is_called_synthetic(small_trace: Path) -> None:
+    assert has(run(small_trace, "dip", flat_profile(), dram="60%"), "The trace is synthetic")
