@@ -110,8 +110,8 @@ class ModelShape(BaseModel):
 def _bits(value: object) -> object:
     if isinstance(value, str):
         try:
-            return float(Fraction(value))
-        except (ValueError, ZeroDivisionError) as error:
+            return float(Fraction(value) if "/" in value else value)
+        except (ValueError, ZeroDivisionError, OverflowError) as error:
             raise ValueError(f"{value!r} is not a number of bits") from error
     return value
 

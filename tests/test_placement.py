@@ -237,6 +237,8 @@ def test_fractional_bits_round_each_matrix_and_each_unit_up():
         ("0%", 77),
         ("33.3%", 333 + 77),
         ("250%", 2500 + 77),
+        ("10000%", 100_000 + 77),
+        ("1e18 B", 10**18),
     ],
 )
 def test_budget_as_text(text, size):
@@ -256,6 +258,8 @@ def test_budget_as_text(text, size):
         ("-1%", "must be between 0% and 10000%"),
         ("nan%", "must be between 0% and 10000%"),
         ("inf%", "must be between 0% and 10000%"),
+        ("10001%", "must be between 0% and 10000%"),
+        ("1000000000000000001 B", "is more than"),
         ("1e300 TB", "is more than"),
     ],
 )

@@ -234,6 +234,7 @@ BAD = {
     "one size twice": (LEAST + TABLE.replace("64 KiB", "4096 B"), r": flash\.table\.read: 4096 B is given twice"),
     "unsorted depths": (LEAST + TABLE.replace("[1, 4]", "[4, 1]"), r": flash\.table: queue_depth \[4, 1\] must rise"),
     "no rows": (LEAST + TABLE.partition("      4")[0], r": flash\.table\.read: must map request sizes to rows"),
+    "reads of nothing": (LEAST + TABLE.replace(" 4 KiB", " 0 B"), r": flash\.table: read: request sizes must rise, from at least 1 B"),
     "size without unit": (LEAST + TABLE.replace("4 KiB", "4096"), r": flash\.table\.read: 4096 has no unit; a size needs"),
     "zero in the table": (LEAST + TABLE.replace("[40,", "[0,"), r": flash\.table\.read\.4096\.0: Input should be greater"),
     "infinity in the table": (LEAST + TABLE.replace("[40,", "[.inf,"), r": flash\.table\.read\.4096\.0: .*finite number"),

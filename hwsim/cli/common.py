@@ -46,9 +46,10 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except BrokenPipeError as error:  # the reader (head, less) has gone
             _silence_stdout()
             raise typer.Exit(0) from error
-        except OSError as error:  # files tell their own errors: this is standard output, on a full disk
+        except OSError as error:  # files tell their own errors; without a name it is standard output, on a full disk
             _silence_stdout()
-            _complain(f"the answer cannot be written: {error.strerror or one_line(error)}")
+            what = "the answer cannot be written" if error.filename is None else str(error.filename)
+            _complain(f"{what}: {error.strerror or one_line(error)}")
             raise typer.Exit(1) from error
 
     return run

@@ -67,7 +67,9 @@ def replay(
     ] = None,
     kv_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens that the KV cache is reserved for.", show_default="longest sequence"),
+        typer.Option(
+            min=1, max=10**9, help="Tokens that the KV cache is reserved for.", show_default="longest sequence"
+        ),
     ] = None,
     bits: Annotated[
         str, typer.Option(metavar="PART=BITS,...", help="Bits of a stored number; also predictor=4.")
