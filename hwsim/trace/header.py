@@ -94,6 +94,9 @@ def parse_header(text: str, path: object) -> TraceHeader:
     """
     try:
         data = json.loads(text)
+        # refuses what Python reads but JSON and UTF-8 do not know: NaN, infinity, half of a surrogate pair
+        json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        text.encode()
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{path}: header is not JSON; this is no hwsim trace") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -107,7 +110,7 @@ def parse_header(text: str, path: object) -> TraceHeader:
         return TraceHeader.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in ("header", *first["loc"]))
+        field = " ".join(".".join(str(part) for part in ("header", *first["loc"])).split())
         got = repr(first["input"])
         got = got if len(got) <= 60 else got[:57] + "..."
         message = first["msg"].removeprefix("Value error, ")

@@ -26,6 +26,9 @@ from hwsim.trace.header import TraceHeader, member_name, parse_header
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _MAX_HEADER_BYTES = 64 * 2**20
+# what zipfile raises over a broken directory
+_NO_ZIP = (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError, OverflowError, struct.error)
+_UTF8 = 0x800  # flag of a zip entry whose name is UTF-8
 _CHUNK = 4 * 2**20
 
 
@@ -191,7 +194,7 @@ class Trace:
         try:
             with zipfile.ZipFile(self._file) as archive:
                 entries = archive.infolist()
-        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError, struct.error) as error:
+        except _NO_ZIP as error:
             raise TraceError(f"{self.path}: no zip directory; the file is truncated, or no hwsim trace") from error
         members: dict[str, _Member] = {}
         for entry in entries:
@@ -208,6 +211,9 @@ class Trace:
         fields = _LOCAL_HEADER.unpack(local)
         if fields[0] != b"PK\x03\x04":
             raise TraceError(f"{self.path}: {name}: the zip directory points to something else; the file is damaged")
+        named = self._pread(entry.header_offset + _LOCAL_HEADER.size, fields[-2], name)
+        if named != entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437"):
+            raise TraceError(f"{self.path}: {name}: has another name in the zip directory; the file is damaged")
         start = entry.header_offset + _LOCAL_HEADER.size + fields[-2] + fields[-1]
         if start + entry.file_size > self._length or entry.file_size != entry.compress_size:
             raise TraceError(
@@ -245,7 +251,7 @@ class Trace:
         data = self._pread(member.offset, member.dtype.itemsize, "header")
         try:
             return str(np.frombuffer(data, member.dtype)[0]) if data else ""
-        except (UnicodeError, ValueError) as error:
+        except (UnicodeError, ValueError, SystemError) as error:  # numpy: SystemError for what is beyond Unicode
             raise TraceError(f"{self.path}: header is not text; this is no hwsim trace") from error
 
     def _check_members(self) -> None:

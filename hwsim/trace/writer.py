@@ -133,9 +133,8 @@ class TraceWriter:
         self._check_shape(slot, start, values)
         worst = float(np.abs(values).max(initial=0.0))
         if not np.isfinite(worst):
-            raise TraceError(
-                f"{slot.name}: the model produced NaN or infinity at tokens {start}-{start + len(values) - 1}"
-            )
+            token = start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise TraceError(f"{slot.name}: the model produced NaN or infinity at token {token}")
         if worst > _FLOAT16_MAX:
             # beyond 65504 but below 65520 rounds to 65504: count what rounds differently, too
             self.clipped += int(np.count_nonzero(np.abs(values) > _FLOAT16_MAX))
@@ -281,6 +280,7 @@ class TraceWriter:
     def _start(self) -> None:
         free = shutil.disk_usage(self.path.parent).free + os.fstat(self._file.fileno()).st_size
         if self._end > free:
+            self._partial.unlink()
             raise OutputError(
                 f"{self.path}: needs {show_size(self._end)}, the disk has {show_size(free)} free; record fewer tokens"
             )
