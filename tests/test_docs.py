@@ -1,0 +1,111 @@
+"""The documentation is run: its code, its commands, its paths and its copies of other files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+
+from hwsim.cli.app import app
+from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.profile import load_profile
+from hwsim.testing import check_policy
+from tests.conftest import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def blocks(page: str | Path, language: str) -> list[str]:
+    text = page if isinstance(page, str) else page.read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_readme_shows_the_example_as_it_is() -> None:
+    example = (REPOSITORY / "docs" / "examples" / "sliding_top.py").read_text()
+    assert blocks(README, "python") == [example]
+    check_policy(POLICIES.find(str(REPOSITORY / "docs" / "examples" / "sliding_top.py"))[1])
+
+
+def test_examples_of_plugins_work(tmp_path: Path) -> None:
+    policy, _, rule = blocks(REPOSITORY / "docs" / "policy.md", "python")
+    (tmp_path / "mine.py").write_text(policy)
+    (tmp_path / "rule.py").write_text(rule)
+    assert len(policy.splitlines()) <= 20
+    check_policy(POLICIES.find(str(tmp_path / "mine.py"))[1])
+    assert EVICTIONS.find(str(tmp_path / "rule.py"))[0] == "rule"
+
+
+def test_profiles_in_the_docs_load(tmp_path: Path) -> None:
+    (least,) = blocks(README, "yaml")
+    whole, table = blocks(REPOSITORY / "docs" / "profile.md", "yaml")
+    with_table = least.split("flash:")[0] + table
+    for name, text in (("least", least), ("whole", whole), ("table", with_table)):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        load_profile(tmp_path / f"{name}.yaml")
+
+
+def commands() -> list[str]:
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            found += [line.rstrip(" &") for line in block.splitlines() if line.startswith("hwsim ")]
+        found += re.findall(r"`(hwsim [a-z]+ [^`]*--[^`.]*)`", page.read_text())
+    return sorted(set(found))
+
+
+def options(words: list[str]) -> set[str]:
+    """Options of the command that `words` name."""
+    command = typer.main.get_command(app)
+    for word in words:
+        inner = getattr(command, "commands", {})
+        if word not in inner:
+            break
+        command = inner[word]
+    return {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_exist_with_their_options(command: str) -> None:
+    words = shlex.split(command.replace("...", ""))
+    assert words[1] in typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = options(words[1:])
+    for word in words:
+        if word.startswith("-") and word != "-":
+            assert word.partition("=")[0] in known, f"{command}: {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_exist(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+?)\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:hwsim|policies|hw_profiles|traces|tests|docs)/[\w./]*)`", text):
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_readme_names_every_module() -> None:
+    table = README.split("## What is where")[1]
+    for path in sorted((REPOSITORY / "hwsim").iterdir()):
+        if path.name.startswith("_") or path.suffix not in ("", ".py") or path.name in ("errors.py", "files.py"):
+            continue
+        assert path.name in table, f"README's list lacks {path.name}"
+
+
+def test_the_order_of_layers_is_the_one_that_is_checked() -> None:
+    config = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    layers = config["tool"]["importlinter"]["contracts"][0]["layers"]
+    page = (REPOSITORY / "docs" / "design.md").read_text()
+    shown = [line.split("  ")[0].strip() for line in blocks(page, "text")[0].splitlines()]
+    assert shown == layers
+
+
+def test_no_placeholder_is_left() -> None:
+    for page in PAGES:
+        assert "@@" not in page.read_text(), page
+        assert not re.search(r"\b(TODO|TBD|FIXME|XXX)\b", page.read_text()), page
