@@ -96,7 +96,6 @@ def parse_header(text: str, path: object) -> TraceHeader:
         data = json.loads(text)
         # refuses what Python reads but JSON and UTF-8 do not know: NaN, infinity, half of a surrogate pair
         json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
-        text.encode()
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{path}: header is not JSON; this is no hwsim trace") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:

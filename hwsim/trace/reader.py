@@ -250,8 +250,9 @@ class Trace:
             raise TraceError(f"{self.path}: header takes {member.dtype.itemsize} bytes, more than {_MAX_HEADER_BYTES}")
         data = self._pread(member.offset, member.dtype.itemsize, "header")
         try:
-            return str(np.frombuffer(data, member.dtype)[0]) if data else ""
-        except (UnicodeError, ValueError, SystemError) as error:  # numpy: SystemError for what is beyond Unicode
+            # not by numpy, which makes broken strings of what is beyond Unicode
+            return data.decode("utf-32-be" if member.dtype.str[0] == ">" else "utf-32-le").rstrip("\0")
+        except UnicodeError as error:
             raise TraceError(f"{self.path}: header is not text; this is no hwsim trace") from error
 
     def _check_members(self) -> None:
