@@ -198,6 +198,11 @@ def test_missing_and_duplicate_members(tiny: Path, tmp_path: Path) -> None:
     assert "has two members 'layers/000/input'" in refused(path)
 
 
+def test_names_that_would_break_a_message(tiny: Path, tmp_path: Path) -> None:
+    path = savez(tmp_path / "t.npz", arrays(tiny) | {"two\nlines": np.arange(3)})
+    assert r"has a member 'two\nlines'" in refused(path)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [

@@ -199,6 +199,8 @@ class Trace:
         members: dict[str, _Member] = {}
         for entry in entries:
             name = entry.filename.removesuffix(".npy")
+            if not name.isprintable():  # it must not break a message, or a terminal
+                raise TraceError(f"{self.path}: has a member {name!r}; the file is damaged, or no hwsim trace")
             if name in members:
                 raise TraceError(f"{self.path}: has two members {name!r}; a trace has one of each")
             if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
