@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hwsim import kernels
 from hwsim.cache import Cache
 from hwsim.errors import ContractError
 from hwsim.evictions import Eviction
@@ -165,3 +166,35 @@ def test_a_rule_that_breaks_the_contract_is_named(rule, text):
     with pytest.raises(ContractError, match=text):
         for unit in range(4):
             cache.step(np.arange(6) == unit)
+
+
+class First(Eviction):
+    """Keeps the first, and writes down what it is told."""
+
+    def start(self, units, capacity, future):
+        return []
+
+    def use(self, state, use):
+        state.append(use.token)
+
+    def stay(self, state, candidates, count):
+        assert 0 <= count < candidates.sum()  # it is asked only if somebody must leave
+        return kernels.first_k(candidates, count)
+
+
+@given(case=MASKS)
+def test_a_rule_is_asked_only_when_somebody_must_leave(case):
+    units, capacity, masks = case
+    cache = Cache(units, capacity, First())
+    cache.start()
+    cached = set()
+    for mask in masks:
+        _, hits = cache.step(np.isin(np.arange(units), sorted(mask)))
+        assert hits == len(mask & cached)
+        if capacity:
+            new = sorted(mask - cached)[: max(0, capacity - hits)]
+            idle = [] if len(mask) > capacity else sorted(cached - mask)[: capacity - len(mask)]
+            cached = (mask & cached) | set(new) | set(idle)
+        assert set(np.flatnonzero(cache.view)) == cached
+    if capacity:
+        assert cache._state == list(range(len(masks)))  # tokens count from 0, prompts apart

@@ -474,6 +474,9 @@ def test_no_policy_is_faster_than_a_token_that_asks_for_nothing(trace):
     fastest = (placement.pinned_weights + placement.kv_entry) / 50e9
     assert bounds.fastest_token(placement, flat_profile(), 1) == pytest.approx(fastest, rel=1e-12)
     assert min(times(result)) > fastest
+    # 60 of 160 resident bytes streamed, as in the toy
+    streamed = place(plan_groups(Scripted().groups(TOY), TOY, BITS), TOY, BITS, 24 + 100, 3, 0)
+    assert bounds.fastest_token(streamed, device_of({}), 2) == pytest.approx((100 + 16) / 100 + 60 / 10, rel=1e-12)
 
 
 def test_uniform_hit_rate():

@@ -206,6 +206,19 @@ def test_it_says_everything_fits_only_if_no_cache_is_too_small(trace):
     assert "Everything fits" in text
 
 
+def test_groups_come_in_the_order_in_which_a_layer_can_decide_them():
+    """down waits for what gate and up give, however the policy lists them."""
+
+    class Backwards(type(POLICIES.make("dip")[1])):
+        """Lists down first."""
+
+        def groups(self, model):
+            return super().groups(model)[::-1]
+
+    assert [plan.group.name for plan in lay(Backwards()).groups] == ["input", "down"]
+    assert [plan.group.name for plan in lay("dip").groups] == ["input", "down"]
+
+
 # ---------------------------------------------------------------------- fractional bits
 
 
@@ -306,6 +319,7 @@ def test_it_says_that_everything_fits(trace):
         assert result.streamed_bytes == 0
         _, text = notes(trace, name, dram="99%")
         assert "Everything fits" not in text
+        assert "equal shares" not in text
 
 
 def test_it_says_how_much_of_a_dense_model_is_pinned(trace):
