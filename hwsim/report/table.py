@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleRenderable, Group
 from rich.padding import Padding
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwsim.metrics import Result
-from hwsim.units import show_energy, show_size, show_time
+from hwsim.units import show_energy, show_rate, show_size, show_time
 
 
 class _Part(NamedTuple):
@@ -83,7 +83,8 @@ def _head(result: Result) -> ConsoleRenderable:
     lines.append(f", {result.tokens} tokens decoded from {origin['trace']['name']} ({origin['trace']['origin']})\n")
     lines.append(f"{device['name']}", style="bold")
     lines.append(
-        f": Flash {show_size(device['flash']['read_bandwidth'])}/s, DRAM {show_size(device['dram']['bandwidth'])}/s, "
+        f": Flash {show_rate(device['flash']['read_bandwidth'])}{_confidence(device['flash'])}, "
+        f"DRAM {show_rate(device['dram']['bandwidth'])}{_confidence(device['dram'])}, "
         f"budget {show_size(result.budget_bytes)}, {show_size(result.kv_cache_bytes)} of it KV cache\n"
     )
     lines.append(
@@ -91,6 +92,11 @@ def _head(result: Result) -> ConsoleRenderable:
         style="dim",
     )
     return Padding(lines, (1, 0, 0, 0))
+
+
+def _confidence(section: dict[str, Any]) -> str:
+    """How sure a device's numbers are stands beside them, not only in its profile."""
+    return f" ({section['confidence']})" if section.get("confidence") else ""
 
 
 def _answer(rows: list[Result], dense: Result, width: int, gap: int) -> ConsoleRenderable:
