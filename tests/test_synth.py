@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -48,12 +53,12 @@ def by_law(spread: float, rho: float, tokens: int, units: int, rng: np.random.Ge
 def misses(fitted: TraceStats, synthetic: TraceStats) -> dict[str, float]:
     """Relative difference of each statistic that is beyond its tolerance, as ``glu.overlap.0.5``."""
     found = {}
-    for signal, stats in synthetic.signals.items():
+    for label, stats in synthetic.signals.items():
         for name, tolerance in TOLERANCE.items():
-            for key, wanted in _values(fitted.signals[signal], name).items():
+            for key, wanted in _values(fitted.signals[label], name).items():
                 miss = _values(stats, name)[key] / wanted - 1
                 if abs(miss) > tolerance:
-                    found[f"{signal}.{name}{key}"] = miss
+                    found[f"{label}.{name}{key}"] = miss
     return found
 
 
@@ -406,4 +411,17 @@ def test_command_refuses_in_one_line(options: list[str], words: str, hwsim: Hwsi
     assert done.returncode == 1
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_command_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from hwsim.cli import main; main()", "synth", "--model", "phi3-medium"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("*.progress.json")) and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)  # in the middle of the drawing
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "hwsim: interrupted; nothing was left half-written\n"
+    assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []

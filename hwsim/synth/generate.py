@@ -95,8 +95,12 @@ def synthesize(
                     done += 1
                     if progress:
                         progress("drawing", done, steps)
+            if progress:
+                progress("checksums", 0, 1)
             writer.commit(tokens)
             writer.finish()
+            if progress:
+                progress("checksums", 1, 1)
         except BaseException:
             writer.discard()
             raise
