@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from hwsim.model import ModelShape
 from hwsim.profile import Profile
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
+
+settings.register_profile("hwsim", deadline=None)  # a slow machine is no failure
+settings.load_profile("hwsim")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SEQUENCES = [Sequence(tokens=40, prompt=6), Sequence(tokens=25)]

@@ -366,7 +366,7 @@ MODELS = st.builds(
 RATES = st.floats(1e3, 1e12).map(lambda rate: f"{rate:.6e} B/s")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_events_equal_the_closed_form_for_any_model_device_and_demand(data):
     """The closed form here is a plain loop of this test; both timings of hwsim must give the same."""

@@ -83,7 +83,7 @@ def test_every_hit_and_byte_is_that_of_the_plain_twin(trace, name, rule):
     assert [token.hits for token in result.per_token] == total.tolist()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     name=st.sampled_from(sorted(POLICIES.names())),
     rule=st.sampled_from(["lru", "lfu", "fifo", "none"]),
@@ -308,7 +308,7 @@ def test_belady_reads_least_from_flash(trace, dram):
     assert flash["none"].flash_bytes == max(each.flash_bytes for each in flash.values())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 @given(low=st.integers(0, 110), more=st.integers(1, 40), rule=st.sampled_from(["lru", "belady", "none"]))
 def test_more_dram_never_reads_more_flash(trace, low, more, rule):
     """Holds for rules whose smaller cache is always part of the larger one (stack rules: LRU, Belady)."""
