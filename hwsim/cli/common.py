@@ -195,3 +195,12 @@ def read_bits(text: str) -> Bits:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         raise SettingError(f"--bits {first['loc'][0]}={first['input']}: {message}") from error
+
+
+def find_trace(trace: Path) -> Path:
+    """A file; ``sample`` stands for the trace that comes with hwsim where no file has that name."""
+    if str(trace) == "sample" and not trace.exists():
+        from hwsim.synth import bundled
+
+        return bundled()
+    return trace

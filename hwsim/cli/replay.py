@@ -11,6 +11,7 @@ import typer
 from hwsim.cli.common import (
     JsonOption,
     check_target,
+    find_trace,
     guarded,
     key_values,
     note,
@@ -96,7 +97,7 @@ def replay(
     profile = load_profile(hw)
     rule_name, rule = EVICTIONS.make(eviction)
     policies = make_policies([name for option in policy for name in option.split(",") if name], density, set_ or [])
-    with Trace(_find(trace)) as opened, progress_bar() as progress:
+    with Trace(find_trace(trace)) as opened, progress_bar() as progress:
         results = [
             run(
                 opened, profile, made, rule, settings, policy_name=name, eviction_name=rule_name,
@@ -161,12 +162,3 @@ def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> 
 
 def _plain(result: Any) -> Any:
     return result.model_dump(exclude={"per_token"} if result.per_token is None else set())
-
-
-def _find(trace: Path) -> Path:
-    """A file; ``sample`` stands for the trace that comes with hwsim where no file has that name."""
-    if str(trace) == "sample" and not trace.exists():
-        from hwsim.files import data_folder
-
-        return data_folder("traces") / "smollm2-135m-sample.npz"
-    return trace

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, to_json, write_json
-from hwsim.cli.trace import find_trace
+from hwsim.cli.common import JsonOption, find_trace, guarded, note, output, progress_bar, to_json, write_json
 from hwsim.errors import OutputError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, to_json, write_json
+from hwsim.cli.common import JsonOption, find_trace, guarded, note, output, progress_bar, to_json, write_json
 from hwsim.errors import TraceError
 
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")]
@@ -81,15 +81,6 @@ def verify(trace: TraceArgument, json: JsonOption = None) -> None:
         write_json(json, to_json({"file": str(trace), "sound": True, "members": members, "bytes": size}))
     if json != "-":
         output().print(f"sound: {members} members, {show_size(size)}")
-
-
-def find_trace(trace: Path) -> Path:
-    """A file; ``sample`` stands for the trace that comes with hwsim where no file has that name."""
-    if str(trace) == "sample" and not trace.exists():
-        from hwsim.synth import bundled
-
-        return bundled()
-    return trace
 
 
 def register(app: typer.Typer) -> None:
