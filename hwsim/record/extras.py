@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from hwsim.errors import HwsimError, ModelError, one_line
 
+_NEEDED = ("torch", "transformers", "accelerate", "safetensors", "gguf", "huggingface_hub")
 _LONGEST = 240  # characters of another library's message; some print a whole screen
 
 
@@ -20,25 +22,31 @@ class Libraries(NamedTuple):
     transformers: Any
 
 
+def require_extra() -> None:
+    """Check, without importing anything, that the extra is installed.
+
+    Raises:
+        ModelError: it is not.
+    """
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"recording needs libraries that are not installed, {', '.join(missing)}; "
+            "install them with: pip install 'hwsim[record]'"
+        )
+
+
 def libraries() -> Libraries:
     """Import torch and transformers, quietly.
 
     Raises:
-        ModelError: they are not installed.
+        ModelError: they cannot be imported.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a warning about forks otherwise
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import accelerate
-            import torch
-            import transformers
-    except ImportError as error:
-        missing = error.name or one_line(error)
-        raise ModelError(
-            f"recording needs torch, transformers and accelerate, and {missing} is missing; "
-            "install them with: pip install 'hwsim[record]'"
-        ) from error
+    with told_as("recording cannot use its libraries"):
+        import accelerate
+        import torch
+        import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     accelerate.logging.get_logger("accelerate").setLevel("ERROR")

@@ -13,7 +13,7 @@ import numpy as np
 import hwsim
 from hwsim.errors import HwsimError, OutputError, SettingError, TraceError, did_you_mean
 from hwsim.model import SIGNALS, ModelShape
-from hwsim.record.extras import Libraries, libraries, told_as
+from hwsim.record.extras import Libraries, libraries, require_extra, told_as
 from hwsim.record.hooks import Taps
 from hwsim.record.loading import (
     DTYPES,
@@ -94,6 +94,7 @@ def record(
     """
     path, settings = Path(path), settings or Settings()
     _check(settings)
+    require_extra()
     tell = progress or (lambda phase, done, total: None)
     source, words = find_source(model), find_text(text)
     tell("reading the model's configuration", 0, 1)
