@@ -89,13 +89,13 @@ def scan(
     every = range(model.num_hidden_layers) if layers is None else layers
     for layer in every if plans else ():
         for index, plan in enumerate(plans):
-            decider = Decider(policy, name, plan, model, layer, (seed, layer, index))
-            cache = Cache(plan.units, plan.capacity, eviction)
+            group = GroupScan(policy, plan, model, layer, eviction, name=name, seed=(seed, layer, index))
             first = row = 0
             for number, sequence in enumerate(sequences):
+                group.begin(number)
                 span = (first + sequence.prompt, first + sequence.tokens)
-                for mask in _masks(decider, cache, number, _signals(source, plan, layer, *span), eviction):
-                    demand.requests[row, layer, index], demand.hits[row, layer, index] = cache.step(mask)
+                for mask, requests, hits in group.run(_signals(source, plan, layer, *span)):
+                    demand.requests[row, layer, index], demand.hits[row, layer, index] = requests, hits
                     if listener:
                         listener(layer, plan.group.name, row, mask)
                     row += 1
@@ -105,20 +105,58 @@ def scan(
     return demand
 
 
-def _masks(
-    decider: Decider, cache: Cache, number: int, signals: Iterator[dict[str, np.ndarray]], eviction: Eviction
-) -> Iterator[np.ndarray]:
-    """The masks of one sequence; each is decided only after the one before it went through the cache."""
-    if eviction.needs_future:
-        decider.begin(number, None)
-        masks = [decider.decide(values).copy() for values in signals]
-        cache.start(np.stack(masks))
-        yield from masks
-    else:
-        cache.start()
-        decider.begin(number, cache.view)
-        for values in signals:
-            yield decider.decide(values)
+class GroupScan:
+    """One group of one layer: the policy's masks, and the cache that they go through.
+
+    Args:
+        policy: decides the masks.
+        plan: the group, with its cache's capacity.
+        model: its shape.
+        layer: of the model.
+        eviction: picks who leaves the cache.
+        name: of the policy, for messages.
+        seed: of the random numbers that the policy may draw here.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        plan: GroupPlan,
+        model: ModelShape,
+        layer: int,
+        eviction: Eviction,
+        *,
+        name: str,
+        seed: tuple[int, ...],
+    ) -> None:
+        self.plan, self._eviction = plan, eviction
+        self._decider = Decider(policy, name, plan, model, layer, seed)
+        self._cache = Cache(plan.units, plan.capacity, eviction)
+
+    def begin(self, number: int) -> None:
+        """Sequence `number` of the run begins: an empty cache, fresh state and random numbers."""
+        if self._eviction.needs_future:
+            self._decider.begin(number, None)
+        else:
+            self._cache.start()
+            self._decider.begin(number, self._cache.view)
+
+    def run(self, signals: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Decide the next tokens, each only after the one before it went through the cache.
+
+        Args:
+            signals: what the group needs, token by token. All that is left of the sequence where the eviction must
+                know the future.
+
+        Yields:
+            The mask, bool ``[units]``, valid until the next one; how many units it asks for; how many were cached.
+        """
+        masks: Iterable[np.ndarray] = map(self._decider.decide, signals)
+        if self._eviction.needs_future:
+            masks = [mask.copy() for mask in masks]
+            self._cache.start(np.stack(masks))
+        for mask in masks:
+            yield mask, *self._cache.step(mask)
 
 
 def _signals(

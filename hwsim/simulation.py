@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
@@ -20,7 +20,7 @@ from hwsim.placement import GroupPlan, Placement, place, plan_groups
 from hwsim.policy import Policy
 from hwsim.profile import Profile
 from hwsim.select import Demand, MaskListener, check_signals, scan
-from hwsim.trace import Trace
+from hwsim.trace import Trace, TraceHeader
 from hwsim.units import printable
 
 Progress = Callable[[str, int, int], None]
@@ -101,27 +101,49 @@ def replay(
         listener=listener,
         progress=phase("masks and hits", header.model.num_hidden_layers),
     )
-    if not plans:  # nothing was masked, so nothing was asked of a cache
-        demand = Demand(*(np.zeros((header.decoded, header.model.num_hidden_layers, 0), np.int32) for _ in range(2)))
+    names = Names(policy_name or type(policy).__name__, eviction_name or type(eviction).__name__)
+    origin = {"name": printable(trace.path.name), "sha256": trace.hash, "origin": header.origin}
+    return measure(
+        header, origin, demand, placement, profile, policy, eviction, settings, names,
+        progress=phase("time", header.decoded),
+    )  # fmt: skip
+
+
+class Names(NamedTuple):
+    """How a result calls the plug-ins."""
+
+    policy: str
+    eviction: str
+
+
+def measure(
+    header: TraceHeader,
+    source: dict[str, Any],
+    demand: Demand,
+    placement: Placement,
+    profile: Profile,
+    policy: Policy,
+    eviction: Eviction,
+    settings: Settings,
+    names: Names,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> metrics.Result:
+    """Time, bytes and energy of a demand, however it came about.
+
+    Args:
+        header: the model and the sequences.
+        source: where the signals came from, for the result's provenance.
+        demand: requests and hits of every decoded token.
+        placement: where the bytes lie.
+        progress: is told how many tokens are done.
+    """
     overlap = settings.overlap == "group"
     if settings.timing == "closed-form":
         timing = bounds.closed_form(demand, placement, profile, header.sequences, overlap=overlap)
     else:
-        timing = run_events(
-            demand, placement, profile, header.sequences, overlap=overlap, progress=phase("time", header.decoded)
-        )
-    return _result(
-        trace,
-        profile,
-        policy,
-        settings,
-        placement,
-        demand,
-        timing,
-        eviction,
-        policy_name or type(policy).__name__,
-        eviction_name,
-    )
+        timing = run_events(demand, placement, profile, header.sequences, overlap=overlap, progress=progress)
+    return _result(header, source, profile, policy, settings, placement, demand, timing, eviction, names)
 
 
 def layout(
@@ -175,10 +197,10 @@ def _plans(policy: Policy, model: ModelShape, bits: Bits, name: str) -> tuple[Gr
 
 
 def _result(
-    trace: Trace, profile: Profile, policy: Policy, settings: Settings, placement: Placement, demand: Demand,
-    timing: metrics.Timing, eviction: Eviction, policy_name: str, eviction_name: str,
+    header: TraceHeader, source: dict[str, Any], profile: Profile, policy: Policy, settings: Settings,
+    placement: Placement, demand: Demand, timing: metrics.Timing, eviction: Eviction, names: Names,
 ) -> metrics.Result:  # fmt: skip
-    header, plans = trace.header, placement.groups
+    plans = placement.groups
     tokens = header.decoded
     unit_bytes = np.array([plan.unit_bytes for plan in plans], np.int64)
     requests, hits = (array.astype(np.int64) for array in (demand.requests, demand.hits))
@@ -204,8 +226,8 @@ def _result(
     asked, found = int(requests.sum()), int(hits.sum())
     flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
     return metrics.Result(
-        provenance=_provenance(trace, profile, policy, settings, placement, eviction, policy_name, eviction_name),
-        notes=notes(trace.header.origin, placement, eviction, profile, policy_name, settings.timing),
+        provenance=_provenance(header, source, profile, policy, settings, placement, eviction, names),
+        notes=notes(header.origin, placement, eviction, profile, names.policy, settings.timing),
         tokens=tokens,
         throughput_tok_s=tokens / timing.times.total,
         latency_s=metrics.latency(timing.token_s),
@@ -259,16 +281,15 @@ def _per_token(
 
 
 def _provenance(
-    trace: Trace, profile: Profile, policy: Policy, settings: Settings, placement: Placement, eviction: Eviction,
-    policy_name: str, eviction_name: str,
+    header: TraceHeader, source: dict[str, Any], profile: Profile, policy: Policy, settings: Settings,
+    placement: Placement, eviction: Eviction, names: Names,
 ) -> dict[str, Any]:  # fmt: skip
-    header = trace.header
     return {
         "hwsim": hwsim.__version__,
-        "trace": {"name": printable(trace.path.name), "sha256": trace.hash, "origin": header.origin},
+        "trace": source,
         "model": header.model.model_dump(),
-        "policy": {"name": policy_name, "parameters": policy.model_dump(mode="json")},
-        "eviction": {"name": eviction_name or type(eviction).__name__, "parameters": eviction.model_dump(mode="json")},
+        "policy": {"name": names.policy, "parameters": policy.model_dump(mode="json")},
+        "eviction": {"name": names.eviction, "parameters": eviction.model_dump(mode="json")},
         "device": profile.model_dump(mode="json", exclude_none=True),
         "settings": {
             "dram_budget_bytes": placement.budget,
