@@ -17,7 +17,7 @@ import pytest
 from hwsim.errors import HwsimError, ModelError, OutputError, SettingError
 from hwsim.record import Settings, record
 from hwsim.record.layerwise import load_layerwise
-from hwsim.record.recording import _passes
+from hwsim.record.prepare import passes
 from hwsim.trace import Trace
 from tests.record.conftest import FAMILIES, make_model, make_tokenizer, save
 
@@ -78,7 +78,7 @@ def test_killed_before_the_file_got_its_name(
         patch.setattr(TraceWriter, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
             record(tmp_path / "t.npz", str(checkpoints["llama"]), settings=Settings(32, 16))
-    monkeypatch.setattr("hwsim.record.recording.load_model", None)  # nothing is left to run
+    monkeypatch.setattr("hwsim.record.prepare.load_model", None)  # nothing is left to run
     assert record(tmp_path / "t.npz", str(checkpoints["llama"]), settings=Settings(32, 16)).resumed == 32
 
 
@@ -100,7 +100,7 @@ def test_passes_cover_every_window_once() -> None:
     for tokens, context, from_disk in ((80, 16, False), (75, 16, True), (5, 16, True), (9000, 512, True)):
         settings = Settings(tokens, context)
         at = 0
-        for start, windows, length in _passes(0, settings, from_disk):
+        for start, windows, length in passes(0, settings, from_disk):
             assert start == at
             assert length == context or (windows == 1 and start + length == tokens)
             assert windows == 1 or from_disk

@@ -1,0 +1,183 @@
+"""Before a model runs: what is asked for is checked and completed, the text is read, the header is made."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+import hwsim
+from hwsim.errors import ModelError, SettingError, did_you_mean
+from hwsim.model import SIGNALS, ModelShape
+from hwsim.record.extras import Libraries, libraries, require_extra
+from hwsim.record.loading import (
+    DTYPES,
+    Loaded,
+    Structure,
+    find_device,
+    find_dtype,
+    load_model,
+    load_tokenizer,
+    read_structure,
+)
+from hwsim.record.sources import Source, find_source, weights_hash
+from hwsim.record.text import Text, find_text, read_tokens
+from hwsim.trace import Sequence, TraceHeader
+
+Progress = Callable[[str, int, int], None]
+"""Is told (phase, done, of how many)."""
+
+_TOKENS_FROM_DISK = 4096  # tokens of one pass when each pass loads all layers from disk: enough to pay for the loading
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to record.
+
+    Attributes:
+        tokens: how many tokens of the text.
+        context: tokens of one window; each window is a sequence of its own.
+        prompt: first tokens of each window that are its prompt: no part of the decode.
+        signals: names; None: all that tell an MLP (input, up, gate; without a gate input, glu).
+        device: a device of torch.
+        dtype: float32, bfloat16 or float16; auto: float32 on a CPU, else the checkpoint's own.
+        max_memory: bytes that weights may take; None: what is free.
+    """
+
+    tokens: int = 512
+    context: int = 512
+    prompt: int = 0
+    signals: tuple[str, ...] | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    max_memory: int | None = None
+
+
+class Prepared(NamedTuple):
+    """Everything but the weights.
+
+    Attributes:
+        settings: complete: signals, device and dtype are decided.
+        ids: the text's tokens, int32 ``[tokens]``.
+        header: of the trace that a recording of this would be.
+    """
+
+    source: Source
+    libraries: Libraries
+    structure: Structure
+    settings: Settings
+    ids: np.ndarray
+    header: TraceHeader
+
+    def load(self, progress: Progress) -> Loaded:
+        """Load the weights."""
+        progress("loading weights", 0, 1)
+        wanted = self.settings
+        loaded = load_model(self.source, self.structure, self.libraries, wanted.device, wanted.dtype, wanted.max_memory)
+        progress("loading weights", 1, 1)
+        return loaded
+
+
+def prepare(model: str, text: str, settings: Settings, progress: Progress) -> Prepared:
+    """Find the model and the text, check what is asked of them, and read what is needed but the weights.
+
+    Raises:
+        HwsimError: the model or the text cannot be had, or a setting is impossible.
+    """
+    _check(settings)
+    require_extra()
+    source, words = find_source(model), find_text(text)
+    progress("reading the model's configuration", 0, 1)
+    used = libraries()
+    structure = read_structure(source, used)
+    settings = _resolve(settings, structure, used)
+    progress("reading the model's configuration", 1, 1)
+    progress("reading text and checking weights", 0, 1)
+    ids = read_tokens(words, load_tokenizer(source, used), settings.tokens)
+    if ids.max() >= structure.shape.vocab_size:
+        raise ModelError(
+            f"--model {source.name}: its tokenizer made token {ids.max()}, the model knows "
+            f"{structure.shape.vocab_size}; they do not belong together"
+        )
+    header = _header(source, words, structure.shape, settings, used)
+    progress("reading text and checking weights", 1, 1)
+    return Prepared(source, used, structure, settings, ids, header)
+
+
+def passes(done: int, settings: Settings, from_disk: bool) -> Iterator[tuple[int, int, int]]:
+    """(first token, windows, tokens of one) of each forward pass that is still to be run."""
+    together = max(1, _TOKENS_FROM_DISK // settings.context) if from_disk else 1
+    start = done
+    while start < settings.tokens:
+        windows = min(together, (settings.tokens - start) // settings.context)
+        length = settings.context if windows else settings.tokens - start
+        yield start, max(1, windows), length
+        start += max(1, windows) * length
+
+
+def _check(settings: Settings) -> None:
+    """What can be refused before torch is imported."""
+    for name, least in (("tokens", 1), ("context", 1), ("prompt", 0)):
+        if getattr(settings, name) < least:
+            raise SettingError(f"--{name} {getattr(settings, name)}: must be at least {least}")
+    for signal in settings.signals or ():
+        if signal not in SIGNALS:
+            raise SettingError(f"--signals {signal}: no such signal{did_you_mean(signal, SIGNALS)}")
+    if settings.dtype not in ("auto", *DTYPES):
+        raise SettingError(f"--dtype {settings.dtype}: must be one of auto, {', '.join(DTYPES)}")
+    shortest = settings.tokens % settings.context or min(settings.context, settings.tokens)
+    if settings.prompt >= shortest:
+        raise SettingError(
+            f"--prompt {settings.prompt}: leaves nothing to decode of the shortest window, {shortest} tokens; "
+            "give a shorter prompt, or make --tokens a multiple of --context"
+        )
+
+
+def _resolve(settings: Settings, structure: Structure, used: Libraries) -> Settings:
+    """Fill in what was left open, now that the model is known."""
+    shape, longest = structure.shape, structure.longest
+    if longest is not None and min(settings.context, settings.tokens) > longest:
+        raise SettingError(f"--context {settings.context}: {shape.name} reads windows of at most {longest} tokens")
+    signals = settings.signals or (("input", "up", "gate") if shape.gated else ("input", "glu"))
+    wrong = {"up", "gate"} & set(signals) if not shape.gated else set()
+    if wrong:
+        raise SettingError(
+            f"--signals {','.join(signals)}: {shape.name} has no gate; it has input and glu, the activated fc1"
+        )
+    ordered = tuple(signal for signal in SIGNALS if signal in signals)
+    device = find_device(settings.device, used)
+    dtype = find_dtype(settings.dtype, device, structure)
+    return replace(settings, signals=ordered, device=device, dtype=dtype)
+
+
+def _header(source: Source, words: Text, shape: ModelShape, settings: Settings, used: Libraries) -> TraceHeader:
+    starts = range(0, settings.tokens, settings.context)
+    lengths = [min(settings.context, settings.tokens - start) for start in starts]
+    fields = {
+        "origin": "recorded",
+        "model": shape,
+        "signals": list(settings.signals or ()),
+        "sequences": [Sequence(tokens=length, prompt=settings.prompt) for length in lengths],
+        "provenance": {
+            "hwsim": hwsim.__version__,
+            "python": platform.python_version(),
+            "torch": str(used.torch.__version__),
+            "transformers": str(used.transformers.__version__),
+            "weights": {"origin": source.origin, "sha256": weights_hash(source)},
+            "text": {"name": words.name, "sha256": words.sha256},
+            "command": {
+                "model": source.name,
+                "text": words.name,
+                "tokens": settings.tokens,
+                "context": settings.context,
+                "prompt": settings.prompt,
+                "signals": list(settings.signals or ()),
+                "device": settings.device,
+                "dtype": settings.dtype,
+            },
+        },
+    }
+    return TraceHeader.model_validate(fields)

@@ -1,0 +1,99 @@
+"""Running a causal language model over whole windows, without ever holding the logits of all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from hwsim.errors import ModelError
+from hwsim.record.extras import Libraries
+
+_LOGITS = 2**26  # values of a block of logits: 256 MiB in float32
+
+
+class Runner:
+    """Runs a causal language model over windows.
+
+    Logits are made from the last hidden states in blocks; the model itself makes those of the last token only, and
+    ours are checked against them.
+    """
+
+    def __init__(self, model: Any, libraries: Libraries) -> None:
+        self.model, self.torch = model, libraries.torch
+        self._hidden: Any = None
+        self._handle = model.get_decoder().register_forward_hook(self._keep)
+
+    def remove(self) -> None:
+        """Take the hook off."""
+        self._handle.remove()
+
+    def tensor(self, ids: np.ndarray) -> Any:
+        """Token ids as a tensor where the model wants them."""
+        device = self.model.get_input_embeddings().weight.device
+        return self.torch.as_tensor(ids, dtype=self.torch.long, device=device)
+
+    def hidden(self, ids: np.ndarray) -> Any:
+        """The last hidden states of one forward pass, after the final norm.
+
+        Args:
+            ids: int ``[windows, tokens]``.
+
+        Returns:
+            A tensor ``[windows, tokens, hidden]``; `logits` turns it into logits.
+
+        Raises:
+            ModelError: the model scales its logits in a way that is not known here.
+        """
+        with self.torch.inference_mode():
+            last = self.model(input_ids=self.tensor(ids), use_cache=False, logits_to_keep=1).logits[:, -1]
+            hidden, self._hidden = self._hidden, None
+            ours = self.logits(hidden[:, -1])
+            # apart by no more than how a matrix is cut into blocks: 2 % of the spread covers bfloat16
+            if float((ours - last).abs().max()) > 0.02 * float(last.abs().max()):
+                raise ModelError(
+                    "the model makes its logits in a way that hwsim does not know, so losses would be wrong"
+                )
+        return hidden
+
+    def logits(self, hidden: Any) -> Any:
+        """Logits of some hidden states."""
+        config = self.model.config.get_text_config()
+        logits = self.model.get_output_embeddings()(hidden)
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+            logits = cap * self.torch.tanh(logits / cap)
+        logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
+        return logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+
+    def blocks(self, tokens: int) -> Iterator[slice]:
+        """Slices of `tokens` tokens whose logits may be held at once."""
+        step = max(1, _LOGITS // self.model.get_output_embeddings().weight.shape[0])
+        for start in range(0, tokens, step):
+            yield slice(start, min(start + step, tokens))
+
+    def losses(self, ids: np.ndarray) -> np.ndarray:
+        """The loss of each token in one forward pass.
+
+        Args:
+            ids: int ``[windows, tokens]``.
+
+        Returns:
+            float32 ``[windows, tokens]``, nats; NaN at the first token of each window, which nothing predicts.
+
+        Raises:
+            ModelError: as `hidden`.
+        """
+        hidden = self.hidden(ids)
+        nats = np.full((len(ids), ids.shape[1] - 1), np.nan, np.float32).reshape(-1)
+        with self.torch.inference_mode():
+            flat, wanted = hidden[:, :-1].reshape(-1, hidden.shape[-1]), self.tensor(ids)[:, 1:].reshape(-1)
+            for block in self.blocks(len(flat)):
+                logits = self.logits(flat[block]).float()
+                loss = self.torch.nn.functional.cross_entropy(logits, wanted[block], reduction="none")
+                nats[block] = loss.cpu().numpy()
+        first = np.full((len(ids), 1), np.nan, np.float32)
+        return np.concatenate([first, nats.reshape(len(ids), -1)], axis=1)
+
+    def _keep(self, module: Any, args: Any, output: Any) -> None:
+        self._hidden = output[0]
