@@ -91,6 +91,16 @@ class Result(_Record):
         return self.model_dump_json(indent=2, exclude=drop) + "\n"
 
 
+class Evaluation(Result):
+    """What a closed loop found: speed as a replay counts it, and what it costs in accuracy. Losses are in nats."""
+
+    perplexity: float
+    dense_perplexity: float  # over the same tokens
+    kl: float  # mean divergence of the policy's next-token distribution from the dense model's
+    top1: float  # share of tokens at which both have the same first choice
+    tokens_scored: int
+
+
 def latency(seconds: np.ndarray) -> Latency:
     """Statistics of token times, float64 ``[tokens]`` in s."""
     p50, p95, p99 = (float(value) for value in np.percentile(seconds, [50, 95, 99]))

@@ -1,0 +1,5 @@
+"""The closed loop: a running model under a policy, with the cache in the loop. Needs the extra `record`."""
+
+from hwsim.evaluate.evaluation import Candidate, evaluate
+
+__all__ = ["Candidate", "evaluate"]

@@ -1,0 +1,168 @@
+"""The evaluation of policies in the closed loop: accuracy and speed of the same run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hwsim import simulation
+from hwsim.errors import SettingError
+from hwsim.evaluate.masking import ClosedLoop, MaskSink
+from hwsim.evaluate.scoring import Score, score
+from hwsim.evictions import Eviction
+from hwsim.metrics import Evaluation
+from hwsim.placement import Placement
+from hwsim.policy import Policy
+from hwsim.profile import Profile
+from hwsim.record import Settings as TextSettings
+from hwsim.record.extras import told_as
+from hwsim.record.hooks import Layer
+from hwsim.record.prepare import Prepared, Progress, passes, prepare
+from hwsim.record.runner import Runner
+from hwsim.select import Demand
+
+
+class Candidate(NamedTuple):
+    """One policy to evaluate."""
+
+    name: str
+    policy: Policy
+
+
+@dataclass
+class _Run:
+    """One policy while it is evaluated."""
+
+    candidate: Candidate
+    placement: Placement
+    loop: ClosedLoop
+    score: Score = field(default_factory=Score)
+    demands: list[Demand] = field(default_factory=list)
+
+
+def evaluate(
+    model: str,
+    text: str,
+    profile: Profile,
+    candidates: list[Candidate],
+    eviction: Eviction,
+    reading: TextSettings | None = None,
+    settings: simulation.Settings | None = None,
+    *,
+    eviction_name: str = "",
+    sink: MaskSink | None = None,
+    progress: Progress | None = None,
+) -> list[Evaluation]:
+    """Run a model over a text under each policy, with the cache in the loop.
+
+    The policies share one dense pass. Each costs another forward pass and its scans.
+
+    Args:
+        model: as `hwsim.record.record` takes it.
+        text: a UTF-8 file, or the name of a bundled text.
+        profile: the device: its DRAM budget decides what the caches hold.
+        candidates: the policies.
+        eviction: picks who leaves the caches.
+        reading: which tokens, in windows of which length.
+        settings: DRAM, bits, timing and seed, as in a replay.
+        eviction_name: how results call the eviction.
+        sink: is told every mask; for one policy only.
+        progress: is told how far it is.
+
+    Raises:
+        HwsimError: one of its kinds.
+    """
+    settings = settings or simulation.Settings()
+    tell = progress or (lambda phase, done, total: None)
+    if sink and len(candidates) != 1:
+        raise SettingError("masks can be saved of one policy at a time; name one --policy")
+    ready = prepare(model, text, reading or TextSettings(), tell)
+    _check_lengths(ready)
+    header = ready.header
+    placements = [
+        simulation.layout(header.model, profile, each.policy, header.longest, settings, each.name)
+        for each in candidates
+    ]
+    loaded = ready.load(tell)
+    runs = [
+        _Run(each, placement, _loop(ready, each, placement, eviction, settings, loaded.layers, sink))
+        for each, placement in zip(candidates, placements, strict=True)
+    ]
+    runner = Runner(loaded.model, ready.libraries)
+    try:
+        with told_as(f"--model {ready.source.name}: cannot be run"):
+            _passes(ready, runner, runs, loaded.from_disk, tell)
+    finally:
+        runner.remove()
+    return [_result(ready, run, profile, eviction, eviction_name, settings) for run in runs]
+
+
+def _check_lengths(ready: Prepared) -> None:
+    shortest = min(sequence.tokens - sequence.prompt for sequence in ready.header.sequences)
+    if shortest < 2:
+        raise SettingError(
+            f"the shortest window has {shortest} decoded token, and the first predicts nothing that can be scored; "
+            "make --tokens a multiple of --context, or the prompt shorter"
+        )
+
+
+def _loop(
+    ready: Prepared, each: Candidate, placement: Placement, eviction: Eviction, settings: simulation.Settings,
+    layers: list[Layer], sink: MaskSink | None,
+) -> ClosedLoop:  # fmt: skip
+    return ClosedLoop(
+        layers, ready.header.model, each.policy, placement.groups, eviction,
+        name=each.name, seed=settings.seed, sink=sink,
+    )  # fmt: skip
+
+
+def _passes(ready: Prepared, runner: Runner, runs: list[_Run], from_disk: bool, tell: Progress) -> None:
+    settings, total = ready.settings, ready.settings.tokens
+    work, done = (len(runs) + 1) * total, 0
+    for start, windows, length in passes(0, settings, from_disk):
+        ids = ready.ids[start : start + windows * length].reshape(windows, length)
+        first = start // settings.context
+        sequences = ready.header.sequences[first : first + windows]
+
+        def step(name: str, count: int = ids.size) -> None:
+            nonlocal done
+            done += count
+            tell("evaluating", done, work)
+
+        dense = runner.hidden(ids)
+        step("dense")
+        hiddens = []
+        for run in runs:
+            run.loop.window(sequences, first)
+            with run.loop:
+                hiddens.append(runner.hidden(ids) if run.placement.groups else dense)
+            run.demands.append(run.loop.demand())
+            step(run.candidate.name)
+        score(runner, ids, settings.prompt, dense, hiddens, [run.score for run in runs])
+
+
+def _result(
+    ready: Prepared, run: _Run, profile: Profile, eviction: Eviction, eviction_name: str, settings: simulation.Settings
+) -> Evaluation:
+    demand = Demand(
+        np.concatenate([each.requests for each in run.demands]), np.concatenate([each.hits for each in run.demands])
+    )
+    origin: dict[str, Any] = {
+        "name": ready.header.provenance["text"]["name"],
+        "origin": "closed loop",
+        "provenance": ready.header.provenance,
+    }
+    names = simulation.Names(run.candidate.name, eviction_name or type(eviction).__name__)
+    result = simulation.measure(
+        ready.header, origin, demand, run.placement, profile, run.candidate.policy, eviction, settings, names
+    )
+    return Evaluation(
+        **dict(result),
+        perplexity=run.score.perplexity,
+        dense_perplexity=run.score.dense_perplexity,
+        kl=run.score.kl,
+        top1=run.score.top1,
+        tokens_scored=run.score.tokens,
+    )

@@ -1,0 +1,225 @@
+"""The closed loop: masks decided from what the running model computes, and applied to it, with the cache in the loop.
+
+The mask of layer l at token t depends on the cache of layer l after token t-1 and on the inputs of layer l at token
+t; the latter are known for all tokens once layer l-1 is done. So a whole window goes through the model at once, layer
+by layer: the scan of `hwsim.select` decides the masks of all tokens where a signal arises, and the matrices that follow
+see it masked. Columns are masked as zeroed inputs; rows of gate and up as zeroed entries of the GLU, which is what a
+skipped row of either gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from hwsim.errors import ModelError
+from hwsim.evictions import Eviction
+from hwsim.model import ModelShape
+from hwsim.placement import GroupPlan
+from hwsim.policy import Policy
+from hwsim.record.hooks import Layer
+from hwsim.select import Demand, GroupScan
+from hwsim.trace import Sequence
+
+_LATE = frozenset({"up", "gate", "glu"})  # known when the down projection is reached; the input before that
+
+
+class MaskSink(Protocol):
+    """Is told every mask, such as a file of masks."""
+
+    def __call__(self, layer: int, group: str, token: int, masks: np.ndarray) -> None:
+        """Masks of decoded tokens from `token` on, bool ``[tokens, units]``."""
+
+
+class ClosedLoop:
+    """A policy and its caches; as a context, attached to the layers of a running model.
+
+    Args:
+        layers: of the model, from `hwsim.record.hooks.find_layers`.
+        model: its shape.
+        policy: decides the masks.
+        plans: its groups, with their caches' capacities.
+        eviction: picks who leaves a cache.
+        name: of the policy, for messages.
+        seed: of the random numbers that policies may draw.
+        sink: is told every mask.
+
+    Raises:
+        ModelError: the policy cuts something that cannot be masked in a running model.
+    """
+
+    def __init__(
+        self,
+        layers: list[Layer],
+        model: ModelShape,
+        policy: Policy,
+        plans: tuple[GroupPlan, ...],
+        eviction: Eviction,
+        *,
+        name: str,
+        seed: int = 0,
+        sink: MaskSink | None = None,
+    ) -> None:
+        self._plans, self._model, self._sink = plans, model, sink
+        _check(plans, layers[0], name)
+        self._scans = [
+            [
+                GroupScan(policy, plan, model, layer, eviction, name=name, seed=(seed, layer, index))
+                for index, plan in enumerate(plans)
+            ]
+            for layer in range(model.num_hidden_layers)
+        ]
+        self._sequences: list[Sequence] = []
+        self._first = self._token = 0
+        self._fresh = True
+        self._requests = self._hits = np.zeros((0, model.num_hidden_layers, len(plans)), np.int32)
+        self._signals: dict[str, Any] = {}  # of the present layer
+        self._masks: dict[str, Any] = {}  # by slice, of the present layer: bool [tokens, units]
+        self._handles: list[Any] = []
+        self._layers = layers if plans else []
+
+    def __enter__(self) -> ClosedLoop:
+        """Attach to the model."""
+        self._signals = {}
+        for index, layer in enumerate(self._layers):
+            self._attach(index, layer)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Detach from it."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def window(self, sequences: list[Sequence], first: int) -> None:
+        """The next pass brings whole sequences, one after the other; `first` is the number of the first of them."""
+        self._sequences, self._first, self._fresh = sequences, first, True
+        self._start()
+
+    def continued(self, tokens: int) -> None:
+        """The next pass brings `tokens` more tokens of the sequence that is under way."""
+        self._sequences, self._fresh = [Sequence(tokens=tokens)], False
+        self._token += len(self._requests)
+        self._start()
+
+    def demand(self) -> Demand:
+        """What the last pass asked of the caches."""
+        return Demand(self._requests, self._hits)
+
+    # ------------------------------------------------------------------ hooks
+
+    def _start(self) -> None:
+        decoded = sum(sequence.tokens - sequence.prompt for sequence in self._sequences)
+        if self._fresh:
+            self._token = 0
+        shape = (decoded, self._model.num_hidden_layers, len(self._plans))
+        self._requests, self._hits = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+
+    def _attach(self, index: int, layer: Layer) -> None:
+        def before(module: Any, action: Callable[[Any], Any]) -> None:
+            self._handles.append(module.register_forward_pre_hook(lambda _, args: (action(args[0]), *args[1:])))
+
+        def after(module: Any, action: Callable[[Any], Any]) -> None:
+            self._handles.append(module.register_forward_hook(lambda _, __, result: action(result)))
+
+        before(layer.up, lambda x: self._enter(index, "up", x))
+        if layer.gate is not None:
+            before(layer.gate, lambda x: self._enter(index, "gate", x))
+        needs = {signal for plan in self._plans for signal in plan.group.needs}
+        if needs & {"up", "gate"}:
+            after(layer.up, lambda y: self._made(layer, "up", y))
+            if layer.gate is not None:
+                after(layer.gate, lambda y: self._made(layer, "gate", y))
+        before(layer.down, lambda x: self._leave(index, x))
+        after(layer.down, lambda y: self._masked("down.row", y))
+
+    def _enter(self, index: int, matrix: str, x: Any) -> Any:
+        """Before gate and up, whichever comes first: decide what follows from the input, and mask it."""
+        if "input" not in self._signals:
+            self._masks = {}
+            self._signals = {"input": x}
+            self._decide(index, [plan for plan in self._plans if not _LATE & set(plan.group.needs)])
+        return self._masked(f"{matrix}.column", x)
+
+    def _made(self, layer: Layer, matrix: str, y: Any) -> None:
+        if layer.fused:
+            gate, up = y.chunk(2, dim=-1)
+            self._signals |= {"gate": layer.act(gate), "up": up}  # type: ignore[misc]
+        else:
+            self._signals[matrix] = layer.act(y) if matrix == "gate" else y  # type: ignore[misc]
+
+    def _leave(self, index: int, glu: Any) -> Any:
+        """Before down: decide the rest, and mask the GLU by everything that cuts a neuron."""
+        self._signals["glu"] = glu
+        self._decide(index, [plan for plan in self._plans if _LATE & set(plan.group.needs)])
+        self._signals = {}
+        for name in ("gate.row", "up.row", "down.column"):
+            glu = self._masked(name, glu)
+        return glu
+
+    def _masked(self, name: str, values: Any) -> Any:
+        mask = self._masks.get(name)
+        return values if mask is None else values * mask.view(values.shape)
+
+    # ------------------------------------------------------------------ masks
+
+    def _decide(self, index: int, plans: list[GroupPlan]) -> None:
+        for plan in plans:
+            arrays = {signal: _array(self._signals[signal]) for signal in plan.group.needs}
+            masks = self._scan(index, self._plans.index(plan), arrays)
+            tensor = self._signals["input"].new_tensor(masks)  # of the model's type: it is multiplied
+            for name in plan.group.slices:
+                self._masks[name] = tensor
+
+    def _scan(self, layer: int, group: int, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """Masks of all tokens, bool ``[tokens, units]``: prompts are dense."""
+        scan = self._scans[layer][group]
+        total = sum(sequence.tokens for sequence in self._sequences)
+        masks = np.ones((total, scan.plan.units), bool)
+        row = start = 0
+        for number, sequence in enumerate(self._sequences, self._first):
+            if self._fresh:
+                scan.begin(number)
+            at, end = start + sequence.prompt, start + sequence.tokens
+            decided = scan.run(_rows(arrays, at, end))
+            first = row
+            for token, (mask, requests, hits) in enumerate(decided, at):
+                masks[token] = mask
+                self._requests[row, layer, group], self._hits[row, layer, group] = requests, hits
+                row += 1
+            if self._sink:
+                self._sink(layer, scan.plan.group.name, self._token + first, masks[at:end])
+            start = end
+        return masks
+
+
+def _rows(arrays: dict[str, np.ndarray], start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+    for token in range(start, stop):
+        yield {signal: values[token] for signal, values in arrays.items()}
+
+
+def _array(values: Any) -> np.ndarray:
+    """A signal as policies see it: float32 ``[tokens, width]``, read-only."""
+    array: np.ndarray = values.detach().reshape(-1, values.shape[-1]).float().cpu().numpy().copy()
+    array.flags.writeable = False
+    return array
+
+
+def _check(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
+    """Refuse what the hooks cannot mask."""
+    for plan in plans:
+        cut, late = set(plan.group.slices), bool(_LATE & set(plan.group.needs))
+        columns = cut & {"gate.column", "up.column"}
+        if attention := sorted(each for each in cut if each.partition(".")[0] in ("q", "k", "v", "o")):
+            raise ModelError(f"policy {name}: cuts {attention[0]}; the closed loop masks the MLP only")
+        if columns and late:
+            raise ModelError(
+                f"policy {name}: decides {sorted(columns)[0]} from {', '.join(plan.group.needs)}, which the running "
+                "model knows only after that matrix; such an oracle can be replayed, not run"
+            )
+        if layer.fused and len(columns) == 1:
+            raise ModelError(
+                f"policy {name}: cuts {columns.pop()} alone, but this model stores gate and up as one matrix"
+            )
