@@ -609,13 +609,16 @@ def test_ctrl_c_leaves_nothing_behind(here):
         )
     )
     Path("r.json").write_text("old")
-    command = [
-        sys.executable,
-        "-c",
-        "from hwsim.cli import main; main()",
-        *replay("--json", "r.json", policy="waits.py"),
-    ]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell's background job ignores interrupts, and so do its children, unless they say otherwise
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{listen}; from hwsim.cli import main; main()"]
+    command += replay("--json", "r.json", policy="waits.py")
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     for _ in range(600):
         if Path("there").exists():
             break
