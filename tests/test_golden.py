@@ -17,7 +17,7 @@ from hwsim.simulation import Settings, replay
 from hwsim.trace import Trace
 
 SAMPLE = data_folder("traces") / "smollm2-135m-sample.npz"
-HASH = "aa1a07a46261bccc2475a902ff5a87aefbad5c5ef3848d3097255d348078aa5a"
+HASH = "604faf2d90a524470cf1437148c620dae698380d136ee1e1e1d2d62db957c68b"
 
 CA = {"warm_up": True, "fixed_top_n": 20, "gamma": 0.5}
 # policy, parameters, eviction, --dram: unit requests, unit hits, bytes from Flash, bytes from DRAM, seconds

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import hwsim
 from hwsim.errors import ModelError, SettingError, did_you_mean
-from hwsim.model import SIGNALS, ModelShape
+from hwsim.model import SIGNALS
 from hwsim.record.extras import Libraries, libraries, require_extra
 from hwsim.record.loading import (
     DTYPES,
@@ -24,12 +26,13 @@ from hwsim.record.loading import (
     read_structure,
 )
 from hwsim.record.sources import Source, find_source, weights_hash
-from hwsim.record.text import Text, find_text, read_tokens
+from hwsim.record.text import Text, find_text, read_windows
 from hwsim.trace import Sequence, TraceHeader
 
 Progress = Callable[[str, int, int], None]
 """Is told (phase, done, of how many)."""
 
+_PASSING = {"transformers_version", "dtype", "torch_dtype"}  # of a configuration: they decide no signal
 _TOKENS_FROM_DISK = 4096  # tokens of one pass when each pass loads all layers from disk: enough to pay for the loading
 
 
@@ -96,13 +99,13 @@ def prepare(model: str, text: str, settings: Settings, progress: Progress) -> Pr
     settings = _resolve(settings, structure, used)
     progress("reading the model's configuration", 1, 1)
     progress("reading text and checking weights", 0, 1)
-    ids = read_tokens(words, load_tokenizer(source, used), settings.tokens)
+    ids, prefix = read_windows(words, load_tokenizer(source, used), settings.tokens, settings.context)
     if ids.max() >= structure.shape.vocab_size:
         raise ModelError(
             f"--model {source.name}: its tokenizer made token {ids.max()}, the model knows "
             f"{structure.shape.vocab_size}; they do not belong together"
         )
-    header = _header(source, words, structure.shape, settings, used)
+    header = _header(source, words, structure, settings, used, ids, prefix)
     progress("reading text and checking weights", 1, 1)
     return Prepared(source, used, structure, settings, ids, header)
 
@@ -153,12 +156,21 @@ def _resolve(settings: Settings, structure: Structure, used: Libraries) -> Setti
     return replace(settings, signals=ordered, device=device, dtype=dtype)
 
 
-def _header(source: Source, words: Text, shape: ModelShape, settings: Settings, used: Libraries) -> TraceHeader:
+def _header(
+    source: Source,
+    words: Text,
+    structure: Structure,
+    settings: Settings,
+    used: Libraries,
+    ids: np.ndarray,
+    prefix: list[int],
+) -> TraceHeader:
+    """Everything that decides the signals is named: a change of any of it is another recording."""
     starts = range(0, settings.tokens, settings.context)
     lengths = [min(settings.context, settings.tokens - start) for start in starts]
     fields = {
         "origin": "recorded",
-        "model": shape,
+        "model": structure.shape,
         "signals": list(settings.signals or ()),
         "sequences": [Sequence(tokens=length, prompt=settings.prompt) for length in lengths],
         "provenance": {
@@ -167,7 +179,10 @@ def _header(source: Source, words: Text, shape: ModelShape, settings: Settings, 
             "torch": str(used.torch.__version__),
             "transformers": str(used.transformers.__version__),
             "weights": {"origin": source.origin, "sha256": weights_hash(source)},
+            "config_sha256": _config_hash(structure.config),
             "text": {"name": words.name, "sha256": words.sha256},
+            "tokens_sha256": hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest(),
+            "window_prefix": prefix,
             "command": {
                 "model": source.name,
                 "text": words.name,
@@ -181,3 +196,9 @@ def _header(source: Source, words: Text, shape: ModelShape, settings: Settings, 
         },
     }
     return TraceHeader.model_validate(fields)
+
+
+def _config_hash(config: Any) -> str:
+    """SHA-256 of a model's configuration, without what says where it was loaded from and by which version."""
+    fields = {key: value for key, value in config.to_dict().items() if key not in _PASSING and not key.startswith("_")}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()

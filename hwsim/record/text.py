@@ -43,27 +43,60 @@ def find_text(spec: str) -> Text:
     return Text(path.name, path, digest)
 
 
-def read_tokens(text: Text, tokenizer: Any, wanted: int) -> np.ndarray:
-    """The first `wanted` tokens, int32 ``[wanted]``, with the special tokens that the tokenizer puts in front.
+def read_windows(text: Text, tokenizer: Any, tokens: int, context: int) -> tuple[np.ndarray, list[int]]:
+    """The text's first tokens in windows that each begin as the tokenizer begins a text, with BOS where it has one.
 
     Reads no more of a long file than it needs.
 
+    Args:
+        text: on disk.
+        tokenizer: of the model.
+        tokens: of all windows together, what they begin with included.
+        context: tokens of a window; the last may be shorter.
+
+    Returns:
+        int32 ``[tokens]``, and what each window begins with.
+
     Raises:
-        SettingError: the text is not UTF-8, or too short.
+        SettingError: the text is not UTF-8, or too short; a window holds no more than its beginning.
     """
-    size = max(2**16, 16 * wanted)
+    prefix = _prefix(tokenizer)
+    if context <= len(prefix):
+        raise SettingError(
+            f"--context {context}: each window begins with {len(prefix)} token of the tokenizer's; give more"
+        )
+    lengths = range(0, tokens, context)
+    words = _plain_tokens(text, tokenizer, tokens - len(lengths) * len(prefix))
+    step = context - len(prefix)
+    windows = (prefix + words[at : at + step] for at in range(0, len(lengths) * step, step))
+    ids = [token for window in windows for token in window][:tokens]
+    return np.array(ids, np.int32), prefix
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts in front of a text: BOS, or nothing."""
+    whole, plain = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (True, False))
+    starts = range(len(whole) - len(plain) + 1)
+    return whole[: next((at for at in starts if whole[at : at + len(plain)] == plain), 0)]
+
+
+def _plain_tokens(text: Text, tokenizer: Any, wanted: int) -> list[int]:
+    """The first `wanted` tokens of a text, without special ones."""
+    everything, size = text.path.stat().st_size, max(2**16, 16 * wanted)
     while True:
-        content, whole = _beginning(text, size)
-        ids = tokenizer(content)["input_ids"]
+        content, whole = _beginning(text, min(size, everything))
+        ids = list(tokenizer(content, add_special_tokens=False)["input_ids"])
         if whole or len(ids) >= wanted + _MARGIN:
             break
         size *= 4
+    if not ids:
+        raise SettingError(f"--text {text.name}: is empty; give a text")
     if len(ids) < wanted:
         raise SettingError(
-            f"--text {text.name}: has {len(ids)} tokens, --tokens asks for {wanted}; "
+            f"--text {text.name}: has {len(ids)} tokens, {wanted} are asked for; "
             f"give a longer text, or --tokens {len(ids)}"
         )
-    return np.array(ids[:wanted], np.int32)
+    return ids[:wanted]
 
 
 def _beginning(text: Text, size: int) -> tuple[str, bool]:

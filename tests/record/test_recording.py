@@ -96,6 +96,68 @@ def test_a_finished_trace_is_recognised_and_never_lost(checkpoints: dict[str, Pa
         assert trace.header.tokens == 16
 
 
+def other_config(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1.0}))
+
+
+def other_tokens(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:20]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def weights_of(seed: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        import torch
+
+        model = make_model("llama")
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight.add_(seed)
+        save(model, folder)
+
+    return change
+
+
+@pytest.mark.parametrize("change", [other_config, other_tokens, weights_of(1)])
+def test_a_model_that_has_changed_is_another_recording(
+    change: Callable[[Path], None], checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """Neither is its finished trace taken for done, nor an unfinished one continued."""
+    model, path = tmp_path / "m", tmp_path / "t.npz"
+    shutil.copytree(checkpoints["llama"], model)
+
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase == "recording" and done >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(path, str(model), settings=Settings(48, 16), progress=stop)
+    record(tmp_path / "whole.npz", str(model), settings=Settings(48, 16))
+    change(model)
+    with pytest.raises(OutputError, match="is the unfinished trace of another command"):
+        record(path, str(model), settings=Settings(48, 16))
+    with pytest.raises(OutputError, match="exists and holds something else"):
+        record(tmp_path / "whole.npz", str(model), settings=Settings(48, 16))
+
+
+def test_overwrite_keeps_the_old_trace_until_the_new_one_is_whole(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    path, model = tmp_path / "t.npz", str(checkpoints["llama"])
+    record(path, model, settings=Settings(32, 16))
+    before = path.read_bytes()
+
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase == "recording" and done >= 20:
+            assert path.read_bytes() == before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(path, model, settings=Settings(48, 16), overwrite=True, progress=stop)
+    assert path.read_bytes() == before
+    record(path, model, settings=Settings(48, 16), overwrite=True)
+    assert path.read_bytes() != before
+
+
 def test_passes_cover_every_window_once() -> None:
     for tokens, context, from_disk in ((80, 16, False), (75, 16, True), (5, 16, True), (9000, 512, True)):
         settings = Settings(tokens, context)
@@ -197,16 +259,35 @@ def test_half_precision(checkpoints: dict[str, Path], tmp_path: Path) -> None:
 
 def test_text_is_read_as_a_whole_text_would_be(tmp_path: Path) -> None:
     """However little of a long file is read, its first tokens are those of the whole."""
-    from hwsim.record.text import find_text, read_tokens
+    from hwsim.record.text import find_text, read_windows
 
     tokenizer = make_tokenizer()
     content = "Anne hoped she had outlived the age of blushing, é 漢字. " * 4000
     (tmp_path / "long.txt").write_text(content)
     whole = tokenizer(content)["input_ids"]
     for wanted in (1, 100, 20_000):
-        tokens = read_tokens(find_text(str(tmp_path / "long.txt")), tokenizer, wanted)
+        tokens, prefix = read_windows(find_text(str(tmp_path / "long.txt")), tokenizer, wanted, wanted)
+        assert prefix == []
         assert tokens.dtype == np.int32
         assert tokens.tolist() == whole[:wanted]
+
+
+def test_every_window_begins_as_a_text_does(tmp_path: Path) -> None:
+    """With BOS where the tokenizer has one: each window is a sequence of its own."""
+    from tokenizers.processors import TemplateProcessing
+
+    from hwsim.record.text import find_text, read_windows
+
+    tokenizer = make_tokenizer()
+    (tmp_path / "text.txt").write_text("Anne hoped she had outlived the age of blushing. " * 20)
+    plain, _ = read_windows(find_text(str(tmp_path / "text.txt")), tokenizer, 100, 100)
+    bos = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = bos
+    tokens, prefix = read_windows(find_text(str(tmp_path / "text.txt")), tokenizer, 40, 16)
+    assert prefix == [0]
+    assert tokens.tolist() == [0, *plain[:15], 0, *plain[15:30], 0, *plain[30:37]]
+    with pytest.raises(SettingError, match="--context 1: each window begins with 1 token"):
+        read_windows(find_text(str(tmp_path / "text.txt")), tokenizer, 40, 1)
 
 
 def test_a_file_comes_before_a_bundled_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

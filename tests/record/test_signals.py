@@ -151,8 +151,8 @@ def test_smollm2_splits_numbers_into_digits(smollm2: Path) -> None:
     from hwsim.record.sources import find_source
 
     tokenizer = load_tokenizer(find_source("smollm2-135m"), libraries())
-    pieces = tokenizer.convert_ids_to_tokens(tokenizer("born in 1760, not 1761")["input_ids"])
-    assert [piece for piece in pieces if piece.isdigit()] == list("17601761")
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer("a  12 b")["input_ids"])
+    assert pieces == ["a", "ĠĠ", "1", "2", "Ġb"]  # byte level alone gives one space to the digits
     assert tokenizer.decode(tokenizer("Sir Walter's 17th")["input_ids"]) == "Sir Walter's 17th"
 
 
