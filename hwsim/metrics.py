@@ -75,6 +75,7 @@ class Result(_Record):
     hit_rate: float | None
     mlp_density: float
     flash_bytes: int
+    flash_read_bytes: int  # what Flash reads for them, in whole pages
     dram_bytes: int
     resident_bytes: int
     kv_cache_bytes: int
@@ -85,10 +86,16 @@ class Result(_Record):
     groups: list[GroupResult]
     per_token: list[TokenResult] | None = None
 
+    def plain(self) -> dict[str, Any]:
+        """The result as it is written, for a file of several."""
+        return self.model_dump(exclude=self._left_out())
+
     def to_json(self) -> str:
         """The result file: the same run gives the same bytes."""
-        drop = {"per_token"} if self.per_token is None else set()
-        return self.model_dump_json(indent=2, exclude=drop) + "\n"
+        return self.model_dump_json(indent=2, exclude=self._left_out()) + "\n"
+
+    def _left_out(self) -> set[str]:
+        return {"per_token"} if self.per_token is None else set()
 
 
 class Evaluation(Result):

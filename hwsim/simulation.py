@@ -11,9 +11,11 @@ from pydantic import BaseModel
 
 import hwsim
 from hwsim import bounds, metrics
+from hwsim.devices import read_sizes
 from hwsim.engine import run_events
 from hwsim.errors import ContractError, HwsimError, SettingError, one_line
 from hwsim.evictions import Eviction
+from hwsim.masks import MaskFile
 from hwsim.model import Bits, ModelShape
 from hwsim.notes import notes
 from hwsim.placement import GroupPlan, Placement, place, plan_groups
@@ -21,7 +23,9 @@ from hwsim.policy import Policy
 from hwsim.profile import Profile
 from hwsim.select import Demand, MaskListener, check_signals, scan
 from hwsim.trace import Trace, TraceHeader
-from hwsim.units import printable
+from hwsim.units import printable, shorten
+
+_MOST_PARAMETERS = 10**13  # that a policy may declare: more is a slip of the pen
 
 Progress = Callable[[str, int, int], None]
 """Is told (phase, done, of how many)."""
@@ -39,6 +43,9 @@ class Settings:
         overlap: ``group``: Flash and DRAM work at the same time within a group.
         seed: of the random numbers that policies may draw.
         per_token: keep a record of every token.
+
+    Raises:
+        SettingError: one of them is impossible.
     """
 
     dram: int | str | None = None
@@ -48,6 +55,36 @@ class Settings:
     overlap: Literal["none", "group"] = "none"
     seed: int = 0
     per_token: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing else would notice."""
+        for name, choices in (("timing", ("events", "closed-form")), ("overlap", ("none", "group"))):
+            if getattr(self, name) not in choices:
+                raise _impossible(name, getattr(self, name), f"one of {', '.join(choices)}")
+        if not _whole(self.seed, 0):
+            raise _impossible("seed", self.seed, "a whole number from 0")
+        if self.kv_tokens is not None and not _whole(self.kv_tokens, 1):
+            raise _impossible("kv_tokens", self.kv_tokens, "a whole number from 1, or None")
+        if self.dram is not None and not isinstance(self.dram, str) and not _whole(self.dram, 0):
+            raise _impossible("dram", self.dram, "bytes from 0, text such as '4 GB' or '50%', or None")
+        if not isinstance(self.bits, Bits):
+            raise _impossible("bits", self.bits, "hwsim.model.Bits")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _impossible(name: str, value: object, rule: str) -> SettingError:
+    return SettingError(f"setting {name}={_shown(value)}: must be {rule}")
+
+
+def _shown(value: object) -> str:
+    """Any value, for a message; some have no text (a number of 5,000 digits) or raise."""
+    try:
+        return shorten(repr(value))
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def replay(
@@ -80,8 +117,8 @@ def replay(
     """
     settings = settings or Settings()
     header = trace.header
-    _check_parameters(policy, f"policy {policy_name or type(policy).__name__}")
-    _check_parameters(eviction, f"eviction {eviction_name or type(eviction).__name__}")
+    check_parameters(policy, f"policy {policy_name or type(policy).__name__}")
+    check_parameters(eviction, f"eviction {eviction_name or type(eviction).__name__}")
     placement = layout(header.model, profile, policy, header.longest, settings, policy_name)
     plans = placement.groups
     check_signals(trace.has, plans, trace.path, header.model.name)
@@ -106,6 +143,45 @@ def replay(
     return measure(
         header, origin, demand, placement, profile, policy, eviction, settings, names,
         progress=phase("time", header.decoded),
+    )  # fmt: skip
+
+
+def replay_masks(
+    masks: MaskFile,
+    profile: Profile,
+    eviction: Eviction,
+    settings: Settings | None = None,
+    *,
+    eviction_name: str = "",
+    progress: Progress | None = None,
+) -> metrics.Result:
+    """Replay masks that a closed loop has saved: on its device and with its cache the same hits, bytes and times.
+
+    Args:
+        masks: open file.
+        profile: the device.
+        eviction: picks who leaves the caches.
+        settings: everything else; the seed plays no part.
+        eviction_name: how the result calls the eviction.
+        progress: is told how far it is.
+
+    Raises:
+        HwsimError: one of its kinds.
+    """
+    settings = settings or Settings()
+    fields = {"origin": "recorded", "model": masks.model, "signals": ["input"], "sequences": masks.sequences}
+    header = TraceHeader.model_validate(fields)
+    placement = layout(header.model, profile, masks.policy, header.longest, settings, masks.policy.name)
+    demand = masks.demand(placement.groups, eviction)
+    source = {"name": printable(masks.path.name), "origin": "saved masks", "provenance": masks.provenance}
+    names = Names(masks.policy.name, eviction_name or type(eviction).__name__)
+
+    def tell(done: int) -> None:
+        if progress:
+            progress("time", done, header.decoded)
+
+    return measure(
+        header, source, demand, placement, profile, masks.policy, eviction, settings, names, progress=tell
     )  # fmt: skip
 
 
@@ -162,11 +238,12 @@ def layout(
         raise SettingError(f"--kv-tokens {kv_tokens} cannot hold the trace's longest sequence, {longest} tokens")
     budget = profile.dram.budget if settings.dram is None else settings.dram
     parameters = _ask("predictor_parameters", lambda: policy.predictor_parameters(model), name)
-    if not isinstance(parameters, int) or parameters < 0:
+    if not _whole(parameters, 0) or parameters > _MOST_PARAMETERS:
         raise ContractError(
-            f"policy {name}: predictor_parameters() returned {parameters!r}, needs a whole number from 0"
+            f"policy {name}: predictor_parameters() returned {_shown(parameters)}, "
+            f"needs a whole number from 0 to 10^{len(str(_MOST_PARAMETERS)) - 1}"
         )
-    return place(plans, model, settings.bits, budget, kv_tokens, parameters)
+    return place(plans, model, settings.bits, budget, kv_tokens, parameters, longest=longest)
 
 
 def _ask(method: str, call: Callable[[], Any], name: str) -> Any:
@@ -175,16 +252,20 @@ def _ask(method: str, call: Callable[[], Any], name: str) -> Any:
         return call()
     except HwsimError as error:
         raise type(error)(f"policy {name}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plug-in must not end the program
         raised = f"{method}() raised {type(error).__name__}: {one_line(error)}"
         raise ContractError(f"policy {name}: {raised}") from error
 
 
-def _check_parameters(plugin: BaseModel, who: str) -> None:
-    """Refuse, before anything is computed, what the result could not name."""
+def check_parameters(plugin: BaseModel, who: str) -> None:
+    """Refuse, before anything is computed, a plug-in whose parameters the result could not name.
+
+    Raises:
+        ContractError: they cannot be written as JSON.
+    """
     try:
         plugin.model_dump_json()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ContractError(f"{who}: its parameters cannot be written as JSON: {one_line(error)}") from error
 
 
@@ -225,6 +306,10 @@ def _result(
     ]
     asked, found = int(requests.sum()), int(hits.sum())
     flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
+    flash_read = flash_bytes
+    if settings.timing == "events":  # the closed form knows no pages
+        pages = np.array([sum(read_sizes(profile.flash, plan.slice_bytes)) for plan in plans], np.int64) - unit_bytes
+        flash_read += int(((requests - hits).sum(axis=(0, 1)) * pages).sum())
     return metrics.Result(
         provenance=_provenance(header, source, profile, policy, settings, placement, eviction, names),
         notes=notes(header.origin, placement, eviction, profile, names.policy, settings.timing),
@@ -238,6 +323,7 @@ def _result(
         hit_rate=found / asked if asked else None,
         mlp_density=_density(header.model, placement, requests, tokens),
         flash_bytes=flash_bytes,
+        flash_read_bytes=flash_read,
         dram_bytes=dram_bytes,
         resident_bytes=placement.kv_reserved + placement.pinned_weights,
         kv_cache_bytes=placement.kv_reserved,
@@ -245,7 +331,7 @@ def _result(
         cache_bytes=placement.cache_bytes if plans else 0,
         budget_bytes=placement.budget,
         energy_j=_energy(
-            profile, flash_bytes, dram_bytes, bounds.operations(demand, placement, header.sequences), timing
+            profile, flash_read, dram_bytes, bounds.operations(demand, placement, header.sequences), timing
         ),
         groups=groups,
         per_token=_per_token(timing, requests, hits, flash_token, dram_token) if settings.per_token else None,
@@ -260,12 +346,12 @@ def _density(model: ModelShape, placement: Placement, requests: np.ndarray, toke
 
 
 def _energy(
-    profile: Profile, flash_bytes: int, dram_bytes: int, operations: float, timing: metrics.Timing
+    profile: Profile, flash_read_bytes: int, dram_bytes: int, operations: float, timing: metrics.Timing
 ) -> float | None:
     if profile.energy is None:
         return None
     energy = profile.energy
-    moved = flash_bytes * energy.flash_read + dram_bytes * energy.dram_read
+    moved = flash_read_bytes * energy.flash_read + dram_bytes * energy.dram_read
     return moved + operations * (energy.compute or 0.0) + timing.times.total * (energy.base_power or 0.0)
 
 

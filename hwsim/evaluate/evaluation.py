@@ -9,9 +9,10 @@ import numpy as np
 
 from hwsim import simulation
 from hwsim.errors import SettingError
-from hwsim.evaluate.masking import ClosedLoop, MaskSink
+from hwsim.evaluate.masking import ClosedLoop
 from hwsim.evaluate.scoring import Score, score
 from hwsim.evictions import Eviction
+from hwsim.masks import MaskWriter
 from hwsim.metrics import Evaluation
 from hwsim.placement import Placement
 from hwsim.policy import Policy
@@ -52,7 +53,7 @@ def evaluate(
     settings: simulation.Settings | None = None,
     *,
     eviction_name: str = "",
-    sink: MaskSink | None = None,
+    masks: MaskWriter | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Run a model over a text under each policy, with the cache in the loop.
@@ -68,7 +69,7 @@ def evaluate(
         reading: which tokens, in windows of which length.
         settings: DRAM, bits, timing and seed, as in a replay.
         eviction_name: how results call the eviction.
-        sink: is told every mask; for one policy only.
+        masks: a file that the masks are written to; for one policy only.
         progress: is told how far it is.
 
     Raises:
@@ -76,7 +77,7 @@ def evaluate(
     """
     settings = settings or simulation.Settings()
     tell = progress or (lambda phase, done, total: None)
-    if sink and len(candidates) != 1:
+    if masks and len(candidates) != 1:
         raise SettingError("masks can be saved of one policy at a time; name one --policy")
     ready = prepare(model, text, reading or TextSettings(), tell)
     _check_lengths(ready)
@@ -87,15 +88,22 @@ def evaluate(
     ]
     loaded = ready.load(tell)
     runs = [
-        _Run(each, placement, _loop(ready, each, placement, eviction, settings, loaded.layers, sink))
+        _Run(each, placement, _loop(ready, each, placement, eviction, settings, loaded.layers, masks))
         for each, placement in zip(candidates, placements, strict=True)
     ]
+    if masks:
+        each, placement = candidates[0], placements[0]
+        masks.begin(header, placement.groups, each.name, each.policy, placement.predictor_parameters)
     runner = Runner(loaded.model, ready.libraries)
     try:
         with told_as(f"--model {ready.source.name}: cannot be run"):
             _passes(ready, runner, runs, loaded.from_disk, tell)
+        if masks:
+            masks.finish()
     finally:
         runner.remove()
+        if masks:
+            masks.discard()
     return [_result(ready, run, profile, eviction, eviction_name, settings) for run in runs]
 
 
@@ -110,11 +118,11 @@ def _check_lengths(ready: Prepared) -> None:
 
 def _loop(
     ready: Prepared, each: Candidate, placement: Placement, eviction: Eviction, settings: simulation.Settings,
-    layers: list[Layer], sink: MaskSink | None,
+    layers: list[Layer], masks: MaskWriter | None,
 ) -> ClosedLoop:  # fmt: skip
     return ClosedLoop(
         layers, ready.header.model, each.policy, placement.groups, eviction,
-        name=each.name, seed=settings.seed, sink=sink,
+        name=each.name, seed=settings.seed, sink=masks,
     )  # fmt: skip
 
 

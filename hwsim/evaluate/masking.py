@@ -10,7 +10,7 @@ skipped row of either gives.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +26,8 @@ from hwsim.trace import Sequence
 _LATE = frozenset({"up", "gate", "glu"})  # known when the down projection is reached; the input before that
 
 
-class MaskSink(Protocol):
-    """Is told every mask, such as a file of masks."""
-
-    def __call__(self, layer: int, group: str, token: int, masks: np.ndarray) -> None:
-        """Masks of decoded tokens from `token` on, bool ``[tokens, units]``."""
+MaskSink = Callable[[int, str, int, np.ndarray], None]
+"""Is told (layer, group, first decoded token of the run, masks bool [tokens, units])."""
 
 
 class ClosedLoop:
@@ -101,7 +98,6 @@ class ClosedLoop:
     def continued(self, tokens: int) -> None:
         """The next pass brings `tokens` more tokens of the sequence that is under way."""
         self._sequences, self._fresh = [Sequence(tokens=tokens)], False
-        self._token += len(self._requests)
         self._start()
 
     def demand(self) -> Demand:
@@ -111,9 +107,8 @@ class ClosedLoop:
     # ------------------------------------------------------------------ hooks
 
     def _start(self) -> None:
+        self._token += len(self._requests)  # those of the pass before
         decoded = sum(sequence.tokens - sequence.prompt for sequence in self._sequences)
-        if self._fresh:
-            self._token = 0
         shape = (decoded, self._model.num_hidden_layers, len(self._plans))
         self._requests, self._hits = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
 

@@ -1,0 +1,89 @@
+"""``hwsim eval``: a model runs under policies, with the cache in the loop -> accuracy beside speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwsim.cli import options as o
+from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, read_bits, to_json, write_json
+from hwsim.cli.replay import make_policies
+
+
+def evaluate(
+    model: o.Model,
+    hw: o.Hardware,
+    policy: o.Policies,
+    text: o.Text = "persuasion",
+    tokens: o.Tokens = 2048,
+    context: o.Context = 512,
+    prompt: o.Prompt = 0,
+    density: o.Density = None,
+    set_: o.Parameters = None,
+    eviction: o.EvictionRule = "lfu",
+    dram: o.Dram = None,
+    kv_tokens: o.KvTokens = None,
+    bits: o.BitsOfParts = o.DEFAULT_BITS,
+    timing: o.TimingModel = o.Timing.EVENTS,
+    overlap: o.OverlapOf = o.Overlap.NONE,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    max_memory: o.MaxMemory = None,
+    save_masks: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the masks; `hwsim replay FILE` replays them exactly.")
+    ] = None,
+    json: JsonOption = None,
+    per_token: Annotated[bool, typer.Option("--per-token", help="Keep every token in the JSON.")] = False,
+) -> None:
+    """Run a model under policies, with the cache in the loop: perplexity beside tokens/s.
+
+    The model sees the masks, so later activations feel earlier ones. Several policies share one dense pass.
+
+    Example: hwsim eval --model smollm2-135m --hw pixel8 --dram 50% --policy dip,dip-ca --density 0.7
+    """
+    from hwsim.evaluate import Candidate
+    from hwsim.evaluate import evaluate as run
+    from hwsim.masks import MaskWriter
+    from hwsim.plugins import EVICTIONS, POLICIES
+    from hwsim.profile import load_profile
+    from hwsim.record import Settings as Reading
+    from hwsim.report.evaluation import render_accuracy
+    from hwsim.report.table import print_results
+    from hwsim.simulation import Settings
+
+    settings = Settings(dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token)
+    reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
+    profile = load_profile(hw)
+    rule_name, rule = EVICTIONS.make(eviction)
+    names = [name for option in policy for name in option.split(",") if name]
+    candidates = [Candidate(name, made) for name, made in make_policies(names, density, set_ or [])]
+    shown = len(candidates)
+    if all(each.name != "dense" for each in candidates) and save_masks is None:
+        candidates.append(Candidate("dense", POLICIES.make("dense")[1]))  # costs no pass of its own
+    masks = MaskWriter(save_masks) if save_masks else None
+    with progress_bar(rate="tokens") as progress:
+        results = run(
+            model, text, profile, candidates, rule, reading, settings,
+            eviction_name=rule_name, masks=masks, progress=progress,
+        )  # fmt: skip
+    if json:
+        plain = [
+            each.model_dump(exclude={"per_token"} if each.per_token is None else set()) for each in results[:shown]
+        ]
+        many = {"format": "hwsim-results", "version": 1, "results": plain}
+        write_json(json, results[0].to_json() if shown == 1 else to_json(many))
+    if json != "-":
+        console = output()
+        console.print(render_accuracy(results[:shown]))
+        if save_masks is None:
+            print_results(console, list(results[:shown]), next(each for each in results if not each.groups))
+    if json and json != "-":
+        note(f"Result written to {json}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="eval", no_args_is_help=True)(guarded(evaluate))

@@ -1,0 +1,103 @@
+"""Options that several commands share: one meaning, one wording."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from hwsim.errors import SettingError
+from hwsim.units import parse
+
+
+class Timing(StrEnum):
+    """How time is computed."""
+
+    EVENTS = "events"
+    CLOSED_FORM = "closed-form"
+
+
+class Overlap(StrEnum):
+    """What happens at the same time."""
+
+    NONE = "none"
+    GROUP = "group"
+
+
+# --- model and text
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|ID|PATH", help="Short name such as smollm2-135m, hub id, folder with config.json, or .gguf file."
+    ),
+]
+Text = Annotated[str, typer.Option(metavar="FILE|NAME", help="Text to read: a UTF-8 file, or the bundled one.")]
+Tokens = Annotated[int, typer.Option(help="Tokens of the text to read.")]
+Context = Annotated[int, typer.Option(help="Tokens of one window; each is a sequence of its own.")]
+Prompt = Annotated[int, typer.Option(help="First tokens of each window that are no part of the decode.")]
+Device = Annotated[str, typer.Option(help="torch's device.")]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16 or float16. auto: float32 on a CPU, else the checkpoint's own.")
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory that weights may take; more of them are loaded layer by layer from disk.",
+        show_default="what is free",
+    ),
+]
+
+# --- policy, cache and device
+
+Hardware = Annotated[
+    str, typer.Option("--hw", metavar="NAME|FILE", help="Hardware profile; `hwsim devices` lists them.")
+]
+Policies = Annotated[
+    list[str],
+    typer.Option("--policy", metavar="NAME|FILE.py", help="Policy; several by commas or by repeating the option."),
+]
+Density = Annotated[
+    float | None,
+    typer.Option(
+        help="MLP density: share of the MLP's weights that a token reads.", show_default="the policy's, mostly 0.5"
+    ),
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A policy's parameter; POLICY.KEY=VALUE for one of several."),
+]
+EvictionRule = Annotated[str, typer.Option(metavar="NAME|FILE.py", help="Who leaves a full cache.")]
+Dram = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE|SHARE",
+        help="DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.",
+        show_default="the profile's budget",
+    ),
+]
+KvTokens = Annotated[
+    int | None,
+    typer.Option(min=1, max=10**9, help="Tokens that the KV cache is reserved for.", show_default="longest sequence"),
+]
+BitsOfParts = Annotated[str, typer.Option(metavar="PART=BITS,...", help="Bits of a stored number; also predictor=4.")]
+DEFAULT_BITS = "mlp=4,attention=4,lm_head=4,kv_cache=8"
+TimingModel = Annotated[Timing, typer.Option(help="The event engine, or the closed form of the paper.")]
+OverlapOf = Annotated[Overlap, typer.Option(help="group: Flash and DRAM work at once within a group.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the policies' random numbers.")]
+
+
+def read_size(text: str | None, option: str) -> int | None:
+    """Bytes of an option such as ``--max-memory 8GB``.
+
+    Raises:
+        SettingError: no size.
+    """
+    if text is None:
+        return None
+    try:
+        return int(parse(text, "size"))
+    except Exception as error:
+        raise SettingError(f"{option} {text}: {error}") from error

@@ -1,0 +1,203 @@
+"""Masks as a file: what a closed loop decided, to be replayed exactly on any device with any cache.
+
+A ``.npz`` without compression: ``header``, JSON with ``format`` "hwsim-masks" and ``version`` 1, the model, the
+sequences, the policy and its groups; and for each layer and group ``masks/000/NAME``, uint8
+``[decoded tokens, ceil(units / 8)]``, the bits of ``numpy.packbits``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from hwsim.cache import Cache
+from hwsim.errors import OutputError, TraceError, one_line
+from hwsim.evictions import Eviction
+from hwsim.model import ModelShape
+from hwsim.placement import GroupPlan
+from hwsim.policy import Group, Policy
+from hwsim.select import Demand
+from hwsim.trace import Sequence, TraceHeader
+
+FORMAT = "hwsim-masks"
+
+
+class SavedPolicy(Policy):
+    """The policy that made a file of masks: its groups, without its rule."""
+
+    name: str
+    parameters: dict[str, Any]
+    cut: list[dict[str, Any]]
+    predictor: int = 0
+
+    def groups(self, model: ModelShape) -> list[Group]:
+        """As they were."""
+        return [Group(**each) for each in self.cut]
+
+    def predictor_parameters(self, model: ModelShape) -> int:
+        """As they were."""
+        return self.predictor
+
+
+class MaskWriter:
+    """Writes the masks of one closed loop; they go to disk as they come.
+
+    Until `finish` they lie in the folder ``NAME.partial``.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is no regular file; name another")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: cannot be written: the folder {path.parent} does not exist")
+        self.path = path
+        self._folder = path.with_name(path.name + ".partial")
+        self._members: dict[str, np.memmap[Any, Any]] = {}
+
+    def begin(
+        self, header: TraceHeader, plans: tuple[GroupPlan, ...], name: str, policy: Policy, predictor: int
+    ) -> None:
+        """Make room for the masks of all decoded tokens."""
+        about = {
+            "format": FORMAT,
+            "version": 1,
+            "model": header.model.model_dump(),
+            "sequences": [sequence.model_dump() for sequence in header.sequences],
+            "policy": {"name": name, "parameters": policy.model_dump(mode="json")},
+            "predictor_parameters": predictor,
+            "groups": [vars(plan.group) for plan in plans],
+            "provenance": header.provenance,
+        }
+        try:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir()
+            np.save(self._folder / "header.npy", np.array(json.dumps(about, sort_keys=True)))
+            for layer in range(header.model.num_hidden_layers):
+                for plan in plans:
+                    shape = (header.decoded, -(-plan.units // 8))
+                    file = self._folder / _flat(_member(layer, plan.group.name))
+                    self._members[_member(layer, plan.group.name)] = np.lib.format.open_memmap(
+                        file, "w+", np.uint8, shape
+                    )
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
+
+    def __call__(self, layer: int, group: str, token: int, masks: np.ndarray) -> None:
+        """Masks of decoded tokens from `token` on, bool ``[tokens, units]``."""
+        self._members[_member(layer, group)][token : token + len(masks)] = np.packbits(masks, axis=1)
+
+    def finish(self) -> None:
+        """Put the members into one file and give it its name."""
+        partial = self._folder / "whole"
+        try:
+            with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+                names = ["header", *self._members]
+                for name in names:
+                    if name in self._members:
+                        self._members[name].flush()
+                    # no clock in the file: the same run gives the same bytes
+                    entry = zipfile.ZipInfo(f"{name}.npy")
+                    with (
+                        archive.open(entry, "w", force_zip64=True) as into,
+                        (self._folder / _flat(name)).open("rb") as file,
+                    ):
+                        shutil.copyfileobj(file, into)
+            partial.replace(self.path)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
+        self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing half-written."""
+        self._members.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _member(layer: int, group: str) -> str:
+    return f"masks/{layer:03d}/{group}"
+
+
+def _flat(name: str) -> str:
+    return name.replace("/", ".") + ".npy"
+
+
+class MaskFile:
+    """Masks that were saved.
+
+    Attributes:
+        model: shape of the model.
+        sequences: windows of the text.
+        policy: stands for the one that made them.
+
+    Raises:
+        TraceError: no such file, or it is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = np.load(path, allow_pickle=False)
+            about = json.loads(str(self._file["header"]))
+            self.model = ModelShape.model_validate(about["model"])
+            self.sequences = [Sequence.model_validate(each) for each in about["sequences"]]
+            made = about["policy"]
+            self.policy = SavedPolicy(
+                name=made["name"],
+                parameters=made["parameters"],
+                cut=about["groups"],
+                predictor=about["predictor_parameters"],
+            )
+            self.provenance: dict[str, Any] = about["provenance"]
+        except (OSError, ValueError, KeyError, TypeError, ValidationError, zipfile.BadZipFile) as error:
+            raise TraceError(f"{path}: is no file of masks, or is damaged: {one_line(error)[:120]}") from error
+
+    def demand(self, plans: tuple[GroupPlan, ...], eviction: Eviction) -> Demand:
+        """What the masks ask of caches of some capacity.
+
+        Raises:
+            TraceError: masks are missing, or of another shape than the header says.
+        """
+        decoded = sum(sequence.tokens - sequence.prompt for sequence in self.sequences)
+        shape = (decoded, self.model.num_hidden_layers, len(plans))
+        requests, hits = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        for layer in range(self.model.num_hidden_layers):
+            for index, plan in enumerate(plans):
+                masks = self._read(layer, plan, decoded)
+                cache, start = Cache(plan.units, plan.capacity, eviction), 0
+                for sequence in self.sequences:
+                    end = start + sequence.tokens - sequence.prompt
+                    cache.start(masks[start:end] if eviction.needs_future else None)
+                    for row in range(start, end):
+                        requests[row, layer, index], hits[row, layer, index] = cache.step(masks[row])
+                    start = end
+        return Demand(requests, hits)
+
+    def _read(self, layer: int, plan: GroupPlan, decoded: int) -> np.ndarray:
+        """bool ``[decoded, units]``."""
+        name = _member(layer, plan.group.name)
+        try:
+            packed = self._file[name]
+        except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+            raise TraceError(f"{self.path}: {name} is missing or damaged") from error
+        wanted = (decoded, -(-plan.units // 8))
+        if packed.shape != wanted or packed.dtype != np.uint8:
+            raise TraceError(f"{self.path}: {name}: {packed.dtype} {packed.shape}, the header says uint8 {wanted}")
+        return np.unpackbits(packed, axis=1, count=plan.units).astype(bool)
+
+
+def is_mask_file(path: Path) -> bool:
+    """Whether a file holds masks rather than signals."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.startswith("masks/") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False

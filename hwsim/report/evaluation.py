@@ -1,0 +1,32 @@
+"""Accuracy beside speed: what ``hwsim eval`` shows."""
+
+from __future__ import annotations
+
+from rich.console import ConsoleRenderable
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hwsim.metrics import Evaluation
+
+
+def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
+    """What each policy costs in accuracy; the dense model's perplexity is the first row's."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    heads = ["\npolicy", "\nperplexity", "against\ndense", "KL to\ndense", "top-1\nagreement", "MLP\ndensity"]
+    heads += ["hit\nrate", "\ntokens/s"]
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index else "left", no_wrap=True)
+    table.add_row(Text("(no mask)", style="dim"), f"{rows[0].dense_perplexity:.4g}", *["-"] * 6)
+    for row in rows:
+        table.add_row(
+            Text(str(row.provenance["policy"]["name"]), style="bold"),
+            f"{row.perplexity:.4g}",
+            f"{row.perplexity - row.dense_perplexity:+.3g}",
+            f"{row.kl:.3g}",
+            f"{row.top1:.1%}",
+            f"{row.mlp_density:.3f}",
+            "-" if row.hit_rate is None else f"{row.hit_rate:.1%}",
+            f"{row.throughput_tok_s:.4g}",
+        )
+    return Padding(table, (1, 0, 0, 0))
