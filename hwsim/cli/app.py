@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import evaluate, lists, record, replay, synth, trace
+from hwsim.cli import evaluate, generate, lists, record, replay, synth, trace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +40,7 @@ def common(
 record.register(app)
 replay.register(app)
 evaluate.register(app)
+generate.register(app)
 synth.register(app)
 trace.register(app)
 lists.register(app)

@@ -95,6 +95,12 @@ class ClosedLoop:
         self._sequences, self._first, self._fresh = sequences, first, True
         self._start()
 
+    def begin(self, number: int) -> None:
+        """Sequence `number` begins, to be brought piece by piece with `continued`."""
+        for scans in self._scans:
+            for scan in scans:
+                scan.begin(number)
+
     def continued(self, tokens: int) -> None:
         """The next pass brings `tokens` more tokens of the sequence that is under way."""
         self._sequences, self._fresh = [Sequence(tokens=tokens)], False

@@ -7,7 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hwsim.metrics import Evaluation
+from hwsim.metrics import Evaluation, Result
+from hwsim.units import show_time
 
 
 def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
@@ -30,3 +31,15 @@ def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
             f"{row.throughput_tok_s:.4g}",
         )
     return Padding(table, (1, 0, 0, 0))
+
+
+def speed(result: Result) -> ConsoleRenderable:
+    """One line: how fast the device would have written this."""
+    name, device = result.provenance["policy"]["name"], result.provenance["device"]["name"]
+    hits = "" if result.hit_rate is None else f", hit rate {result.hit_rate:.1%}"
+    first = "" if result.ttft_s is None else f", first token after at least {show_time(result.ttft_s)}"
+    return Text(
+        f"{name} on {device}, simulated: {result.throughput_tok_s:.4g} tokens/s over {result.tokens} tokens{first}{hits}"
+        f", MLP density {result.mlp_density:.3f}",
+        style="dim",
+    )

@@ -1,0 +1,81 @@
+"""``hwsim generate``: a model writes under a policy, token by token -> its text and the simulated tokens/s."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from hwsim.cli import options as o
+from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, read_bits, write_json
+from hwsim.cli.replay import make_policies
+from hwsim.errors import SettingError
+
+
+def generate(
+    model: o.Model,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What the model goes on from; read densely.")],
+    hw: o.Hardware,
+    policy: Annotated[str, typer.Option("--policy", metavar="NAME|FILE.py", help="Policy.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: the most likely token; above: drawn.")] = 0.0,
+    density: o.Density = None,
+    set_: o.Parameters = None,
+    eviction: o.EvictionRule = "lfu",
+    dram: o.Dram = None,
+    bits: o.BitsOfParts = o.DEFAULT_BITS,
+    timing: o.TimingModel = o.Timing.EVENTS,
+    overlap: o.OverlapOf = o.Overlap.NONE,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    max_memory: o.MaxMemory = None,
+    json: JsonOption = None,
+) -> None:
+    """Let a model write under a policy, with its caches: what it says, and how fast a device would say it.
+
+    Example: hwsim generate --model smollm2-135m --prompt "The sea was" --hw pixel8 --dram 60% --policy dip
+    """
+    from hwsim.evaluate import Candidate
+    from hwsim.evaluate import generate as run
+    from hwsim.plugins import EVICTIONS
+    from hwsim.profile import load_profile
+    from hwsim.record import Settings as Reading
+    from hwsim.report.evaluation import speed
+    from hwsim.simulation import Settings
+
+    settings = Settings(dram, None, read_bits(bits), timing.value, overlap.value, seed)
+    reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
+    made = make_policies([policy], density, set_ or [])
+    if len(made) != 1:
+        raise SettingError("--policy: one policy writes at a time")
+    rule_name, rule = EVICTIONS.make(eviction)
+    profile = load_profile(hw)
+
+    def show(text: str) -> None:
+        bar.close()  # the text has the terminal to itself
+        if json != "-":
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    with ExitStack() as bar:
+        progress = bar.enter_context(progress_bar())
+        written = run(
+            model, prompt, profile, Candidate(*made[0]), rule, tokens, reading, settings,
+            chat=chat, temperature=temperature, eviction_name=rule_name, on_text=show, progress=progress,
+        )  # fmt: skip
+    if json and written.result:
+        write_json(json, written.result.to_json())
+    if json != "-":
+        output().print("\n")
+        output().print(speed(written.result) if written.result else "The first token was the end.")
+    if json and json != "-":
+        note(f"Result written to {json}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(no_args_is_help=True)(guarded(generate))

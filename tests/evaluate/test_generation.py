@@ -1,0 +1,128 @@
+"""Real generation: the same masks as the layer-by-layer evaluation, the model's own text where nothing is cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="generation needs the extra `record`")
+
+from hwsim.errors import SettingError
+from hwsim.evaluate import Candidate, evaluate, generate
+from hwsim.evaluate.generation import Stepper
+from hwsim.evaluate.masking import ClosedLoop
+from hwsim.masks import MaskFile, MaskWriter
+from hwsim.model import Bits
+from hwsim.placement import place, plan_groups
+from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.record import Settings as Reading
+from hwsim.record import record
+from hwsim.record.hooks import find_layers
+from hwsim.simulation import Settings
+from hwsim.trace import Trace
+from tests.conftest import flat_profile
+from tests.record.conftest import make_model, make_tokenizer
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma", "phi3", "opt"])
+@pytest.mark.parametrize("policy", ["dip-ca", "predictor"])
+def test_token_by_token_gives_the_masks_of_the_evaluation(
+    family: str, policy: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    reading, made = Reading(tokens=40, context=40, prompt=5), POLICIES.make(policy)[1]
+    model, rule = str(checkpoints[family]), EVICTIONS.make("lfu")[1]
+    candidate, settings = Candidate(policy, made), Settings(dram="70%", seed=3)
+    writer = MaskWriter(tmp_path / "m.npz")
+    evaluate(model, "persuasion", flat_profile(), [candidate], rule, reading, settings, masks=writer)
+    saved = MaskFile(tmp_path / "m.npz")
+    record(tmp_path / "t.npz", model, settings=reading)
+    with Trace(tmp_path / "t.npz") as trace:
+        ids, shape = trace.tokens().tolist(), trace.model  # type: ignore[union-attr]
+    plans = place(plan_groups(made.groups(shape), shape, Bits()), shape, Bits(), "70%", 40, 0).groups
+    found: dict[tuple[int, str, int], np.ndarray] = {}
+
+    def keep(layer: int, group: str, token: int, masks: np.ndarray) -> None:
+        found[layer, group, token] = masks[0].copy()
+
+    import torch
+
+    running = make_model(family)
+    loop = ClosedLoop(find_layers(running, 3)[1], shape, made, plans, rule, name=policy, seed=3, sink=keep)
+    stepper = Stepper(running, torch, loop)
+    stepper.prefill(ids[:5])
+    for token in ids[5:]:
+        stepper.step(token)
+    assert len(found) == 3 * len(plans) * 35
+    for (layer, group, token), mask in found.items():
+        plan = next(plan for plan in plans if plan.group.name == group)
+        np.testing.assert_array_equal(mask, saved._read(layer, plan, 35)[token], f"{layer} {group} {token}")
+
+
+def test_dense_text_is_the_models_own(checkpoints: dict[str, Path]) -> None:
+    import torch
+
+    prompt, pieces = "Anne hoped she had", []
+    written = generate(
+        str(checkpoints["llama"]), prompt, flat_profile(), Candidate("dense", POLICIES.make("dense")[1]),
+        EVICTIONS.make("lfu")[1], 20, settings=Settings(dram="50%"), on_text=pieces.append,
+    )  # fmt: skip
+    ids = torch.as_tensor([make_tokenizer()(prompt)["input_ids"]])
+    with torch.no_grad():
+        own = make_model("llama").generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
+    assert written.ids == own
+    assert "".join(pieces) == written.text
+    assert written.result is not None
+    assert written.result.tokens == len(own) - 1
+    assert written.result.ttft_s is not None
+
+
+def test_drawn_text_follows_the_seed(checkpoints: dict[str, Path]) -> None:
+    def draw(seed: int) -> list[int]:
+        return generate(
+            str(checkpoints["opt"]), "Anne", flat_profile(), Candidate("dip", POLICIES.make("dip")[1]),
+            EVICTIONS.make("lru")[1], 12, settings=Settings(dram="60%", seed=seed), temperature=1.0,
+        ).ids  # fmt: skip
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": 1}, "--tokens 1: must be at least 2"),
+        ({"tokens": 1000}, "llama reads at most 256 tokens"),
+        ({"eviction": EVICTIONS.make("belady")[1]}, "must know the future cannot serve a generation"),
+        ({"prompt": ""}, "--prompt: is empty"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], message: str, checkpoints: dict[str, Path]) -> None:
+    wanted: dict[str, Any] = {
+        "prompt": "Anne",
+        "candidate": Candidate("dip", POLICIES.make("dip")[1]),
+        "eviction": EVICTIONS.make("lfu")[1],
+        "tokens": 5,
+    }
+    with pytest.raises(SettingError, match=message):
+        generate(str(checkpoints["llama"]), profile=flat_profile(), **(wanted | options))
+
+
+def test_commands(checkpoints: dict[str, Path], tmp_path: Path, hwsim: Any) -> None:
+    common = ("--model", checkpoints["llama"], "--hw", "pixel8", "--dram", "60%", "--policy")
+    done = hwsim("generate", *common, "dip", "--prompt", "Anne hoped", "--tokens", 8, "--json", "g.json")
+    assert done.returncode == 0, done.stderr
+    assert "dip on Google Pixel 8, simulated:" in done.stdout
+    assert json.loads((tmp_path / "g.json").read_text())["tokens"] == 7
+    done = hwsim("eval", *common, "dip,dip-ca", "--tokens", 48, "--context", 24, "--json", "e.json")
+    assert done.returncode == 0, done.stderr
+    assert "top-1" in done.stdout
+    first, second = json.loads((tmp_path / "e.json").read_text())["results"]
+    assert first["tokens_scored"] == second["tokens_scored"] == 46
+    assert first["dense_perplexity"] == second["dense_perplexity"]
+    refused = hwsim("eval", *common, "dipp")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "did you mean 'dip'" in refused.stderr
