@@ -230,6 +230,27 @@ def test_numbers_in_the_table_are_those_of_the_json(here):
     assert f"{found['mlp_density']:.3f}" in row
 
 
+def test_bars_are_to_scale_and_shares_are_those_of_the_json(here):
+    """Without colours letters draw them; the slowest fills the room, each part ends where its share ends."""
+    out, _ = run(*replay("--dram", "60%", policy="dense,dip,magnitude"))
+    found = result("--dram", "60%", policy="dense,dip,magnitude")["results"]
+    slowest = max(each["time_s"]["total"] for each in found)
+    where = out[out.index("where the time") :]
+    letters = {"resident": "r", "kv_cache": "k", "streamed": "s", "mlp": "m"}
+    for each in found:
+        name, times = each["provenance"]["policy"]["name"], each["time_s"]
+        row = next(line for line in where.splitlines() if line.startswith(f"{name} "))
+        drawn, sum_s = "", 0.0
+        for part, letter in letters.items():
+            sum_s += times[part]
+            drawn += letter * (round(40 * sum_s / slowest) - len(drawn))
+        shares = []
+        for part in letters:
+            share = times[part] / times["total"]
+            shares.append("-" if not share else "<1%" if share < 0.005 else f"{share:.0%}")
+        assert row.split()[-5:] == [drawn, *shares]
+
+
 def test_a_note_that_holds_for_several_policies_is_said_once(here):
     out, _ = run(*replay("--dram", "40%", policy="dip,dip-ca"))
     notes = [line for line in out.splitlines() if "asks for more units than its cache holds" in line]

@@ -274,6 +274,14 @@ def test_a_table_that_is_right_is_read(tmp_path):
     assert load_profile(path).flash.table.read == {4096: (40, 160), 65536: (400, 1280)}
 
 
+def test_a_bandwidth_at_its_peak_and_a_read_of_one_byte_are_possible(tmp_path):
+    path = tmp_path / "edge.yaml"
+    path.write_text(LEAST.replace("flash", "  peak_bandwidth: 60 GB/s\nflash") + TABLE.replace(" 4 KiB", " 1 B"))
+    profile = load_profile(path)
+    assert profile.dram.peak_bandwidth == profile.dram.bandwidth
+    assert min(profile.flash.table.read) == 1
+
+
 def test_a_missing_file():
     with pytest.raises(ProfileError, match=r"device 'no/such\.yaml' is neither a file nor a known profile"):
         load_profile("no/such.yaml")
