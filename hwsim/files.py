@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from hwsim.errors import OutputError, one_line
@@ -38,6 +39,45 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def check_new_file(path: Path) -> None:
+    """Whether a file may be made, or replaced, at `path`: only a regular file is ever replaced.
+
+    Raises:
+        OutputError: the folder is missing or may not be written to, or a folder, a device, a pipe or such is there.
+    """
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path}: cannot be written: it is a folder; name a file")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: cannot be written: the folder {path.parent} does not exist")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: cannot be written: it is there and is no regular file; name another")
+        if not os.access(path.parent, os.W_OK):
+            raise OutputError(f"{path}: cannot be written: permission denied in the folder {path.parent}")
+        path.lstat()  # tells names that no file can have
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise OutputError(f"{path}: cannot be written: {reason}") from error
+
+
+def spare(target: Path, sources: Iterable[Path], does: str = "reads") -> None:
+    """Refuse a target that is one of the files that a command reads, or writes besides, under whatever name.
+
+    Raises:
+        OutputError: it is one of them.
+    """
+    for source in sources:
+        try:
+            same = target.samefile(source) if target.exists() and source.exists() else False
+            same = same or target.resolve() == source.resolve()
+        except (OSError, ValueError):  # a name that no file can have is none that is read
+            continue
+        if same:
+            raise OutputError(f"{target}: cannot be written: the command {does} it; choose another name")
 
 
 def _umask() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -45,6 +46,7 @@ _EXAMPLE = {
     "compute rate": "12 TFLOPS",
 }
 _LEAST, _MOST = Fraction(1, 10**18), Fraction(10**18)  # of a quantity in a file, in SI units: its time stays finite
+_STEERING = {"Cc", "Cf", "Zl", "Zp"}  # controls, invisible marks that turn text around, ends of lines
 _NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)\s*(\S*)\s*")
 
 
@@ -56,19 +58,23 @@ def parse(text: Any, kind: str) -> Fraction:
     """
     units, example, shown = KINDS[kind], _EXAMPLE[kind], shorten(repr(text))
     if isinstance(text, bool) or not isinstance(text, str | int | float):
-        raise UnitError(f"{shown} is not a {kind}; write a number and its unit, such as {example!r}")
+        raise UnitError(f"{shown} is not {_a(kind)}; write a number and its unit, such as {example!r}")
     found = _NUMBER.fullmatch(str(text))
     if not found:
-        raise UnitError(f"{shown} is not a {kind}; write a number and its unit, such as {example!r}")
+        raise UnitError(f"{shown} is not {_a(kind)}; write a number and its unit, such as {example!r}")
     number, unit = found.groups()
     if not unit:
-        raise UnitError(f"{shown} has no unit; a {kind} needs one of {', '.join(units)}, such as {example!r}")
+        raise UnitError(f"{shown} has no unit; {_a(kind)} needs one of {', '.join(units)}, such as {example!r}")
     if unit not in units:
-        raise UnitError(f"{shown}: {shorten(repr(unit))} is not a unit of a {kind}; use one of {', '.join(units)}")
+        raise UnitError(f"{shown}: {shorten(repr(unit))} is not a unit of {_a(kind)}; use one of {', '.join(units)}")
     value = Fraction(number) * units[unit]
     if value < 0:
-        raise UnitError(f"{shown} is negative; a {kind} must not be")
+        raise UnitError(f"{shown} is negative; {_a(kind)} must not be")
     return value
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def shorten(text: str, limit: int = 60) -> str:
@@ -77,8 +83,12 @@ def shorten(text: str, limit: int = 60) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with ? for what UTF-8 cannot hold: names of files may be any bytes."""
-    return text.encode("utf-8", "replace").decode()
+    r"""`text` of a file or its name, safe to print on one line.
+
+    ? for what UTF-8 cannot hold, escapes such as ``\x1b`` and ``\n`` for what would steer a terminal.
+    """
+    safe = text.encode("utf-8", "replace").decode()
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _STEERING else c for c in safe)
 
 
 def _quantity(kind: str, *, whole: bool = False, positive: bool = True) -> BeforeValidator:
@@ -89,7 +99,7 @@ def _quantity(kind: str, *, whole: bool = False, positive: bool = True) -> Befor
         except UnitError as error:
             raise ValueError(str(error)) from error
         if positive and value == 0:
-            raise ValueError(f"{text!r} is zero; a {kind} must be more here")
+            raise ValueError(f"{text!r} is zero; {_a(kind)} must be more here")
         if value and not _LEAST <= value <= _MOST:
             raise ValueError(f"{text!r} is out of all proportion")
         if whole and value.denominator != 1:

@@ -6,8 +6,9 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TextIO, cast
 
@@ -17,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hwsim.errors import HwsimError, OutputError, SettingError, did_you_mean, one_line
-from hwsim.files import write_atomic
+from hwsim.files import spare, write_atomic
 from hwsim.model import Bits
+from hwsim.units import printable
 
 JsonOption = Annotated[
     str | None,
@@ -28,21 +30,31 @@ JsonOption = Annotated[
 
 _P = ParamSpec("_P")
 
+_answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)  # standard output, while a command runs
+
 
 def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
-    """A command whose errors are told in one line, with the exit codes that `hwsim.cli.main` promises."""
+    """A command whose errors are told in one line, with the exit codes that `hwsim.cli.main` promises.
+
+    Only `output` and `write_json` reach standard output: what plug-ins print goes to standard error.
+    """
 
     @functools.wraps(command)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        token = _answers.set(sys.stdout)
         try:
-            command(*args, **kwargs)
+            with redirect_stdout(sys.stderr):
+                command(*args, **kwargs)
             sys.stdout.flush()
         except HwsimError as error:
             _complain(str(error))
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            _complain("interrupted; nothing was left half-written")
+            _complain(f"interrupted; {str(error) or 'nothing was left half-written'}")
             raise typer.Exit(130) from error
+        except MemoryError as error:
+            _complain("out of memory; ask for less, such as fewer tokens")
+            raise typer.Exit(1) from error
         except BrokenPipeError as error:  # the reader (head, less) has gone
             _silence_stdout()
             raise typer.Exit(0) from error
@@ -51,8 +63,15 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
             what = "the answer cannot be written" if error.filename is None else str(error.filename)
             _complain(f"{what}: {error.strerror or one_line(error)}")
             raise typer.Exit(1) from error
+        finally:
+            _answers.reset(token)
 
     return run
+
+
+def _stdout() -> TextIO:
+    """Standard output itself, also where it is turned away from what plug-ins print."""
+    return _answers.get() or sys.stdout
 
 
 def _silence_stdout() -> None:
@@ -61,8 +80,8 @@ def _silence_stdout() -> None:
 
 
 def _complain(text: str) -> None:
-    """Always one line, also where a file name has several."""
-    line = "hwsim: " + " ".join(text.splitlines())
+    """Always one line, also where a file name has several, and nothing that steers a terminal."""
+    line = "hwsim: " + printable(" ".join(text.splitlines()))
     Console(stderr=True, highlight=False, soft_wrap=True).print(line, style="red", markup=False)
 
 
@@ -83,27 +102,28 @@ class _Plain:
 
 def output() -> Console:
     """The console for answers. Not a terminal: 160 characters a line, no colours."""
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=160, file=cast("TextIO", _Plain(sys.stdout)))
+    stream = _stdout()
+    if stream.isatty():
+        return Console(highlight=False, file=stream)
+    return Console(highlight=False, width=160, file=cast("TextIO", _Plain(stream)))
 
 
 def note(text: str) -> None:
     """A remark that is no part of the answer: to standard error."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False, style="dim")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(printable(text), markup=False, style="dim")
 
 
 def write_json(target: str, text: str) -> None:
     """Write to a file in one step, or to standard output for ``-``."""
     if target == "-":
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        _stdout().write(text)
+        _stdout().flush()
     else:
         write_atomic(Path(target), text)
 
 
 def check_target(target: str | None, *sources: Path) -> None:
-    """Before long work: can the result be written to `target`, and does it spare what the command reads?
+    """Before long work: can the result be written to `target`, and does it spare what the command reads or writes?
 
     Raises:
         OutputError: the folder is missing, or the file is a folder, one of the sources, or not writable.
@@ -116,8 +136,7 @@ def check_target(target: str | None, *sources: Path) -> None:
             raise OutputError(f"{path}: cannot be written: it is a folder")
         if not path.resolve().parent.is_dir():
             raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
-        if any(path.exists() and source.exists() and path.samefile(source) for source in sources):
-            raise OutputError(f"{path}: cannot be written: the command reads it; choose another name")
+        spare(path, sources)
         writable = path if path.exists() and not path.is_file() else path.resolve().parent
         if not os.access(writable, os.W_OK):
             raise OutputError(f"{path}: cannot be written: permission denied")
@@ -126,8 +145,29 @@ def check_target(target: str | None, *sources: Path) -> None:
 
 
 def to_json(data: Any) -> str:
-    """JSON text with a newline at its end."""
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """JSON text with a newline at its end; ? for what UTF-8 cannot hold, as a name of a file may."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "replace").decode()
+
+
+def plugin_files(specs: Iterable[str]) -> list[Path]:
+    """The files that options such as ``--policy dip,./mine.py:Mine`` name, split as the commands split them."""
+    names = [name for spec in specs for name in (spec, *spec.split(","))]
+    return [Path(path + ".py") for name in names for path, ending, _ in [name.rpartition(".py")] if ending]
+
+
+def setting_files(pairs: Iterable[str]) -> list[Path]:
+    """Values of ``--set key=value`` that are files, alone or in a list."""
+    values = [value for pair in pairs for value in (pair.partition("=")[2], *pair.partition("=")[2].split(","))]
+    return [path for value in values for path in [Path(value.strip(" []{}\"'"))] if path.name and is_file(path)]
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwsim.cli.common import JsonOption, guarded, output, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, guarded, output, plugin_files, to_json, write_json
 from hwsim.errors import PluginError
 
 NameArgument = Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)]
@@ -51,6 +51,7 @@ def _parameters(found: type[BaseModel]) -> list[dict[str, Any]]:
 def _list_plugins(kind: Any, name: str | None, json: str | None) -> None:
     """All plug-ins of a kind, or one with its parameters."""
     console = output()
+    check_target(json, *plugin_files([name or ""]))
     if name is not None:
         shown, found = kind.find(name)
         data = {"name": shown, "summary": _summary(found), "parameters": _parameters(found)}
@@ -128,18 +129,21 @@ def devices(name: NameArgument = None, json: JsonOption = None) -> None:
     from hwsim.profile import find_profile, known_profiles, load_profile
     from hwsim.report.device import render_device, render_devices
 
+    console = output()
     if name is not None:
-        profile = load_profile(name)
+        path = find_profile(name)
+        check_target(json, path)
+        profile = load_profile(path)
         if json:
             write_json(json, to_json(profile.model_dump(mode="json", exclude_none=True)))
         if json != "-":
-            output().print(render_device(profile, find_profile(name)))
+            console.print(render_device(profile, path, console.width))
         return
+    check_target(json, *known_profiles().values())
     found = {each: load_profile(path) for each, path in known_profiles().items()}
     if json:
         write_json(json, to_json({each: p.model_dump(mode="json", exclude_none=True) for each, p in found.items()}))
     if json != "-":
-        console = output()
         console.print(render_devices(found, console.width))
 
 

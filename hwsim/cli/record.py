@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, guarded, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
-from hwsim.units import parse, show_size
+from hwsim.units import parse, printable, show_size
 
 
 def record(
@@ -61,6 +62,7 @@ def record(
     """
     from hwsim.record import Settings
     from hwsim.record import record as run
+    from hwsim.trace.writer import unfinished
 
     path = out or Path(f"{_stem(model)}.npz")
     settings = Settings(
@@ -74,11 +76,16 @@ def record(
     )
     if settings.signals == ():
         raise SettingError("--signals: names none; leave it out for the default")
+    check_target(json)
+    writes = [Path(json)] if json and json != "-" else []
     try:
         with progress_bar(rate="tokens") as progress:
-            done = run(path, model, text, settings, overwrite=overwrite, progress=progress)
-    except KeyboardInterrupt:
-        note("Give the same command again to go on from what is recorded.")
+            done = run(path, model, text, settings, overwrite=overwrite, progress=progress, writes=writes)
+    except KeyboardInterrupt as error:
+        partial, _ = unfinished(path)
+        if partial.exists():
+            kept = f"what is recorded so far is kept in {partial}; give the same command again to go on"
+            raise KeyboardInterrupt(kept) from error
         raise
     summary = _summary(done.path, done.resumed, tokens)
     if json:
@@ -102,6 +109,7 @@ def _size(text: str | None) -> int | None:
 
 
 def _summary(path: Path, resumed: int, tokens: int) -> dict[str, Any]:
+    from hwsim.report.traceinfo import finite_perplexity
     from hwsim.trace import Trace
 
     with Trace(path) as trace:
@@ -113,7 +121,7 @@ def _summary(path: Path, resumed: int, tokens: int) -> dict[str, Any]:
             "sequences": len(header.sequences),
             "signals": list(header.signals),
             "bytes": trace.size,
-            "dense_perplexity": trace.perplexity(),
+            "dense_perplexity": finite_perplexity(trace),
             "resumed_at": resumed,
             "was_complete": resumed == tokens,
         }
@@ -132,16 +140,21 @@ def _print(summary: dict[str, Any]) -> None:
     loss = f"; dense perplexity {summary['dense_perplexity']:.4g}" if summary["dense_perplexity"] else ""
     signals = ", ".join(summary["signals"])
     console.print(
-        f"{head}: {summary['tokens']} tokens of {summary['model']}{in_windows}, signals {signals}, "
+        f"{head}: {summary['tokens']} tokens of {printable(summary['model'])}{in_windows}, signals {signals}, "
         f"{show_size(summary['bytes'])}{loss}",
         markup=False,
         soft_wrap=True,
     )
     console.print(
-        f"Next: hwsim replay {summary['file']} --hw pixel8 --dram 50% --policy dense,dip,dip-ca",
+        f"Next: hwsim replay {_quoted(summary['file'])} --hw pixel8 --dram 50% --policy dense,dip,dip-ca",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _quoted(file: str) -> str:
+    """The name as a shell takes it for a file."""
+    return shlex.quote(printable(f"./{file}" if file.startswith("-") else file))
 
 
 def register(app: typer.Typer) -> None:

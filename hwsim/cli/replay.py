@@ -16,8 +16,10 @@ from hwsim.cli.common import (
     key_values,
     note,
     output,
+    plugin_files,
     progress_bar,
     read_bits,
+    setting_files,
     to_json,
     write_json,
 )
@@ -86,18 +88,22 @@ def replay(
     Example: hwsim replay smollm2.npz --hw pixel8 --dram 50% --policy dip,dip-ca
     """
     from hwsim.plugins import EVICTIONS, POLICIES
-    from hwsim.profile import load_profile
+    from hwsim.profile import find_profile, load_profile
     from hwsim.report.table import print_results
     from hwsim.simulation import Settings
     from hwsim.simulation import replay as run
     from hwsim.trace import Trace
 
-    check_target(json, trace, *map(Path, [hw, eviction, *policy]))
+    if per_token and json is None:
+        raise SettingError("--per-token: single tokens are in the JSON only; give --json FILE, too")
+    pairs = set_ or []
+    trace = find_trace(trace)
+    check_target(json, trace, find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(pairs))
     settings = Settings(dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token)
     profile = load_profile(hw)
     rule_name, rule = EVICTIONS.make(eviction)
-    policies = make_policies([name for option in policy for name in option.split(",") if name], density, set_ or [])
-    with Trace(find_trace(trace)) as opened, progress_bar() as progress:
+    policies = make_policies([name for option in policy for name in option.split(",") if name], density, pairs)
+    with Trace(trace) as opened, progress_bar() as progress:
         results = [
             run(
                 opened, profile, made, rule, settings, policy_name=name, eviction_name=rule_name,
@@ -126,6 +132,8 @@ def register(app: typer.Typer) -> None:
 def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> list[tuple[str, Any]]:
     """The policies that the options ask for: (name, instance) each.
 
+    Of several, `density` is for those that take one; what is alone must.
+
     Raises:
         PluginError, SettingError: unknown policy, unknown parameter, value out of bounds.
     """
@@ -138,6 +146,10 @@ def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> 
     if len(set(names)) < len(names):
         raise SettingError(f"--policy names {next(n for n in names if names.count(n) > 1)!r} twice")
     given = key_values(pairs, "--set")
+    takers = [name for name, kind in found if _takes_density(kind)]
+    others = [name for name in names if name not in takers]
+    if density is not None and takers and others:
+        note(f"--density {density} is for {', '.join(takers)}; {', '.join(others)} as without it")
     made = []
     for name, kind in found:
         own = {}
@@ -145,7 +157,7 @@ def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> 
             owner, _, field = key.rpartition(".")
             if owner == name or (not owner and (len(found) == 1 or field in kind.model_fields)):
                 own[field] = value
-        if density is not None:
+        if density is not None and (name in takers or not takers):
             if "density" in own:
                 raise SettingError("--density and --set density=... both set the density; give one")
             own |= {key: str(value) for key, value in set_density(name, kind, density).items()}
@@ -158,6 +170,15 @@ def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> 
             known = {known for _, kind in found for known in kind.model_fields}
             raise SettingError(f"--set {key}: no policy here has a parameter {field!r}{did_you_mean(field, known)}")
     return made
+
+
+def _takes_density(kind: type[Any]) -> bool:
+    """Whether a policy has a density that can be chosen; that of `dense` has one value only."""
+    field = kind.model_fields.get("density")
+    if field is None:
+        return False
+    bounds = {name: getattr(rule, name) for rule in field.metadata for name in ("ge", "le") if hasattr(rule, name)}
+    return "ge" not in bounds or bounds["ge"] != bounds.get("le")
 
 
 def _plain(result: Any) -> Any:

@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hwsim.cli.common import JsonOption, find_trace, guarded, note, output, progress_bar, to_json, write_json
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    find_trace,
+    guarded,
+    note,
+    output,
+    progress_bar,
+    to_json,
+    write_json,
+)
 from hwsim.errors import OutputError
+from hwsim.files import check_new_file, spare
 
 if TYPE_CHECKING:
     from hwsim.tracestats import TraceStats
@@ -48,18 +59,24 @@ def synth(
     from hwsim.report.traceinfo import render_comparison
     from hwsim.synth import synthesize
     from hwsim.trace import Trace
+    from hwsim.trace.writer import unfinished
     from hwsim.tracestats import trace_stats
-    from hwsim.units import show_size
+    from hwsim.units import printable, show_size
 
     shape = known_shape(model)
     path = out or Path(f"{model}-synthetic.npz")
+    like = find_trace(like)
+    check_new_file(path)
+    check_target(json, like)
+    if json and json != "-":
+        spare(Path(json), [path, *unfinished(path)], "writes the trace to")
     if path.is_file() and not overwrite:
         raise OutputError(f"{path}: exists; name another file with -o, or give --overwrite")
     wanted = [name.strip() for name in signals.split(",") if name.strip()] if signals is not None else None
-    with Trace(find_trace(like)) as recorded, progress_bar() as progress:
+    with Trace(like) as recorded, progress_bar() as progress:
         header = synthesize(
             path, shape, tokens, like=recorded, context=context, prompt=prompt, signals=wanted, seed=seed,
-            progress=progress,
+            overwrite=overwrite, progress=progress,
         )  # fmt: skip
         with Trace(path) as drawn:
             # a few tokens look more unequal than many: compare equal numbers
@@ -84,12 +101,13 @@ def synth(
         console = output()
         signal_names = ", ".join(header.signals)
         console.print(
-            f"{path}, {show_size(size)}, synthetic: {tokens} tokens of {model}, signals {signal_names}",
+            f"{printable(str(path))}, {show_size(size)}, synthetic: {tokens} tokens of {model}, signals {signal_names}",
             markup=False,
             soft_wrap=True,
         )
-        console.print(f"fitted to {recorded.path.name} ({recorded.model.name})\n", markup=False, soft_wrap=True)
-        console.print(render_comparison(fitted, synthetic))
+        source = printable(f"{recorded.path.name} ({recorded.model.name})")
+        console.print(f"fitted to {source}\n", markup=False, soft_wrap=True)
+        console.print(render_comparison(fitted, synthetic, console.width))
     if json and json != "-":
         note(f"Written to {json}")
 

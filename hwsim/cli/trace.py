@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from hwsim.cli.common import JsonOption, find_trace, guarded, note, output, progress_bar, to_json, write_json
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    find_trace,
+    guarded,
+    note,
+    output,
+    progress_bar,
+    to_json,
+    write_json,
+)
 from hwsim.errors import TraceError
 
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")]
@@ -27,11 +37,13 @@ def info(
     """
     import dataclasses
 
-    from hwsim.report.traceinfo import render_trace
+    from hwsim.report.traceinfo import finite_perplexity, render_trace
     from hwsim.trace import Trace
     from hwsim.tracestats import trace_stats
 
-    with Trace(find_trace(trace)) as opened:
+    trace = find_trace(trace)
+    check_target(json, trace)
+    with Trace(trace) as opened:
         with progress_bar() as progress:
             stats = trace_stats(opened, tokens=tokens, progress=progress)
         header = opened.header
@@ -49,12 +61,13 @@ def info(
                 "decoded": header.decoded,
                 "sequences": [sequence.model_dump() for sequence in header.sequences],
                 "provenance": header.provenance,
-                "dense_perplexity": opened.perplexity(),
+                "dense_perplexity": finite_perplexity(opened),
                 "statistics": dataclasses.asdict(stats),
             }
             write_json(json, to_json(data))
         if json != "-":
-            output().print(render_trace(opened, stats, layers=layers))
+            console = output()
+            console.print(render_trace(opened, stats, layers=layers, width=console.width))
     if json and json != "-":
         note(f"Written to {json}")
 
@@ -67,8 +80,10 @@ def verify(trace: TraceArgument, json: JsonOption = None) -> None:
     from hwsim.trace import Trace
     from hwsim.units import show_size
 
+    trace = find_trace(trace)
+    check_target(json, trace)
     try:
-        with Trace(find_trace(trace)) as opened, progress_bar() as progress:
+        with Trace(trace) as opened, progress_bar() as progress:
             count, members = len(opened.header.members()), 0
             for members, _ in enumerate(opened.verify(), 1):
                 progress("checking", min(members, count), count)

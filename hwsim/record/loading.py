@@ -153,7 +153,7 @@ def load_model(
     if device != "cpu":
         options["device_map"] = {"": device}
     if from_disk:
-        _check_from_disk(source, structure, itemsize, free)
+        _check_from_disk(source, structure, itemsize, free, given=max_memory is not None)
     with told_as(f"--model {source.name}: its weights cannot be loaded"), no_bars():
         if from_disk:
             model = load_layerwise(
@@ -182,21 +182,24 @@ def _free(torch: Any, device: str) -> int:
     return int(0.9 * torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else available_bytes()
 
 
-def _check_from_disk(source: Source, structure: Structure, itemsize: int, free: int) -> None:
-    """Refuse what cannot be loaded layer by layer."""
+def _check_from_disk(source: Source, structure: Structure, itemsize: int, free: int, *, given: bool) -> None:
+    """Refuse what cannot be loaded layer by layer; `given`: ``--max-memory`` names the limit."""
+    limit = f"--max-memory gives {show_size(free)}" if given else f"free are {show_size(free)}"
+    way_out = "or give more" if given else "or a machine with more memory"
     if source.gguf:
         raise ModelError(
-            f"--model {source.name}: needs {show_size(structure.parameters * itemsize * _GGUF_PEAK)}, free are "
-            f"{show_size(free)}, and a GGUF file cannot be loaded layer by layer; give a folder of safetensors instead"
+            f"--model {source.name}: needs {show_size(structure.parameters * itemsize * _GGUF_PEAK)}, {limit}, "
+            "and a GGUF file cannot be loaded layer by layer; "
+            f"{'give more, or' if given else 'give'} a folder of safetensors instead"
         )
     least = (structure.outside + max(structure.layer_parameters)) * itemsize
     if least > free:
         raise ModelError(
-            f"--model {source.name}: even layer by layer it needs {show_size(least)}, free are {show_size(free)}; "
-            "choose a smaller --dtype, or a machine with more memory"
+            f"--model {source.name}: even layer by layer it needs {show_size(least)}, {limit}; "
+            f"choose a smaller --dtype, {way_out}"
         )
     if any(path.suffix == ".bin" for path in source.weights):
         raise ModelError(
-            f"--model {source.name}: does not fit into {show_size(free)} and its weights are .bin files, which "
+            f"--model {source.name}: does not fit into memory, {limit}, and its weights are .bin files, which "
             "cannot be loaded layer by layer; save it anew with transformers' save_pretrained, as safetensors"
         )

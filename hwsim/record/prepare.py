@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import hwsim
 from hwsim.errors import ModelError, SettingError, did_you_mean
+from hwsim.files import spare
 from hwsim.model import SIGNALS
 from hwsim.record.extras import Libraries, libraries, require_extra
 from hwsim.record.loading import (
@@ -32,6 +34,7 @@ from hwsim.trace import Sequence, TraceHeader
 Progress = Callable[[str, int, int], None]
 """Is told (phase, done, of how many)."""
 
+_MOST_TOKENS = 10**12
 _PASSING = {"transformers_version", "dtype", "torch_dtype"}  # of a configuration: they decide no signal
 _TOKENS_FROM_DISK = 4096  # tokens of one pass when each pass loads all layers from disk: enough to pay for the loading
 
@@ -84,8 +87,15 @@ class Prepared(NamedTuple):
         return loaded
 
 
-def prepare(model: str, text: str, settings: Settings, progress: Progress) -> Prepared:
+def prepare(model: str, text: str, settings: Settings, progress: Progress, *, writes: Iterable[Path] = ()) -> Prepared:
     """Find the model and the text, check what is asked of them, and read what is needed but the weights.
+
+    Args:
+        model: as for `record`.
+        text: as for `record`.
+        settings: how much and what.
+        progress: is told how far it is.
+        writes: files that are going to be written; they must be none of those that are read.
 
     Raises:
         HwsimError: the model or the text cannot be had, or a setting is impossible.
@@ -93,6 +103,8 @@ def prepare(model: str, text: str, settings: Settings, progress: Progress) -> Pr
     _check(settings)
     require_extra()
     source, words = find_source(model), find_text(text)
+    for target in writes:
+        spare(target, [words.path, *_files(source)])
     progress("reading the model's configuration", 0, 1)
     used = libraries()
     structure = read_structure(source, used)
@@ -108,6 +120,14 @@ def prepare(model: str, text: str, settings: Settings, progress: Progress) -> Pr
     header = _header(source, words, structure, settings, used, ids, prefix)
     progress("reading text and checking weights", 1, 1)
     return Prepared(source, used, structure, settings, ids, header)
+
+
+def _files(source: Source) -> list[Path]:
+    """What a model is read from: all of its folder but traces, or its GGUF file."""
+    if source.gguf:
+        return source.weights
+    written = (".npz", ".partial", ".progress.json")  # by hwsim, where it runs in the model's folder
+    return [*source.weights, *(path for path in source.folder.iterdir() if not path.name.endswith(written))]
 
 
 def passes(done: int, settings: Settings, from_disk: bool) -> Iterator[tuple[int, int, int]]:
@@ -126,6 +146,8 @@ def _check(settings: Settings) -> None:
     for name, least in (("tokens", 1), ("context", 1), ("prompt", 0)):
         if getattr(settings, name) < least:
             raise SettingError(f"--{name} {getattr(settings, name)}: must be at least {least}")
+    if settings.tokens > _MOST_TOKENS:
+        raise SettingError(f"--tokens {settings.tokens}: must be at most {_MOST_TOKENS}; no text has more")
     for signal in settings.signals or ():
         if signal not in SIGNALS:
             raise SettingError(f"--signals {signal}: no such signal{did_you_mean(signal, SIGNALS)}")

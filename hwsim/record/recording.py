@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from hwsim.errors import OutputError, TraceError
+from hwsim.files import check_new_file, spare
 from hwsim.record.extras import told_as
 from hwsim.record.hooks import Taps
 from hwsim.record.loading import Loaded
 from hwsim.record.prepare import Prepared, Progress, Settings, passes, prepare
 from hwsim.record.runner import Runner
 from hwsim.trace import Trace, TraceHeader, TraceWriter
+from hwsim.trace.writer import unfinished
 
 _ADDED_BY_WRITER = {"clipped_values"}
 
@@ -33,6 +36,7 @@ def record(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    writes: Iterable[Path] = (),
 ) -> Recorded:
     """Record a model over a text.
 
@@ -44,21 +48,27 @@ def record(
         model: a short name (`hwsim.catalog.MODELS`), a hub id, a folder, or a GGUF file.
         text: a UTF-8 file, or the name of a bundled text.
         settings: how much and what.
-        overwrite: replace a trace that is already there.
+        overwrite: replace a trace that is already there, or was begun with other arguments.
         progress: is told how far it is.
+        writes: what the caller is going to write besides; refused where it is the model's, the text or the trace.
 
     Raises:
         HwsimError: one of its kinds; the model or text cannot be had, a setting is impossible, the disk is full.
     """
     path = Path(path)
     tell = progress or (lambda phase, done, total: None)
-    ready = prepare(model, text, settings or Settings(), tell)
+    check_new_file(path)
+    writes = tuple(writes)
+    own = [path, *unfinished(path)]
+    for other in writes:
+        spare(other, own, "writes the trace to")
+    ready = prepare(model, text, settings or Settings(), tell, writes=[*own, *writes])
     tokens = ready.settings.tokens
     if path.exists() and not overwrite:
         if _holds(path, ready.header):
             return Recorded(path, tokens)
         raise OutputError(f"{path}: exists and holds something else; name another file with -o, or give --overwrite")
-    with TraceWriter(path, ready.header, tokens=True, nll=True) as writer:
+    with TraceWriter(path, ready.header, tokens=True, nll=True, overwrite=overwrite) as writer:
         resumed = writer.done
         if resumed < tokens:
             loaded = ready.load(tell)

@@ -66,8 +66,13 @@ def read_windows(text: Text, tokenizer: Any, tokens: int, context: int) -> tuple
             f"--context {context}: each window begins with {len(prefix)} token of the tokenizer's; give more"
         )
     lengths = range(0, tokens, context)
-    words = _plain_tokens(text, tokenizer, tokens - len(lengths) * len(prefix))
-    step = context - len(prefix)
+    wanted, step = tokens - len(lengths) * len(prefix), context - len(prefix)
+    words = _plain_tokens(text, tokenizer, wanted)
+    if len(words) < wanted:
+        most = len(words) + -(-len(words) // step) * len(prefix)
+        raise SettingError(
+            f"--text {text.name}: has {most} tokens, --tokens asks for {tokens}; give a longer text, or --tokens {most}"
+        )
     windows = (prefix + words[at : at + step] for at in range(0, len(lengths) * step, step))
     ids = [token for window in windows for token in window][:tokens]
     return np.array(ids, np.int32), prefix
@@ -81,7 +86,7 @@ def _prefix(tokenizer: Any) -> list[int]:
 
 
 def _plain_tokens(text: Text, tokenizer: Any, wanted: int) -> list[int]:
-    """The first `wanted` tokens of a text, without special ones."""
+    """The first `wanted` tokens of a text, without special ones; fewer where it has no more."""
     everything, size = text.path.stat().st_size, max(2**16, 16 * wanted)
     while True:
         content, whole = _beginning(text, min(size, everything))
@@ -91,11 +96,6 @@ def _plain_tokens(text: Text, tokenizer: Any, wanted: int) -> list[int]:
         size *= 4
     if not ids:
         raise SettingError(f"--text {text.name}: is empty; give a text")
-    if len(ids) < wanted:
-        raise SettingError(
-            f"--text {text.name}: has {len(ids)} tokens, {wanted} are asked for; "
-            f"give a longer text, or --tokens {len(ids)}"
-        )
     return ids[:wanted]
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import ConsoleRenderable, Group
-from rich.table import Table
 from rich.text import Text
 
-from hwsim.profile import Profile
-from hwsim.units import show_energy, show_rate, show_size, show_time
+from hwsim.profile import FlashTable, Profile
+from hwsim.report.columns import Column, fit, rows, table, widen
+from hwsim.units import printable, show_energy, show_rate, show_size, show_time
 
 _SHOW: dict[str, Any] = {
     "budget": show_size,
@@ -27,43 +27,53 @@ _SHOW: dict[str, Any] = {
     "compute": lambda value: show_energy(value) + "/OP",
     "base_power": lambda value: f"{value:g} W",
 }
-_WIDE = 110  # columns of a terminal
-
-
-def _grid(*heads: str, wraps: tuple[str, ...] = ("source",)) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head, no_wrap=head not in wraps)
-    return table
+_GAP = 2
 
 
 def render_devices(profiles: dict[str, Profile], width: int = 160) -> ConsoleRenderable:
-    """All profiles, a line each; what the devices are called in full only where a line has room for it."""
-    heads = ["\ndevice", "DRAM\nbudget", "DRAM\nread", "Flash\nread", "Flash\nmodel", "confidence\nDRAM", "\nFlash"]
-    full = width >= _WIDE
-    table = _grid(*heads, *(["\nwhat it is"] if full else []), wraps=("\nwhat it is",))
-    for name, profile in profiles.items():
-        flash = profile.flash
-        row: list[str | Text] = [
-            Text(name, style="bold"),
-            show_size(profile.dram.budget),
-            show_rate(profile.dram.bandwidth),
-            show_rate(flash.read_bandwidth),
-            f"{len(flash.table.read)} x {len(flash.table.queue_depth)} table" if flash.table else "flat",
-            profile.dram.confidence or "-",
-            flash.confidence or "-",
-        ]
-        if full:
-            row.append(Text(profile.name))
-        table.add_row(*row)
-    return table
+    """All profiles, a line each, as much of it as a line of `width` characters has room for."""
+    each = list(profiles.values())
+    models = [
+        f"{len(p.flash.table.read)} x {len(p.flash.table.queue_depth)} table" if p.flash.table else "flat" for p in each
+    ]
+    columns = [
+        Column("\ndevice", list(profiles), folds=True),
+        Column("DRAM\nbudget", [show_size(p.dram.budget) for p in each], 1),
+        Column("DRAM\nread", [show_rate(p.dram.bandwidth) for p in each]),
+        Column("Flash\nread", [show_rate(p.flash.read_bandwidth) for p in each]),
+        Column("Flash\nmodel", models, 3),
+        Column("confidence\nDRAM", [p.dram.confidence or "-" for p in each], 2, "confidence"),
+        Column("\nFlash", [p.flash.confidence or "-" for p in each], 2, "confidence"),
+        Column("\nwhat it is", [printable(p.name) for p in each], 4, folds=True),
+    ]
+    return Group(*_fitted(columns, width))
 
 
-def render_device(profile: Profile, path: Path) -> ConsoleRenderable:
+def _fitted(columns: list[Column], width: int) -> list[ConsoleRenderable]:
+    """The table that `width` characters have room for, and what they do not."""
+    columns, dropped = fit(columns, width, _GAP)
+    shown = table(columns, _GAP)
+    for column in shown.columns:
+        column.justify = "left"
+    for name, *cells in rows(columns):
+        name.stylize("bold")
+        shown.add_row(name, *cells)
+    return [shown, widen(dropped)] if dropped else [shown]
+
+
+def _words(text: str | None) -> str:
+    """A text of a file, which may have been written over several lines."""
+    return printable(" ".join((text or "").split()))
+
+
+def render_device(profile: Profile, path: Path, width: int = 160) -> ConsoleRenderable:
     """One profile in full."""
-    parts: list[ConsoleRenderable] = [Text(profile.name, style="bold"), Text(f"{path}", style="dim")]
-    parts += [Text(text) for text in (profile.source, profile.note) if text]
-    table = _grid("section", "field", "value", "confidence", "source")
+    parts: list[ConsoleRenderable] = [
+        Text(printable(profile.name), style="bold"),
+        Text(printable(str(path)), style="dim"),
+    ]
+    parts += [Text(_words(text)) for text in (profile.source, profile.note) if text]
+    lines: list[tuple[str, ...]] = []
     for section in ("dram", "flash", "compute", "energy"):
         content = getattr(profile, section)
         if content is None:
@@ -73,24 +83,30 @@ def render_device(profile: Profile, path: Path) -> ConsoleRenderable:
             value = getattr(content, field)
             if value is None or field not in _SHOW:
                 continue
-            where = ". ".join(text for text in (content.source, content.note) if text)
+            where = ". ".join(_words(text) for text in (content.source, content.note) if text)
             says = (content.confidence or "-", where or "-") if first else ("", "")
-            table.add_row(section if first else "", field, _SHOW[field](value), says[0], Text(says[1]))
+            lines.append((section if first else "", field, _SHOW[field](value), *says))
             first = False
-    parts += [Text(""), table]
+    section_, field_, value_, confidence, source = (list(cells) for cells in zip(*lines, strict=True))
+    columns = [
+        Column("section", section_, 1),
+        Column("field", field_),
+        Column("value", value_),
+        Column("confidence", confidence, 2),
+        Column("source", source, 3, folds=True),
+    ]
+    parts += [Text(""), *_fitted(columns, width)]
     if profile.flash.table:
-        parts += [Text(""), *_flash_table(profile)]
+        parts += [Text(""), *_flash_table(profile.flash.table, width)]
     return Group(*parts)
 
 
-def _flash_table(profile: Profile) -> list[ConsoleRenderable]:
-    flash = profile.flash.table
-    if flash is None:
-        return []
-    table = _grid("request", *(f"depth {depth}" for depth in flash.queue_depth))
-    for size, row in flash.read.items():
-        table.add_row(
-            f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B", *(show_rate(v * flash.unit) for v in row)
-        )
+def _flash_table(flash: FlashTable, width: int) -> list[ConsoleRenderable]:
+    sizes = [f"{size // 1024} KiB" if size % 1024 == 0 else f"{size} B" for size in flash.read]
+    columns = [Column("request", sizes)]
+    for index, depth in enumerate(flash.queue_depth):
+        cells = [show_rate(row[index] * flash.unit) for row in flash.read.values()]
+        columns.append(Column(f"depth {depth}", cells, index))
     head = Text("Flash, random read by request size and queue depth", style="bold")
-    return [head, Text(f"{flash.confidence or '-'}: {flash.source or '-'}. {flash.note or ''}"), table]
+    about = f"{flash.confidence or '-'}: {_words(flash.source) or '-'}. {_words(flash.note)}"
+    return [head, Text(about), *_fitted(columns, width)]

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleRenderable, Group
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from hwsim.metrics import Result
-from hwsim.units import show_energy, show_rate, show_size, show_time
+from hwsim.report.columns import Column, fit, table, total, widen
+from hwsim.report.columns import rows as cells_of
+from hwsim.units import printable, show_energy, show_rate, show_size, show_time
 
 
 class _Part(NamedTuple):
@@ -31,17 +32,9 @@ _BAR = range(10, 41)  # characters of the longest bar; with less room there is n
 _WIDE = 100  # columns of a terminal from which on tables are spaced wider
 
 
-class _Column(NamedTuple):
-    head: str
-    cells: list[str]
-    drop: int = 0  # where there is no room the highest goes first; 0 stays
-
-    @property
-    def width(self) -> int:
-        return max(len(line) for cell in (self.head, *self.cells) for line in cell.split("\n"))
-
-
-def render(results: list[Result], dense: Result, *, width: int = 160, colors: bool = False) -> ConsoleRenderable:
+def render(
+    results: list[Result], dense: Result, *, width: int = 160, colors: bool = False
+) -> tuple[ConsoleRenderable, list[str]]:
     """Everything that ``hwsim replay`` shows of one trace on one device, but for the notes.
 
     Args:
@@ -49,10 +42,15 @@ def render(results: list[Result], dense: Result, *, width: int = 160, colors: bo
         dense: the same replay without any mask; speed-ups are against it.
         width: characters of a line.
         colors: whether the bars can be told apart by colour; without, letters draw them.
+
+    Returns:
+        The tables, and the names of the columns that `width` has no room for.
     """
     rows = _rows(results, dense)
     gap = 2 if width >= _WIDE else 1
-    return Group(_head(results[0]), _answer(rows, dense, width, gap), _time(rows, width, gap, colors))
+    answer, dropped = _answer(rows, dense, width, gap)
+    time, more = _time(rows, width, gap, colors)
+    return Group(_head(results[0]), answer, time), dropped + more
 
 
 def notes(results: list[Result], dense: Result) -> list[str]:
@@ -72,23 +70,24 @@ def _rows(results: list[Result], dense: Result) -> list[Result]:
 
 
 def _name(result: Result) -> str:
-    return str(result.provenance["policy"]["name"])
+    return printable(str(result.provenance["policy"]["name"]))
 
 
 def _head(result: Result) -> ConsoleRenderable:
     origin = result.provenance
     model, device, settings = origin["model"], origin["device"], origin["settings"]
     lines = Text()
-    lines.append(f"{model['name']}", style="bold")
-    lines.append(f", {result.tokens} tokens decoded from {origin['trace']['name']} ({origin['trace']['origin']})\n")
-    lines.append(f"{device['name']}", style="bold")
+    lines.append(printable(model["name"]), style="bold")
+    trace = printable(origin["trace"]["name"])
+    lines.append(f", {result.tokens} tokens decoded from {trace} ({origin['trace']['origin']})\n")
+    lines.append(printable(device["name"]), style="bold")
     lines.append(
         f": Flash {show_rate(device['flash']['read_bandwidth'])}{_confidence(device['flash'])}, "
         f"DRAM {show_rate(device['dram']['bandwidth'])}{_confidence(device['dram'])}, "
         f"budget {show_size(result.budget_bytes)}, {show_size(result.kv_cache_bytes)} of it KV cache\n"
     )
     lines.append(
-        f"eviction {origin['eviction']['name']}, timing {settings['timing']}, overlap {settings['overlap']}",
+        f"eviction {printable(origin['eviction']['name'])}, timing {settings['timing']}, overlap {settings['overlap']}",
         style="dim",
     )
     return Padding(lines, (1, 0, 0, 0))
@@ -96,42 +95,38 @@ def _head(result: Result) -> ConsoleRenderable:
 
 def _confidence(section: dict[str, Any]) -> str:
     """How sure a device's numbers are stands beside them, not only in its profile."""
-    return f" ({section['confidence']})" if section.get("confidence") else ""
+    return f" ({printable(section['confidence'])})" if section.get("confidence") else ""
 
 
-def _answer(rows: list[Result], dense: Result, width: int, gap: int) -> ConsoleRenderable:
+def _answer(rows: list[Result], dense: Result, width: int, gap: int) -> tuple[ConsoleRenderable, list[str]]:
     columns = [
-        _Column("\npolicy", [_name(row) for row in rows]),
-        _Column("tokens/s\n", [_speed(row.throughput_tok_s) for row in rows]),
-        _Column("against\ndense", [f"{row.throughput_tok_s / dense.throughput_tok_s:.2f} x" for row in rows]),
-        _Column("latency\np50", [show_time(row.latency_s.p50) for row in rows]),
-        _Column("\np95", [show_time(row.latency_s.p95) for row in rows], drop=3),
-        _Column("hit\nrate", ["-" if row.hit_rate is None else f"{row.hit_rate:.1%}" for row in rows]),
-        _Column("MLP\ndensity", [f"{row.mlp_density:.3f}" for row in rows], drop=1),
-        _Column("Flash\na token", [show_size(row.flash_bytes / row.tokens) for row in rows]),
-        _Column("DRAM\na token", [show_size(row.dram_bytes / row.tokens) for row in rows], drop=4),
+        Column("\npolicy", [_name(row) for row in rows], folds=True),
+        Column("tokens/s\n", [_speed(row.throughput_tok_s) for row in rows]),
+        Column("against\ndense", [f"{row.throughput_tok_s / dense.throughput_tok_s:.2f} x" for row in rows], 1),
+        Column("latency\np50", [show_time(row.latency_s.p50) for row in rows], 2),
+        Column("\np95", [show_time(row.latency_s.p95) for row in rows], 7),
+        Column("hit\nrate", ["-" if row.hit_rate is None else f"{row.hit_rate:.1%}" for row in rows], 3),
+        Column("MLP\ndensity", [f"{row.mlp_density:.3f}" for row in rows], 5),
+        Column("Flash\na token", [show_size(row.flash_bytes / row.tokens) for row in rows], 4, "Flash"),
+        Column("DRAM\na token", [show_size(row.dram_bytes / row.tokens) for row in rows], 8, "DRAM"),
     ]
     if any(row.energy_j is not None for row in rows):
         energy = ["-" if row.energy_j is None else show_energy(row.energy_j / row.tokens) for row in rows]
-        columns.append(_Column("energy\na token", energy, drop=2))
+        columns.append(Column("energy\na token", energy, 6, "energy"))
     if any(row.ttft_s is not None for row in rows):
         first = ["-" if row.ttft_s is None else show_time(row.ttft_s) for row in rows]
-        columns.append(_Column("first\ntoken", first, drop=5))
-    while _width(columns, gap) > width and any(column.drop for column in columns):
-        columns.remove(max(columns, key=lambda column: column.drop))
-    table = _grid(gap)
-    for index, column in enumerate(columns):
-        table.add_column(column.head, justify="right" if index else "left", overflow="fold")
+        columns.append(Column("first\ntoken", first, 9))
+    columns, dropped = fit(columns, width, gap)
+    shown = table(columns, gap)
     best = max(row.throughput_tok_s for row in rows)
-    for index, row in enumerate(rows):
+    for row, (name, *cells) in zip(rows, cells_of(columns), strict=True):
         style = "green" if row.throughput_tok_s == best and len(rows) > 1 else ""
-        name, *cells = (Text(column.cells[index]) for column in columns)
         name.stylize("bold")
-        table.add_row(name, *cells, style=style)
-    return Padding(table, (1, 0, 0, 0))
+        shown.add_row(name, *cells, style=style)
+    return Padding(shown, (1, 0, 0, 0)), dropped
 
 
-def _time(rows: list[Result], width: int, gap: int, colors: bool) -> ConsoleRenderable:
+def _time(rows: list[Result], width: int, gap: int, colors: bool) -> tuple[ConsoleRenderable, list[str]]:
     """Where the time of a mean token goes: a bar to scale, and its parts."""
     per_token = [row.time_s.total / row.tokens for row in rows]
     shares = {
@@ -139,31 +134,32 @@ def _time(rows: list[Result], width: int, gap: int, colors: bool) -> ConsoleRend
         for part in _PARTS
         if any(getattr(row.time_s, part) > 0 for row in rows)
     }
+    largest = sorted(shares, key=lambda part: sum(shares[part]), reverse=True)
     columns = [
-        _Column("where the time\nof a token goes", [_name(row) for row in rows]),
-        _Column("\nmean", [show_time(seconds) for seconds in per_token]),
+        Column("where the time\nof a token goes", [_name(row) for row in rows], folds=True),
+        Column("\nmean", [show_time(seconds) for seconds in per_token]),
         *(
-            _Column(_PARTS[part].head.replace(" ", "\n"), [_share(x) for x in values])
+            Column(
+                _PARTS[part].head.replace(" ", "\n") if " " in _PARTS[part].head else "\n" + _PARTS[part].head,
+                [_share(x) for x in values],
+                drop=1 + largest.index(part),
+                color=_PARTS[part].color,
+            )
             for part, values in shares.items()
         ),
     ]
-    room = min(width - _width(columns, gap) - gap, _BAR[-1])
-    table = _grid(gap)
-    table.add_column(columns[0].head, overflow="fold")
-    table.add_column(columns[1].head, justify="right", no_wrap=True)
+    columns, dropped = fit(columns, width, gap)
+    room = min(width - total(columns, gap) - gap, _BAR[-1])
     if room in _BAR:
-        table.add_column("", no_wrap=True)
-    for part, column in zip(shares, columns[2:], strict=True):
-        head = Text(column.head if "\n" in column.head else "\n" + column.head, style=f"bold {_PARTS[part].color}")
-        table.add_column(head, justify="right", no_wrap=True)
-    for index, seconds in enumerate(per_token):
-        name, *cells = (Text(column.cells[index]) for column in columns)
+        columns.insert(2, Column("", [" " * room] * len(rows), folds=True))
+    shown = table(columns, gap)
+    for index, (name, *cells) in enumerate(cells_of(columns)):
         name.stylize("bold")
         if room in _BAR:
-            length = room * seconds / max(per_token)
-            cells.insert(1, _bar({part: values[index] for part, values in shares.items()}, length, colors))
-        table.add_row(name, *cells)
-    return Padding(table, (1, 0, 0, 0))
+            length = room * per_token[index] / max(per_token)
+            cells[1] = _bar({part: values[index] for part, values in shares.items()}, length, colors)
+        shown.add_row(name, *cells)
+    return Padding(shown, (1, 0, 0, 0)), [f"the share of {name}" for name in dropped]
 
 
 def _bar(shares: dict[str, float], length: float, colors: bool) -> Text:
@@ -175,14 +171,6 @@ def _bar(shares: dict[str, float], length: float, colors: bool) -> Text:
         bar.append(("█" if colors else look.letter) * (until - drawn), style=look.color)
         drawn = until
     return bar
-
-
-def _grid(gap: int) -> Table:
-    return Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
-
-
-def _width(columns: list[_Column], gap: int) -> int:
-    return sum(column.width for column in columns) + gap * (len(columns) - 1)
 
 
 def _speed(tokens_s: float) -> str:
@@ -198,11 +186,14 @@ def _share(value: float) -> str:
 
 def print_results(console: Console, results: list[Result], dense: Result) -> None:
     """Print the comparison, and the notes below it."""
-    console.print(render(results, dense, width=console.width, colors=console.color_system is not None))
+    shown, dropped = render(results, dense, width=console.width, colors=console.color_system is not None)
+    console.print(shown)
     said = notes(results, dense)
     if said:
         console.print()
     for note in said:
         # not a terminal: one line a note, so that it can be searched
         style = "yellow" if "warning" in note else None
-        console.print(Text(f"- {note}"), style=style, soft_wrap=not console.is_terminal)
+        console.print(Text(f"- {printable(note)}"), style=style, soft_wrap=not console.is_terminal)
+    if dropped:
+        console.print(Text("\n").append(widen(dropped)))

@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from rich.console import ConsoleRenderable, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from hwsim.report.columns import Column, fit, table, widen
+from hwsim.report.columns import rows as rows_of
 from hwsim.trace import Trace
 from hwsim.tracestats import SignalStats, TraceStats
-from hwsim.units import show_size
+from hwsim.units import printable, show_size
 
 _NARROW = (0, 1)
 
 
-def render_trace(trace: Trace, stats: TraceStats, *, layers: bool = False) -> ConsoleRenderable:
+def finite_perplexity(trace: Trace) -> float | None:
+    """Perplexity of the dense model; None without losses, and where they are beyond all numbers."""
+    with np.errstate(all="ignore"):
+        found = trace.perplexity()
+    return found if found is not None and math.isfinite(found) else None
+
+
+def render_trace(trace: Trace, stats: TraceStats, *, layers: bool = False, width: int = 160) -> ConsoleRenderable:
     """Everything that ``hwsim trace info`` shows.
 
     Args:
         trace: an open trace.
         stats: its statistics.
         layers: whether each layer gets a line of its own.
+        width: characters of a line.
     """
-    parts: list[ConsoleRenderable] = [_head(trace), Padding(_signals(stats, layers=layers), (1, 0, 0, 0))]
+    signals, dropped = _signals(stats, layers=layers, width=width)
+    parts: list[ConsoleRenderable] = [_head(trace), Padding(signals, (1, 0, 0, 0))]
     if stats.tokens < trace.header.tokens:
         parts.append(Padding(Text(f"Statistics of the first {stats.tokens} tokens.", style="dim"), _NARROW))
     parts.append(Padding(_provenance(trace.header.provenance), (1, 0, 0, 0)))
-    return Group(*parts)
+    return Group(*parts, *_widen(dropped))
 
 
-def render_comparison(fitted: TraceStats, synthetic: TraceStats) -> ConsoleRenderable:
+def render_comparison(fitted: TraceStats, synthetic: TraceStats, width: int = 160) -> ConsoleRenderable:
     """Statistics of a synthetic trace beside those of the trace that it was fitted to, signal by signal."""
     signals = [name for name in synthetic.signals if name in fitted.signals]
-    table = Table(box=None, padding=_NARROW, collapse_padding=True, header_style="bold")
     tokens = f"{fitted.tokens} tokens" if fitted.tokens == synthetic.tokens else "statistics"
-    table.add_column(f"first {tokens}\n", no_wrap=True, style="bold")
-    for name in signals:
-        table.add_column(f"{name}\nfitted to", justify="right", no_wrap=True)
-        table.add_column("\nsynthetic", justify="right", no_wrap=True)
-    rows = [dict(_statistics(stats.signals[name])) for name in signals for stats in (fitted, synthetic)]
-    for label in rows[0]:
-        table.add_row(label, *(row[label] for row in rows))
-    return table
+    labels = [label for label, _ in _statistics(fitted.signals[signals[0]])]
+    columns = [Column(f"first {tokens}\n", [f" {label}" for label in labels], folds=True)]
+    for rank, name in enumerate(signals):
+        for head, stats in ((f"{name}\nfitted to", fitted), ("\nsynthetic", synthetic)):
+            columns.append(Column(head, [cell for _, cell in _statistics(stats.signals[name])], rank, name))
+    columns, dropped = fit(columns, width, 1)
+    shown = table(columns, 1)
+    for label, *cells in rows_of(columns):
+        label.stylize("bold")
+        shown.add_row(label, *cells)
+    return Group(shown, *_widen(dropped))
 
 
 def _head(trace: Trace) -> ConsoleRenderable:
@@ -53,14 +68,15 @@ def _head(trace: Trace) -> ConsoleRenderable:
     prompts = sorted({sequence.prompt for sequence in header.sequences})
     count = len(header.sequences)
     sequences = f"{count} sequence{'s' if count > 1 else ''} of {_span(lengths)} tokens"
-    perplexity = trace.perplexity()
+    perplexity = finite_perplexity(trace)
+    unknown = "losses were not recorded" if trace.nll() is None else "perplexity -, the losses are no numbers"
     rows = {
         "model": f"{model.name}: {model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
         f"intermediate size {model.intermediate_size}, {model.hidden_act}{'' if model.gated else ', no gate'}",
         "tokens": f"{header.tokens} in {sequences}, prompt {_span(prompts)}; {header.decoded} are decoded",
         "signals": ", ".join(header.signals),
         "file": f"{trace.path}, {show_size(trace.size)}, {header.origin}",
-        "dense model": f"perplexity {perplexity:.4g}" if perplexity is not None else "losses were not recorded",
+        "dense model": f"perplexity {perplexity:.4g}" if perplexity is not None else unknown,
     }
     return _grid(rows.items())
 
@@ -70,12 +86,12 @@ def _span(values: list[int]) -> str:
 
 
 def _grid(rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2), pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
+    grid = Table.grid(padding=(0, 2), pad_edge=False)
+    grid.add_column(style="bold", overflow="fold")
+    grid.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(Text(f" {name}"), Text(value))
-    return table
+        grid.add_row(Text(printable(f" {name}")), Text(printable(value)))
+    return grid
 
 
 def _provenance(found: dict[str, Any]) -> ConsoleRenderable:
@@ -94,26 +110,36 @@ def _flat(found: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _signals(stats: TraceStats, *, layers: bool) -> ConsoleRenderable:
-    table = Table(box=None, padding=_NARROW, collapse_padding=True, header_style="bold")
-    table.add_column("\nsignal", style="bold", no_wrap=True)
-    first = next(iter(stats.signals.values()))
-    heads = ["mean\n|x|", "\nrms", "\np50", "\np99", "\nmax", "tail\np99/p50", "units with\n90 % energy"]
-    heads += [f"overlap\nkeep {keep:g}" for keep in first.overlap]
-    heads += [f"popular\nkeep {keep:g}" for keep in first.popularity]
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+def _signals(stats: TraceStats, *, layers: bool, width: int) -> tuple[ConsoleRenderable, list[str]]:
+    lines: list[tuple[str, SignalStats]] = []
     for name, found in stats.signals.items():
-        table.add_row(name, *_cells(found))
+        lines.append((name, found))
         if layers:
-            for layer, part in enumerate(stats.layers[name]):
-                table.add_row(f"  {layer}", *_cells(part), style="dim")
+            lines += [(f"  {layer}", part) for layer, part in enumerate(stats.layers[name])]
+    first = next(iter(stats.signals.values()))
+    # by rank: what goes first where there is no room is what says least about sparsity
+    heads = {"mean\n|x|": 1, "\nrms": 9, "\np50": 6, "\np99": 7, "\nmax": 8, "tail\np99/p50": 3}
+    heads["units with\n90 % energy"] = 2
+    heads |= {f"overlap\nkeep {keep:g}": 4 if not i else 10 for i, keep in enumerate(first.overlap)}
+    heads |= {f"popular\nkeep {keep:g}": 5 if not i else 11 for i, keep in enumerate(first.popularity)}
+    cells = zip(*(_cells(found) for _, found in lines), strict=True)
+    columns = [Column("\nsignal", [f" {name}" for name, _ in lines], folds=True)]
+    columns += [Column(head, list(each), rank) for (head, rank), each in zip(heads.items(), cells, strict=True)]
+    columns, dropped = fit(columns, width, 1)
+    shown = table(columns, 1)
+    for (name, _), (head, *rest) in zip(lines, rows_of(columns), strict=True):
+        head.stylize("bold")
+        shown.add_row(head, *rest, style="dim" if name.startswith(" ") else "")
     meaning = Text(
         " overlap: share of a token's top units that the token before had too. popular: share of all picks\n"
         " that fall on the most used tenth of the units. Chance alone: keep, and 10 %.",
         style="dim",
     )
-    return Group(table, meaning)
+    return Group(shown, meaning), dropped
+
+
+def _widen(dropped: list[str]) -> list[ConsoleRenderable]:
+    return [Padding(widen(dropped), (1, 0, 0, 1))] if dropped else []
 
 
 def _cells(found: SignalStats) -> list[str]:

@@ -10,11 +10,14 @@ import numpy as np
 
 import hwsim
 from hwsim.errors import SettingError, TraceError, did_you_mean
+from hwsim.files import check_new_file, spare
 from hwsim.model import SIGNALS, ModelShape
 from hwsim.synth import law
 from hwsim.synth.fit import RANKS, SHARES, Fitter, Progress, SignalFit, bundled
 from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
+from hwsim.trace.writer import unfinished
 
+_MOST_TOKENS, _MOST_SEQUENCES = 10**9, 10**6
 _BLOCK = 2**20  # values drawn at once
 # y is looked up by the leading bits of its float32: 2,048 steps for each power of two, as fine as float16
 _SHIFT = 12
@@ -32,6 +35,7 @@ def synthesize(
     prompt: int = 0,
     signals: Iterable[str] | None = None,
     seed: int = 0,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TraceHeader:
     """Write a synthetic trace. The same arguments give the same bytes.
@@ -46,6 +50,7 @@ def synthesize(
         prompt: first tokens of each sequence that are its prompt.
         signals: what to write; what `like` has by default. ``up`` and ``gate`` are drawn independently of each other.
         seed: of the random numbers.
+        overwrite: write also where a recording was begun and not finished.
         progress: called as f(what, done, total).
 
     Returns:
@@ -60,8 +65,12 @@ def synthesize(
         with Trace(bundled()) as found:
             return synthesize(
                 path, model, tokens, like=found, context=context, prompt=prompt, signals=signals, seed=seed,
-                progress=progress,
+                overwrite=overwrite, progress=progress,
             )  # fmt: skip
+    path = Path(path)
+    check_new_file(path)
+    for target in (path, *unfinished(path)):
+        spare(target, [like.path])
     wanted = _signals(signals, model, like)
     header = TraceHeader.model_validate(
         {
@@ -85,7 +94,7 @@ def synthesize(
     )
     fitter = Fitter(like)
     steps, done = model.num_hidden_layers * len(wanted), 0
-    with TraceWriter(path, header) as writer:
+    with TraceWriter(path, header, overwrite=overwrite) as writer:
         try:
             # the law is drawn in order, so an interrupted file cannot be gone on with: begin again
             for layer in range(model.num_hidden_layers):
@@ -135,6 +144,10 @@ def _sequences(tokens: int, context: int | None, prompt: int) -> list[Sequence]:
     for name, value, least in (("tokens", tokens, 1), ("context", context, 1), ("prompt", prompt, 0)):
         if value < least:
             raise SettingError(f"{name} {value}: must be at least {least}")
+    if tokens > _MOST_TOKENS:
+        raise SettingError(f"tokens {tokens}: must be at most {_MOST_TOKENS}")
+    if -(-tokens // context) > _MOST_SEQUENCES:
+        raise SettingError(f"context {context}: cuts {tokens} tokens into over {_MOST_SEQUENCES} windows; give more")
     lengths = [min(context, tokens - start) for start in range(0, tokens, context)]
     if prompt >= lengths[-1]:
         raise SettingError(

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import struct
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.errors import OutputError, TraceError, one_line
-from hwsim.files import write_atomic
+from hwsim.files import check_new_file, write_atomic
 from hwsim.trace.header import TraceHeader, member_name
 from hwsim.units import show_size
 
@@ -87,6 +88,11 @@ def _directory_end(entries: int, size: int, at: int) -> bytes:
     return end + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, entries, entries, size, at, 0)
 
 
+def unfinished(path: Path) -> tuple[Path, Path]:
+    """Where a trace lies until it is complete: what is written so far, and how far that is."""
+    return path.with_name(path.name + ".partial"), path.with_name(path.name + ".progress.json")
+
+
 class TraceWriter:
     """Writes one trace; use as a context manager, call `finish` at the end.
 
@@ -95,20 +101,31 @@ class TraceWriter:
         header: everything that is known beforehand. A writer with an equal header resumes.
         tokens: whether token ids are going to be written.
         nll: whether losses are going to be written.
+        overwrite: begin anew where another command has left an unfinished trace.
 
     Attributes:
         done: tokens that are already safe on disk; go on writing from there.
         clipped: values beyond float16 that were clipped to +-65504 so far.
 
     Raises:
-        OutputError: the place cannot be written, is too small, or holds another unfinished trace.
+        OutputError: the place cannot be written, is too small, holds another unfinished trace, or something that is
+            no regular file.
     """
 
-    def __init__(self, path: str | Path, header: TraceHeader, *, tokens: bool = False, nll: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        header: TraceHeader,
+        *,
+        tokens: bool = False,
+        nll: bool = False,
+        overwrite: bool = False,
+    ) -> None:
         self.path, self.header = Path(path), header
         self.done = self.clipped = 0
-        self._partial = self.path.with_name(self.path.name + ".partial")
-        self._progress = self.path.with_name(self.path.name + ".progress.json")
+        self._overwrite = overwrite
+        check_new_file(self.path)
+        self._partial, self._progress = unfinished(self.path)
         self._fingerprint = hashlib.sha256(str(header.to_array()[()]).encode()).hexdigest()
         self._slots: dict[str, _Slot] = {}
         self._end = 0
@@ -204,15 +221,17 @@ class TraceWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None and self.done == 0 and not self._file.closed:
+            self.discard()  # nothing to go on from: only the name would be taken
         self.close()
 
     # ------------------------------------------------------------------ the file
 
     def _slot(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> _Slot:
         head = _npy_head(shape, dtype)
-        size = len(head) + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        size = len(head) + math.prod(shape) * dtype.itemsize
         start = self._end + len(_local_header(name, size, 0, self._end))
-        return _Slot(name, head, dtype, int(np.prod(shape[1:], dtype=np.int64)), size, self._end, start)
+        return _Slot(name, head, dtype, math.prod(shape[1:]), size, self._end, start)
 
     def _place(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         slot = self._slot(name, shape, dtype)
@@ -220,10 +239,8 @@ class TraceWriter:
         self._end = slot.start + slot.size
 
     def _open(self) -> None:
-        if self.path.is_dir():
-            raise OutputError(f"{self.path}: is a folder; name a file")
-        if not self.path.parent.is_dir():
-            raise OutputError(f"{self.path}: cannot be written: the folder {self.path.parent} does not exist")
+        for path in (self._partial, self._progress):
+            check_new_file(path)
         while True:
             with self._guard():
                 # neither truncates what is there nor fails where nothing is
@@ -234,7 +251,7 @@ class TraceWriter:
                     self._file.close()
                     continue
                 if not self._resume():
-                    self._start()
+                    self._begin()
                 return
             except BaseException:
                 self._file.close()
@@ -268,19 +285,27 @@ class TraceWriter:
         if length == 0:  # the partial file was deleted, its progress was left
             return False
         if fingerprint != self._fingerprint:
+            if self._overwrite or done <= 0:  # at 0 there is nothing to lose
+                return False
             raise OutputError(
                 f"{self._partial}: is the unfinished trace of another command; run that one to its end, "
-                f"name another file with -o, or delete {self._partial.name}"
+                f"name another file with -o, give --overwrite, or delete {self._partial.name}"
             )
         if length < self._end or not 0 <= done <= self.header.tokens:
             return False
         self.done, self.clipped = done, clipped
         return True
 
+    def _begin(self) -> None:
+        try:
+            self._start()
+        except BaseException:
+            self.discard()
+            raise
+
     def _start(self) -> None:
         free = shutil.disk_usage(self.path.parent).free + os.fstat(self._file.fileno()).st_size
         if self._end > free:
-            self._partial.unlink()
             raise OutputError(
                 f"{self.path}: needs {show_size(self._end)}, the disk has {show_size(free)} free; record fewer tokens"
             )
