@@ -36,7 +36,7 @@ _answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)  # sta
 def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
     """A command whose errors are told in one line, with the exit codes that `hwsim.cli.main` promises.
 
-    Only `output` and `write_json` reach standard output: what plug-ins print goes to standard error.
+    Only `output`, `write_text` and `write_json` reach standard output: what plug-ins print goes to standard error.
     """
 
     @functools.wraps(command)
@@ -113,11 +113,16 @@ def note(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(printable(text), markup=False, style="dim")
 
 
+def write_text(text: str) -> None:
+    """Text as it is, to standard output, at once."""
+    _stdout().write(text)
+    _stdout().flush()
+
+
 def write_json(target: str, text: str) -> None:
     """Write to a file in one step, or to standard output for ``-``."""
     if target == "-":
-        _stdout().write(text)
-        _stdout().flush()
+        write_text(text)
     else:
         write_atomic(Path(target), text)
 

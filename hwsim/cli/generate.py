@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from hwsim.cli import options as o
-from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, read_bits, write_json
+from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, read_bits, write_json, write_text
 from hwsim.cli.replay import make_policies
 from hwsim.errors import SettingError
 
@@ -58,8 +57,7 @@ def generate(
     def show(text: str) -> None:
         bar.close()  # the text has the terminal to itself
         if json != "-":
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            write_text(text)
 
     with ExitStack() as bar:
         progress = bar.enter_context(progress_bar())
