@@ -203,6 +203,15 @@ def test_compute_is_added_at_its_rate_with_a_fixed_cost_for_each_kernel(tmp_path
     assert found.time_s.compute == pytest.approx(sum(by_hand), rel=1e-12)
 
 
+def test_compute_may_know_its_rate_or_its_fixed_cost_alone(tmp_path):
+    """Of the whole decode: 6 kernels a token; two operations for each weight read and for each pair in attention."""
+    operations = 3 * 2 * 160 + 2 * 16 * (1 + 2 + 3) + 2 * 2 * (6 * 16 + 6 * 4)
+    rate = toy(tmp_path, device=device_of({"compute": {"rate": "1000 OP/s"}}))
+    assert rate.time_s.compute == pytest.approx(operations / 1000, rel=1e-12)
+    fixed = toy(tmp_path, device=device_of({"compute": {"overhead": "0.5 s"}}))
+    assert fixed.time_s.compute == pytest.approx(3 * 6 * 0.5, rel=1e-12)
+
+
 def test_energy_by_hand(tmp_path):
     """Moved bytes by their source, operations, and the base power over the whole time."""
     energy = {"dram_read": "2 mJ/B", "flash_read": "5 mJ/B", "compute": "1 mJ/OP", "base_power": "3 W"}
