@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,12 @@ class MaskFile:
             self.provenance: dict[str, Any] = about["provenance"]
         except (OSError, ValueError, KeyError, TypeError, ValidationError, zipfile.BadZipFile) as error:
             raise TraceError(f"{path}: is no file of masks, or is damaged: {one_line(error)[:120]}") from error
+
+    def without_masks(self) -> MaskFile:
+        """The same tokens, read densely."""
+        dense = copy(self)
+        dense.policy = SavedPolicy(name="dense", parameters={}, cut=[])
+        return dense
 
     def demand(self, plans: tuple[GroupPlan, ...], eviction: Eviction) -> Demand:
         """What the masks ask of caches of some capacity.

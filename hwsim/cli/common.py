@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO, cast
 
 import typer
 from pydantic import ValidationError
@@ -21,6 +21,9 @@ from hwsim.errors import HwsimError, OutputError, SettingError, did_you_mean, on
 from hwsim.files import spare, write_atomic
 from hwsim.model import Bits
 from hwsim.units import printable
+
+if TYPE_CHECKING:
+    from hwsim.metrics import Result
 
 JsonOption = Annotated[
     str | None,
@@ -173,6 +176,13 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def write_results(target: str | None, results: list[Result]) -> None:
+    """Write one result as itself, several as ``hwsim-results``."""
+    if target:
+        many = {"format": "hwsim-results", "version": 1, "results": [result.plain() for result in results]}
+        write_json(target, results[0].to_json() if len(results) == 1 else to_json(many))
 
 
 @contextmanager

@@ -8,8 +8,20 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import options as o
-from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, read_bits, to_json, write_json
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    guarded,
+    note,
+    output,
+    plugin_files,
+    progress_bar,
+    read_bits,
+    setting_files,
+    write_results,
+)
 from hwsim.cli.replay import make_policies
+from hwsim.files import spare
 
 
 def evaluate(
@@ -36,7 +48,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Write the masks; `hwsim replay FILE` replays them exactly.")
     ] = None,
     json: JsonOption = None,
-    per_token: Annotated[bool, typer.Option("--per-token", help="Keep every token in the JSON.")] = False,
+    per_token: o.PerToken = False,
 ) -> None:
     """Run a model under policies, with the cache in the loop: perplexity beside tokens/s.
 
@@ -48,12 +60,18 @@ def evaluate(
     from hwsim.evaluate import evaluate as run
     from hwsim.masks import MaskWriter
     from hwsim.plugins import EVICTIONS, POLICIES
-    from hwsim.profile import load_profile
+    from hwsim.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import render_accuracy
     from hwsim.report.table import print_results
     from hwsim.simulation import Settings
 
+    o.check_per_token(per_token, json)
+    sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
+    sources += [Path(each) for each in (text, model) if Path(each).is_file()]
+    check_target(json, *sources, *([save_masks] if save_masks else []))
+    if save_masks:
+        spare(save_masks, sources)
     settings = Settings(dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token)
     reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
     profile = load_profile(hw)
@@ -69,12 +87,7 @@ def evaluate(
             model, text, profile, candidates, rule, reading, settings,
             eviction_name=rule_name, masks=masks, progress=progress,
         )  # fmt: skip
-    if json:
-        plain = [
-            each.model_dump(exclude={"per_token"} if each.per_token is None else set()) for each in results[:shown]
-        ]
-        many = {"format": "hwsim-results", "version": 1, "results": plain}
-        write_json(json, results[0].to_json() if shown == 1 else to_json(many))
+    write_results(json, list(results[:shown]))
     if json != "-":
         console = output()
         console.print(render_accuracy(results[:shown]))

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import options as o
-from hwsim.cli.common import JsonOption, guarded, note, output, progress_bar, read_bits, write_json, write_text
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    guarded,
+    note,
+    output,
+    plugin_files,
+    progress_bar,
+    read_bits,
+    setting_files,
+    write_json,
+    write_text,
+)
 from hwsim.cli.replay import make_policies
 from hwsim.errors import SettingError
 
@@ -41,11 +53,12 @@ def generate(
     from hwsim.evaluate import Candidate
     from hwsim.evaluate import generate as run
     from hwsim.plugins import EVICTIONS
-    from hwsim.profile import load_profile
+    from hwsim.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import speed
     from hwsim.simulation import Settings
 
+    check_target(json, find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []))
     settings = Settings(dram, None, read_bits(bits), timing.value, overlap.value, seed)
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
     made = make_policies([policy], density, set_ or [])

@@ -87,6 +87,17 @@ DEFAULT_BITS = "mlp=4,attention=4,lm_head=4,kv_cache=8"
 TimingModel = Annotated[Timing, typer.Option(help="The event engine, or the closed form of the paper.")]
 OverlapOf = Annotated[Overlap, typer.Option(help="group: Flash and DRAM work at once within a group.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the policies' random numbers.")]
+PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token in the JSON.")]
+
+
+def check_per_token(per_token: bool, json: str | None) -> None:
+    """Refuse ``--per-token`` where nothing would show it.
+
+    Raises:
+        SettingError: no JSON is written.
+    """
+    if per_token and json is None:
+        raise SettingError("--per-token: single tokens are in the JSON only; give --json FILE, too")
 
 
 def read_size(text: str | None, option: str) -> int | None:

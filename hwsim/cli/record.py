@@ -8,25 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+from hwsim.cli import options as o
 from hwsim.cli.common import JsonOption, check_target, guarded, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
-from hwsim.units import parse, printable, show_size
+from hwsim.units import printable, show_size
 
 
 def record(
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|ID|PATH",
-            help="Short name such as smollm2-135m, hub id, folder with config.json, or .gguf file.",
-        ),
-    ],
-    text: Annotated[
-        str, typer.Option(metavar="FILE|NAME", help="Text to read: a UTF-8 file, or the bundled one.")
-    ] = "persuasion",
-    tokens: Annotated[int, typer.Option(help="Tokens to record.")] = 512,
-    context: Annotated[int, typer.Option(help="Tokens of one window; each is a sequence of its own.")] = 512,
-    prompt: Annotated[int, typer.Option(help="First tokens of each window that are no part of the decode.")] = 0,
+    model: o.Model,
+    text: o.Text = "persuasion",
+    tokens: o.Tokens = 512,
+    context: o.Context = 512,
+    prompt: o.Prompt = 0,
     signals: Annotated[
         str | None,
         typer.Option(
@@ -35,19 +28,9 @@ def record(
             show_default="input,up,gate; without a gate input,glu",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="torch's device.")] = "cpu",
-    dtype: Annotated[
-        str,
-        typer.Option(help="auto, float32, bfloat16 or float16. auto: float32 on a CPU, else the checkpoint's own."),
-    ] = "auto",
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Memory that weights may take; more of them are loaded layer by layer from disk.",
-            show_default="what is free",
-        ),
-    ] = None,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    max_memory: o.MaxMemory = None,
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="Trace to write.", show_default="MODEL.npz")
     ] = None,
@@ -72,7 +55,7 @@ def record(
         signals=tuple(name.strip() for name in signals.split(",") if name.strip()) if signals is not None else None,
         device=device,
         dtype=dtype,
-        max_memory=_size(max_memory),
+        max_memory=o.read_size(max_memory, "--max-memory"),
     )
     if settings.signals == ():
         raise SettingError("--signals: names none; leave it out for the default")
@@ -97,15 +80,6 @@ def record(
 def _stem(model: str) -> str:
     name = Path(model).name or Path(model).resolve().name
     return name.removesuffix(".gguf")
-
-
-def _size(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return int(parse(text, "size"))
-    except Exception as error:
-        raise SettingError(f"--max-memory {text}: {error}") from error
 
 
 def _summary(path: Path, resumed: int, tokens: int) -> dict[str, Any]:

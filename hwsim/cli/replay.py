@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hwsim.cli import options as o
 from hwsim.cli.common import (
     JsonOption,
     check_target,
@@ -20,108 +20,110 @@ from hwsim.cli.common import (
     progress_bar,
     read_bits,
     setting_files,
-    to_json,
-    write_json,
+    write_results,
 )
 from hwsim.errors import SettingError, did_you_mean
 
-
-class Timing(StrEnum):
-    """How time is computed."""
-
-    EVENTS = "events"
-    CLOSED_FORM = "closed-form"
-
-
-class Overlap(StrEnum):
-    """What happens at the same time."""
-
-    NONE = "none"
-    GROUP = "group"
+if TYPE_CHECKING:
+    from hwsim.metrics import Result
+    from hwsim.profile import Profile
+    from hwsim.simulation import Settings
 
 
 def replay(
     trace: Annotated[
-        Path, typer.Argument(help="Trace file, from `hwsim record` or `hwsim synth`; sample: the bundled one.")
+        Path,
+        typer.Argument(
+            help="Trace, from `hwsim record` or `hwsim synth`, or masks, from `hwsim eval`; sample: the bundled trace."
+        ),
     ],
-    hw: Annotated[str, typer.Option("--hw", metavar="NAME|FILE", help="Hardware profile; `hwsim devices` lists them.")],
+    hw: o.Hardware,
     policy: Annotated[
-        list[str],
-        typer.Option("--policy", metavar="NAME|FILE.py", help="Policy; several by commas or by repeating the option."),
-    ],
-    density: Annotated[
-        float | None,
-        typer.Option(
-            help="MLP density: share of the MLP's weights that a token reads.", show_default="the policy's, mostly 0.5"
-        ),
-    ] = None,
-    set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A policy's parameter; POLICY.KEY=VALUE for one of several."),
-    ] = None,
-    eviction: Annotated[str, typer.Option(metavar="NAME|FILE.py", help="Who leaves a full cache.")] = "lfu",
-    dram: Annotated[
-        str | None,
         typer.Option(
-            metavar="SIZE|SHARE",
-            help="DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.",
-            show_default="the profile's budget",
+            "--policy",
+            metavar="NAME|FILE.py",
+            help="Policy; several by commas or by repeating the option. Saved masks need none.",
+            show_default="required for a trace",
         ),
     ] = None,
-    kv_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=10**9, help="Tokens that the KV cache is reserved for.", show_default="longest sequence"
-        ),
-    ] = None,
-    bits: Annotated[
-        str, typer.Option(metavar="PART=BITS,...", help="Bits of a stored number; also predictor=4.")
-    ] = "mlp=4,attention=4,lm_head=4,kv_cache=8",
-    timing: Annotated[Timing, typer.Option(help="The event engine, or the closed form of the paper.")] = Timing.EVENTS,
-    overlap: Annotated[Overlap, typer.Option(help="group: Flash and DRAM work at once within a group.")] = Overlap.NONE,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the policies' random numbers.")] = 0,
+    density: o.Density = None,
+    set_: o.Parameters = None,
+    eviction: o.EvictionRule = "lfu",
+    dram: o.Dram = None,
+    kv_tokens: o.KvTokens = None,
+    bits: o.BitsOfParts = o.DEFAULT_BITS,
+    timing: o.TimingModel = o.Timing.EVENTS,
+    overlap: o.OverlapOf = o.Overlap.NONE,
+    seed: o.Seed = 0,
     json: JsonOption = None,
-    per_token: Annotated[bool, typer.Option("--per-token", help="Keep every token in the JSON.")] = False,
+    per_token: o.PerToken = False,
 ) -> None:
     """Replay a trace on a device under one or more policies.
 
     Example: hwsim replay smollm2.npz --hw pixel8 --dram 50% --policy dip,dip-ca
     """
-    from hwsim.plugins import EVICTIONS, POLICIES
+    from hwsim.masks import is_mask_file
+    from hwsim.plugins import EVICTIONS
     from hwsim.profile import find_profile, load_profile
     from hwsim.report.table import print_results
     from hwsim.simulation import Settings
-    from hwsim.simulation import replay as run
-    from hwsim.trace import Trace
 
-    if per_token and json is None:
-        raise SettingError("--per-token: single tokens are in the JSON only; give --json FILE, too")
-    pairs = set_ or []
+    o.check_per_token(per_token, json)
+    pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
-    check_target(json, trace, find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(pairs))
+    check_target(json, trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs))
     settings = Settings(dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token)
-    profile = load_profile(hw)
-    rule_name, rule = EVICTIONS.make(eviction)
-    policies = make_policies([name for option in policy for name in option.split(",") if name], density, pairs)
-    with Trace(trace) as opened, progress_bar() as progress:
-        results = [
-            run(
-                opened, profile, made, rule, settings, policy_name=name, eviction_name=rule_name,
-                progress=lambda phase, done, total, name=name: progress(f"{name}: {phase}", done, total),  # type: ignore[misc]
-            )
-            for name, made in policies
-        ]  # fmt: skip
-        dense = next((result for (name, _), result in zip(policies, results, strict=True) if name == "dense"), None)
-        if dense is None:
-            _, made = POLICIES.make("dense")
-            dense = run(opened, profile, made, rule, settings, policy_name="dense", eviction_name=rule_name)
-    if json:
-        many = {"format": "hwsim-results", "version": 1, "results": [_plain(result) for result in results]}
-        write_json(json, results[0].to_json() if len(results) == 1 else to_json(many))
+    profile, rule = load_profile(hw), EVICTIONS.make(eviction)
+    if is_mask_file(trace):
+        if asked or pairs or density is not None:
+            raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
+        results, dense = _saved(trace, profile, rule, settings)
+    else:
+        if not asked:
+            raise SettingError("--policy is missing; name one or several, such as --policy dip,dip-ca")
+        names = [name for option in asked for name in option.split(",") if name]
+        results, dense = _decided(trace, profile, make_policies(names, density, pairs), rule, settings)
+    write_results(json, results)
     if json != "-":
         print_results(output(), results, dense)
     if json and json != "-":
         note(f"Result written to {json}")
+
+
+def _decided(
+    trace: Path, profile: Profile, policies: list[tuple[str, Any]], rule: tuple[str, Any], settings: Settings
+) -> tuple[list[Result], Result]:
+    """Replay the signals of a trace: the results, and that of `dense`."""
+    from hwsim.plugins import POLICIES
+    from hwsim.simulation import replay as run
+    from hwsim.trace import Trace
+
+    with Trace(trace) as opened, progress_bar() as progress:
+
+        def one(name: str, made: Any) -> Result:
+            return run(
+                opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0],
+                progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total),
+            )  # fmt: skip
+
+        results = {name: one(name, made) for name, made in policies}
+        dense = results.get("dense") or one("dense", POLICIES.make("dense")[1])
+    return list(results.values()), dense
+
+
+def _saved(path: Path, profile: Profile, rule: tuple[str, Any], settings: Settings) -> tuple[list[Result], Result]:
+    """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
+    from hwsim.masks import MaskFile
+    from hwsim.simulation import replay_masks
+
+    masks = MaskFile(path)
+    with progress_bar() as progress:
+        made, dense = (
+            replay_masks(each, profile, rule[1], settings, eviction_name=rule[0], progress=progress)
+            for each in (masks, masks.without_masks())
+        )
+    return [made], dense
 
 
 def register(app: typer.Typer) -> None:
@@ -179,7 +181,3 @@ def _takes_density(kind: type[Any]) -> bool:
         return False
     bounds = {name: getattr(rule, name) for rule in field.metadata for name in ("ge", "le") if hasattr(rule, name)}
     return "ge" not in bounds or bounds["ge"] != bounds.get("le")
-
-
-def _plain(result: Any) -> Any:
-    return result.model_dump(exclude={"per_token"} if result.per_token is None else set())

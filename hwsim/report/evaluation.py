@@ -39,7 +39,7 @@ def speed(result: Result) -> ConsoleRenderable:
     hits = "" if result.hit_rate is None else f", hit rate {result.hit_rate:.1%}"
     first = "" if result.ttft_s is None else f", first token after at least {show_time(result.ttft_s)}"
     return Text(
-        f"{name} on {device}, simulated: {result.throughput_tok_s:.4g} tokens/s over {result.tokens} tokens{first}{hits}"
-        f", MLP density {result.mlp_density:.3f}",
+        f"{name} on {device}, simulated: {result.throughput_tok_s:.4g} tokens/s over {result.tokens} tokens"
+        f"{first}{hits}, MLP density {result.mlp_density:.3f}",
         style="dim",
     )

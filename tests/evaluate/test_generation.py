@@ -126,3 +126,23 @@ def test_commands(checkpoints: dict[str, Path], tmp_path: Path, hwsim: Any) -> N
     refused = hwsim("eval", *common, "dipp")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "did you mean 'dip'" in refused.stderr
+
+
+def test_saved_masks_are_replayed_by_the_command(checkpoints: dict[str, Path], tmp_path: Path, hwsim: Any) -> None:
+    common = ("--hw", "pixel8", "--dram", "60%")
+    run = ("eval", "--model", checkpoints["llama"], *common, "--policy", "dip-ca", "--tokens", 48, "--context", 24)
+    assert hwsim(*run, "--save-masks", "m.npz", "--json", "e.json").returncode == 0
+    done = hwsim("replay", "m.npz", *common, "--json", "r.json")
+    assert done.returncode == 0, done.stderr
+    assert "dip-ca" in done.stdout
+    loop, again = (json.loads((tmp_path / name).read_text()) for name in ("e.json", "r.json"))
+    for field in ("unit_hits", "flash_bytes", "dram_bytes", "time_s", "groups", "throughput_tok_s"):
+        assert loop[field] == again[field], field
+    for wrong, message in (
+        (("replay", "m.npz", *common, "--policy", "dip"), "holds masks that were decided"),
+        (("replay", "sample", *common), "--policy is missing"),
+        ((*run, "--save-masks", "e.json", "--json", "e.json"), "the command reads it"),
+    ):
+        done = hwsim(*wrong)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert message in done.stderr
