@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console, ConsoleRenderable
+from typer.testing import CliRunner
 
+from hwsim.cli.app import app
 from hwsim.profile import find_profile, known_profiles, load_profile
 from hwsim.report.device import render_device, render_devices
 from hwsim.report.traceinfo import render_comparison, render_trace
@@ -131,6 +133,19 @@ def test_density_of_a_comparison_is_for_those_that_take_it() -> None:
     found = result("--density", "0.6", policy="mine.py,dip")["results"]  # type: ignore[no-untyped-call]
     assert found[0]["provenance"]["policy"]["parameters"] == {"keep": 0.5}
     assert "density=0.6" in refused(*replay("--density", "0.6", policy="dense"))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("option", "value"), [("--density", "half"), ("--seed", "-1"), ("--seed", "x"), ("--timing", "fast")]
+)
+def test_usage_errors_show_the_value(option: str, value: str) -> None:
+    done = CliRunner().invoke(app, replay(option, value))  # type: ignore[no-untyped-call]
+    said = " ".join(done.stderr.replace("│", " ").split())
+    assert done.exit_code == 2
+    assert f"Invalid value for '{option}': " in said
+    assert repr(value) in said
+    assert "Value error" not in said
 
 
 @pytest.mark.usefixtures("here")

@@ -8,8 +8,10 @@ import typer
 
 import hwsim
 from hwsim.cli import evaluate, generate, lists, record, replay, synth, trace
+from hwsim.cli.common import Commands
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -16,11 +16,12 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typer.core import TyperGroup
 
 from hwsim.errors import HwsimError, OutputError, SettingError, did_you_mean, one_line
 from hwsim.files import spare, write_atomic
 from hwsim.model import Bits
-from hwsim.units import printable
+from hwsim.units import printable, shorten
 
 if TYPE_CHECKING:
     from hwsim.metrics import Result
@@ -75,6 +76,22 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
 def _stdout() -> TextIO:
     """Standard output itself, also where it is turned away from what plug-ins print."""
     return _answers.get() or sys.stdout
+
+
+class Commands(TyperGroup):
+    """The commands; a value of an option that cannot be read is told with its rule."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            rule = str(error.message).removeprefix("Value error, ")
+            if isinstance(error.__cause__, ValidationError):
+                value = repr(error.__cause__.errors()[0]["input"])
+                rule = rule if value in rule else f"{rule} (got {shorten(value)})"
+            error.message = printable(rule)
+            raise
 
 
 def _silence_stdout() -> None:

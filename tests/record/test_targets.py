@@ -198,3 +198,17 @@ def test_the_next_command_is_quoted(model: Path, hwsim: Any) -> None:
     done = hwsim("record", "--model", "m", "--tokens", 16, "-o", "a b'c.npz", cwd=model.parent)
     assert done.returncode == 0, done.stderr
     assert """Next: hwsim replay 'a b'"'"'c.npz' --hw pixel8""" in done.stdout
+
+
+def test_a_shape_that_is_none_is_told_as_a_rule() -> None:
+    from hwsim.record.extras import told_as
+    from hwsim.testing import SMALL_MODEL
+
+    fields = SMALL_MODEL.model_dump()
+    for change, message in (
+        ({"num_key_value_heads": 99}, "--model m: num_key_value_heads 99 is more than the 4 heads"),
+        ({"vocab_size": 0}, "--model m: vocab_size: Input should be greater than 0"),
+    ):
+        with pytest.raises(ModelError) as caught, told_as("--model m"):
+            type(SMALL_MODEL).model_validate(fields | change)
+        assert str(caught.value) == message
