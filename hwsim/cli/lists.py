@@ -73,8 +73,8 @@ def _list_plugins(kind: Any, name: str | None, json: str | None) -> None:
     if json != "-":
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column(kind.noun, style="bold", no_wrap=True)
-        table.add_column("what it does")
-        table.add_column("parameters")
+        table.add_column("what it does", overflow="fold")
+        table.add_column("parameters", overflow="fold")
         for row in rows:
             words = ", ".join(f"{p['name']}={_value(p)}" for p in row["parameters"])
             table.add_row(str(row["name"]), Text(str(row["summary"])), Text(words))
@@ -94,7 +94,7 @@ def _show_plugin(console: Console, data: dict[str, Any]) -> None:
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for head in ("parameter", "default", "type", "bounds", "meaning"):
-        table.add_column(head, no_wrap=head in ("parameter", "default"))
+        table.add_column(head, no_wrap=head == "parameter", overflow="fold")
     for each in data["parameters"]:
         row = (each["name"], _value(each), str(each["type"]), each["bounds"], each["description"])
         table.add_row(*(Text(cell) for cell in row))
