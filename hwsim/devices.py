@@ -33,6 +33,12 @@ class Device:
         self.requests += 1
 
 
+def read_sizes(flash: Flash, slice_bytes: tuple[int, ...]) -> list[int]:
+    """Bytes that Flash reads for slices of the given bytes: each is rounded up to whole pages."""
+    page = flash.page_size or 1
+    return [-(-size // page) * page for size in slice_bytes]
+
+
 def flash_seconds(flash: Flash) -> Callable[[int, tuple[int, ...]], float]:
     """How long Flash takes to read `count` units whose slices have the given bytes; each slice is a read of its own.
 
@@ -45,8 +51,7 @@ def flash_seconds(flash: Flash) -> Callable[[int, tuple[int, ...]], float]:
     def seconds(count: int, slice_bytes: tuple[int, ...]) -> float:
         if count == 0:
             return 0.0
-        page = flash.page_size or 1
-        sizes = [-(-size // page) * page for size in slice_bytes]
+        sizes = read_sizes(flash, slice_bytes)
         if flash.table is None:
             return (flash.latency or 0.0) + count * sum(sizes) / flash.read_bandwidth
         outstanding = min(flash.queue_depth or 1, count * len(sizes))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from hwsim.devices import flash_seconds
+from hwsim.devices import flash_seconds, read_sizes
 from hwsim.evictions import Eviction
 from hwsim.placement import Placement
 from hwsim.profile import Profile
 from hwsim.units import show_rate, show_size
 
+_MUCH = 1.5  # times the bytes that are needed: worth a word
 _MANY = 10_000  # reads at once: enough to keep any queue full and to make a latency vanish
 
 
@@ -24,20 +25,21 @@ def notes(origin: str, placement: Placement, eviction: Eviction, profile: Profil
     """
     found = []
     whole = show_size(placement.resident_weights + placement.sparse)
+    kv = show_size(placement.kv_reserved)
     budget = show_size(placement.budget)
     if origin == "synthetic":
         found.append("The trace is synthetic: no model produced it.")
     if placement.everything_fits:
         found.append(
-            f"Everything fits: KV cache and all weights, {whole}, lie within the DRAM budget of {budget}; "
+            f"Everything fits: the KV cache of {kv} and all weights, {whole}, lie within the DRAM budget of {budget}; "
             "Flash is read only to fill empty caches. Give less with --dram to see what streaming costs."
         )
     elif placement.enough:
         short = [plan for plan in placement.groups if plan.capacity < plan.units]
         shares = ", ".join(f"{plan.group.name} {plan.capacity} of {plan.units} units" for plan in short)
         found.append(
-            f"{name}: the DRAM budget of {budget} is as large as the KV cache and all weights, {whole}, but caches get "
-            f"equal shares for each matrix, and some cannot hold theirs ({shares}); give more with --dram."
+            f"{name}: the DRAM budget of {budget} is as large as the KV cache of {kv} and all weights, {whole}, but "
+            f"caches get equal shares for each matrix, and some cannot hold theirs ({shares}); give more with --dram."
         )
     if placement.streamed and not placement.groups:
         pinned = placement.pinned_weights
@@ -64,7 +66,7 @@ def _cache_notes(placement: Placement, name: str) -> list[str]:
         shares = ", ".join(f"{plan.group.name} {plan.k} of {plan.capacity}" for plan in placement.groups)
         return [
             f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills the cache "
-            "and all eviction rules do the same."
+            "and all eviction rules but none do the same."
         ]
     return []
 
@@ -76,12 +78,24 @@ def _small_reads(placement: Placement, profile: Profile, name: str) -> list[str]
     seconds = flash_seconds(profile.flash)
     rates = {plan.group.name: _MANY * plan.unit_bytes / seconds(_MANY, plan.slice_bytes) for plan in placement.groups}
     slow = {group: rate for group, rate in rates.items() if rate < profile.flash.read_bandwidth / 2}
+    pages = _whole_pages(placement, profile)
     if not slow:
-        return []
+        return [f"{name}: {pages}"] if pages else []
     sizes = {plan.group.name: min(plan.slice_bytes) for plan in placement.groups}
     shown = ", ".join(f"{group} {show_size(sizes[group])} at {show_rate(rate)}" for group, rate in slow.items())
     flat = show_rate(profile.flash.read_bandwidth)
     return [
         f"{name}: units are read from Flash in small pieces ({shown}), far below the {flat} of large reads: this is "
         "what this device gives for single rows and columns of this model. --timing closed-form shows the flat rate."
+        + (f" {pages}" if pages else "")
     ]
+
+
+def _whole_pages(placement: Placement, profile: Profile) -> str:
+    """How much more Flash reads than is needed, where that is much; the energy counts what it reads."""
+    read = {
+        plan.group.name: sum(read_sizes(profile.flash, plan.slice_bytes)) / plan.unit_bytes for plan in placement.groups
+    }
+    much = ", ".join(f"for {group} {times:.3g} times" for group, times in read.items() if times >= _MUCH)
+    page = profile.flash.page_size
+    return f"Flash reads whole pages of {page} B: {much} the bytes that are needed." if much else ""

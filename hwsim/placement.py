@@ -211,6 +211,13 @@ def dram_budget(text: str, weights: int, kv_reserved: int) -> int:
     return size
 
 
+def _fewer(kv_tokens: int, longest: int | None) -> str:
+    """How to get along with a smaller KV cache: it must hold the longest sequence."""
+    if longest is not None and longest < kv_tokens:
+        return f"reserve it for fewer tokens (--kv-tokens {longest} is the least)"
+    return "use shorter sequences"
+
+
 def place(
     plans: tuple[GroupPlan, ...],
     model: ModelShape,
@@ -218,6 +225,8 @@ def place(
     budget: int | str,
     kv_tokens: int,
     predictor_parameters: int,
+    *,
+    longest: int | None = None,
 ) -> Placement:
     """Lay a model out in DRAM and Flash.
 
@@ -226,6 +235,7 @@ def place(
         budget: bytes, or the text of ``--dram``.
         kv_tokens: tokens that the KV cache is reserved for.
         predictor_parameters: parameters that the policy itself keeps, all layers.
+        longest: tokens of the longest sequence, the least that the KV cache can be reserved for.
 
     Raises:
         SettingError: the budget cannot hold the KV cache.
@@ -237,8 +247,8 @@ def place(
     if budget < kv_reserved:
         raise SettingError(
             f"DRAM budget {show_size(budget)} cannot hold the KV cache of {kv_tokens} tokens, "
-            f"{show_size(kv_reserved)}: {show_size(kv_reserved - budget)} are missing; give more with --dram, or fewer "
-            "tokens or bits (--kv-tokens, --bits kv_cache=4)"
+            f"{show_size(kv_reserved)}: {show_size(kv_reserved - budget)} are missing; give more with --dram, store "
+            f"it in fewer bits (--bits kv_cache={bits.kv_cache / 2:g}), or {_fewer(kv_tokens, longest)}"
         )
     masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
     whole = {

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hwsim import bounds
 from hwsim.devices import Device, flash_seconds, stream_seconds
 from hwsim.engine import run_events
+from hwsim.errors import SettingError
 from hwsim.model import Bits, ModelShape
 from hwsim.placement import place, plan_groups
 from hwsim.plugins import EVICTIONS, POLICIES
@@ -178,7 +179,7 @@ def test_latency_is_paid_once_for_each_batch_that_reads_flash(tmp_path):
     assert streamed == pytest.approx([2.56 + 0.08 * token + 9.6 + 0.25 for token in (1, 2, 3)], rel=1e-12)
 
 
-def test_reads_are_rounded_up_to_pages_in_time_but_not_in_bytes(tmp_path):
+def test_reads_are_rounded_up_to_pages_in_time_and_energy_but_not_in_flash_bytes(tmp_path):
     """Pages of 6 B: a slice of 8 B takes 12 B, one of 4 B takes 6 B; what is asked for stays what it is."""
     plain = toy(tmp_path)
     paged = toy(tmp_path, device=device_of({"flash": {"page_size": "6 B"}}))
@@ -186,6 +187,23 @@ def test_reads_are_rounded_up_to_pages_in_time_but_not_in_bytes(tmp_path):
     extra = [2 * (inputs * 2 * (12 - 8) + downs * (6 - 4)) / 10 for inputs, downs in misses]
     assert np.subtract(times(paged), times(plain)) == pytest.approx(extra, rel=1e-9)
     assert (paged.flash_bytes, paged.dram_bytes) == (plain.flash_bytes, plain.dram_bytes)
+    # by hand: 2 layers x (4 input units of two slices, 4 down units of one)
+    assert plain.flash_read_bytes == plain.flash_bytes == 2 * (4 * 16 + 4 * 4)
+    assert paged.flash_read_bytes == 2 * (4 * 2 * 12 + 4 * 6)
+
+
+@pytest.mark.parametrize(("timing", "read"), [("events", 2 * (4 * 2 * 12 + 4 * 6)), ("closed-form", 160)])
+def test_flash_energy_is_that_of_the_bytes_that_flash_reads(tmp_path, timing, read):
+    energy = {"dram_read": "2 mJ/B", "flash_read": "5 mJ/B"}
+    paged = toy(tmp_path, device=device_of({"flash": {"page_size": "6 B"}, "energy": energy}), timing=timing)
+    assert paged.flash_read_bytes == read
+    assert paged.energy_j == pytest.approx(paged.dram_bytes * 2e-3 + read * 5e-3, rel=1e-12)
+
+
+def test_streamed_weights_are_read_in_one_piece_and_not_rounded(tmp_path):
+    device = device_of({"flash": {"page_size": "64 B"}})
+    dense = toy(tmp_path, device=device, policy=POLICIES.make("dense")[1])
+    assert dense.flash_read_bytes == dense.flash_bytes == 3 * 96
 
 
 def test_compute_is_added_at_its_rate_with_a_fixed_cost_for_each_kernel(tmp_path):
@@ -232,6 +250,26 @@ def test_kv_cache_grows_by_one_entry_a_token_prompt_included(tmp_path):
     assert dense.kv_cache_bytes == 5 * KV_ENTRY
     assert dense.tokens == 4
     assert dense.dram_bytes == 4 * (160 + 192) + (3 + 4 + 5 + 1) * KV_ENTRY
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("timing", "foo", "timing='foo': must be one of events, closed-form"),
+        ("overlap", "x", "overlap='x': must be one of none, group"),
+        ("overlap", None, "overlap=None: must be one of none, group"),
+        ("seed", -1, "seed=-1: must be a whole number from 0"),
+        ("seed", 1.5, "seed=1.5: must be a whole number from 0"),
+        ("kv_tokens", 0, "kv_tokens=0: must be a whole number from 1, or None"),
+        ("dram", -1, "dram=-1: must be bytes from 0, text such as '4 GB' or '50%', or None"),
+        ("dram", 4e9, "dram=4000000000.0: must be bytes from 0"),
+        ("bits", {"mlp": 4}, "bits={'mlp': 4}: must be hwsim.model.Bits"),
+    ],
+)
+def test_impossible_settings_are_refused(field, value, rule):
+    with pytest.raises(SettingError) as found:
+        Settings(**{field: value})
+    assert str(found.value).startswith(f"setting {rule}")
 
 
 # ---------------------------------------------------------------------- time to first token
@@ -367,7 +405,7 @@ MODELS = st.builds(
     hidden_size=st.integers(1, 300),
     intermediate_size=st.integers(1, 700),
     num_attention_heads=st.just(6),
-    num_key_value_heads=st.integers(1, 6),
+    num_key_value_heads=st.sampled_from([1, 2, 3, 6]),
     head_dim=st.integers(1, 40),
     vocab_size=st.integers(1, 5000),
     gated=st.booleans(),

@@ -41,6 +41,23 @@ def test_small_reads_are_named_with_the_rate_they_get(small_trace: Path) -> None
     assert "far below the 1.00 GB/s of large reads" in note
 
 
+def test_whole_pages_are_named_where_they_are_much(small_trace: Path) -> None:
+    """A slice of input has 60 B, one of down 24 B; pages of 32 B make 64 B and 32 B of them, pages of 48 B 96 and 48."""
+
+    def found(page: str) -> list[str]:
+        flash = {"read_bandwidth": "1 GB/s"} | ({"page_size": page} if page else {})
+        dram = {"budget": "1 GB", "bandwidth": "50 GB/s"}
+        device = Profile.model_validate({"name": "paged", "dram": dram, "flash": flash})
+        return [note for note in run(small_trace, "dip", device, dram="60%").notes if "pages" in note]
+
+    assert found("") == found("32 B") == []
+    whole = "Flash reads whole pages of 48 B: for input 1.6 times, for down 2 times the bytes that are needed."
+    assert found("48 B") == [f"dip: {whole}"]
+    (both,) = found("4 KiB")
+    assert "small pieces" in both
+    assert both.endswith("of 4096 B: for input 68.3 times, for down 171 times the bytes that are needed.")
+
+
 @pytest.mark.parametrize("timing", ["events", "closed-form"])
 def test_small_reads_matter_only_where_they_cost(timing: str, small_trace: Path) -> None:
     assert not has(run(small_trace, "dip", flat_profile(), timing, dram="60%"), "small pieces")

@@ -129,7 +129,7 @@ def test_a_policy_with_predictors_shrinks_the_cache():
     assert found.predictor_parameters == 10**6
 
 
-@pytest.mark.parametrize("wrong", [-1, 1.5, None, "many"])
+@pytest.mark.parametrize("wrong", [-1, 1.5, None, "many", True, 10**13 + 1, 10**20, pytest.param(10**5000, id="huge")])
 def test_impossible_numbers_of_parameters_are_refused(wrong):
     class Predicts(Attention):
         """Wrong."""
@@ -137,7 +137,9 @@ def test_impossible_numbers_of_parameters_are_refused(wrong):
         def predictor_parameters(self, model):
             return wrong
 
-    with pytest.raises(ContractError, match=r"predictor_parameters\(\) returned .* needs a whole number from 0"):
+    with pytest.raises(
+        ContractError, match=r"predictor_parameters\(\) returned .* needs a whole number from 0 to 10\^13$"
+    ):
         layout(PHI3, flat_profile("4 GB"), Predicts(), 2048, Settings())
 
 
@@ -298,8 +300,10 @@ def test_a_budget_that_cannot_hold_the_kv_cache_is_refused(trace):
         notes(trace, "dip", dram=5759)
     assert str(found.value) == (
         "DRAM budget 5.76 kB cannot hold the KV cache of 40 tokens, 5.76 kB: 1 B are missing"
-        "; give more with --dram, or fewer tokens or bits (--kv-tokens, --bits kv_cache=4)"
+        "; give more with --dram, store it in fewer bits (--bits kv_cache=4), or use shorter sequences"
     )
+    with pytest.raises(SettingError, match=r"or reserve it for fewer tokens \(--kv-tokens 40 is the least\)$"):
+        notes(trace, "dip", dram=5760, kv_tokens=41)
     notes(trace, "dip", dram=5760)
     notes(trace, "dip", dram=2880, bits=Bits(kv_cache=4))  # the way out that it names
 
@@ -315,7 +319,10 @@ def test_kv_tokens_too_few_for_the_trace(trace):
 def test_it_says_that_everything_fits(trace):
     for name in ("dense", "dip"):
         result, text = notes(trace, name, dram="100%")
-        assert "Everything fits: KV cache and all weights, 38.7 kB, lie within the DRAM budget of 44.4 kB" in text
+        assert (
+            "Everything fits: the KV cache of 5.76 kB and all weights, 38.7 kB, lie within the DRAM budget of 44.4"
+            in text
+        )
         assert result.streamed_bytes == 0
         _, text = notes(trace, name, dram="99%")
         assert "Everything fits" not in text
@@ -349,6 +356,7 @@ def test_it_says_when_a_cache_holds_no_unit(trace):
 def test_it_says_when_every_mask_is_larger_than_its_cache(trace):
     _, text = notes(trace, "dip", dram="40%")
     assert "each mask asks for more units than its cache holds (input 27 of " in text
+    assert "all eviction rules but none do the same" in text
 
 
 def test_it_says_that_a_trace_is_synthetic(trace, tmp_path):
