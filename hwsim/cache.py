@@ -31,8 +31,7 @@ class Cache:
         self._token = 0
         self._occupied = 0
         self._cached = np.zeros(units, bool)
-        self.view = self._cached.view()
-        self.view.flags.writeable = False
+        self.view = kernels.read_only(self._cached)
 
     def start(self, future: np.ndarray | None = None) -> None:
         """A sequence begins: forget everything. `future`, bool ``[tokens, units]``, for rules that need it."""
@@ -48,12 +47,13 @@ class Cache:
         there = mask & self._cached
         hits = int(np.count_nonzero(there))
         if needed > self.capacity:
-            admitted = kernels.first_k(mask & ~there, self.capacity - hits)
+            admitted = kernels.first_k(mask ^ there, self.capacity - hits)
             stays = there
         else:
-            admitted = mask & ~there
+            admitted = mask ^ there
             stays = self._cached
-        self._ask(lambda: self._eviction.use(self._state, Use(self._token, mask, admitted)))
+        use = Use(self._token, kernels.read_only(mask) if mask.flags.writeable else mask, kernels.read_only(admitted))
+        self._ask(lambda: self._eviction.use(self._state, use))
         idle, room = self._occupied - hits, self.capacity - needed
         if needed <= self.capacity and idle > room:
             stays = there | self._stay(self._cached & ~mask, room)
@@ -65,6 +65,7 @@ class Cache:
     def _stay(self, candidates: np.ndarray, count: int) -> np.ndarray:
         if type(self._eviction).stay is Eviction.stay:
             return kernels.stay(self._rank(), candidates, count)
+        candidates = kernels.read_only(candidates)
         kept = self._ask(lambda: self._eviction.stay(self._state, candidates, count))
         ours = isinstance(kept, np.ndarray) and kept.dtype == bool and kept.shape == candidates.shape
         if not ours or np.count_nonzero(kept) != count or np.any(kept & ~candidates):
@@ -86,7 +87,7 @@ class Cache:
             return call()
         except HwsimError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ContractError(f"{self._who}: raised {type(error).__name__}: {one_line(error)}") from error
 
     @property

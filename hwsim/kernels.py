@@ -8,6 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The same memory, any shape, that whoever gets it cannot make writable again; it follows what the owner writes.
+
+    A view with ``flags.writeable = False`` can be made writable as long as its owner is.
+    """
+    return np.frombuffer(array.data.toreadonly(), array.dtype).reshape(array.shape)
+
+
 def top_k(scores: np.ndarray, k: int, out: np.ndarray | None = None) -> np.ndarray:
     """Mask of the `k` best scores; among equals the lower index is better.
 

@@ -169,7 +169,7 @@ def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:
         raise SettingError(f"{who}: {_explain(found, error)}") from error
     except HwsimError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SettingError(f"{who}: refused its parameters: {type(error).__name__}: {one_line(error)}") from error
 
 

@@ -86,13 +86,19 @@ class Policy(BaseModel):
         raise PluginError(f"{type(self).__name__} must define groups(self, model)")
 
     def score(self, ctx: Context) -> np.ndarray:
-        """Worth of each unit, float32 ``[units]``; the ``ctx.k`` best are taken, ties go to the lower index."""
+        """Worth of each unit, float32 ``[units]``; the ``ctx.k`` best are taken, ties go to the lower index.
+
+        Other number types are converted; what is beyond float32 becomes infinite.
+        """
         raise PluginError(f"{type(self).__name__} must define score(self, ctx) or select(self, ctx)")
 
     def select(self, ctx: Context) -> np.ndarray | None:
-        """The mask itself, bool ``[units]``, for policies that do more than take the best; None: use `score`."""
+        """The mask itself, bool ``[units]``, for policies that do more than take the best; None: use `score`.
+
+        It holds ``ctx.k`` units where the group names a `keep`, any number where it does not.
+        """
         return None
 
     def predictor_parameters(self, model: ModelShape) -> int:
-        """Parameters that the policy itself keeps in DRAM and reads at every token, over all layers."""
+        """Parameters that the policy itself keeps in DRAM and reads at every token, over all layers: 0 to 10^13."""
         return 0

@@ -150,13 +150,20 @@ class GroupScan:
 
         Yields:
             The mask, bool ``[units]``, valid until the next one; how many units it asks for; how many were cached.
+
+        Raises:
+            ContractError: the policy or the eviction broke its contract.
         """
+        first, k = self._decider.token + 1, self.plan.k
         masks: Iterable[np.ndarray] = map(self._decider.decide, signals)
         if self._eviction.needs_future:
             masks = [mask.copy() for mask in masks]
             self._cache.start(np.stack(masks))
-        for mask in masks:
-            yield mask, *self._cache.step(mask)
+        for token, mask in enumerate(masks, first):
+            requests, hits = self._cache.step(mask)
+            if k and requests != k:
+                raise self._decider.wrong_size(token, requests)
+            yield mask, requests, hits
 
 
 def _signals(
@@ -167,8 +174,7 @@ def _signals(
     for at in range(start, stop, step):
         end = min(at + step, stop)
         block = {signal: source.read(layer, signal, at, end) for signal in plan.group.needs}
-        for values in block.values():
-            values.flags.writeable = False
+        block = {signal: kernels.read_only(values) for signal, values in block.items()}
         for token in range(end - at):
             yield {signal: values[token] for signal, values in block.items()}
 
@@ -183,6 +189,12 @@ class Decider:
         self._ctx = Context(model, plan.group, layer, plan.units, plan.k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
         self._mask = np.empty(plan.units, bool)
+        self._view = kernels.read_only(self._mask)
+
+    @property
+    def token(self) -> int:
+        """The token that was decided last, from 0 in each sequence; -1 before the first."""
+        return self._ctx.token
 
     def begin(self, number: int, cached: np.ndarray | None) -> None:
         """Sequence `number` begins: fresh state and random numbers. `cached`: the cache's read-only view."""
@@ -191,7 +203,7 @@ class Decider:
         ctx._cached = cached
 
     def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
-        """The mask of the next token, bool ``[units]``; valid until the next call.
+        """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
 
         Raises:
             ContractError: the policy raised, or returned something of the wrong shape or type, or NaN.
@@ -201,15 +213,24 @@ class Decider:
         if not self._scores:
             mask = self._ask("select")
             if mask is not None:
-                return self._checked_mask(mask)
-        return kernels.top_k(self._checked_scores(self._ask("score")), self._k(), self._mask)
+                np.copyto(self._mask, self._checked_mask(mask))  # the policy may change its own, or return ctx.cached
+                return self._view
+        kernels.top_k(self._checked_scores(self._ask("score")), self._k(), self._mask)
+        return self._view
+
+    def wrong_size(self, token: int, count: int) -> ContractError:
+        """The error of a mask that holds `count` units where the group's keep asks for another number."""
+        return ContractError(
+            f"{self._who('select', token)}: the mask holds {count} units, keep asks for {self._plan.k}; "
+            "give the group keep=None if select() decides"
+        )
 
     def _ask(self, method: str) -> object:
         try:
             return getattr(self._policy, method)(self._ctx)
         except HwsimError as error:
             raise type(error)(f"{self._who(method)}: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a plug-in must not end the program
             last = traceback.extract_tb(error.__traceback__)[-1]
             at = f"{Path(last.filename).name}, line {last.lineno}"
             raise ContractError(
@@ -227,7 +248,9 @@ class Decider:
         units = (self._plan.units,)
         if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiub" or scores.shape != units:
             raise ContractError(f"{self._who('score')}: returned {_describe(scores)}, needs float32 of shape {units}")
-        scores = scores.astype(np.float32, copy=False)
+        if scores.dtype != np.float32:
+            with np.errstate(over="ignore"):  # what is beyond float32 is infinite
+                scores = scores.astype(np.float32)
         if np.isnan(scores.max()):  # the maximum of anything with a NaN is NaN
             raise ContractError(
                 f"{self._who('score')}: returned NaN for unit {int(np.flatnonzero(np.isnan(scores))[0])}"
@@ -240,8 +263,9 @@ class Decider:
             raise ContractError(f"{self._who('select')}: returned {_describe(mask)}, needs bool of shape {units}")
         return mask
 
-    def _who(self, method: str) -> str:
-        at = f"layer {self._ctx.layer}, group {self._plan.group.name}, token {self._ctx.token}"
+    def _who(self, method: str, token: int | None = None) -> str:
+        token = self._ctx.token if token is None else token
+        at = f"layer {self._ctx.layer}, group {self._plan.group.name}, token {token}"
         return f"policy {self._name}: {method}() at {at}"
 
 

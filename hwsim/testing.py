@@ -10,13 +10,16 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from hwsim.errors import ContractError, HwsimError
+from hwsim.errors import ContractError, HwsimError, one_line
 from hwsim.evictions.lru import Lru
-from hwsim.model import Bits, ModelShape
-from hwsim.placement import GroupPlan, place, plan_groups
+from hwsim.model import ModelShape
+from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
+from hwsim.profile import Profile
 from hwsim.select import scan
+from hwsim.simulation import Settings, check_parameters, layout
 from hwsim.trace.header import Sequence
 
 SMALL_MODEL = ModelShape(
@@ -30,6 +33,9 @@ SMALL_MODEL = ModelShape(
     vocab_size=100,
 )
 _SEQUENCES = [Sequence(tokens=14, prompt=2), Sequence(tokens=9)]
+_DEVICE = Profile.model_validate(
+    {"name": "any", "dram": {"budget": "1 GB", "bandwidth": "1 GB/s"}, "flash": {"read_bandwidth": "1 GB/s"}}
+)
 
 
 class RandomSignals:
@@ -70,7 +76,8 @@ def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL)
     if not (kind.__doc__ or "").strip() or kind.__doc__ == Policy.__doc__:
         raise ContractError(f"{kind.__name__} has no docstring; its first line is what `hwsim policies` prints")
     made = _make(kind) if isinstance(policy, type) else policy
-    done = ["it has a summary and default parameters"]
+    check_parameters(made, kind.__name__)
+    done = ["it has a summary, and default parameters that JSON can hold"]
     checks: list[Callable[[Policy, ModelShape], str]] = [_groups, _masks, _same_twice, _layers_apart, _density]
     return done + [check(made, model) for check in checks]
 
@@ -78,21 +85,26 @@ def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL)
 def _make(kind: type[Policy]) -> Policy:
     try:
         return kind()
-    except ValueError as error:
-        raise ContractError(f"{kind.__name__}: every parameter needs a default: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        rule = "has none" if first["type"] == "missing" else " ".join(first["msg"].split())
+        which = f"{field}: " if field else ""
+        raise ContractError(f"{kind.__name__}: every parameter needs a default: {which}{rule}") from error
+    except HwsimError:
+        raise
+    except (Exception, SystemExit) as error:
+        raised = f"{type(error).__name__}: {one_line(error)}"
+        raise ContractError(f"{kind.__name__}: cannot be made with its defaults: {raised}") from error
 
 
 def _plans(policy: Policy, model: ModelShape) -> tuple[GroupPlan, ...]:
-    plans = plan_groups(policy.groups(model), model, Bits())
-    if not plans:
-        return plans
-    return place(plans, model, Bits(), "60%", 14, policy.predictor_parameters(model)).groups
+    return layout(model, _DEVICE, policy, max(each.tokens for each in _SEQUENCES), Settings(dram="60%")).groups
 
 
 def _groups(policy: Policy, model: ModelShape) -> str:
-    if policy.groups(model) != policy.groups(model):
+    if _plans(policy, model) != _plans(policy, model):
         raise ContractError(f"{type(policy).__name__}: groups() gives another answer when it is asked again")
-    _plans(policy, model)
     return "its groups fit the model, and no mask is decided from what it must itself produce"
 
 
@@ -110,16 +122,7 @@ def _run(policy: Policy, model: ModelShape, layers: Iterable[int] | None = None)
 
 
 def _masks(policy: Policy, model: ModelShape) -> str:
-    sizes = {plan.group.name: plan.k for plan in _plans(policy, model)}
-    overridden = type(policy).select is not Policy.select
-    for (layer, group, token), mask in _run(policy, model).items():
-        count = int(np.count_nonzero(np.frombuffer(mask, bool)))
-        if sizes[group] and count != sizes[group]:
-            raise ContractError(
-                f"{type(policy).__name__}: layer {layer}, group {group}, token {token}: the mask holds {count} units, "
-                f"keep asks for {sizes[group]}"
-                + ("; give the group keep=None if select() decides" if overridden else "")
-            )
+    _run(policy, model)  # the scan itself holds the policy to all of this
     return "its masks have the right shape and hold what keep says, and signals are left as they are"
 
 

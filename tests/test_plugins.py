@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -406,19 +407,96 @@ def test_a_base_class_says_what_is_to_be_defined(trace):
 
 
 def test_what_is_allowed(trace):
-    """float64, integers, infinities, an empty mask, and a state in ctx.state."""
+    """float64 beyond float32, integers, infinities, an empty mask, and a state in ctx.state."""
+
+    def any_size(self, model):
+        return [Group("down", axis="neuron", slices=["down.column"], needs=["glu"])]
+
     plain = run(trace, having())
     wide = run(trace, having(score=lambda self, ctx: np.abs(ctx.signals["glu"].astype(float))))
     assert wide.groups == plain.groups
-    empty = run(trace, having(select=lambda self, ctx: np.zeros(ctx.units, bool)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        huge = run(trace, having(score=lambda self, ctx: np.where(np.arange(120) < 3, 1e300, -1e300)))
+    empty = run(trace, having(groups=any_size, select=lambda self, ctx: np.zeros(ctx.units, bool)))
     assert (empty.unit_requests, empty.hit_rate) == (0, None)
     infinite = having(score=lambda self, ctx: np.where(np.arange(120) < 3, np.inf, -np.inf).astype("f4"))
-    assert run(trace, infinite).unit_requests == plain.unit_requests
+    assert run(trace, infinite).groups == huge.groups
+    assert huge.unit_requests == plain.unit_requests
     kept = run(trace, having(score=lambda self, ctx: ctx.state.setdefault("first", np.abs(ctx.signals["glu"]).copy())))
     assert kept.unit_requests == plain.unit_requests
     assert kept.unit_hits > plain.unit_hits  # the mask of a sequence never changes
     # the live view of the cache as a mask
-    assert run(trace, having(select=lambda self, ctx: ctx.cached)).unit_requests == 0
+    assert run(trace, having(groups=any_size, select=lambda self, ctx: ctx.cached)).unit_requests == 0
+
+
+def _forges(attribute):
+    def score(self, ctx):
+        array = ctx.cached if attribute == "cached" else ctx.signals["glu"]
+        array.flags.writeable = True
+        return np.zeros(ctx.units, "f4")
+
+    return score
+
+
+@pytest.mark.parametrize("attribute", ["cached", "glu"])
+def test_what_a_policy_sees_cannot_be_made_writable(trace, attribute):
+    with pytest.raises(ContractError, match="raised ValueError: cannot set WRITEABLE flag to True"):
+        run(trace, having(score=_forges(attribute)))
+
+
+def test_a_mask_is_taken_as_it_is_returned(trace):
+    """A policy may go on using its array, and may return the live view of the cache."""
+    seen = []
+
+    def select(self, ctx):
+        mask = ctx.state.setdefault("mask", np.zeros(ctx.units, bool))
+        mask[:] = np.arange(ctx.units) // 60 == ctx.token % 2
+        if ctx.token % 3 == 2:  # nothing but the first of the cache
+            mask[:] = False
+            mask[np.flatnonzero(ctx.cached)[:60]] = True
+        return mask
+
+    def listen(layer, group, token, mask):
+        seen.append(int(mask.sum()))
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            mask.flags.writeable = True
+
+    with_listener = replay(trace, flat_profile(), having(select=select), EVICTIONS.make("lru")[1], listener=listen)
+    assert set(seen) == {60}
+    assert with_listener.unit_requests == sum(seen)
+
+
+@pytest.mark.parametrize("eviction", ["lru", "belady"])
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_a_mask_that_is_not_as_large_as_keep_says_is_refused(trace, eviction, extra):
+    def select(self, ctx):
+        return np.arange(ctx.units) < ctx.k + (extra if ctx.token == 2 else 0)
+
+    text = rf"^policy mine: select\(\) at layer 0, group down, token 2: the mask holds {60 + extra} units, keep asks for 60; "
+    with pytest.raises(ContractError, match=text + "give the group keep=None"):
+        run(trace, having(select=select), eviction)
+
+
+def _leaves(*_):
+    sys.exit(3)
+
+
+def _is_interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_plugin_cannot_end_the_program(trace):
+    for method in ("groups", "score", "select", "predictor_parameters"):
+        with pytest.raises(ContractError, match=rf"{method}\(\).* raised SystemExit: 3"):
+            run(trace, having(**{method: _leaves}))
+        with pytest.raises(KeyboardInterrupt):
+            run(trace, having(**{method: _is_interrupted}))
+    for method in ("start", "use", "rank", "stay"):
+        with pytest.raises(ContractError, match="eviction Broken: raised SystemExit: 3"):
+            run(trace, "magnitude", evicting(**{method: _leaves}), dram="90%")
+        with pytest.raises(KeyboardInterrupt):
+            run(trace, "magnitude", evicting(**{method: _is_interrupted}), dram="90%")
 
 
 def test_a_policy_cannot_take_a_result_apart(trace):
@@ -451,9 +529,20 @@ def evicting(**methods):
     return type("Broken", (Eviction,), {"__doc__": "Broken.", **methods})()
 
 
+def _changes(what):
+    def change(self, state, use, count=None):
+        array = use if what == "candidates" else getattr(use, what)
+        array.flags.writeable = True
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("methods", "text"),
     [
+        ({"use": _changes("mask")}, "eviction Broken: raised ValueError: cannot set WRITEABLE flag"),
+        ({"use": _changes("admitted")}, "eviction Broken: raised ValueError: cannot set WRITEABLE flag"),
+        ({"stay": _changes("candidates")}, "eviction Broken: raised ValueError: cannot set WRITEABLE flag"),
         ({}, "Broken must define rank(self, state) or stay"),
         ({"start": lambda self, units, capacity, future: 1 / 0}, "eviction Broken: raised ZeroDivisionError: division by zero"),
         ({"use": lambda self, state, use: use.nothing}, "eviction Broken: raised AttributeError"),
@@ -497,16 +586,23 @@ class Upside(Base):
     ("made", "text"),
     [
         (type("Stranger", (), {}), "Stranger is no subclass of hwsim.policy.Policy"),
-        (type("Needs", (Base,), {"__doc__": "Needs.", "__annotations__": {"file": str}}), "Needs: every parameter needs a default"),
+        (type("Needs", (Base,), {"__doc__": "Needs.", "__annotations__": {"file": str}}), "^Needs: every parameter needs a default: file: has none$"),
         (type(having(groups=drifting())), r"groups\(\) gives another answer when it is asked again"),
         (type(having(select=lambda self, ctx: np.arange(ctx.units) < 3)), "the mask holds 3 units, keep asks for 60; give the group keep=None"),
+        (type(having(predictor_parameters=lambda self, model: -1)), r"predictor_parameters\(\) returned -1, needs a whole number"),
+        (type(having(predictor_parameters=lambda self, model: 10**20)), r"predictor_parameters\(\) returned 10+, needs a whole number"),
+        (type("Holds", (Base,), {"__doc__": "Holds.", "__annotations__": {"table": object}, "table": object()}), "Holds: its parameters cannot be written as JSON"),
+        (type(having(score=_leaves)), "raised SystemExit: 3"),
+        (type(having(groups=_leaves)), r"groups\(\) raised SystemExit: 3"),
+        (type("Leaves", (Base,), {"__doc__": "Leaves.", "model_post_init": _leaves}), "^Leaves: cannot be made with its defaults: SystemExit: 3"),
         (Upside, "density 0.7 reads less than density 0.5|density .* reads less than density"),
     ],
 )  # fmt: skip
 def test_check_policy_finds_more(made, text):
     """Beside what tests/test_policies.py already holds it to."""
-    with pytest.raises(HwsimError, match=text):
+    with pytest.raises(HwsimError, match=text) as found:
         check_policy(made)
+    assert "\n" not in str(found.value)
 
 
 def test_check_policy_takes_an_instance():

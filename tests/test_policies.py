@@ -259,8 +259,29 @@ def test_bad_predictor_files(tmp_path, change, text):
 
 
 def test_a_missing_predictor_file():
-    with pytest.raises(PluginError, match="is no file of predictor nets"):
+    with pytest.raises(PluginError) as found:
         make("predictor", predictor="/no/such.npz").groups(SMALL_MODEL)
+    assert str(found.value) == "/no/such.npz: the file of predictor nets cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("lost", ["format", "version", "layers/001/w2"])
+def test_a_predictor_file_that_lacks_something_says_what(tmp_path, lost):
+    members = dict(np.load(nets_file(tmp_path / "whole.npz", SMALL_MODEL)))
+    del members[lost]
+    path = tmp_path / "nets.npz"
+    np.savez(path, **members)
+    with pytest.raises(PluginError) as found:
+        make("predictor", predictor=str(path)).groups(SMALL_MODEL)
+    assert str(found.value) == f"{path}: is no file of predictor nets: it lacks the member {lost!r}"
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04 and no zip", b"\x80\x04N."])
+def test_what_is_no_predictor_file(tmp_path, content):
+    path = tmp_path / "nets.npz"
+    path.write_bytes(content)
+    with pytest.raises(PluginError) as found:
+        make("predictor", predictor=str(path)).groups(SMALL_MODEL)
+    assert str(found.value) == f"{path}: is no file of predictor nets; it must be a .npz of numpy.savez"
 
 
 # ---------------------------------------------------------------------- the contract holds authors to it

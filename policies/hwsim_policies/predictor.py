@@ -77,17 +77,22 @@ class Predictor(Policy):
 
     @cached_property
     def _nets(self) -> list[tuple[np.ndarray, ...]]:
-        path = self.predictor
+        path = Path(str(self.predictor))
         try:
-            with np.load(str(path), allow_pickle=False) as file:
-                if str(file["format"]) != "hwsim-predictor" or int(file["version"]) != 1:
-                    raise PluginError(f"{path}: is no hwsim-predictor file of version 1")
-                layers = sum(name.endswith("/w1") for name in file.files)
-                nets = [tuple(file[f"layers/{layer:03d}/{part}"] for part in _PARTS) for layer in range(layers)]
-        except PluginError:
-            raise
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                members = dict(archive)
+        except OSError as error:
+            raise PluginError(f"{path}: the file of predictor nets cannot be read: {error.strerror}") from error
         except Exception as error:  # numpy raises many kinds for a file that is none of its own
-            raise PluginError(f"{path}: is no file of predictor nets: {' '.join(str(error).split())}") from error
+            raise PluginError(f"{path}: is no file of predictor nets; it must be a .npz of numpy.savez") from error
+        layers = sum(name.endswith("/w1") for name in members)
+        parts = [[f"layers/{layer:03d}/{part}" for part in _PARTS] for layer in range(layers)]
+        missing = [name for names in (["format", "version"], *parts) for name in names if name not in members]
+        if missing:
+            raise PluginError(f"{path}: is no file of predictor nets: it lacks the member {missing[0]!r}")
+        if str(members["format"]) != "hwsim-predictor" or str(members["version"]) != "1":
+            raise PluginError(f"{path}: is no hwsim-predictor file of version 1")
+        nets = [tuple(members[name] for name in names) for names in parts]
         if any(part.dtype != np.float32 or not np.isfinite(part).all() for net in nets for part in net):
             raise PluginError(f"{path}: all members must be float32 and finite")
         return nets
