@@ -65,6 +65,11 @@ class ModelShape(BaseModel):
             raise ValueError(
                 f"num_key_value_heads {self.num_key_value_heads} is more than the {self.num_attention_heads} heads"
             )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
         return self
 
     def matrices(self) -> dict[str, Matrix]:

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from hwsim.catalog import MODELS, known_shape
 from hwsim.errors import ModelError
-from hwsim.model import Bits, footprint, stored_bytes
+from hwsim.model import Bits, ModelShape, footprint, stored_bytes
 
 # GB at 4-bit weights and an 8-bit KV cache of 2,048 tokens; B of one down and one up column (docs/model.md)
 FOOTPRINTS = {
@@ -58,6 +58,15 @@ def test_unknown_name_offers_the_nearest():
 def test_impossible_bits(value):
     with pytest.raises(ValidationError):
         Bits.model_validate({"mlp": value})
+
+
+@pytest.mark.parametrize("pairs", [2, 4, 6, 8])
+def test_heads_share_keys_evenly(pairs):
+    fields = known_shape("smollm2-135m").model_dump()  # 9 heads
+    assert ModelShape.model_validate(fields | {"num_key_value_heads": 9}).num_key_value_heads == 9
+    text = f"num_attention_heads 9 must be a multiple of num_key_value_heads {pairs}"
+    with pytest.raises(ValidationError, match=text):
+        ModelShape.model_validate(fields | {"num_key_value_heads": pairs})
 
 
 @pytest.mark.parametrize("name", MODELS)

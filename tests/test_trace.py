@@ -228,6 +228,68 @@ def test_nan_is_refused_on_reading(value: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("layer", "start", "stop", "text"),
+    [
+        (3, 0, 1, "has no layer 3; it has 0 to 2"),
+        (-1, 0, 1, "has no layer -1; it has 0 to 2"),
+        (0, -1, 1, "has no tokens -1 to 1; give 0 <= start <= stop <= 65"),
+        (0, 5, 4, "has no tokens 5 to 4; give"),
+        (0, 0, TOKENS + 1, "has no tokens 0 to 66; give"),
+        (0, TOKENS + 1, None, "has no tokens 66 to 65; give"),
+    ],
+)
+def test_only_what_is_there_is_read(trace: Trace, layer: int, start: int, stop: int | None, text: str) -> None:
+    for signal in ("input", "glu"):
+        with pytest.raises(TraceError, match=text) as found:
+            trace.read(layer, signal, start, stop)
+        assert "\n" not in str(found.value)
+        assert trace.read(0, signal, TOKENS, TOKENS).shape == (0, {"input": 48, "glu": 120}[signal])
+    with pytest.raises(TraceError, match=r"has no signal '\.\./x'; it holds input, up, gate"):
+        trace.read(0, "../x")
+
+
+def test_reading_after_closing(tmp_path: Path) -> None:
+    with Trace(write(tmp_path / "t.npz")) as trace:
+        pass
+    for read in (lambda: trace.read(0, "input"), trace.tokens, trace.nll, lambda: list(trace.verify())):
+        with pytest.raises(TraceError, match=r"t\.npz: is closed; read it within"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("tokens", 100, "tokens: token 13 has 100; must be an id of the vocabulary, 0 to 99"),
+        ("tokens", -1, "tokens: token 13 has -1; must be an id of the vocabulary, 0 to 99"),
+        ("nll", -0.5, "nll: token 13 has -0.5; must be a finite loss from 0, or NaN"),
+        ("nll", np.inf, "nll: token 13 has inf; must be a finite loss from 0, or NaN"),
+    ],
+)
+def test_impossible_tokens_and_losses_are_refused(name: str, value: float, rule: str, tmp_path: Path) -> None:
+    found = arrays(write(tmp_path / "t.npz"))
+    found[name][13] = value
+    np.savez(tmp_path / "bad.npz", **found)
+    with Trace(tmp_path / "bad.npz") as trace:
+        for read in (getattr(trace, name), lambda: list(trace.verify())):
+            with pytest.raises(TraceError) as caught:
+                read()
+            assert str(caught.value) == f"{tmp_path / 'bad.npz'}: {rule}"
+
+
+def test_losses_may_be_missing_anywhere_and_be_large(tmp_path: Path) -> None:
+    found = arrays(write(tmp_path / "t.npz"))
+    found["nll"][:] = [np.nan, 2, np.nan, *[2] * (TOKENS - 3)]
+    np.savez(tmp_path / "gaps.npz", **found)
+    with Trace(tmp_path / "gaps.npz") as trace:
+        list(trace.verify())
+        assert trace.perplexity() == pytest.approx(math.exp(2))
+    found["nll"][1:] = 1000
+    np.savez(tmp_path / "large.npz", **found)
+    with Trace(tmp_path / "large.npz") as trace:
+        assert trace.perplexity() == math.inf
+
+
+@pytest.mark.parametrize(
     ("start", "shape"), [(0, (3, 47)), (0, (48,)), (-1, (3, 48)), (TOKENS - 2, (3, 48)), (0, (3, 48, 1))]
 )
 def test_wrong_shapes_are_refused(start: int, shape: tuple[int, ...], tmp_path: Path) -> None:

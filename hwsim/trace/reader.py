@@ -98,9 +98,11 @@ class Trace:
         """Tokens `start` to `stop` of a layer's signal: float32 ``[stop - start, width]``.
 
         Raises:
-            TraceError: the signal is not there, the file is shorter than it was, or a value is not finite.
+            TraceError: there is no such layer, signal or token, the file is closed or shorter than it was, or a value
+                is not finite.
         """
         stop = self.header.tokens if stop is None else stop
+        self._check_range(layer, start, stop)
         if signal == "glu" and "glu" not in self.header.signals and self.has("glu"):
             # two float16 values: their float32 product is exact and finite
             return self.read(layer, "up", start, stop) * self.read(layer, "gate", start, stop)
@@ -114,27 +116,44 @@ class Trace:
         return block
 
     def tokens(self) -> np.ndarray | None:
-        """Token ids, int32 ``[tokens]``, if they were recorded."""
-        return self._rows("tokens", 0, self.header.tokens).copy() if "tokens" in self._members else None
+        """Token ids, int32 ``[tokens]``, if they were recorded.
+
+        Raises:
+            TraceError: one is outside of the vocabulary.
+        """
+        if "tokens" not in self._members:
+            return None
+        ids = self._rows("tokens", 0, self.header.tokens).copy()
+        size = self.model.vocab_size
+        self._refuse("tokens", ids, (ids < 0) | (ids >= size), f"must be an id of the vocabulary, 0 to {size - 1}")
+        return ids
 
     def nll(self) -> np.ndarray | None:
         """Loss of the dense model at each token in nats, float32 ``[tokens]``, if it was recorded.
 
-        NaN at the first token of each sequence, which nothing predicts.
+        NaN at the first token of each sequence, which nothing predicts, and where there is none.
+
+        Raises:
+            TraceError: one is negative or infinite.
         """
-        return self._rows("nll", 0, self.header.tokens).copy() if "nll" in self._members else None
+        if "nll" not in self._members:
+            return None
+        losses = self._rows("nll", 0, self.header.tokens).copy()
+        self._refuse("nll", losses, (losses < 0) | np.isinf(losses), "must be a finite loss from 0, or NaN")
+        return losses
 
     def perplexity(self) -> float | None:
         """Perplexity of the dense model, exp of the mean loss over all tokens that have one; None without losses."""
         nll = self.nll()
         scored = nll[~np.isnan(nll)] if nll is not None else np.empty(0)
-        return float(np.exp(scored.mean(dtype=np.float64))) if scored.size else None
+        with np.errstate(over="ignore"):  # a loss beyond 709 is an infinite perplexity
+            return float(np.exp(scored.mean(dtype=np.float64))) if scored.size else None
 
     def verify(self) -> Iterator[str]:
         """Read everything and yield the name of each member found sound.
 
         Raises:
-            TraceError: a checksum does not match, or a signal holds NaN or infinity.
+            TraceError: a checksum does not match, a signal holds NaN or infinity, or a token or a loss is impossible.
         """
         for name, member in sorted(self._members.items()):
             crc, at, end = 0, member.start, member.start + member.size
@@ -146,6 +165,8 @@ class Trace:
                     f"{self.path}: {name}: checksum {crc:08x}, written as {member.crc:08x}; the file is damaged"
                 )
             yield name
+        self.tokens()
+        self.nll()
         step = max(1, _CHUNK // (2 * max(self.model.hidden_size, self.model.intermediate_size)))
         for layer in range(self.model.num_hidden_layers):
             for signal in self.header.signals:
@@ -164,6 +185,19 @@ class Trace:
 
     # ------------------------------------------------------------------ the file
 
+    def _check_range(self, layer: int, start: int, stop: int) -> None:
+        layers, tokens = self.model.num_hidden_layers, self.header.tokens
+        if not 0 <= layer < layers:
+            raise TraceError(f"{self.path}: has no layer {layer}; it has 0 to {layers - 1}")
+        if not 0 <= start <= stop <= tokens:
+            raise TraceError(f"{self.path}: has no tokens {start} to {stop}; give 0 <= start <= stop <= {tokens}")
+
+    def _refuse(self, name: str, values: np.ndarray, wrong: np.ndarray, rule: str) -> None:
+        """Refuse the first value that is wrong, of one that every token has."""
+        if wrong.any():
+            token = int(np.flatnonzero(wrong)[0])
+            raise TraceError(f"{self.path}: {name}: token {token} has {values[token]}; {rule}")
+
     def _pread(self, at: int, size: int, name: str) -> bytes:
         pieces, left = [], size
         while left:
@@ -175,6 +209,8 @@ class Trace:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _pread_once(self, size: int, at: int) -> bytes:
+        if self._file.closed:
+            raise TraceError(f"{self.path}: is closed; read it within `with Trace(path) as trace:`")
         try:
             if hasattr(os, "pread"):
                 return os.pread(self._file.fileno(), size, at)
