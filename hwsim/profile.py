@@ -1,8 +1,9 @@
 """The hardware profile: a YAML file that describes Flash, DRAM, compute and energy of one device.
 
 Every number carries its unit in the file and is a plain SI number here. Sections name their `source` and `confidence`
-(measured, vendor, derived, assumed): that of the weakest number in it that a replay uses; the profile's own is that of
-its weakest section, energy apart. A key that is not known is an error, so a misspelt one is not silently ignored.
+(measured, vendor, derived, assumed): that of the weakest number in it that a replay uses. A section that names none has
+the profile's own, which in the profiles that come with hwsim is that of its weakest section, energy apart. A key that
+is not known is an error, so a misspelt one is not silently ignored.
 """
 
 from __future__ import annotations
@@ -159,6 +160,27 @@ class Profile(_Section):
     flash: Flash
     compute: Compute | None = None
     energy: Energy | None = None
+
+    @model_validator(mode="after")
+    def _inherit(self) -> Profile:
+        """Sections that name no source or confidence have the profile's, the table that of its section."""
+        for name in ("dram", "flash", "compute", "energy"):
+            section = getattr(self, name)
+            if section is not None:
+                self.__dict__[name] = _inherited(section, self)  # the model is frozen for everybody else
+        return self
+
+
+def _inherited(section: _Section, parent: _Section) -> _Section:
+    update: dict[str, Any] = {
+        field: getattr(parent, field)
+        for field in ("source", "confidence")
+        if getattr(section, field) is None and getattr(parent, field) is not None
+    }
+    section = section.model_copy(update=update) if update else section
+    if isinstance(section, Flash) and section.table is not None:
+        section = section.model_copy(update={"table": _inherited(section.table, section)})
+    return section
 
 
 _SECTIONS: dict[str, type[_Section]] = {

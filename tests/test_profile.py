@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from hwsim.cli.app import app
 from hwsim.errors import ProfileError
+from hwsim.files import data_folder
 from hwsim.profile import Profile, find_profile, known_profiles, load_profile
 
 from .conftest import REPOSITORY
@@ -153,6 +156,44 @@ def test_the_least_that_must_work(tmp_path):
             "source": "arXiv 2412.01380, appendix A",
         }
     )
+
+
+def test_sections_have_the_source_and_confidence_of_the_profile_unless_they_name_their_own():
+    table = {"unit": "MB/s", "queue_depth": [1], "read": {"4 KiB": [40]}}
+    profile = Profile.model_validate(
+        {
+            "name": "A phone",
+            "source": "mine",
+            "confidence": "measured",
+            "note": "not handed down",
+            "dram": {"budget": "4 GB", "bandwidth": "60 GB/s", "confidence": "assumed"},
+            "flash": {"read_bandwidth": "1 GB/s", "queue_depth": 1, "source": "fio", "table": table},
+            "compute": {"rate": "2 TOPS"},
+            "energy": {"dram_read": "56 pJ/B", "flash_read": "1 nJ/B", "source": "paper", "confidence": "vendor"},
+        }
+    )
+    assert profile.flash.table is not None
+    sections = [profile.dram, profile.flash, profile.flash.table, profile.compute, profile.energy]
+    assert [(each.source, each.confidence) for each in sections] == [
+        ("mine", "assumed"),
+        ("fio", "measured"),
+        ("fio", "measured"),  # those of the section that it stands in
+        ("mine", "measured"),
+        ("paper", "vendor"),
+    ]
+    assert {each.note for each in sections} == {None}
+
+
+def test_the_profiles_confidence_is_shown(tmp_path):
+    path = tmp_path / "phone.yaml"
+    path.write_text(LEAST + "source: a stopwatch\nconfidence: derived\n")
+    listed = CliRunner().invoke(app, ["devices", str(path)])
+    assert listed.exit_code == 0
+    assert listed.output.count("derived") == 2  # DRAM and Flash
+    assert "a stopwatch" in listed.output
+    sample = data_folder("traces") / "smollm2-135m-sample.npz"
+    replayed = CliRunner().invoke(app, ["replay", str(sample), "--hw", str(path), "--policy", "dense"])
+    assert replayed.output.count("(derived)") == 2
 
 
 # ---------------------------------------------------------------------- every mistake is one line
