@@ -390,6 +390,8 @@ def test_a_trace_that_lacks_a_signal_names_the_command_that_records_it(here):
 
 BAD_OPTIONS = {
     "unknown policy": (replay(policy="dip-ac"), r"^no policy 'dip-ac'; did you mean 'dip-ca'\? Known: dense, dip, dip-ca,"),
+    # no matter of usage: a file of saved masks needs none
+    "policy left out": (["replay", "t.npz", "--hw", "flat.yaml"], r"^--policy is missing; name one or several, such as --policy dip,dip-ca$"),
     "no policy": (replay(policy=","), r"^--policy names no policy$"),
     "policy twice": (replay(policy="dip,dip"), r"^--policy names 'dip' twice$"),
     "unknown eviction": (replay("--eviction", "lrv"), r"^no eviction 'lrv'; did you mean 'lru'"),
@@ -482,7 +484,6 @@ def test_a_bad_device(here, text, rule):
     [
         ["replay"],
         ["replay", "t.npz"],
-        ["replay", "t.npz", "--hw", "flat.yaml"],
         ["repaly"],
         replay("--timing", "fast"),
         replay("--overlap", "all"),
