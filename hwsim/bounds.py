@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwsim.devices import compute_seconds
+from hwsim.devices import compute_seconds, stream_seconds
 from hwsim.metrics import Times, Timing
 from hwsim.model import MLP
 from hwsim.placement import Placement
@@ -75,19 +75,25 @@ def is_mlp(slices: list[str]) -> bool:
     return any(name.partition(".")[0] in MLP for name in slices)
 
 
-def prefill_seconds(placement: Placement, profile: Profile, sequences: list[Sequence]) -> float | None:
+def prefill_seconds(
+    placement: Placement, profile: Profile, sequences: list[Sequence], *, flat: bool = True
+) -> float | None:
     """Time to first token, mean over the sequences that have a prompt; None if none has.
 
     A lower bound: the prompt is one dense pass that reads every weight once, pinned ones from DRAM and all others from
     Flash, and the prompt's KV entries from DRAM. Where the profile knows the compute rate, the arithmetic is added, as
     the engine does: two operations for each weight and prompt token, attention over the entries before each token and
     its own, and one kernel a layer.
+
+    Args:
+        flat: Flash is read at its flat bandwidth, as in the closed form; else as the engine streams weights.
     """
     prompts = [sequence.prompt for sequence in sequences if sequence.prompt]
     if not prompts:
         return None
     weights = placement.pinned_weights / profile.dram.bandwidth
-    weights += (placement.streamed + placement.sparse) / profile.flash.read_bandwidth
+    from_flash = placement.streamed + placement.sparse
+    weights += from_flash / profile.flash.read_bandwidth if flat else stream_seconds(profile.flash, from_flash)
     return sum(_prefill_seconds(placement, profile, prompt) for prompt in prompts) / len(prompts) + weights
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from functools import cache
 from typing import Any
@@ -44,7 +45,7 @@ def flash_seconds(flash: Flash) -> Callable[[int, tuple[int, ...]], float]:
 
     A read is rounded up to whole pages. With a measured table the rate follows from the size of a read and the number
     outstanding, which is the profile's queue depth or, for few reads, their number. Without one it is flat, after the
-    latency, which is paid once for all.
+    latency, which is paid once for all; a queue depth beside it bounds how many reads share one latency.
     """
 
     @cache
@@ -53,7 +54,9 @@ def flash_seconds(flash: Flash) -> Callable[[int, tuple[int, ...]], float]:
             return 0.0
         sizes = read_sizes(flash, slice_bytes)
         if flash.table is None:
-            return (flash.latency or 0.0) + count * sum(sizes) / flash.read_bandwidth
+            latency, depth = flash.latency or 0.0, flash.queue_depth or math.inf
+            rounds = math.ceil(count * len(sizes) / depth)
+            return max(latency + count * sum(sizes) / flash.read_bandwidth, rounds * latency)
         outstanding = min(flash.queue_depth or 1, count * len(sizes))
         return sum(count * size / flash.table.bandwidth(size, outstanding) for size in sizes)
 
@@ -61,12 +64,12 @@ def flash_seconds(flash: Flash) -> Callable[[int, tuple[int, ...]], float]:
 
 
 def stream_seconds(flash: Flash, size: int) -> float:
-    """How long Flash takes to read `size` bytes in one piece: large reads, as deep a queue as the profile has."""
+    """How long Flash takes to read `size` bytes in one piece: reads of the best size, as deep a queue as it has."""
     if size == 0:
         return 0.0
     if flash.table is None:
         return (flash.latency or 0.0) + size / flash.read_bandwidth
-    return size / flash.table.bandwidth(size, flash.queue_depth or 1)
+    return size / flash.table.best(flash.queue_depth or 1)
 
 
 def compute_seconds(profile: Profile, operations: float, kernels: int = 1) -> float:

@@ -54,6 +54,7 @@ def notes(origin: str, placement: Placement, eviction: Eviction, profile: Profil
         )
     elif placement.groups and eviction.caches:
         found += _cache_notes(placement, name)
+    found += _energy(profile)
     if timing == "events":
         found += _small_reads(placement, profile, name)
     return found
@@ -62,13 +63,28 @@ def notes(origin: str, placement: Placement, eviction: Eviction, profile: Profil
 def _cache_notes(placement: Placement, name: str) -> list[str]:
     if not any(plan.capacity for plan in placement.groups):
         return [f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."]
-    if all(plan.k > plan.capacity for plan in placement.groups):
-        shares = ", ".join(f"{plan.group.name} {plan.k} of {plan.capacity}" for plan in placement.groups)
+    over = [plan for plan in placement.groups if plan.k > plan.capacity]
+    if over:
+        shares = ", ".join(f"{plan.group.name} {plan.k} of {plan.capacity}" for plan in over)
         return [
-            f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills the cache "
-            "and all eviction rules but none do the same."
+            f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills that cache "
+            "and all eviction rules but none do the same there."
         ]
     return []
+
+
+def _energy(profile: Profile) -> list[str]:
+    """What the energy leaves out: reads alone are a part of what a phone draws."""
+    if profile.energy is None:
+        return []
+    missing = [
+        words
+        for words, value in (("arithmetic", profile.energy.compute), ("base power", profile.energy.base_power))
+        if value is None
+    ]
+    if not missing:
+        return []
+    return [f"Energy is that of reading Flash and DRAM; the profile knows no {' and no '.join(missing)}."]
 
 
 def _small_reads(placement: Placement, profile: Profile, name: str) -> list[str]:

@@ -13,9 +13,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from hwsim.errors import PluginError
+from hwsim.kernels import top_k
 from hwsim.model import ModelShape
 
-__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy"]
+__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "top_k"]
 
 
 @dataclass(frozen=True)

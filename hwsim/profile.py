@@ -93,7 +93,8 @@ class FlashTable(_Section):
         """Bytes a second when requests of `request_bytes` are read at `queue_depth`.
 
         Between the points linear in log-log space. A request smaller than the smallest measured one takes as long as
-        that one: the device is bound by commands there. Beyond the largest request or queue depth nothing is gained.
+        that one, and fewer requests outstanding than the fewest measured as long as those: the device is bound by
+        commands there. Beyond the largest request or queue depth nothing is gained.
         """
         sizes = list(self.read)
         size = min(max(request_bytes, sizes[0]), sizes[-1])
@@ -103,8 +104,12 @@ class FlashTable(_Section):
         for i, row_weight in row:
             for j, column_weight in column:
                 value += row_weight * column_weight * math.log(self.read[sizes[i]][j])
-        fraction = request_bytes / sizes[0] if request_bytes < sizes[0] else 1.0
+        fraction = min(request_bytes / sizes[0], 1.0) * min(queue_depth / self.queue_depth[0], 1.0)
         return fraction * math.exp(value) * self.unit
+
+    def best(self, queue_depth: float) -> float:
+        """Bytes a second of the request size that is read fastest at `queue_depth`: for reads of any size one likes."""
+        return max(self.bandwidth(size, queue_depth) for size in self.read)
 
 
 def _bracket(points: list[int], at: float) -> list[tuple[int, float]]:

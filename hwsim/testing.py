@@ -153,10 +153,29 @@ def _density(policy: Policy, model: ModelShape) -> str:
             plans = _plans(kind(**policy.model_dump() | {"density": density}), model)
         except (ValueError, HwsimError):
             continue  # it may refuse a density, with a reason
+        if all(plan.k for plan in plans):
+            _check_density(kind, density, plans, policy, model)
         masked = sum(plan.k * plan.parameters for plan in plans)
         whole = sum(plan.units * plan.parameters for plan in plans)
         read.append((density, whole - masked))
     for (low, spared), (high, then) in pairwise(read):
         if then > spared:
             raise ContractError(f"{kind.__name__}: density {high} reads less than density {low}")
-    return "a higher density never reads less"
+    return "its density is the share of the MLP that it reads, and a higher one never reads less"
+
+
+def _check_density(
+    kind: type[Policy], density: float, plans: tuple[GroupPlan, ...], policy: Policy, model: ModelShape
+) -> None:
+    """`density` must be that of the whole MLP, unmasked matrices and predictor counted, to a unit of each group."""
+    made = kind(**policy.model_dump() | {"density": density})
+    masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
+    whole = sum(model.matrices()[name].elements for name in model.mlp if name not in masked)
+    read = whole + sum(plan.k * plan.mlp_parameters for plan in plans)
+    share = (read + made.predictor_parameters(model) / model.num_hidden_layers) / model.mlp_parameters
+    slack = sum(plan.mlp_parameters for plan in plans) / model.mlp_parameters
+    if abs(share - density) > slack + 1e-9:
+        raise ContractError(
+            f"{kind.__name__}: density {density} reads {share:.3f} of the MLP; density counts all of its matrices, "
+            "masked or not: (2 keep_input + keep_down)/3 for DIP"
+        )

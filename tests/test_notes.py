@@ -75,3 +75,12 @@ def test_everything_fits_is_said(small_trace: Path) -> None:
 
 def test_synthetic_is_called_synthetic(small_trace: Path) -> None:
     assert has(run(small_trace, "dip", flat_profile(), dram="60%"), "The trace is synthetic")
+
+
+def test_energy_says_what_it_leaves_out(small_trace: Path) -> None:
+    reads = {"dram_read": "56 pJ/B", "flash_read": "0.42 nJ/B"}
+    partial = run(small_trace, "dip", flat_profile(energy=reads), dram="60%")
+    assert has(partial, "Energy is that of reading Flash and DRAM; the profile knows no arithmetic and no base power.")
+    whole = flat_profile(energy=reads | {"compute": "0.5 pJ/OP", "base_power": "1 W"})
+    assert not has(run(small_trace, "dip", whole, dram="60%"), "Energy is")
+    assert not has(run(small_trace, "dip", flat_profile(), dram="60%"), "Energy is")

@@ -331,3 +331,14 @@ def test_a_missing_file():
 def test_a_folder(tmp_path):
     with pytest.raises(ProfileError, match="is neither a file nor a known profile"):
         load_profile(tmp_path)
+
+
+def test_fewer_reads_than_were_measured_do_not_gain() -> None:
+    """A table that begins at depth 32: one read alone takes as long as 32 together."""
+    profile = load_profile("oneplus12")
+    table = profile.flash.table
+    assert table is not None
+    assert table.bandwidth(4096, 32) == pytest.approx(850e6)
+    assert 4096 / table.bandwidth(4096, 1) == pytest.approx(32 * 4096 / 850e6)
+    assert table.best(32) == pytest.approx(3500e6)
+    assert load_profile("oneplus15r").flash.table.best(8) == pytest.approx(2806e6)  # 1 MiB, more than 4 MiB's 2508

@@ -131,3 +131,45 @@ def test_all_fixed_units_are_exempt(strongest: int) -> None:
         np.testing.assert_array_equal(score[top], value[top])
         others = np.setdiff1d(np.flatnonzero(~cached), top)
         assert not score[others].any()
+
+
+def test_latency_is_shared_by_no_more_reads_than_the_queue_holds() -> None:
+    from hwsim.devices import flash_seconds
+    from tests.conftest import flat_profile
+
+    def seconds(count: int, **flash: Any) -> float:
+        device = flat_profile().flash.model_copy(update={"latency": 1e-4} | flash)
+        return flash_seconds(device)(count, (1000,))
+
+    assert seconds(100) == pytest.approx(1e-4 + 100 * 1000 / 1e9)
+    assert seconds(100, queue_depth=1) == pytest.approx(100 * 1e-4)
+    assert seconds(100, queue_depth=32) == pytest.approx(4 * 1e-4)
+    assert seconds(1, queue_depth=32) == seconds(1)
+
+
+def test_a_quality_that_no_predictor_can_have_is_refused() -> None:
+    from hwsim_policies.predictor import Predictor
+
+    from hwsim.errors import PluginError
+
+    with pytest.raises(PluginError, match=r"recall=0\.2 with precision=0\.9 is impossible"):
+        masks_of(Predictor(density=0.5, recall=0.2, precision=0.9))
+
+
+def test_density_must_be_that_of_the_whole_mlp() -> None:
+    from hwsim.errors import ContractError
+    from hwsim.testing import check_policy
+
+    class Wrong(Policy):
+        """Takes the density for the keep of down."""
+
+        density: float = Field(0.5, gt=0, le=1)
+
+        def groups(self, model: ModelShape) -> list[Group]:
+            return [Group("g", "neuron", ["down.column"], self.density, ["glu"])]
+
+        def score(self, ctx: Context) -> np.ndarray:
+            return np.abs(ctx.signals["glu"])
+
+    with pytest.raises(ContractError, match=r"density 0\.3 reads 0\.7[0-9]* of the MLP"):
+        check_policy(Wrong)

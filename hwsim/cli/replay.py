@@ -81,7 +81,7 @@ def replay(
         results, dense = _saved(trace, profile, rule, settings)
     else:
         if not asked:
-            raise SettingError("--policy is missing; name one or several, such as --policy dip,dip-ca")
+            raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
         names = [name for option in asked for name in option.split(",") if name]
         results, dense = _decided(trace, profile, make_policies(names, density, pairs), rule, settings)
     write_results(json, results)

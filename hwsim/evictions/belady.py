@@ -32,9 +32,11 @@ class Belady(Eviction):
         """List the uses of each unit."""
         if future is None:
             raise PluginError("belady needs the masks of the whole sequence")
-        unit, token = np.nonzero(future.T)
-        end = np.cumsum(np.bincount(unit, minlength=units))
-        return _Future(token.astype(np.int32), end - np.bincount(unit, minlength=units), end, np.zeros(units, np.int32))
+        counts = np.count_nonzero(future, axis=0)
+        end = np.cumsum(counts)
+        # unit by unit: nonzero of the whole would hold two int64 for each use
+        uses = [np.flatnonzero(future[:, unit]).astype(np.int32) for unit in range(units)]
+        return _Future(np.concatenate(uses), end - counts, end, np.zeros(units, np.int32))
 
     def use(self, state: _Future, use: Use) -> None:
         """Look up when the units of this mask are needed next; for all others nothing changes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwsim.policy import Context, Field
+from hwsim.policy import Context, Field, top_k
 from hwsim_policies.dip import Dip
 
 
@@ -24,7 +24,7 @@ class DipCa(Dip):
         score = np.where(ctx.cached, value, gamma * value)
         if self.fixed_top_n:
             # the n strongest by their own value, ties to the lower index, keep it
-            strongest = np.argsort(-value, kind="stable")[: self.fixed_top_n]
+            strongest = top_k(value, self.fixed_top_n)
             score[strongest] = value[strongest]
         return score
 

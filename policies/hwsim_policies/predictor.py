@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy
+from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy, top_k
 
 _PARTS = ("w1", "b1", "w2", "b2")
 
@@ -66,13 +66,18 @@ class Predictor(Policy):
 
     def _noisy(self, worth: np.ndarray, ctx: Context) -> np.ndarray:
         """A mask of `ctx.k` units of which `precision` are among the true top ones, and find `recall` of those."""
-        true = min(ctx.units, max(1, round(ctx.k * self.precision / self.recall)))
-        order = np.argsort(-worth, kind="stable")
+        true = max(1, round(ctx.k * self.precision / self.recall))
+        if true > ctx.units:
+            raise PluginError(
+                f"recall={self.recall} with precision={self.precision} is impossible when {ctx.k} of {ctx.units} "
+                f"units are taken: recall must be at least {ctx.k * self.precision / ctx.units:.3g}"
+            )
+        best = top_k(worth, true)
         # what cannot be wrong, because there are not enough other units, is right
         right = max(min(round(ctx.k * self.precision), true), ctx.k - (ctx.units - true))
         mask = np.zeros(ctx.units, bool)
-        mask[ctx.rng.choice(order[:true], right, replace=False)] = True
-        mask[ctx.rng.choice(order[true:], ctx.k - right, replace=False)] = True
+        mask[ctx.rng.choice(np.flatnonzero(best), right, replace=False)] = True
+        mask[ctx.rng.choice(np.flatnonzero(~best), ctx.k - right, replace=False)] = True
         return mask
 
     @cached_property

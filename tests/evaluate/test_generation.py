@@ -140,7 +140,6 @@ def test_saved_masks_are_replayed_by_the_command(checkpoints: dict[str, Path], t
         assert loop[field] == again[field], field
     for wrong, message in (
         (("replay", "m.npz", *common, "--policy", "dip"), "holds masks that were decided"),
-        (("replay", "sample", *common), "--policy is missing"),
         ((*run, "--save-masks", "e.json", "--json", "e.json"), "the command reads it"),
     ):
         done = hwsim(*wrong)
