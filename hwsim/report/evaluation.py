@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwsim.metrics import Evaluation, Result
-from hwsim.units import show_time
+from hwsim.units import printable, show_time
 
 
 def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
@@ -21,7 +21,7 @@ def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
     table.add_row(Text("(no mask)", style="dim"), f"{rows[0].dense_perplexity:.4g}", *["-"] * 6)
     for row in rows:
         table.add_row(
-            Text(str(row.provenance["policy"]["name"]), style="bold"),
+            Text(printable(row.provenance["policy"]["name"]), style="bold"),
             f"{row.perplexity:.4g}",
             f"{row.perplexity - row.dense_perplexity:+.3g}",
             f"{row.kl:.3g}",
@@ -35,7 +35,7 @@ def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
 
 def speed(result: Result) -> ConsoleRenderable:
     """One line: how fast the device would have written this."""
-    name, device = result.provenance["policy"]["name"], result.provenance["device"]["name"]
+    name, device = (printable(result.provenance[each]["name"]) for each in ("policy", "device"))
     hits = "" if result.hit_rate is None else f", hit rate {result.hit_rate:.1%}"
     first = "" if result.ttft_s is None else f", first token after at least {show_time(result.ttft_s)}"
     return Text(
