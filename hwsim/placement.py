@@ -115,6 +115,7 @@ def plan_group(group: Group, model: ModelShape, bits: Bits) -> GroupPlan:
         "hidden": model.hidden_size,
         "neuron": model.intermediate_size,
         "attention": model.num_attention_heads * model.head_dim,
+        "kv": model.num_key_value_heads * model.head_dim,
     }
     if not isinstance(group.axis, str) or group.axis not in axes:
         raise ContractError(f"{where}: axis {group.axis!r}; must be one of {', '.join(axes)}")

@@ -25,7 +25,8 @@ class Group:
 
     Attributes:
         name: unique within the policy.
-        axis: what an index means: ``hidden``, ``neuron``, or ``attention`` (heads x head_dim).
+        axis: what an index means: ``hidden``, ``neuron``, ``attention`` (heads x head_dim: rows of q, columns of o) or
+            ``kv`` (key-value heads x head_dim: rows of k and v).
         slices: the matrix slices that make up one unit, such as ``["gate.column", "up.column"]``.
         keep: share of the units that a mask holds, 0 to 1; None where `select` decides the size.
         needs: recorded signals that the mask is decided from.
@@ -33,7 +34,7 @@ class Group:
     """
 
     name: str
-    axis: Literal["hidden", "neuron", "attention"]
+    axis: Literal["hidden", "neuron", "attention", "kv"]
     slices: list[str]
     keep: float | None = None
     needs: list[str] = field(default_factory=list)

@@ -142,7 +142,7 @@ def replay(
         progress=phase("masks and hits", header.model.num_hidden_layers),
     )
     names = Names(policy_name or type(policy).__name__, eviction_name or type(eviction).__name__)
-    origin = {"name": printable(trace.path.name), "sha256": trace.hash, "origin": header.origin}
+    origin = {"name": printable(trace.path.name), "hash": trace.hash, "origin": header.origin}
     return measure(
         header, origin, demand, placement, profile, policy, eviction, settings, names,
         progress=phase("time", header.decoded),

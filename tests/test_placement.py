@@ -365,3 +365,18 @@ def test_it_says_that_a_trace_is_synthetic(trace, tmp_path):
     with Trace(path) as opened:
         opened.header = opened.header.model_copy(update={"origin": "recorded"})
         assert "synthetic" not in notes(opened, "dip")[1]
+
+
+def test_every_slice_has_an_axis() -> None:
+    """Also under grouped heads, where rows of k and v are fewer than those of q."""
+    axes = {
+        "hidden": ["q.column", "k.column", "v.column", "o.row", "gate.column", "up.column", "down.row"],
+        "neuron": ["gate.row", "up.row", "down.column"],
+        "attention": ["q.row", "o.column"],
+        "kv": ["k.row", "v.row"],
+    }
+    units = {"hidden": 5120, "neuron": 17920, "attention": 5120, "kv": 1280}
+    for axis, slices in axes.items():
+        group = Group("g", axis, slices, keep=0.5, needs=[])  # type: ignore[arg-type]
+        (plan,) = plan_groups([group], known_shape("phi3-medium"), Bits())
+        assert plan.units == units[axis]
