@@ -11,6 +11,7 @@ from hwsim.errors import PluginError
 from hwsim.evictions import Eviction, Use
 
 _NEVER = np.iinfo(np.int32).max
+_BLOCK = 1024  # units
 
 
 @dataclass
@@ -34,8 +35,9 @@ class Belady(Eviction):
             raise PluginError("belady needs the masks of the whole sequence")
         counts = np.count_nonzero(future, axis=0)
         end = np.cumsum(counts)
-        # unit by unit: nonzero of the whole would hold two int64 for each use
-        uses = [np.flatnonzero(future[:, unit]).astype(np.int32) for unit in range(units)]
+        # some units at a time: nonzero of the whole would hold two int64 for each use
+        blocks = (future[:, start : start + _BLOCK].T for start in range(0, units, _BLOCK))
+        uses = [np.nonzero(np.ascontiguousarray(block))[1].astype(np.int32) for block in blocks]
         return _Future(np.concatenate(uses), end - counts, end, np.zeros(units, np.int32))
 
     def use(self, state: _Future, use: Use) -> None:
