@@ -12,6 +12,7 @@ import shutil
 import zipfile
 from copy import copy
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,10 @@ class SavedPolicy(Policy):
 class MaskWriter:
     """Writes the masks of one closed loop; they go to disk as they come.
 
-    Until `finish` they lie in the folder ``NAME.partial``.
+    Until `finish` they lie in a folder beside the file, ``NAME.*.partial``.
 
     Raises:
-        OutputError: the place cannot be written.
+        OutputError: the place cannot be written, or holds something other than masks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,8 +61,10 @@ class MaskWriter:
             raise OutputError(f"{path}: is no regular file; name another")
         if not path.parent.is_dir():
             raise OutputError(f"{path}: cannot be written: the folder {path.parent} does not exist")
+        if path.exists() and not is_mask_file(path):
+            raise OutputError(f"{path}: exists and holds no masks; name another file")
         self.path = path
-        self._folder = path.with_name(path.name + ".partial")
+        self._folder: Path | None = None
         self._members: dict[str, np.memmap[Any, Any]] = {}
 
     def begin(
@@ -79,13 +82,12 @@ class MaskWriter:
             "provenance": header.provenance,
         }
         try:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir()
-            np.save(self._folder / "header.npy", np.array(json.dumps(about, sort_keys=True)))
+            folder = self._folder = Path(mkdtemp(".partial", f"{self.path.name}.", self.path.parent))
+            np.save(folder / "header.npy", np.array(json.dumps(about, sort_keys=True)))
             for layer in range(header.model.num_hidden_layers):
                 for plan in plans:
                     shape = (header.decoded, -(-plan.units // 8))
-                    file = self._folder / _flat(_member(layer, plan.group.name))
+                    file = folder / _flat(_member(layer, plan.group.name))
                     self._members[_member(layer, plan.group.name)] = np.lib.format.open_memmap(
                         file, "w+", np.uint8, shape
                     )
@@ -98,7 +100,10 @@ class MaskWriter:
 
     def finish(self) -> None:
         """Put the members into one file and give it its name."""
-        partial = self._folder / "whole"
+        if self._folder is None:
+            raise OutputError(f"{self.path}: no masks were begun")
+        folder = self._folder
+        partial = folder / "whole"
         try:
             with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
                 names = ["header", *self._members]
@@ -120,7 +125,9 @@ class MaskWriter:
     def discard(self) -> None:
         """Leave nothing half-written."""
         self._members.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
 
 def _member(layer: int, group: str) -> str:

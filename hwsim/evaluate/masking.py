@@ -130,9 +130,9 @@ class ClosedLoop:
             before(layer.gate, lambda x: self._enter(index, "gate", x))
         needs = {signal for plan in self._plans for signal in plan.group.needs}
         if needs & {"up", "gate"}:
-            after(layer.up, lambda y: self._made(layer, "up", y))
+            after(layer.up, lambda y: self._signals.update(layer.signals_of("up", y)))
             if layer.gate is not None:
-                after(layer.gate, lambda y: self._made(layer, "gate", y))
+                after(layer.gate, lambda y: self._signals.update(layer.signals_of("gate", y)))
         before(layer.down, lambda x: self._leave(index, x))
         after(layer.down, lambda y: self._masked("down.row", y))
 
@@ -143,13 +143,6 @@ class ClosedLoop:
             self._signals = {"input": x}
             self._decide(index, [plan for plan in self._plans if not _LATE & set(plan.group.needs)])
         return self._masked(f"{matrix}.column", x)
-
-    def _made(self, layer: Layer, matrix: str, y: Any) -> None:
-        if layer.fused:
-            gate, up = y.chunk(2, dim=-1)
-            self._signals |= {"gate": layer.act(gate), "up": up}  # type: ignore[misc]
-        else:
-            self._signals[matrix] = layer.act(y) if matrix == "gate" else y  # type: ignore[misc]
 
     def _leave(self, index: int, glu: Any) -> Any:
         """Before down: decide the rest, and mask the GLU by everything that cuts a neuron."""
@@ -213,6 +206,8 @@ def _check(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
     for plan in plans:
         cut, late = set(plan.group.slices), bool(_LATE & set(plan.group.needs))
         columns = cut & {"gate.column", "up.column"}
+        if not layer.gated and {"up", "gate"} & set(plan.group.needs):
+            raise ModelError(f"policy {name}: needs up or gate; a model without a gate has input and glu only")
         if attention := sorted(each for each in cut if each.partition(".")[0] in ("q", "k", "v", "o")):
             raise ModelError(f"policy {name}: cuts {attention[0]}; the closed loop masks the MLP only")
         if columns and late:

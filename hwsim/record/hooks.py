@@ -38,6 +38,15 @@ class Layer(NamedTuple):
         """Whether the MLP has a gate."""
         return self.act is not None
 
+    def signals_of(self, matrix: str, result: Any) -> dict[str, Any]:
+        """The signals ``up`` and ``gate``, ``[..., intermediate_size]``, that a projection, `up` or `gate`, has made."""
+        if self.act is None or (matrix == "up" and not self.fused):
+            return {"up": result}
+        if matrix == "gate":
+            return {"gate": self.act(result)}
+        gate, up = result.chunk(2, dim=-1)
+        return {"up": up, "gate": self.act(gate)}
+
 
 def find_layers(model: Any, count: int) -> tuple[str, list[Layer]]:
     """The decoder layers and the name of the list that holds them.
@@ -116,11 +125,9 @@ class Taps:
                 raise ModelError(f"layer {index}: has no projection that takes {signal}; leave it out of --signals")
             self._before(module, partial(self._take, index, signal))
         if self._signals & {"up", "gate"}:
-            if layer.fused:
-                self._after(layer.up, lambda y: self._fused(layer, y))
-            else:
-                self._after(layer.up, lambda y: self._made.__setitem__("up", y))
-                self._after(layer.gate, lambda y: self._made.__setitem__("gate", layer.act(y)))  # type: ignore[misc]
+            self._after(layer.up, lambda y: self._made.update(layer.signals_of("up", y)))
+            if layer.gate is not None:
+                self._after(layer.gate, lambda y: self._made.update(layer.signals_of("gate", y)))
         self._before(layer.down, lambda x: self._down(index, x))
 
     def _before(self, module: Any, action: Callable[[Any], None]) -> None:
@@ -128,10 +135,6 @@ class Taps:
 
     def _after(self, module: Any, action: Callable[[Any], None]) -> None:
         self._handles.append(module.register_forward_hook(lambda _, __, result: action(result)))
-
-    def _fused(self, layer: Layer, both: Any) -> None:
-        gate, up = both.chunk(2, dim=-1)
-        self._made = {"up": up, "gate": layer.act(gate)}  # type: ignore[misc]
 
     def _down(self, index: int, glu: Any) -> None:
         if self._made:

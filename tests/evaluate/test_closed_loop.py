@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.errors import ModelError, SettingError, TraceError
+from hwsim.errors import ModelError, OutputError, SettingError, TraceError
 from hwsim.evaluate import Candidate, evaluate
 from hwsim.evaluate.evaluation import Evaluation
 from hwsim.masks import MaskFile, MaskWriter
@@ -233,6 +233,7 @@ class Cut(Policy):
     [
         (["q.column"], "attn_input", "llama", "cuts q.column; the closed loop masks the MLP only"),
         (["up.column"], "glu", "llama", "decides up.column from glu, which the running model knows only after"),
+        (["down.row"], "up", "opt", "needs up or gate; a model without a gate has input and glu only"),
         (["up.column"], "input", "phi3", "cuts up.column alone, but this model stores gate and up as one matrix"),
     ],
 )
@@ -253,3 +254,17 @@ def test_settings_that_are_refused(checkpoints: dict[str, Path], tmp_path: Path)
     with pytest.raises(TraceError, match="is no file of masks"):
         MaskFile(tmp_path / "no.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["no.npz"]
+
+
+def test_masks_spare_what_is_there(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """Another file, and a folder that is called as an unfinished one might be; older masks are replaced."""
+    (tmp_path / "t.npz").write_text("a trace, say")
+    with pytest.raises(OutputError, match="exists and holds no masks; name another file"):
+        MaskWriter(tmp_path / "t.npz")
+    (tmp_path / "m.npz.partial").mkdir()
+    (tmp_path / "m.npz.partial" / "mine").write_text("mine")
+    for policy in ("dip", "dip-ca"):
+        run(checkpoints["llama"], {policy: {}}, MaskWriter(tmp_path / "m.npz"))
+        assert MaskFile(tmp_path / "m.npz").policy.name == policy
+    assert (tmp_path / "m.npz.partial" / "mine").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.npz", "m.npz.partial", "t.npz"]
