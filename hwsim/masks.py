@@ -114,7 +114,7 @@ class MaskWriter:
                     entry = zipfile.ZipInfo(f"{name}.npy")
                     with (
                         archive.open(entry, "w", force_zip64=True) as into,
-                        (self._folder / _flat(name)).open("rb") as file,
+                        (folder / _flat(name)).open("rb") as file,
                     ):
                         shutil.copyfileobj(file, into)
             partial.replace(self.path)

@@ -39,7 +39,7 @@ class Layer(NamedTuple):
         return self.act is not None
 
     def signals_of(self, matrix: str, result: Any) -> dict[str, Any]:
-        """The signals ``up`` and ``gate``, ``[..., intermediate_size]``, that a projection, `up` or `gate`, has made."""
+        """The signals ``up`` and ``gate``, ``[..., intermediate_size]``, that the module `up` or `gate` made."""
         if self.act is None or (matrix == "up" and not self.fused):
             return {"up": result}
         if matrix == "gate":
