@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from hwsim.arrayfile import read_arrays
 from hwsim.errors import PluginError
 from hwsim.kernels import top_k
 from hwsim.model import ModelShape
 
-__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "top_k"]
+__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "read_arrays", "top_k"]
 
 
 @dataclass(frozen=True)

@@ -246,9 +246,9 @@ def test_noisy_oracle_depends_on_the_seed_only():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"format": np.array("x")}, "is no hwsim-predictor file"),
+        ({"format": np.array("x")}, "is x version 1, needed is hwsim-predictor"),
         ({"layers/000/w1": np.zeros((3, 7), "f4")}, "shapes do not fit"),
-        ({"layers/000/b2": np.full(120, np.nan, "f4")}, "float32 and finite"),
+        ({"layers/000/b2": np.full(120, np.nan, "f4")}, "layers/000/b2 holds NaN or infinity; members must be finite"),
         ({"layers/003/w1": np.zeros((3, 7), "f4")}, "layers/003"),
     ],
 )
@@ -261,7 +261,7 @@ def test_bad_predictor_files(tmp_path, change, text):
 def test_a_missing_predictor_file():
     with pytest.raises(PluginError) as found:
         make("predictor", predictor="/no/such.npz").groups(SMALL_MODEL)
-    assert str(found.value) == "/no/such.npz: the file of predictor nets cannot be read: No such file or directory"
+    assert str(found.value) == "/no/such.npz: cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize("lost", ["format", "version", "layers/001/w2"])
@@ -272,7 +272,7 @@ def test_a_predictor_file_that_lacks_something_says_what(tmp_path, lost):
     np.savez(path, **members)
     with pytest.raises(PluginError) as found:
         make("predictor", predictor=str(path)).groups(SMALL_MODEL)
-    assert str(found.value) == f"{path}: is no file of predictor nets: it lacks the member {lost!r}"
+    assert str(found.value) == f"{path}: is no file of hwsim-predictor: it lacks the member {lost!r}"
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04 and no zip", b"\x80\x04N."])
@@ -281,7 +281,9 @@ def test_what_is_no_predictor_file(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(PluginError) as found:
         make("predictor", predictor=str(path)).groups(SMALL_MODEL)
-    assert str(found.value) == f"{path}: is no file of predictor nets; it must be a .npz of numpy.savez"
+    assert (
+        str(found.value) == f"{path}: is no file of hwsim-predictor; it must be a .npz of numpy.savez, without pickles"
+    )
 
 
 # ---------------------------------------------------------------------- the contract holds authors to it

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy, top_k
+from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy, read_arrays, top_k
 
 _PARTS = ("w1", "b1", "w2", "b2")
 
@@ -83,21 +83,13 @@ class Predictor(Policy):
     @cached_property
     def _nets(self) -> list[tuple[np.ndarray, ...]]:
         path = Path(str(self.predictor))
-        try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                members = dict(archive)
-        except OSError as error:
-            raise PluginError(f"{path}: the file of predictor nets cannot be read: {error.strerror}") from error
-        except Exception as error:  # numpy raises many kinds for a file that is none of its own
-            raise PluginError(f"{path}: is no file of predictor nets; it must be a .npz of numpy.savez") from error
+        _, members = read_arrays(path, "hwsim-predictor")
         layers = sum(name.endswith("/w1") for name in members)
         parts = [[f"layers/{layer:03d}/{part}" for part in _PARTS] for layer in range(layers)]
-        missing = [name for names in (["format", "version"], *parts) for name in names if name not in members]
+        missing = [name for names in parts for name in names if name not in members]
         if missing:
-            raise PluginError(f"{path}: is no file of predictor nets: it lacks the member {missing[0]!r}")
-        if str(members["format"]) != "hwsim-predictor" or str(members["version"]) != "1":
-            raise PluginError(f"{path}: is no hwsim-predictor file of version 1")
+            raise PluginError(f"{path}: is no file of hwsim-predictor: it lacks the member {missing[0]!r}")
         nets = [tuple(members[name] for name in names) for names in parts]
-        if any(part.dtype != np.float32 or not np.isfinite(part).all() for net in nets for part in net):
-            raise PluginError(f"{path}: all members must be float32 and finite")
+        if any(part.dtype != np.float32 for net in nets for part in net):
+            raise PluginError(f"{path}: all members must be float32")
         return nets
