@@ -59,6 +59,7 @@ def closed_form(
 def unmasked_operations(placement: Placement, kv_length: float) -> float:
     """Arithmetic operations of one token outside the groups: two for each weight, and attention over the KV cache."""
     weights = placement.attention_parameters + placement.unmasked_mlp + placement.predictor_parameters
+    weights += placement.adapter.counted if placement.adapter else 0
     return 2.0 * weights + 2.0 * kv_length * placement.macs_per_entry
 
 

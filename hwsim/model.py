@@ -134,6 +134,7 @@ class Bits(BaseModel):
     lm_head: _Bits = 4.0
     kv_cache: _Bits = 8.0
     predictor: _Bits = 4.0
+    adapter: _Bits = 16.0
 
     def of(self, matrix: str) -> float:
         """Bits of a layer's matrix."""

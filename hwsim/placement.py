@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
 
+from hwsim.adapter import Adapter
 from hwsim.errors import ContractError, SettingError, UnitError
 from hwsim.model import ATTENTION, MADE_BY, MLP, Bits, ModelShape, footprint, stored_bytes
 from hwsim.policy import Group
@@ -61,6 +62,7 @@ class Placement:
         parameters: weights (numbers, not bytes) of all layers and the LM head.
         unmasked_mlp: weights (parameters) of the MLP that are read whole, all layers.
         predictor_parameters: parameters of the policy itself.
+        adapter: the LoRA adapter that the model carries.
         attention_parameters: unmasked weights of the attention and the LM head.
         macs_per_entry: multiplications of one token's attention for each KV entry, all layers.
     """
@@ -81,6 +83,7 @@ class Placement:
     predictor_parameters: int
     attention_parameters: int
     macs_per_entry: int
+    adapter: Adapter | None = None
 
     @property
     def pinned_weights(self) -> int:
@@ -227,6 +230,7 @@ def place(
     kv_tokens: int,
     predictor_parameters: int,
     *,
+    adapter: Adapter | None = None,
     longest: int | None = None,
 ) -> Placement:
     """Lay a model out in DRAM and Flash.
@@ -236,6 +240,7 @@ def place(
         budget: bytes, or the text of ``--dram``.
         kv_tokens: tokens that the KV cache is reserved for.
         predictor_parameters: parameters that the policy itself keeps, all layers.
+        adapter: a LoRA adapter: what is not merged lies in DRAM, too.
         longest: tokens of the longest sequence, the least that the KV cache can be reserved for.
 
     Raises:
@@ -255,7 +260,9 @@ def place(
     whole = {
         name: stored_bytes(matrix.elements, bits.of(name)) for name, matrix in matrices.items() if name not in masked
     }
-    resident = layers * sum(whole.values()) + sizes.lm_head + stored_bytes(predictor_parameters, bits.predictor)
+    extra = stored_bytes(predictor_parameters, bits.predictor)
+    extra += stored_bytes(adapter.counted, bits.adapter) if adapter else 0
+    resident = layers * sum(whole.values()) + sizes.lm_head + extra
     streamed = max(0, kv_reserved + resident - budget)
     cache_bytes = max(0, budget - kv_reserved - resident)
     # each masked matrix of each layer gets the same bytes; in whole numbers, so that the floor is exact. A matrix is
@@ -279,6 +286,7 @@ def place(
         parameters=layers * (model.attention_parameters + model.mlp_parameters) + model.vocab_size * model.hidden_size,
         unmasked_mlp=layers * sum(matrices[name].elements for name in model.mlp if name not in masked),
         predictor_parameters=predictor_parameters,
+        adapter=adapter,
         attention_parameters=layers * attention + model.vocab_size * model.hidden_size,
         macs_per_entry=layers * 2 * model.num_attention_heads * model.head_dim,
     )

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 import hwsim
 from hwsim import bounds, metrics
+from hwsim.adapter import read_adapter
 from hwsim.devices import read_sizes
 from hwsim.engine import run_events
 from hwsim.errors import ContractError, HwsimError, SettingError, one_line
@@ -46,6 +47,9 @@ class Settings:
         overlap: ``group``: Flash and DRAM work at the same time within a group.
         seed: of the random numbers that policies may draw.
         per_token: keep a record of every token.
+        lora: folder of a LoRA adapter: its bytes are resident and its parameters count in the density of every policy
+            that masks something; one that masks nothing runs without it.
+        lora_merged: the adapter's product is added to the weights: it costs no bytes of its own.
 
     Raises:
         SettingError: one of them is impossible.
@@ -58,6 +62,8 @@ class Settings:
     overlap: Literal["none", "group"] = "none"
     seed: int = 0
     per_token: bool = False
+    lora: Path | None = None
+    lora_merged: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what nothing else would notice."""
@@ -246,7 +252,8 @@ def layout(
             f"policy {name}: predictor_parameters() returned {_shown(parameters)}, "
             f"needs a whole number from 0 to 10^{len(str(_MOST_PARAMETERS)) - 1}"
         )
-    return place(plans, model, settings.bits, budget, kv_tokens, parameters, longest=longest)
+    adapter = read_adapter(settings.lora, model, merged=settings.lora_merged) if settings.lora and plans else None
+    return place(plans, model, settings.bits, budget, kv_tokens, parameters, adapter=adapter, longest=longest)
 
 
 def _ask(method: str, call: Callable[[], Any], name: str) -> Any:
@@ -345,6 +352,7 @@ def _density(model: ModelShape, placement: Placement, requests: np.ndarray, toke
     per_unit = np.array([plan.mlp_parameters for plan in placement.groups], np.int64)
     read = int((requests.sum(axis=(0, 1)) * per_unit).sum())
     every_token = placement.unmasked_mlp + placement.predictor_parameters
+    every_token += placement.adapter.counted_mlp if placement.adapter else 0
     return (read + tokens * every_token) / (tokens * model.num_hidden_layers * model.mlp_parameters)
 
 
@@ -379,6 +387,7 @@ def _provenance(
         "model": header.model.model_dump(),
         "policy": _plugin(names.policy, policy),
         "eviction": _plugin(names.eviction, eviction),
+        **({"adapter": placement.adapter.provenance()} if placement.adapter else {}),
         "device": profile.model_dump(mode="json", exclude_none=True),
         "settings": {
             "dram_budget_bytes": placement.budget,
