@@ -2,8 +2,8 @@
 
     python experiments/encyclopaedia.py FOLDER
 
-writes FOLDER/train.txt and FOLDER/test.txt, which share no article. The articles are Wikipedia's, CC BY-SA 3.0: they are
-made where they are needed and are no part of this repository. Needs pip, and mwparserfromhell from the extra `experiments`.
+writes FOLDER/train.txt and FOLDER/test.txt, which share no article. The articles are Wikipedia's, CC BY-SA 3.0: they
+are made where they are needed and are no part of this repository. Needs pip, and the extra `experiments`.
 """
 
 from __future__ import annotations

@@ -47,8 +47,7 @@ class Runner:
             ModelError: the model scales its logits in a way that is not known here.
         """
         with self.torch.inference_mode():
-            last = self.model(input_ids=self.tensor(ids), use_cache=False, logits_to_keep=1).logits[:, -1]
-            hidden, self._hidden = self._hidden, None
+            hidden, last = self.forward(ids)
             ours = self.logits(hidden[:, -1])
             # apart by no more than how a matrix is cut into blocks: 2 % of the spread covers bfloat16
             if float((ours - last).abs().max()) > 0.02 * float(last.abs().max()):
@@ -56,6 +55,19 @@ class Runner:
                     "the model makes its logits in a way that hwsim does not know, so losses would be wrong"
                 )
         return hidden
+
+    def forward(self, ids: np.ndarray) -> tuple[Any, Any]:
+        """One forward pass, under whatever torch records of it: it is what training differentiates.
+
+        Args:
+            ids: int ``[windows, tokens]``.
+
+        Returns:
+            The last hidden states, ``[windows, tokens, hidden]``, and the logits of the last token.
+        """
+        last = self.model(input_ids=self.tensor(ids), use_cache=False, logits_to_keep=1).logits[:, -1]
+        hidden, self._hidden = self._hidden, None
+        return hidden, last
 
     def logits(self, hidden: Any) -> Any:
         """Logits of some hidden states."""

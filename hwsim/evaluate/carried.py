@@ -1,0 +1,86 @@
+"""A LoRA adapter on a running model: carried while it is on, and without a trace while it is off. Needs the extra `train`."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hwsim.errors import ModelError
+from hwsim.record.extras import told_as
+from hwsim.record.hooks import Layer, find_layers
+from hwsim.record.loading import Loaded
+
+
+def require_peft() -> None:
+    """Check, without importing it, that peft is installed.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError("LoRA needs the library peft, which is not installed; install it: pip install 'hwsim[train]'")
+
+
+class Carried:
+    """A model with an adapter; as a context, the adapter is on.
+
+    The adapter's modules take the place of the model's own and see the same masked inputs: y = x W + (x A) B.
+
+    Args:
+        wrapped: of peft, around the model.
+        count: how many decoder layers the model has.
+
+    Attributes:
+        model: the model itself, as transformers knows it.
+        layers: its layers, to hook masks to: the adapter's modules, where it has some.
+    """
+
+    def __init__(self, wrapped: Any, count: int) -> None:
+        self.wrapped = wrapped
+        self.model = wrapped.get_base_model()
+        self.layers: list[Layer] = find_layers(self.model, count)[1]
+        self.__exit__()
+
+    def __enter__(self) -> Carried:
+        """Switch it on."""
+        self.wrapped.base_model.enable_adapter_layers()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Switch it off: the model is as it was."""
+        self.wrapped.base_model.disable_adapter_layers()
+
+
+def carry(loaded: Loaded, folder: Path, name: str) -> Carried:
+    """Put an adapter on a model.
+
+    Args:
+        loaded: the model.
+        folder: of the adapter; `hwsim.adapter.read_adapter` has looked at it.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: the model is too large for memory, or peft cannot load the adapter.
+    """
+    check_in_memory(loaded, name)
+    with told_as(f"--lora {folder}: cannot be put on {name}"), warnings.catch_warnings():
+        # a tensor of the file that finds no module, or a module that finds no tensor, is another model's adapter
+        warnings.filterwarnings("error", message=".*(missing|unexpected).*keys.*")
+        import peft
+
+        return Carried(peft.PeftModel.from_pretrained(loaded.model, folder).eval(), len(loaded.layers))
+
+
+def check_in_memory(loaded: Loaded, name: str) -> None:
+    """Refuse a model whose layers are loaded from disk one by one.
+
+    Raises:
+        ModelError: it is one.
+    """
+    if loaded.from_disk:
+        raise ModelError(
+            f"--model {name}: does not fit into memory, and an adapter needs a model that does; "
+            "choose a smaller --dtype, or a machine with more memory"
+        )
