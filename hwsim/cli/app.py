@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import evaluate, generate, lists, record, replay, synth, trace
+from hwsim.cli import evaluate, generate, lists, record, replay, synth, trace, train
 from hwsim.cli.common import Commands
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ record.register(app)
 replay.register(app)
 evaluate.register(app)
 generate.register(app)
+train.register(app)
 synth.register(app)
 trace.register(app)
 lists.register(app)

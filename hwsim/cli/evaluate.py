@@ -35,6 +35,8 @@ def evaluate(
     density: o.Density = None,
     set_: o.Parameters = None,
     eviction: o.EvictionRule = "lfu",
+    lora: o.Lora = None,
+    lora_merged: o.LoraMerged = False,
     dram: o.Dram = None,
     kv_tokens: o.KvTokens = None,
     bits: o.BitsOfParts = o.DEFAULT_BITS,
@@ -44,6 +46,10 @@ def evaluate(
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
     max_memory: o.MaxMemory = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Windows that go through the model together.", show_default="1 on a CPU, else 8"),
+    ] = None,
     save_masks: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the masks; `hwsim replay FILE` replays them exactly.")
     ] = None,
@@ -68,11 +74,14 @@ def evaluate(
 
     o.check_per_token(per_token, json)
     sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
+    sources += o.lora_files(lora, lora_merged)
     sources += [Path(each) for each in (text, model) if Path(each).is_file()]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
         spare(save_masks, sources)
-    settings = Settings(dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token)
+    settings = Settings(
+        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged
+    )
     reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
     profile = load_profile(hw)
     rule_name, rule = EVICTIONS.make(eviction)
@@ -85,7 +94,7 @@ def evaluate(
     with progress_bar(rate="tokens") as progress:
         results = run(
             model, text, profile, candidates, rule, reading, settings,
-            eviction_name=rule_name, masks=masks, progress=progress,
+            eviction_name=rule_name, masks=masks, batch=batch, progress=progress,
         )  # fmt: skip
     write_results(json, list(results[:shown]))
     if json != "-":

@@ -36,6 +36,8 @@ def generate(
     density: o.Density = None,
     set_: o.Parameters = None,
     eviction: o.EvictionRule = "lfu",
+    lora: o.Lora = None,
+    lora_merged: o.LoraMerged = False,
     dram: o.Dram = None,
     bits: o.BitsOfParts = o.DEFAULT_BITS,
     timing: o.TimingModel = o.Timing.EVENTS,
@@ -58,8 +60,11 @@ def generate(
     from hwsim.report.evaluation import speed
     from hwsim.simulation import Settings
 
-    check_target(json, find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []))
-    settings = Settings(dram, None, read_bits(bits), timing.value, overlap.value, seed)
+    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or [])]
+    check_target(json, *read, *o.lora_files(lora, lora_merged))
+    settings = Settings(
+        dram, None, read_bits(bits), timing.value, overlap.value, seed, lora=lora, lora_merged=lora_merged
+    )
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
     made = make_policies([policy], density, set_ or [])
     if len(made) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,12 +83,32 @@ KvTokens = Annotated[
     int | None,
     typer.Option(min=1, max=10**9, help="Tokens that the KV cache is reserved for.", show_default="longest sequence"),
 ]
-BitsOfParts = Annotated[str, typer.Option(metavar="PART=BITS,...", help="Bits of a stored number; also predictor=4.")]
+BitsOfParts = Annotated[
+    str, typer.Option(metavar="PART=BITS,...", help="Bits of a number; also predictor=4, adapter=16.")
+]
 DEFAULT_BITS = "mlp=4,attention=4,lm_head=4,kv_cache=8"
 TimingModel = Annotated[Timing, typer.Option(help="The event engine, or the closed form of the paper.")]
 OverlapOf = Annotated[Overlap, typer.Option(help="group: Flash and DRAM work at once within a group.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the policies' random numbers.")]
+Lora = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="LoRA adapter, of `hwsim train lora` or of peft; on wherever a mask is."),
+]
+LoraMerged = Annotated[
+    bool, typer.Option("--lora-merged", help="The adapter is merged into the weights: no bytes of its own.")
+]
 PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token in the JSON.")]
+
+
+def lora_files(lora: Path | None, merged: bool) -> list[Path]:
+    """The files of ``--lora``, which no result may overwrite.
+
+    Raises:
+        SettingError: ``--lora-merged`` without an adapter.
+    """
+    if merged and lora is None:
+        raise SettingError("--lora-merged: no adapter is given; give --lora FOLDER, too")
+    return sorted(lora.iterdir()) if lora is not None and lora.is_dir() else []
 
 
 def check_per_token(per_token: bool, json: str | None) -> None:

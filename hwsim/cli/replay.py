@@ -50,6 +50,8 @@ def replay(
     density: o.Density = None,
     set_: o.Parameters = None,
     eviction: o.EvictionRule = "lfu",
+    lora: o.Lora = None,
+    lora_merged: o.LoraMerged = False,
     dram: o.Dram = None,
     kv_tokens: o.KvTokens = None,
     bits: o.BitsOfParts = o.DEFAULT_BITS,
@@ -72,8 +74,11 @@ def replay(
     o.check_per_token(per_token, json)
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
-    check_target(json, trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs))
-    settings = Settings(dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token)
+    read = [trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs)]
+    check_target(json, *read, *o.lora_files(lora, lora_merged))
+    settings = Settings(
+        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged
+    )
     profile, rule = load_profile(hw), EVICTIONS.make(eviction)
     if is_mask_file(trace):
         if asked or pairs or density is not None:

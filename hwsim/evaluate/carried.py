@@ -1,4 +1,4 @@
-"""A LoRA adapter on a running model: carried while it is on, and without a trace while it is off. Needs the extra `train`."""
+"""A LoRA adapter on a running model: carried while it is on, without a trace while it is off. Needs peft, an extra."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Carried:
         self.wrapped.base_model.disable_adapter_layers()
 
 
-def carry(loaded: Loaded, folder: Path, name: str) -> Carried:
-    """Put an adapter on a model.
+def carry(loaded: Loaded, folder: Path | None, name: str) -> Carried | None:
+    """Put an adapter on a model; None where there is no adapter.
 
     Args:
         loaded: the model.
@@ -64,6 +64,9 @@ def carry(loaded: Loaded, folder: Path, name: str) -> Carried:
     Raises:
         ModelError: the model is too large for memory, or peft cannot load the adapter.
     """
+    if folder is None:
+        return None
+    require_peft()
     check_in_memory(loaded, name)
     with told_as(f"--lora {folder}: cannot be put on {name}"), warnings.catch_warnings():
         # a tensor of the file that finds no module, or a module that finds no tensor, is another model's adapter

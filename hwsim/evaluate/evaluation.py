@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from hwsim import simulation
 from hwsim.errors import SettingError
+from hwsim.evaluate.carried import Carried, carry, require_peft
 from hwsim.evaluate.masking import ClosedLoop
 from hwsim.evaluate.scoring import Score, score
 from hwsim.evictions import Eviction
@@ -23,6 +25,8 @@ from hwsim.record.hooks import Layer
 from hwsim.record.prepare import Prepared, Progress, passes, prepare
 from hwsim.record.runner import Runner
 from hwsim.select import Demand
+
+_WINDOWS = 8  # that go through the model together where it does not run on a CPU
 
 
 class Candidate(NamedTuple):
@@ -54,6 +58,7 @@ def evaluate(
     *,
     eviction_name: str = "",
     masks: MaskWriter | None = None,
+    batch: int | None = None,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Run a model over a text under each policy, with the cache in the loop.
@@ -67,9 +72,10 @@ def evaluate(
         candidates: the policies.
         eviction: picks who leaves the caches.
         reading: which tokens, in windows of which length.
-        settings: DRAM, bits, timing and seed, as in a replay.
+        settings: DRAM, bits, timing, seed and LoRA adapter, as in a replay. The dense pass runs without the adapter.
         eviction_name: how results call the eviction.
         masks: a file that the masks are written to; for one policy only.
+        batch: windows that go through the model together; None: one on a CPU, which several would not speed up.
         progress: is told how far it is.
 
     Raises:
@@ -79,6 +85,10 @@ def evaluate(
     tell = progress or (lambda phase, done, total: None)
     if masks and len(candidates) != 1:
         raise SettingError("masks can be saved of one policy at a time; name one --policy")
+    if batch is not None and batch < 1:
+        raise SettingError(f"--batch {batch}: must be at least 1")
+    if settings.lora:
+        require_peft()
     ready = prepare(model, text, reading or TextSettings(), tell)
     _check_lengths(ready)
     header = ready.header
@@ -87,8 +97,10 @@ def evaluate(
         for each in candidates
     ]
     loaded = ready.load(tell)
+    carried = carry(loaded, settings.lora, ready.source.name)
+    layers = carried.layers if carried else loaded.layers
     runs = [
-        _Run(each, placement, _loop(ready, each, placement, eviction, settings, loaded.layers, masks))
+        _Run(each, placement, _loop(ready, each, placement, eviction, settings, layers, masks))
         for each, placement in zip(candidates, placements, strict=True)
     ]
     if masks:
@@ -97,7 +109,7 @@ def evaluate(
     runner = Runner(loaded.model, ready.libraries)
     try:
         with told_as(f"--model {ready.source.name}: cannot be run"):
-            _passes(ready, runner, runs, loaded.from_disk, tell)
+            _passes(ready, runner, runs, carried, loaded.from_disk, batch, tell)
         if masks:
             masks.finish()
     finally:
@@ -126,10 +138,14 @@ def _loop(
     )  # fmt: skip
 
 
-def _passes(ready: Prepared, runner: Runner, runs: list[_Run], from_disk: bool, tell: Progress) -> None:
+def _passes(
+    ready: Prepared, runner: Runner, runs: list[_Run], carried: Carried | None, from_disk: bool, batch: int | None,
+    tell: Progress,
+) -> None:  # fmt: skip
     settings, total = ready.settings, ready.settings.tokens
     work, done = (len(runs) + 1) * total, 0
-    for start, windows, length in passes(0, settings, from_disk):
+    together = batch or (1 if settings.device == "cpu" else _WINDOWS)
+    for start, windows, length in passes(0, settings, from_disk, together):
         ids = ready.ids[start : start + windows * length].reshape(windows, length)
         first = start // settings.context
         sequences = ready.header.sequences[first : first + windows]
@@ -144,7 +160,7 @@ def _passes(ready: Prepared, runner: Runner, runs: list[_Run], from_disk: bool, 
         hiddens = []
         for run in runs:
             run.loop.window(sequences, first)
-            with run.loop:
+            with carried or nullcontext(), run.loop:
                 hiddens.append(runner.hidden(ids) if run.placement.groups else dense)
             run.demands.append(run.loop.demand())
             step(run.candidate.name)

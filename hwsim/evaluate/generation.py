@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from hwsim import simulation
 from hwsim.errors import SettingError
+from hwsim.evaluate.carried import Carried, carry, require_peft
 from hwsim.evaluate.evaluation import Candidate
 from hwsim.evaluate.masking import ClosedLoop
 from hwsim.evictions import Eviction
@@ -39,10 +41,11 @@ class Stepper:
         model: of transformers.
         torch: the library.
         loop: the policy and its caches; it must not need the future.
+        carried: an adapter of the model, on while tokens are masked.
     """
 
-    def __init__(self, model: Any, torch: Any, loop: ClosedLoop) -> None:
-        self._model, self._torch, self._loop = model, torch, loop
+    def __init__(self, model: Any, torch: Any, loop: ClosedLoop, carried: Carried | None = None) -> None:
+        self._model, self._torch, self._loop, self._carried = model, torch, loop, carried
         self._past: Any = None
         self.demands: list[Demand] = []
 
@@ -54,7 +57,7 @@ class Stepper:
     def step(self, token: int) -> Any:
         """Read one more token under the masks; logits of the one after it."""
         self._loop.continued(1)
-        with self._loop:
+        with self._carried or nullcontext(), self._loop:
             logits = self._forward([token])
         self.demands.append(self._loop.demand())
         return logits
@@ -94,7 +97,7 @@ def generate(
         eviction: picks who leaves the caches.
         tokens: how many to generate at most; the first comes from the prompt, the others from masked tokens.
         reading: device, type and memory for the model; its other fields play no part.
-        settings: DRAM, bits, timing and seed, as in a replay.
+        settings: DRAM, bits, timing, seed and LoRA adapter, as in a replay.
         chat: put the prompt into the model's chat template.
         temperature: 0 takes the most likely token, else tokens are drawn, from the seed.
         eviction_name: how the result calls the eviction.
@@ -111,6 +114,8 @@ def generate(
     if eviction.needs_future:
         raise SettingError("--eviction: a rule that must know the future cannot serve a generation; choose another")
     require_extra()
+    if settings.lora:
+        require_peft()
     source = find_source(model)
     used = libraries()
     tell("loading the model", 0, 1)
@@ -126,12 +131,13 @@ def generate(
     device = find_device(reading.device, used)
     dtype = find_dtype(reading.dtype, device, structure)
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
+    carried = carry(loaded, settings.lora, source.name)
     tell("loading the model", 1, 1)
     loop = ClosedLoop(
-        loaded.layers, structure.shape, candidate.policy, placement.groups, eviction,
+        carried.layers if carried else loaded.layers, structure.shape, candidate.policy, placement.groups, eviction,
         name=candidate.name, seed=settings.seed,
     )  # fmt: skip
-    stepper = Stepper(loaded.model, used.torch, loop)
+    stepper = Stepper(loaded.model, used.torch, loop, carried)
     with told_as(f"--model {source.name}: cannot be run"):
         made = _decode(stepper, tokenizer, ids, tokens, _chooser(temperature, settings.seed), on_text)
     text = tokenizer.decode(made, skip_special_tokens=True)

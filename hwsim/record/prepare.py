@@ -130,9 +130,9 @@ def _files(source: Source) -> list[Path]:
     return [*source.weights, *(path for path in source.folder.iterdir() if not path.name.endswith(written))]
 
 
-def passes(done: int, settings: Settings, from_disk: bool) -> Iterator[tuple[int, int, int]]:
-    """(first token, windows, tokens of one) of each forward pass that is still to be run."""
-    together = max(1, _TOKENS_FROM_DISK // settings.context) if from_disk else 1
+def passes(done: int, settings: Settings, from_disk: bool, together: int = 1) -> Iterator[tuple[int, int, int]]:
+    """(first token, windows, tokens of one) of each forward pass still to be run, of `together` windows if it can."""
+    together = max(together, _TOKENS_FROM_DISK // settings.context if from_disk else 1)
     start = done
     while start < settings.tokens:
         windows = min(together, (settings.tokens - start) // settings.context)

@@ -1,7 +1,7 @@
 """The folder of an adapter while it is trained, and what makes it whole: nothing is left half-written, nothing is lost.
 
-A training writes to ``NAME.partial`` beside the folder: what it is (`hwsim.json`) and, every few steps, a state to go on
-from. The finished adapter is written there, too, and the folder gets its name in one step.
+A training writes to ``NAME.partial`` beside the folder: what it is (`hwsim.json`) and, every few steps, a state to go
+on from. The finished adapter is written there, too, and the folder gets its name in one step.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def _read(folder: Path) -> dict[str, Any] | None:
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
     """In words, what two descriptions do not share: ``training.rank 8, now 16``."""
     found = []
-    for key in ours:
-        one, other = ours[key], theirs.get(key)
+    for key, one in ours.items():
+        other = theirs.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
             found += _differences(one, other, f"{prefix}{key}.")
         elif one != other:

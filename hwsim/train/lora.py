@@ -1,8 +1,8 @@
 """LoRA: small matrices beside the MLP's own, trained to give back what a policy's masks take away.
 
-The method of arXiv 2412.01380: y = (m x) W + (m x) A B, the same input mask m for both, A drawn from N(0, 1/rank), B zero.
-The policy is in place while it trains, its caches included, and the dense model is the teacher: the loss is the KL
-divergence of the policy's next-token distribution from the dense one's.
+The method of arXiv 2412.01380: y = (m x) W + (m x) A B, the same input mask m for both, A drawn from a normal
+distribution, B zero. The policy is in place while it trains, its caches included, and the dense model is the teacher:
+the loss is the KL divergence of the policy's next-token distribution from the dense one's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Training:
     batch: int = 1
     epochs: int = 1
     rank: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     every: int = 64
 
     def __post_init__(self) -> None:
@@ -120,6 +120,7 @@ class Trained(NamedTuple):
         dense_perplexity: of the dense model on the validation tokens.
         curve: looks at the validation tokens; the first is the policy without an adapter.
         best: the step whose adapter was kept.
+        rank: of the adapter.
         parameters: of the adapter.
     """
 
@@ -128,6 +129,7 @@ class Trained(NamedTuple):
     dense_perplexity: float
     curve: list[Look]
     best: int
+    rank: int
     parameters: int
 
     @property
@@ -135,6 +137,11 @@ class Trained(NamedTuple):
         """Share of the gap between the policy's perplexity and the dense one that the adapter closed."""
         before, after = self.curve[0].perplexity, next(look.perplexity for look in self.curve if look.step == self.best)
         return (before - after) / (before - self.dense_perplexity)
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; no path in it."""
+        fields = self._asdict() | {"folder": self.folder.name, "curve": [look._asdict() for look in self.curve]}
+        return {"format": "hwsim-training", "version": 1, "kind": "lora", **fields, "gap_closed": self.closed}
 
 
 def train_lora(
@@ -210,7 +217,7 @@ def train_lora(
 
 def _trained(folder: Path, done: dict[str, Any], resumed: int) -> Trained:
     curve = [Look(**look) for look in done["curve"]]
-    return Trained(folder, resumed, done["dense_perplexity"], curve, done["best"], done["parameters"])
+    return Trained(folder, resumed, done["dense_perplexity"], curve, done["best"], done["rank"], done["parameters"])
 
 
 def _about(
@@ -309,6 +316,7 @@ class _Trainer:
             "dense_perplexity": self._dense_perplexity,
             "curve": [look._asdict() for look in self._curve],
             "best": min(self._curve[1:], key=lambda look: look.kl).step,
+            "rank": self._training.rank,
             "parameters": sum(weight.numel() for weight in self._weights.values()),
         }
         self._partial.finish(self._carried.wrapped, done)

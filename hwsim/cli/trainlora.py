@@ -1,0 +1,87 @@
+"""``hwsim train lora``: model + text + policy -> an adapter that gives back what the policy's masks take away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwsim.cli import options as o
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    note,
+    output,
+    plugin_files,
+    progress_bar,
+    read_bits,
+    setting_files,
+    to_json,
+    write_json,
+)
+from hwsim.cli.replay import make_policies
+from hwsim.errors import SettingError
+
+
+def lora(
+    model: o.Model,
+    text: o.Text,
+    hw: o.Hardware,
+    policy: Annotated[str, typer.Option("--policy", metavar="NAME|FILE.py", help="Policy that is in place.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write.")],
+    tokens: Annotated[int, typer.Option(help="Tokens of the text to train on.")] = 131_072,
+    validation: Annotated[int, typer.Option(help="Tokens after those to look at, never trained on.")] = 4_096,
+    context: o.Context = 512,
+    batch: Annotated[int, typer.Option(help="Windows of one step.")] = 1,
+    epochs: Annotated[int, typer.Option(help="How often the tokens are gone through.")] = 1,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="The largest; it rises first and falls to zero.")] = 5e-4,
+    every: Annotated[int, typer.Option(help="Steps between two looks at the validation tokens.")] = 64,
+    density: o.Density = None,
+    set_: o.Parameters = None,
+    eviction: o.EvictionRule = "lfu",
+    dram: o.Dram = None,
+    bits: o.BitsOfParts = o.DEFAULT_BITS,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    max_memory: o.MaxMemory = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another adapter that is there.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Train a LoRA adapter under a policy, with the dense model as teacher.
+
+    The policy's masks and caches are in place while it trains. After a kill the same command goes on where it was.
+
+    Example: hwsim train lora --model smollm2-135m --text book.txt --hw pixel8 --policy dip --density 0.5 -o dip50
+    """
+    from hwsim.evaluate import Candidate
+    from hwsim.plugins import EVICTIONS
+    from hwsim.profile import find_profile, load_profile
+    from hwsim.record import Settings as Reading
+    from hwsim.report.training import render_lora
+    from hwsim.simulation import Settings
+    from hwsim.train.lora import Training, train_lora
+
+    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or [])]
+    check_target(json, *read, *(path for path in (Path(text), Path(model)) if path.is_file()))
+    training = Training(tokens, validation, context, batch, epochs, rank, learning_rate, every)
+    reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
+    made = make_policies([policy], density, set_ or [])
+    if len(made) != 1:
+        raise SettingError("--policy: an adapter is trained under one policy")
+    _, rule = EVICTIONS.make(eviction)
+    settings = Settings(dram, None, read_bits(bits), seed=seed)
+    with progress_bar() as progress:
+        trained = train_lora(
+            out, model, text, load_profile(hw), Candidate(*made[0]), rule, training, reading, settings,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    if json:
+        write_json(json, to_json(trained.plain()))
+    if json != "-":
+        output().print(render_lora(trained))
+    if trained.resumed:
+        whole = trained.resumed == training.steps
+        note("Nothing was left to do: it was trained before." if whole else f"Went on from step {trained.resumed}.")
