@@ -62,7 +62,8 @@ def lora(
     from hwsim.record import Settings as Reading
     from hwsim.report.training import render_lora
     from hwsim.simulation import Settings
-    from hwsim.train.lora import Training, train_lora
+    from hwsim.train.lora import train_lora
+    from hwsim.train.trainer import Training
 
     read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or [])]
     check_target(json, *read, *(path for path in (Path(text), Path(model)) if path.is_file()))

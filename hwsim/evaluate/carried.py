@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from pathlib import Path
 from typing import Any
 
+from hwsim.adapter import WEIGHTS
 from hwsim.errors import ModelError
 from hwsim.record.extras import told_as
 from hwsim.record.hooks import Layer, find_layers
@@ -68,12 +68,18 @@ def carry(loaded: Loaded, folder: Path | None, name: str) -> Carried | None:
         return None
     require_peft()
     check_in_memory(loaded, name)
-    with told_as(f"--lora {folder}: cannot be put on {name}"), warnings.catch_warnings():
-        # a tensor of the file that finds no module, or a module that finds no tensor, is another model's adapter
-        warnings.filterwarnings("error", message=".*(missing|unexpected).*keys.*")
+    with told_as(f"--lora {folder}: cannot be put on {name}"):
         import peft
+        from safetensors import safe_open
 
-        return Carried(peft.PeftModel.from_pretrained(loaded.model, folder).eval(), len(loaded.layers))
+        wrapped = peft.PeftModel.from_pretrained(loaded.model, folder)
+        # peft leaves out what finds no place, and makes up what is missing
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            there = set(file.keys())
+        if odd := sorted(there ^ set(peft.get_peft_model_state_dict(wrapped))):
+            which = "has" if odd[0] in there else "lacks"
+            raise ModelError(f"--lora {folder}: {which} {odd[0]}, as {name} does not; it was trained for another model")
+        return Carried(wrapped.eval(), len(loaded.layers))
 
 
 def check_in_memory(loaded: Loaded, name: str) -> None:
