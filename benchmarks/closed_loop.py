@@ -2,8 +2,8 @@
 
     python benchmarks/closed_loop.py --model smollm2-135m --tokens 4096
 
-Loading and scoring are apart. Windows alternate between the dense pass and those of the policies, so that a machine that
-gets slower or faster meets all of them; the figures are medians over the windows, the ratio is to the dense median.
+Loading and scoring are apart. Windows alternate between the dense pass and those of the policies, so that a machine
+that gets slower or faster meets all of them; figures are medians over the windows, ratios are to the dense median.
 """
 
 from __future__ import annotations

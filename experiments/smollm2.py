@@ -1,0 +1,202 @@
+"""The paper's experiment (arXiv 2412.01380) on SmolLM2-135M: accuracy and speed of every policy, by hwsim's own commands.
+
+    python experiments/smollm2.py WORK [--only accuracy,lora,replays] [--page docs/results/smollm2.md]
+
+Everything is kept in the folder WORK (about 4 GB) and made once: text, traces, calibration, nets, adapters, results. The
+same command goes on where it was stopped. Some hours on two cores, nearly all of it training and evaluation. In the end
+the tables of the page are written anew between their markers; what the page says about them is a person's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tables
+
+HERE = Path(__file__).resolve().parent
+MODEL = "smollm2-135m"
+DEVICE, DRAM = "iphone16-a18", "50%"  # the paper's
+TOKENS, CONTEXT = 8192, 512  # of the held-out text
+DENSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
+LEAST = {"magnitude": 2 / 3, "up": 1 / 3, "gate": 1 / 3, "cats": 1 / 3}  # densities that a policy can only exceed
+POLICIES = ("oracle", "magnitude", "gate", "up", "cats", "predictor", "dip")
+GAMMAS = (0.2, 0.5, 0.8)
+ADAPTERS = {0.5: 131_072, 0.7: 65_536}  # density that an adapter is trained at -> tokens
+NETS_TOKENS = 16_384
+CALIBRATION_TOKENS = 4096
+FLASH = ("0.5 GB/s", "1 GB/s", "2 GB/s", "4 GB/s")
+SHARES = ("40%", "50%", "60%", "70%", "80%", "90%")
+EVICTIONS = ("none", "fifo", "lru", "lfu", "belady")
+
+
+class Workshop:
+    """The folder of work, and the commands that fill it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("text", "results", "hw"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        self.commands: dict[str, str] = {}
+
+    def path(self, name: str) -> Path:
+        """A file of the folder."""
+        return self.folder / name
+
+    def hwsim(self, *arguments: object) -> None:
+        """Run one command of hwsim, in the folder."""
+        words = [str(each) for each in arguments]
+        print("$ hwsim", shlex.join(words), flush=True)
+        start = time.monotonic()
+        program = "from hwsim.cli import main; main()"
+        subprocess.run([sys.executable, "-c", program, *words], cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
+        print(f"  {time.monotonic() - start:.0f} s", flush=True)
+
+    def made(self, name: str, *arguments: object) -> Path:
+        """A file that a command makes with ``-o``; made once, as its command stands beside it."""
+        path, beside = self.path(name), self.path(f"{name}.command")
+        command = shlex.join(str(each) for each in arguments)
+        if not path.exists() or not beside.exists() or beside.read_text() != command:
+            self.hwsim(*arguments, "-o", name)
+            beside.write_text(command)
+        return path
+
+    def result(self, name: str, *arguments: object) -> list[dict[str, Any]]:
+        """What a command writes with ``--json``, as a list of results; run once."""
+        path, beside = self.path(f"results/{name}.json"), self.path(f"results/{name}.command")
+        command = shlex.join(str(each) for each in arguments)
+        self.commands[name] = command
+        if not path.exists() or not beside.exists() or beside.read_text() != command:
+            self.hwsim(*arguments, "--json", f"results/{name}.json")
+            beside.write_text(command)
+        found = json.loads(path.read_text())
+        return found["results"] if "results" in found else [found]
+
+
+def texts(shop: Workshop) -> None:
+    """Articles to train on, and articles to judge by."""
+    if not shop.path("text/test.txt").exists():
+        subprocess.run([sys.executable, HERE / "encyclopaedia.py", shop.path("text")], check=True)
+
+
+def recording(shop: Workshop, name: str, text: str, tokens: int, signals: str) -> str:
+    """A trace, made once."""
+    arguments = ("record", "--model", MODEL, "--text", f"text/{text}.txt", "--tokens", tokens, "--context", CONTEXT)
+    return shop.made(name, *arguments, "--signals", signals).name
+
+
+def accuracy(shop: Workshop) -> list[dict[str, Any]]:
+    """Perplexity, speed and hit rate of every policy at every density, in the closed loop."""
+    trace = recording(shop, "calibration.npz.trace.npz", "train", CALIBRATION_TOKENS, "input,up,gate")
+    shop.made("calibration.npz", "calibrate", trace)
+    nets_trace = recording(shop, "nets-trace.npz", "train", NETS_TOKENS, "input,glu")
+    rows = []
+    for density in DENSITIES:
+        nets = shop.made(f"nets-{density}.npz", "train", "predictor", nets_trace, "--density", density).name
+        names = [name for name in POLICIES if density > LEAST.get(name, 0) + 1e-9]
+        settings = ["--set", "cats.calibration=calibration.npz", "--set", f"predictor.predictor={nets}"]
+        for row in evaluated(shop, f"grid-{density}", ",".join(names), density, *settings):
+            rows.append({"label": row["provenance"]["policy"]["name"], "asked": density, **row})
+        for gamma in GAMMAS:
+            (row,) = evaluated(shop, f"dip-ca-{gamma}-{density}", "dip-ca", density, "--set", f"gamma={gamma}")
+            rows.append({"label": f"dip-ca, gamma {gamma}", "asked": density, **row})
+    return rows
+
+
+def evaluated(shop: Workshop, name: str, policies: str, density: float, *more: object) -> list[dict[str, Any]]:
+    """One `hwsim eval` over the held-out text."""
+    reading = ("--text", "text/test.txt", "--tokens", TOKENS, "--context", CONTEXT)
+    device = ("--hw", DEVICE, "--dram", DRAM, "--policy", policies, "--density", density)
+    return shop.result(name, "eval", "--model", MODEL, *reading, *device, *more)
+
+
+def lora(shop: Workshop) -> list[dict[str, Any]]:
+    """DIP with an adapter: trained at one density, judged at the densities from there to the next."""
+    rows = []
+    for number, (trained, tokens) in enumerate(ADAPTERS.items()):
+        folder = f"lora-{trained}"
+        training = ("--policy", "dip", "--density", trained, "--tokens", tokens, "--validation", 4096)
+        shop.made(
+            folder, "train", "lora", "--model", MODEL, "--text", "text/train.txt", "--hw", DEVICE, "--dram", DRAM,
+            *training,
+        )  # fmt: skip
+        above = [*list(ADAPTERS)[number + 1 :], 2.0][0]
+        for density in (each for each in DENSITIES if trained <= each < above):
+            (row,) = evaluated(shop, f"lora-{density}", "dip", density, "--lora", folder)
+            rows.append({"label": "dip + LoRA", "asked": density, "trained": trained, **row})
+    return rows
+
+
+def curves(shop: Workshop) -> dict[float, dict[str, Any]]:
+    """What the trainings of the adapters saw."""
+    found = {}
+    for trained in ADAPTERS:
+        about = shop.path(f"lora-{trained}/hwsim.json")
+        if about.exists():
+            found[trained] = json.loads(about.read_text())
+    return found
+
+
+def replays(shop: Workshop) -> dict[str, Any]:
+    """The open loop over the same held-out tokens: its gap to the closed one, evictions, DRAM sizes, Flash speeds."""
+    trace = recording(shop, "test-trace.npz", "test", TOKENS, "input,glu")
+
+    def replay(name: str, policy: str, *more: object, hw: str = DEVICE, dram: str = DRAM) -> list[dict[str, Any]]:
+        return shop.result(name, "replay", trace, "--hw", hw, "--dram", dram, "--policy", policy, *more)
+
+    found: dict[str, Any] = {"gap": [], "whole": {}, "eviction": [], "dram": [], "flash": []}
+    for density in (0.5, 0.7):
+        for label, policy, gamma in (("dip", "dip", ()), *((f"dip-ca, gamma {g}", "dip-ca", g) for g in (0.2, 0.5))):
+            more = ("--set", f"gamma={gamma}") if gamma else ()
+            name = f"open-{policy}{gamma or ''}-{density}"
+            (row,) = replay(name, policy, "--density", density, *more)
+            found["gap"].append({"label": label, "asked": density, **row})
+    for rule in EVICTIONS:
+        for policy in ("dip", "dip-ca") if rule != "belady" else ("dip",):
+            more = ("--set", "gamma=0.5") if policy == "dip-ca" else ()
+            options = ("--density", 0.5, "--eviction", rule, *more)
+            (row,) = replay(f"eviction-{rule}-{policy}", policy, *options, dram="80%")
+            found["eviction"].append({"label": policy, "rule": rule, **row})
+    options = ("--density", 0.5, "--set", "dip-ca.gamma=0.5")
+    for share in SHARES:
+        for row in replay(f"dram-{share}", "dense,dip,dip-ca", *options, dram=share):
+            found["dram"].append({"label": row["provenance"]["policy"]["name"], "share": share, **row})
+    for rate in FLASH:
+        profile = f"hw/flash-{rate.split()[0]}.yaml"
+        shop.path(profile).write_text(
+            f"name: The paper's device with Flash of {rate}\ndram:\n  budget: 4 GB\n  bandwidth: 60 GB/s\n"
+            f"flash:\n  read_bandwidth: {rate}\nsource: arXiv 2412.01380, Flash varied\n"
+        )
+        for row in replay(f"flash-{rate.split()[0]}", "dense,dip,dip-ca", *options, hw=profile):
+            found["flash"].append({"label": row["provenance"]["policy"]["name"], "rate": rate, **row})
+    return found
+
+
+def main() -> None:
+    """Run what is asked for, then write the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--only", default="accuracy,lora,replays", help="parts to run; tables need all of them")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results" / "smollm2.md")
+    given = parser.parse_args()
+    shop, parts = Workshop(given.work.resolve()), given.only.split(",")
+    texts(shop)
+    rows, opened = [], {}
+    if "replays" in parts:
+        opened = replays(shop)
+    if "accuracy" in parts:
+        rows += accuracy(shop)
+    if "lora" in parts:
+        rows += lora(shop)
+    if rows and opened and "lora" in parts:
+        tables.write(given.page, rows, opened, curves(shop), shop.commands)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The tables of docs/results/smollm2.md, made of result files; nothing is computed that the results do not hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+COSTS = (0.2, 0.5)  # perplexity above dense at which speeds are compared
+_KEPT = (
+    "label", "asked", "trained", "perplexity", "dense_perplexity", "kl", "top1", "mlp_density", "hit_rate",
+    "throughput_tok_s", "flash_bytes", "dram_bytes", "tokens", "tokens_scored", "rule", "share", "rate",
+)  # fmt: skip
+
+
+def write(
+    page: Path, rows: list[Row], opened: dict[str, Any], curves: dict[float, Row], commands: dict[str, str]
+) -> None:
+    """Put every table between its markers, and the numbers into a JSON file beside the page."""
+    made = {
+        "perplexity": perplexity(rows),
+        "cost": cost(rows, opened["dram"]),
+        "speed": speed(rows),
+        "lora": lora(curves),
+        "gap": gap(rows, opened["gap"]),
+        "eviction": cells(opened["eviction"], "label", "rule", lambda row: _percent(row["hit_rate"])),
+        "dram": cells(opened["dram"], "label", "share", _pace),
+        "flash": cells(opened["flash"], "label", "rate", _pace),
+    }
+    text = page.read_text(encoding="utf-8")
+    for name, table in made.items():
+        text = replaced(text, name, table)
+    page.write_text(text, encoding="utf-8")
+    numbers = {
+        "commands": {name: f"hwsim {command}" for name, command in sorted(commands.items())},
+        "closed_loop": [_kept(row) for row in rows],
+        "open_loop": {key: [_kept(row) for row in value] for key, value in opened.items() if isinstance(value, list)},
+        "training": {str(key): value["done"] | {"tokens": value["tokens"]} for key, value in curves.items()},
+    }
+    page.with_suffix(".json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def replaced(text: str, name: str, table: str) -> str:
+    """The text with a table between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``."""
+    pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"the page has no place for the table {name!r}")
+    return pattern.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text)
+
+
+def _kept(row: Row) -> Row:
+    return {key: row[key] for key in _KEPT if key in row}
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _pace(row: Row) -> str:
+    return f"{row['throughput_tok_s']:.1f}"
+
+
+def grid(head: list[str], body: list[list[str]]) -> str:
+    """A table of Markdown; the first column is of words, the others of numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cells(rows: list[Row], down: str, across: str, show: Any) -> str:
+    """A table of one number: one key names its rows, another its columns, both in order of appearance."""
+    heads, names = list(dict.fromkeys(row[across] for row in rows)), list(dict.fromkeys(row[down] for row in rows))
+    found = {(row[down], row[across]): show(row) for row in rows}
+    return grid(["", *map(str, heads)], [[name, *(found.get((name, head), "-") for head in heads)] for name in names])
+
+
+def perplexity(rows: list[Row]) -> str:
+    """Perplexity by policy and density."""
+    dense = rows[0]["dense_perplexity"]
+    table = cells(rows, "label", "asked", lambda row: f"{row['perplexity']:.2f}")
+    return f"Dense: {dense:.3f}.\n\n{table}"
+
+
+def speed(rows: list[Row]) -> str:
+    """Tokens/s and hit rate by policy and density."""
+    return cells(rows, "label", "asked", lambda row: f"{_pace(row)} ({_percent(row['hit_rate'])})")
+
+
+def at_cost(points: list[tuple[float, float, float]], cost: float) -> tuple[float, float] | None:
+    """Where a policy costs so much perplexity: (density, tokens/s), interpolated between its measured points.
+
+    Args:
+        points: (density, perplexity above dense, tokens/s), by rising density.
+        cost: perplexity above dense.
+
+    Returns:
+        None where even its highest density costs more, or its lowest less: beyond what was measured nothing is guessed.
+    """
+    for (low, dear, fast), (high, cheap, slow) in zip(points, points[1:], strict=False):
+        if cheap <= cost <= dear and dear > cheap:
+            share = (cost - cheap) / (dear - cheap)
+            return high + share * (low - high), slow + share * (fast - slow)
+    return None
+
+
+def cost(rows: list[Row], dram: list[Row]) -> str:
+    """Density and tokens/s of each policy where it costs a certain perplexity."""
+    dense = next(row["throughput_tok_s"] for row in dram if row["label"] == "dense" and row["share"] == "50%")
+    body = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = sorted((row for row in rows if row["label"] == label), key=lambda row: row["asked"])
+        points = [
+            (row["mlp_density"], row["perplexity"] - row["dense_perplexity"], row["throughput_tok_s"]) for row in own
+        ]
+        line = [label]
+        for each in COSTS:
+            found = at_cost(points, each)
+            if found:
+                line.append(f"{found[0]:.3f}: {found[1]:.1f} tokens/s, {found[1] / dense:.2f} x")
+            else:
+                line.append(
+                    f"costs less than that at {own[0]['asked']}" if points[0][1] < each else "costs more at 0.9"
+                )
+        body.append(line)
+    head = ["", *(f"+{each} perplexity, at density" for each in COSTS)]
+    return f"Dense streams {dense:.1f} tokens/s.\n\n{grid(head, body)}"
+
+
+def lora(curves: dict[float, Row]) -> str:
+    """What each training saw on its validation tokens."""
+    parts = []
+    for trained, about in curves.items():
+        done = about["done"]
+        first = done["curve"][0]["perplexity"] - done["dense_perplexity"]
+        body = [
+            [
+                str(look["step"]), f"{look['tokens']:,}", f"{look['perplexity']:.3f}", f"{look['kl']:.4f}",
+                f"{100 * (1 - (look['perplexity'] - done['dense_perplexity']) / first):.1f} %",
+            ]
+            for look in done["curve"]
+        ]  # fmt: skip
+        table = grid(["step", "tokens", "perplexity", "KL to dense", "of the gap closed"], body)
+        rank = about["training"]["rank"]
+        parts.append(f"Rank {rank} at density {trained}, dense {done['dense_perplexity']:.3f}:\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def gap(rows: list[Row], opened: list[Row]) -> str:
+    """Open against closed loop, over the same tokens."""
+    closed = {(row["label"], row["asked"]): row for row in rows}
+    body = []
+    for one in opened:
+        other = closed[one["label"], one["asked"]]
+        body.append([
+            one["label"], str(one["asked"]),
+            f"{_percent(one['hit_rate'])} / {_percent(other['hit_rate'])}",
+            f"{one['flash_bytes'] / one['tokens'] / 1e6:.3f} / {other['flash_bytes'] / other['tokens'] / 1e6:.3f}",
+            f"{_pace(one)} / {_pace(other)}",
+            f"{100 * (one['throughput_tok_s'] / other['throughput_tok_s'] - 1):+.1f} %",
+        ])  # fmt: skip
+    head = ["", "density", "hit rate, open / closed", "Flash MB a token", "tokens/s", "open against closed"]
+    return grid(head, body)
