@@ -1,10 +1,10 @@
-"""The paper's experiment (arXiv 2412.01380) on SmolLM2-135M: accuracy and speed of every policy, by hwsim's own commands.
+"""The paper's experiment (arXiv 2412.01380) on SmolLM2-135M: accuracy and speed of policies, by hwsim's own commands.
 
     python experiments/smollm2.py WORK [--only accuracy,lora,replays] [--page docs/results/smollm2.md]
 
-Everything is kept in the folder WORK (about 4 GB) and made once: text, traces, calibration, nets, adapters, results. The
-same command goes on where it was stopped. Some hours on two cores, nearly all of it training and evaluation. In the end
-the tables of the page are written anew between their markers; what the page says about them is a person's.
+Everything is kept in the folder WORK (about 4 GB) and made once: text, traces, calibration, nets, adapters, results.
+The same command goes on where it was stopped. In the end the tables of the page are written anew between their markers;
+what the page says about them is a person's.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Workshop:
             self.hwsim(*arguments, "--json", f"results/{name}.json")
             beside.write_text(command)
         found = json.loads(path.read_text())
-        return found["results"] if "results" in found else [found]
+        return list(found.get("results", [found]))
 
 
 def texts(shop: Workshop) -> None:

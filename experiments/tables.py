@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def at_cost(points: list[tuple[float, float, float]], cost: float) -> tuple[floa
     Returns:
         None where even its highest density costs more, or its lowest less: beyond what was measured nothing is guessed.
     """
-    for (low, dear, fast), (high, cheap, slow) in zip(points, points[1:], strict=False):
+    for (low, dear, fast), (high, cheap, slow) in pairwise(points):
         if cheap <= cost <= dear and dear > cheap:
             share = (cost - cheap) / (dear - cheap)
             return high + share * (low - high), slow + share * (fast - slow)
