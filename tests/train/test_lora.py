@@ -356,3 +356,52 @@ def test_order_of_windows_is_a_permutation() -> None:
     for epoch in (batches[:4], batches[4:]):
         assert sorted(np.concatenate(epoch).tolist()) == list(range(10))
     assert [training.rate(step) for step in range(8)][-1] == pytest.approx(training.learning_rate / 7)
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def test_the_commands(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    from hwsim.cli.app import app
+
+    def hwsim(*words: str) -> tuple[int, str, str]:
+        try:
+            app([*words], standalone_mode=True)
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    monkeypatch.chdir(tmp_path)
+    model = ("--model", str(checkpoints["llama"]))
+    device = ("--hw", "pixel8", "--dram", "70%", "--policy", "dip")
+    short = ("--tokens", "96", "--validation", "24", "--context", "24", "--rank", "2", "--every", "2")
+    command = ("train", "lora", *model, *device, *short, "--text", "persuasion", "-o", "a", "--json", "a.json")
+    code, shown, _ = hwsim(*command)
+    assert code == 0
+    assert "rank 2" in shown
+    assert "without the adapter" in shown
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert (told["format"], told["kind"], told["folder"], told["rank"]) == ("hwsim-training", "lora", "a", 2)
+    assert hwsim(*command)[2].count("Nothing was left to do") == 1
+
+    reading = ("--tokens", "48", "--context", "24", "--lora", "a")
+    assert hwsim("eval", *model, *device, *reading, "--json", "e.json")[0] == 0
+    assert json.loads((tmp_path / "e.json").read_text())["provenance"]["adapter"]["merged"] is False
+    assert hwsim("record", *model, "--tokens", "48", "--context", "24", "-o", "t.npz")[0] == 0
+    assert hwsim("replay", "t.npz", *device, "--lora", "a", "--lora-merged", "--json", "r.json")[0] == 0
+    assert json.loads((tmp_path / "r.json").read_text())["provenance"]["adapter"]["merged"] is True
+    for words, line in (
+        (("replay", "t.npz", *device, "--lora-merged"), "--lora-merged: no adapter is given; give --lora FOLDER, too"),
+        (("replay", "t.npz", *device, "--lora", "no"), "--lora no: adapter_config.json cannot be read: No such file"),
+        (("replay", "sample", *device, "--lora", "a"), "does not fit smollm2-135m"),
+        (
+            ("replay", "t.npz", *device, "--lora", "a", "--json", "a/hwsim.json"),
+            "cannot be written: the command reads it",
+        ),
+    ):
+        code, _, error = hwsim(*words)
+        assert code == 1, words
+        assert line in error
+        assert error.count("\n") == 1
