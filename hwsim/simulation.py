@@ -22,8 +22,8 @@ from hwsim.evictions import Eviction
 from hwsim.masks import MaskFile
 from hwsim.model import Bits, ModelShape
 from hwsim.notes import notes
-from hwsim.placement import GroupPlan, Placement, place, plan_groups
-from hwsim.policy import Policy
+from hwsim.placement import GroupPlan, Placement, place, plan_groups, plan_layers
+from hwsim.policy import Group, Policy
 from hwsim.profile import Profile
 from hwsim.select import Demand, MaskListener, check_signals, scan
 from hwsim.trace import Trace, TraceHeader
@@ -281,10 +281,19 @@ def check_parameters(plugin: BaseModel, who: str) -> None:
 
 def _plans(policy: Policy, model: ModelShape, bits: Bits, name: str) -> tuple[GroupPlan, ...]:
     groups = _ask("groups", lambda: policy.groups(model), name)
+    everywhere = policy.in_layer(0) is policy
+    each = [] if everywhere else [_layer_groups(policy, layer, model, name) for layer in range(model.num_hidden_layers)]
     try:
-        return plan_groups(groups, model, bits)
+        return plan_groups(groups, model, bits) if everywhere else plan_layers(each, model, bits)
     except ContractError as error:
         raise ContractError(f"policy {name}: {error}") from error
+
+
+def _layer_groups(policy: Policy, layer: int, model: ModelShape, name: str) -> list[Group]:
+    try:
+        return _ask("groups", lambda: policy.in_layer(layer).groups(model), name)
+    except HwsimError as error:
+        raise type(error)(f"layer {layer}: {error}") from error
 
 
 def _result(
@@ -385,8 +394,8 @@ def _provenance(
         "hwsim": hwsim.__version__,
         "trace": source,
         "model": header.model.model_dump(),
-        "policy": _plugin(names.policy, policy),
-        "eviction": _plugin(names.eviction, eviction),
+        "policy": _plugin(names.policy, policy, type(policy.in_layer(0))),
+        "eviction": _plugin(names.eviction, eviction, type(eviction)),
         **({"adapter": placement.adapter.provenance()} if placement.adapter else {}),
         "device": profile.model_dump(mode="json", exclude_none=True),
         "settings": {
@@ -400,10 +409,10 @@ def _provenance(
     }
 
 
-def _plugin(name: str, plugin: BaseModel) -> dict[str, Any]:
+def _plugin(name: str, plugin: BaseModel, kind: type) -> dict[str, Any]:
     """A plug-in in the provenance: two of one name are told apart by the file that defines them."""
     try:
-        source = hashlib.sha256(Path(inspect.getfile(type(plugin))).read_bytes()).hexdigest()
+        source = hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
     except (OSError, TypeError):  # made in a session, without a file
         source = None
     return {"name": name, "sha256": source, "parameters": plugin.model_dump(mode="json")}
