@@ -280,7 +280,8 @@ REALISABLE: list[tuple[str, dict[str, Any]]] = [
 def test_no_policy_captures_more_than_the_oracle(name: str, parameters: dict[str, Any], density: float) -> None:
     """At equal density, in every layer at every token; and at equal numbers of neurons random is the floor.
 
-    But for DIP-CA at gamma 0 and blended: what the cache holds decides there, and it may hold what nobody needs.
+    But for DIP-CA at gamma 0 and blended, where what the cache holds decides, needed or not; and for a noisy oracle
+    whose recall is below what a lot would find.
     """
     if name == "magnitude" and density < 2 / 3:
         return
@@ -293,7 +294,7 @@ def test_no_policy_captures_more_than_the_oracle(name: str, parameters: dict[str
     floor = captured(make("random", density=keep), source, SMALL_MODEL, 30)
     if name == "random":
         assert floor.mean() == pytest.approx(keep, abs=0.05)
-    elif parameters.get("gamma", 1) and not parameters.get("alpha_blend"):
+    elif parameters not in ({"gamma": 0.0}, {"alpha_blend": True}) and getattr(policy, "recall", 1) > density:
         assert found.mean() > floor.mean() + 0.01
 
 
