@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +24,7 @@ from hwsim.masks import MaskFile
 from hwsim.model import Bits, ModelShape
 from hwsim.notes import notes
 from hwsim.placement import GroupPlan, Placement, place, plan_groups, plan_layers
-from hwsim.policy import Group, Policy
+from hwsim.policy import Policy
 from hwsim.profile import Profile
 from hwsim.select import Demand, MaskListener, check_signals, scan
 from hwsim.trace import Trace, TraceHeader
@@ -256,15 +257,15 @@ def layout(
     return place(plans, model, settings.bits, budget, kv_tokens, parameters, adapter=adapter, longest=longest)
 
 
-def _ask(method: str, call: Callable[[], Any], name: str) -> Any:
-    """Call a policy's method; what it raises becomes one line that names the policy."""
+def _ask(method: str, call: Callable[[], Any], name: str, where: str = "") -> Any:
+    """Call a policy's method; what it raises becomes one line that says where and names the policy."""
     try:
         return call()
     except HwsimError as error:
-        raise type(error)(f"policy {name}: {error}") from error
+        raise type(error)(f"{where}policy {name}: {error}") from error
     except (Exception, SystemExit) as error:  # a plug-in must not end the program
         raised = f"{method}() raised {type(error).__name__}: {one_line(error)}"
-        raise ContractError(f"policy {name}: {raised}") from error
+        raise ContractError(f"{where}policy {name}: {raised}") from error
 
 
 def check_parameters(plugin: BaseModel, who: str) -> None:
@@ -281,19 +282,12 @@ def check_parameters(plugin: BaseModel, who: str) -> None:
 
 def _plans(policy: Policy, model: ModelShape, bits: Bits, name: str) -> tuple[GroupPlan, ...]:
     groups = _ask("groups", lambda: policy.groups(model), name)
-    everywhere = policy.in_layer(0) is policy
-    each = [] if everywhere else [_layer_groups(policy, layer, model, name) for layer in range(model.num_hidden_layers)]
+    layers = () if policy.in_layer(0) is policy else range(model.num_hidden_layers)
+    each = [_ask("groups", partial(policy.in_layer(at).groups, model), name, f"layer {at}: ") for at in layers]
     try:
-        return plan_groups(groups, model, bits) if everywhere else plan_layers(each, model, bits)
+        return plan_layers(each, model, bits) if each else plan_groups(groups, model, bits)
     except ContractError as error:
         raise ContractError(f"policy {name}: {error}") from error
-
-
-def _layer_groups(policy: Policy, layer: int, model: ModelShape, name: str) -> list[Group]:
-    try:
-        return _ask("groups", lambda: policy.in_layer(layer).groups(model), name)
-    except HwsimError as error:
-        raise type(error)(f"layer {layer}: {error}") from error
 
 
 def _result(
