@@ -84,7 +84,9 @@ def draw(name: str, points: list[Point], known: dict[str, list[Point]]) -> None:
                 values = known[other]
                 axis.plot([p.density for p in values], [getattr(p, field) for p in values], style, c="0.6", label=other)
         axis.plot([p.density for p in points], [getattr(p, field) for p in points], "o-", ms=4, c="C0", label=name)
-        axis.set(xlabel="MLP density", title=title, xlim=(0.15, 1.02), ylim=(0, 1.05))
+        axis.set(
+            xlabel="MLP density", title=title, xlim=(0.15 if name == "sliding-window" else 0.25, 1.02), ylim=(0, 1.05)
+        )
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(HERE / f"{name}.svg", metadata={"Date": None, "Creator": None})
