@@ -23,7 +23,7 @@ from hwsim.errors import OutputError, TraceError, one_line
 from hwsim.evictions import Eviction
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
-from hwsim.policy import Group, Policy
+from hwsim.policy import Field, Group, Policy
 from hwsim.select import Demand
 from hwsim.trace import Sequence, TraceHeader
 
@@ -36,11 +36,22 @@ class SavedPolicy(Policy):
     name: str
     parameters: dict[str, Any]
     cut: list[dict[str, Any]]
+    keeps: dict[str, list[float | None]] = Field(default_factory=dict)  # of the groups whose keep differs by layer
     predictor: int = 0
 
     def groups(self, model: ModelShape) -> list[Group]:
         """As they were."""
         return [Group(**each) for each in self.cut]
+
+    def in_layer(self, layer: int) -> Policy:
+        """With the keeps of that layer."""
+        if not self.keeps:
+            return self
+        cut = [
+            each | ({"keep": self.keeps[each["name"]][layer]} if each["name"] in self.keeps else {})
+            for each in self.cut
+        ]
+        return self.model_copy(update={"cut": cut, "keeps": {}})
 
     def predictor_parameters(self, model: ModelShape) -> int:
         """As they were."""
@@ -81,6 +92,8 @@ class MaskWriter:
             "groups": [vars(plan.group) for plan in plans],
             "provenance": header.provenance,
         }
+        keeps = {plan.group.name: list(plan.keep) for plan in plans if len(set(plan.keep)) > 1}
+        about |= {"keeps": keeps} if keeps else {}
         try:
             folder = self._folder = Path(mkdtemp(".partial", f"{self.path.name}.", self.path.parent))
             np.save(folder / "header.npy", np.array(json.dumps(about, sort_keys=True)))
@@ -162,6 +175,7 @@ class MaskFile:
                 name=made["name"],
                 parameters=made["parameters"],
                 cut=about["groups"],
+                keeps=about.get("keeps", {}),
                 predictor=about["predictor_parameters"],
             )
             self.provenance: dict[str, Any] = about["provenance"]

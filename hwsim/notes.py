@@ -63,14 +63,19 @@ def notes(origin: str, placement: Placement, eviction: Eviction, profile: Profil
 def _cache_notes(placement: Placement, name: str) -> list[str]:
     if not any(plan.capacity for plan in placement.groups):
         return [f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."]
-    over = [plan for plan in placement.groups if plan.k > plan.capacity]
+    over = [plan for plan in placement.groups if min(plan.k) > plan.capacity]
     if over:
-        shares = ", ".join(f"{plan.group.name} {plan.k} of {plan.capacity}" for plan in over)
+        shares = ", ".join(f"{plan.group.name} {_span(plan.k)} of {plan.capacity}" for plan in over)
         return [
             f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills that cache "
             "and all eviction rules but none do the same there."
         ]
     return []
+
+
+def _span(values: tuple[int, ...]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low}-{high}"
 
 
 def _energy(profile: Profile) -> list[str]:

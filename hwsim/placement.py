@@ -13,20 +13,23 @@ import numpy as np
 
 from hwsim.adapter import Adapter
 from hwsim.errors import ContractError, SettingError, UnitError
-from hwsim.model import ATTENTION, MADE_BY, MLP, Bits, ModelShape, footprint, stored_bytes
+from hwsim.model import ATTENTION, MADE_BY, MLP, NORMS, Bits, ModelShape, footprint, stored_bytes
 from hwsim.policy import Group
 from hwsim.units import parse, show_size
 
+_MADE_BY = MADE_BY | dict.fromkeys(NORMS, frozenset())
 _LARGEST = 10**18  # bytes of a DRAM budget: more is a slip of the pen
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """A group of a policy, made concrete for a model; the same in every layer.
+    """A group of a policy, made concrete for a model; the same in every layer but for its keep.
 
     Attributes:
+        group: as the first layer has it.
         units: how many units the group has.
-        k: units that a mask holds: floor(keep x units), at least 1; 0 where the policy decides.
+        keep: of each layer; None where the policy decides.
+        k: units that a mask holds, of each layer: floor(keep x units), at least 1; 0 where the policy decides.
         slice_bytes: bytes of each matrix slice of one unit: each is a read of its own in Flash.
         unit_bytes: their sum.
         parameters: weights in one unit.
@@ -36,12 +39,17 @@ class GroupPlan:
 
     group: Group
     units: int
-    k: int
+    keep: tuple[float | None, ...]
+    k: tuple[int, ...]
     slice_bytes: tuple[int, ...]
     unit_bytes: int
     parameters: int
     mlp_parameters: int
     capacity: int = 0
+
+    def in_layer(self, layer: int) -> Group:
+        """The group as a layer has it."""
+        return replace(self.group, keep=self.keep[layer])
 
 
 @dataclass(frozen=True)
@@ -139,16 +147,21 @@ def plan_group(group: Group, model: ModelShape, bits: Bits) -> GroupPlan:
         of_mlp += elements if matrix in MLP else 0
     if group.keep is not None and not (isinstance(group.keep, float | int | np.floating) and 0 < group.keep <= 1):
         raise ContractError(f"{where}: keep={group.keep!r}; must be more than 0 and at most 1")
-    _check_needs(group, where)
+    _check_needs(group, where, model, units)
     k = 0 if group.keep is None else max(1, int(group.keep * units + 1e-9))
-    return GroupPlan(group, units, k, tuple(sizes), sum(sizes), parameters, of_mlp)
+    layers = model.num_hidden_layers
+    keeps, ks = (group.keep,) * layers, (k,) * layers
+    return GroupPlan(group, units, keeps, ks, tuple(sizes), sum(sizes), parameters, of_mlp)
 
 
-def _check_needs(group: Group, where: str) -> None:
+def _check_needs(group: Group, where: str, model: ModelShape, units: int) -> None:
     for signal in group.needs:
-        if signal not in MADE_BY:
-            raise ContractError(f"{where}: needs {signal!r}; must be one of {', '.join(MADE_BY)}")
-        made = MADE_BY[signal] & {name.partition(".")[0] for name in group.slices}
+        if signal not in _MADE_BY:
+            raise ContractError(f"{where}: needs {signal!r}; must be one of {', '.join(_MADE_BY)}")
+        width = model.signal_width(signal)
+        if signal in NORMS and width != units:
+            raise ContractError(f"{where}: needs {signal!r} of {width} units, axis {group.axis!r} has {units}")
+        made = _MADE_BY[signal] & {name.partition(".")[0] for name in group.slices}
         if made and not group.oracle:
             raise ContractError(
                 f"{where}: is decided from {signal!r}, which {', '.join(sorted(made))} must produce first, "
@@ -176,7 +189,7 @@ def plan_groups(groups: list[Group], model: ModelShape, bits: Bits) -> tuple[Gro
         plan.group.name: {
             other
             for other, cut in cuts.items()
-            if other != plan.group.name and any(MADE_BY[signal] & cut for signal in plan.group.needs)
+            if other != plan.group.name and any(_MADE_BY[signal] & cut for signal in plan.group.needs)
         }
         for plan in plans
         if not plan.group.oracle
@@ -186,6 +199,30 @@ def plan_groups(groups: list[Group], model: ModelShape, bits: Bits) -> tuple[Gro
     except CycleError as error:
         raise ContractError(f"groups {', '.join(error.args[1])} wait for each other's masks") from error
     return tuple(sorted(plans, key=lambda plan: order.index(plan.group.name)))
+
+
+def plan_layers(layers: list[list[Group]], model: ModelShape, bits: Bits) -> tuple[GroupPlan, ...]:
+    """Make the groups of a policy concrete that has others in each layer; only their keep may differ.
+
+    Raises:
+        ContractError: as `plan_groups`; two layers differ in more than the keep of their groups.
+    """
+    plans = [plan_groups(groups, model, bits) for groups in layers]
+
+    def but_for_keep(each: tuple[GroupPlan, ...]) -> list[Group]:
+        return [replace(plan.group, keep=None) for plan in each]
+
+    for layer, each in enumerate(plans):
+        if but_for_keep(each) != but_for_keep(plans[0]):
+            raise ContractError(f"groups() of layer {layer} differ from layer 0's in more than keep")
+    return tuple(
+        replace(
+            plan,
+            keep=tuple(each[index].keep[layer] for layer, each in enumerate(plans)),
+            k=tuple(each[index].k[layer] for layer, each in enumerate(plans)),
+        )
+        for index, plan in enumerate(plans[0])
+    )
 
 
 def dram_budget(text: str, weights: int, kv_reserved: int) -> int:

@@ -18,7 +18,7 @@ from hwsim import kernels
 from hwsim.cache import Cache
 from hwsim.errors import ContractError, HwsimError, TraceError, one_line
 from hwsim.evictions import Eviction
-from hwsim.model import ModelShape
+from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Context, Policy
 from hwsim.trace.header import Sequence
@@ -31,6 +31,9 @@ class SignalSource(Protocol):
 
     def read(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
         """float32 ``[stop - start, width]``."""
+
+    def norm(self, layer: int, name: str) -> np.ndarray:
+        """One of `hwsim.model.NORMS`, float32 ``[units]``; asked for only where a group needs it."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,8 @@ class GroupScan:
         name: str,
         seed: tuple[int, ...],
     ) -> None:
-        self.plan, self._eviction = plan, eviction
-        self._decider = Decider(policy, name, plan, model, layer, seed)
+        self.plan, self._eviction, self._k = plan, eviction, plan.k[layer]
+        self._decider = Decider(policy.in_layer(layer), name, plan, model, layer, seed)
         self._cache = Cache(plan.units, plan.capacity, eviction)
 
     def begin(self, number: int) -> None:
@@ -154,7 +157,7 @@ class GroupScan:
         Raises:
             ContractError: the policy or the eviction broke its contract.
         """
-        first, k = self._decider.token + 1, self.plan.k
+        first, k = self._decider.token + 1, self._k
         masks: Iterable[np.ndarray] = map(self._decider.decide, signals)
         if self._eviction.needs_future:
             masks = [mask.copy() for mask in masks]
@@ -171,12 +174,13 @@ def _signals(
 ) -> Iterator[dict[str, np.ndarray]]:
     """What the group needs, token by token, read in blocks."""
     step = max(1, _BLOCK_VALUES // plan.units)
+    norms = {name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS}
+    signals = [signal for signal in plan.group.needs if signal not in NORMS]
     for at in range(start, stop, step):
         end = min(at + step, stop)
-        block = {signal: source.read(layer, signal, at, end) for signal in plan.group.needs}
-        block = {signal: kernels.read_only(values) for signal, values in block.items()}
+        block = {signal: kernels.read_only(source.read(layer, signal, at, end)) for signal in signals}
         for token in range(end - at):
-            yield {signal: values[token] for signal, values in block.items()}
+            yield norms | {signal: values[token] for signal, values in block.items()}
 
 
 class Decider:
@@ -186,7 +190,8 @@ class Decider:
         self, policy: Policy, name: str, plan: GroupPlan, model: ModelShape, layer: int, seed: tuple[int, ...]
     ) -> None:
         self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
-        self._ctx = Context(model, plan.group, layer, plan.units, plan.k, np.random.default_rng(self._seed))
+        group, k = plan.in_layer(layer), plan.k[layer]
+        self._ctx = Context(model, group, layer, plan.units, k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
         self._mask = np.empty(plan.units, bool)
         self._view = kernels.read_only(self._mask)
@@ -221,7 +226,7 @@ class Decider:
     def wrong_size(self, token: int, count: int) -> ContractError:
         """The error of a mask that holds `count` units where the group's keep asks for another number."""
         return ContractError(
-            f"{self._who('select', token)}: the mask holds {count} units, keep asks for {self._plan.k}; "
+            f"{self._who('select', token)}: the mask holds {count} units, keep asks for {self._ctx.k}; "
             "give the group keep=None if select() decides"
         )
 
@@ -238,11 +243,11 @@ class Decider:
             ) from error
 
     def _k(self) -> int:
-        if self._plan.k == 0:
+        if self._ctx.k == 0:
             raise ContractError(
                 f"{self._who('score')}: the group names no keep; give it one, or define select(self, ctx)"
             )
-        return self._plan.k
+        return self._ctx.k
 
     def _checked_scores(self, scores: object) -> np.ndarray:
         units = (self._plan.units,)
@@ -284,7 +289,9 @@ def check_signals(trace_has: Callable[[str], bool], plans: tuple[GroupPlan, ...]
     needed = sorted({signal for plan in plans for signal in plan.group.needs})
     missing = [signal for signal in needed if not trace_has(signal)]
     if missing:
+        signals = ",".join(signal for signal in needed if signal not in NORMS)
+        options = (f" --signals {signals}" if signals else "") + (" --norms" if NORMS.keys() & set(needed) else "")
         raise TraceError(
-            f"{path}: lacks the signal {', '.join(missing)}, which the policy needs; "
-            f"record it: hwsim record --model {name} --signals {','.join(needed)}"
+            f"{path}: lacks {'the signal ' if missing[0] not in NORMS else ''}{', '.join(missing)}, "
+            f"which the policy needs; record it: hwsim record --model {name}{options}"
         )

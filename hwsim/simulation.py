@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from hwsim.evictions import Eviction
 from hwsim.masks import MaskFile
 from hwsim.model import Bits, ModelShape
 from hwsim.notes import notes
-from hwsim.placement import GroupPlan, Placement, place, plan_groups
+from hwsim.placement import GroupPlan, Placement, place, plan_groups, plan_layers
 from hwsim.policy import Policy
 from hwsim.profile import Profile
 from hwsim.select import Demand, MaskListener, check_signals, scan
@@ -256,15 +257,15 @@ def layout(
     return place(plans, model, settings.bits, budget, kv_tokens, parameters, adapter=adapter, longest=longest)
 
 
-def _ask(method: str, call: Callable[[], Any], name: str) -> Any:
-    """Call a policy's method; what it raises becomes one line that names the policy."""
+def _ask(method: str, call: Callable[[], Any], name: str, where: str = "") -> Any:
+    """Call a policy's method; what it raises becomes one line that says where and names the policy."""
     try:
         return call()
     except HwsimError as error:
-        raise type(error)(f"policy {name}: {error}") from error
+        raise type(error)(f"{where}policy {name}: {error}") from error
     except (Exception, SystemExit) as error:  # a plug-in must not end the program
         raised = f"{method}() raised {type(error).__name__}: {one_line(error)}"
-        raise ContractError(f"policy {name}: {raised}") from error
+        raise ContractError(f"{where}policy {name}: {raised}") from error
 
 
 def check_parameters(plugin: BaseModel, who: str) -> None:
@@ -281,8 +282,10 @@ def check_parameters(plugin: BaseModel, who: str) -> None:
 
 def _plans(policy: Policy, model: ModelShape, bits: Bits, name: str) -> tuple[GroupPlan, ...]:
     groups = _ask("groups", lambda: policy.groups(model), name)
+    layers = () if policy.in_layer(0) is policy else range(model.num_hidden_layers)
+    each = [_ask("groups", partial(policy.in_layer(at).groups, model), name, f"layer {at}: ") for at in layers]
     try:
-        return plan_groups(groups, model, bits)
+        return plan_layers(each, model, bits) if each else plan_groups(groups, model, bits)
     except ContractError as error:
         raise ContractError(f"policy {name}: {error}") from error
 
@@ -385,8 +388,8 @@ def _provenance(
         "hwsim": hwsim.__version__,
         "trace": source,
         "model": header.model.model_dump(),
-        "policy": _plugin(names.policy, policy),
-        "eviction": _plugin(names.eviction, eviction),
+        "policy": _plugin(names.policy, policy, type(policy.in_layer(0))),
+        "eviction": _plugin(names.eviction, eviction, type(eviction)),
         **({"adapter": placement.adapter.provenance()} if placement.adapter else {}),
         "device": profile.model_dump(mode="json", exclude_none=True),
         "settings": {
@@ -400,10 +403,10 @@ def _provenance(
     }
 
 
-def _plugin(name: str, plugin: BaseModel) -> dict[str, Any]:
+def _plugin(name: str, plugin: BaseModel, kind: type) -> dict[str, Any]:
     """A plug-in in the provenance: two of one name are told apart by the file that defines them."""
     try:
-        source = hashlib.sha256(Path(inspect.getfile(type(plugin))).read_bytes()).hexdigest()
+        source = hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
     except (OSError, TypeError):  # made in a session, without a file
         source = None
     return {"name": name, "sha256": source, "parameters": plugin.model_dump(mode="json")}

@@ -20,7 +20,7 @@ from hwsim.cli.common import (
     setting_files,
     write_results,
 )
-from hwsim.cli.replay import make_policies
+from hwsim.cli.replay import density_files, make_policies
 from hwsim.files import spare
 
 
@@ -74,7 +74,7 @@ def evaluate(
 
     o.check_per_token(per_token, json)
     sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
-    sources += o.lora_files(lora, lora_merged)
+    sources += [*o.lora_files(lora, lora_merged), *density_files(density)]
     sources += [Path(each) for each in (text, model) if Path(each).is_file()]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:

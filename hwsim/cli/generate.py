@@ -21,7 +21,7 @@ from hwsim.cli.common import (
     write_json,
     write_text,
 )
-from hwsim.cli.replay import make_policies
+from hwsim.cli.replay import density_files, make_policies
 from hwsim.errors import SettingError
 
 
@@ -60,7 +60,7 @@ def generate(
     from hwsim.report.evaluation import speed
     from hwsim.simulation import Settings
 
-    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or [])]
+    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
     check_target(json, *read, *o.lora_files(lora, lora_merged))
     settings = Settings(
         dram, None, read_bits(bits), timing.value, overlap.value, seed, lora=lora, lora_merged=lora_merged

@@ -61,9 +61,11 @@ Policies = Annotated[
     typer.Option("--policy", metavar="NAME|FILE.py", help="Policy; several by commas or by repeating the option."),
 ]
 Density = Annotated[
-    float | None,
+    str | None,
     typer.Option(
-        help="MLP density: share of the MLP's weights that a token reads.", show_default="the policy's, mostly 0.5"
+        metavar="SHARE|FILE",
+        help="MLP density: share of the MLP's weights that a token reads; a YAML or JSON list: one for each layer.",
+        show_default="the policy's, mostly 0.5",
     ),
 ]
 Parameters = Annotated[

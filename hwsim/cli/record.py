@@ -28,6 +28,9 @@ def record(
             show_default="input,up,gate; without a gate input,glu",
         ),
     ] = None,
+    norms: Annotated[
+        bool, typer.Option("--norms", help="Also the norms of the weights' columns, for policies that weigh by them.")
+    ] = False,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
     max_memory: o.MaxMemory = None,
@@ -56,6 +59,7 @@ def record(
         device=device,
         dtype=dtype,
         max_memory=o.read_size(max_memory, "--max-memory"),
+        norms=norms,
     )
     if settings.signals == ():
         raise SettingError("--signals: names none; leave it out for the default")

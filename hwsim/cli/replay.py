@@ -13,6 +13,7 @@ from hwsim.cli.common import (
     check_target,
     find_trace,
     guarded,
+    is_file,
     key_values,
     note,
     output,
@@ -23,6 +24,7 @@ from hwsim.cli.common import (
     write_results,
 )
 from hwsim.errors import SettingError, did_you_mean
+from hwsim.units import printable, shorten
 
 if TYPE_CHECKING:
     from hwsim.metrics import Result
@@ -75,7 +77,7 @@ def replay(
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
     read = [trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs)]
-    check_target(json, *read, *o.lora_files(lora, lora_merged))
+    check_target(json, *read, *density_files(density), *o.lora_files(lora, lora_merged))
     settings = Settings(
         dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged
     )
@@ -136,15 +138,39 @@ def register(app: typer.Typer) -> None:
     app.command(no_args_is_help=True)(guarded(replay))
 
 
-def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> list[tuple[str, Any]]:
+def density_files(density: str | None) -> list[Path]:
+    """The file that ``--density`` names, if it does.
+
+    Raises:
+        BadParameter: it is neither a number nor a file.
+    """
+    if density is None or _is_number(density):
+        return []
+    if not is_file(Path(density)):
+        raise typer.BadParameter(
+            f"{printable(shorten(repr(density)))} is not a valid float, and no file", param_hint="'--density'"
+        )
+    return [Path(density)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> list[tuple[str, Any]]:
     """The policies that the options ask for: (name, instance) each.
 
-    Of several, `density` is for those that take one; what is alone must.
+    Of several, `density`, a number or a file of one for each layer, is for those that take one; what is alone must.
 
     Raises:
         PluginError, SettingError: unknown policy, unknown parameter, value out of bounds.
     """
-    from hwsim.plugins import POLICIES, build, set_density
+    from hwsim.densities import Layered, read_densities
+    from hwsim.plugins import POLICIES, build, check_density
 
     if not specs:
         raise SettingError("--policy names no policy")
@@ -157,7 +183,8 @@ def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> 
     others = [name for name in names if name not in takers]
     if density is not None and takers and others:
         note(f"--density {density} is for {', '.join(takers)}; {', '.join(others)} as without it")
-    made = []
+    layers = [each for file in density_files(density) for each in read_densities(file)]
+    made: list[tuple[str, Any]] = []
     for name, kind in found:
         own = {}
         for key, value in given.items():
@@ -167,7 +194,13 @@ def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> 
         if density is not None and (name in takers or not takers):
             if "density" in own:
                 raise SettingError("--density and --set density=... both set the density; give one")
-            own |= {key: str(value) for key, value in set_density(name, kind, density).items()}
+            check_density(name, kind)
+            if layers:
+                at = [f"--density {density}: layer {layer}: policy {name}" for layer in range(len(layers))]
+                copies = [build(kind, who, own | {"density": each}) for who, each in zip(at, layers, strict=True)]
+                made.append((name, Layered(layers=tuple(copies), source=f"--density {density}")))
+                continue
+            own["density"] = str(float(density))
         made.append((name, build(kind, f"policy {name}", own)))
     for key in given:
         owner, _, field = key.rpartition(".")

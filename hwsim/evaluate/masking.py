@@ -16,7 +16,8 @@ import numpy as np
 
 from hwsim.errors import ModelError
 from hwsim.evictions import Eviction
-from hwsim.model import ModelShape
+from hwsim.kernels import read_only
+from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
 from hwsim.record.hooks import Layer
@@ -74,6 +75,7 @@ class ClosedLoop:
         self._requests = self._hits = np.zeros((0, model.num_hidden_layers, len(plans)), np.int32)
         self._signals: dict[str, Any] = {}  # of the present layer
         self._masks: dict[str, Any] = {}  # by slice, of the present layer: bool [tokens, units]
+        self._norms: dict[tuple[int, str], np.ndarray] = {}  # by layer and name, once they were needed
         self._handles: list[Any] = []
         self._layers = layers if plans else []
 
@@ -161,13 +163,21 @@ class ClosedLoop:
 
     def _decide(self, index: int, plans: list[GroupPlan]) -> None:
         for plan in plans:
-            arrays = {signal: _array(self._signals[signal]) for signal in plan.group.needs}
-            masks = self._scan(index, self._plans.index(plan), arrays)
+            needs = plan.group.needs
+            arrays = {signal: _array(self._signals[signal]) for signal in needs if signal not in NORMS}
+            norms = {name: self._norm(index, name) for name in needs if name in NORMS}
+            masks = self._scan(index, self._plans.index(plan), arrays, norms)
             tensor = self._signals["input"].new_tensor(masks)  # of the model's type: it is multiplied
             for name in plan.group.slices:
                 self._masks[name] = tensor
 
-    def _scan(self, layer: int, group: int, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    def _norm(self, layer: int, name: str) -> np.ndarray:
+        """Norms of the running model's weights, float32 ``[units]``, read-only."""
+        if (layer, name) not in self._norms:
+            self._norms[layer, name] = read_only(self._layers[layer].norm(name))
+        return self._norms[layer, name]
+
+    def _scan(self, layer: int, group: int, arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> np.ndarray:
         """Masks of all tokens, bool ``[tokens, units]``: prompts are dense."""
         scan = self._scans[layer][group]
         total = sum(sequence.tokens for sequence in self._sequences)
@@ -177,7 +187,7 @@ class ClosedLoop:
             if self._fresh:
                 scan.begin(number)
             at, end = start + sequence.prompt, start + sequence.tokens
-            decided = scan.run(_rows(arrays, at, end))
+            decided = scan.run(norms | row for row in _rows(arrays, at, end))
             first = row
             for token, (mask, requests, hits) in enumerate(decided, at):
                 masks[token] = mask

@@ -60,7 +60,7 @@ def decode(family: str, ids: np.ndarray, prompt: int, policy: str, plans: list[G
         worth = np.abs(values.astype(np.float32))
         if policy == "dip-ca":
             worth = np.where(np.isin(np.arange(plan.units), recent), worth, np.float32(gamma) * worth)
-        chosen = sorted(sorted(range(plan.units), key=lambda i: (-worth[i], i))[: plan.k])
+        chosen = sorted(sorted(range(plan.units), key=lambda i: (-worth[i], i))[: plan.k[layer]])
         masks[layer, name, now["token"]] = chosen
         hits = [i for i in chosen if i in recent]
         if len(chosen) > plan.capacity:
@@ -154,7 +154,7 @@ def test_layer_by_layer_is_token_by_token(
 
 
 def test_saved_masks_replay_exactly(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    for eviction, policy in (("lfu", "dip-ca"), ("belady", "dip"), ("none", "predictor")):
+    for eviction, policy in (("lfu", "dip-ca"), ("belady", "dip"), ("none", "noisy-oracle")):
         writer = MaskWriter(tmp_path / "masks.npz")
         (loop,) = run(checkpoints["llama"], {policy: {}}, writer, eviction)
         again = replay_masks(
@@ -199,7 +199,7 @@ def test_dense_perplexity_is_that_of_the_recording(checkpoints: dict[str, Path],
 
 def test_the_oracle_costs_less_than_guessing(checkpoints: dict[str, Path]) -> None:
     best, poor = (
-        run(checkpoints["llama"], {"predictor": {"recall": quality, "precision": quality}})[0].kl
+        run(checkpoints["llama"], {"noisy-oracle": {"recall": quality, "precision": quality}})[0].kl
         for quality in (1.0, 0.5)
     )
     assert best < poor
