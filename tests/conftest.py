@@ -55,7 +55,9 @@ def write_calibration(
 ) -> Path:
     """The calibration of a trace of random signals; all that the model has, if none are named."""
     made = ("up", "gate") if model.gated else ("glu",)
-    trace = write_trace(path.with_suffix(".trace"), model, None, signals or ("attn_input", "attn_output", "input", *made), seed)
+    trace = write_trace(
+        path.with_suffix(".trace"), model, None, signals or ("attn_input", "attn_output", "input", *made), seed
+    )
     with Trace(trace) as opened:
         write_arrays(path, KIND, *calibrate(opened))
     return path

@@ -23,18 +23,17 @@ from .conftest import Hwsim, write_trace
 VALUES = arrays.arrays(np.float16, st.integers(1, 300), elements=st.floats(-1000, 1000, width=16))
 
 
-def exact(values: np.ndarray, share: float) -> float:
-    """The smallest magnitude that so many of the values do not exceed: from a sorted list."""
-    ordered = sorted(abs(float(value)) for value in values.ravel())
-    rank = math.ceil(share * len(ordered) - 1e-9)
-    return ordered[rank - 1] if rank else 0.0
+def exact(values: np.ndarray, shares: list[float]) -> list[float]:
+    """The smallest magnitudes that so many of the values do not exceed: from a sorted list."""
+    ordered = [0.0, *sorted(abs(float(value)) for value in values.ravel())]
+    return [ordered[math.ceil(share * (len(ordered) - 1) - 1e-9)] for share in shares]
 
 
 @given(VALUES, st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_quantiles_are_those_of_a_sorted_list(values: np.ndarray, shares: list[float]) -> None:
     counts = magnitude_counts(values.astype(np.float32))
     assert counts.sum() == values.size
-    assert magnitude_quantiles(counts, np.array(shares)).tolist() == [exact(values, share) for share in shares]
+    assert magnitude_quantiles(counts, np.array(shares)).tolist() == exact(values, shares)
 
 
 def test_what_is_no_float16_is_rounded_and_clipped() -> None:
@@ -75,7 +74,7 @@ def test_a_calibration_is_that_of_the_decoded_tokens(
         for signal in header["signals"]:
             values = np.abs(trace.read(layer, signal)[decoded])
             quantiles, mean = (found[f"layers/{layer:03d}/{signal}/{part}"] for part in ("quantiles", "mean"))
-            wanted = [exact(values, level / 1000) for level in range(1001)]
+            wanted = exact(values, [level / 1000 for level in range(1001)])
             # recorded signals exactly; glu, a product in float32, to half a step of float16
             slack = 2**-11 if signal == "glu" else 0
             np.testing.assert_allclose(quantiles, wanted, rtol=slack, atol=2**-25 if slack else 0)
@@ -113,7 +112,10 @@ def test_the_command(tmp_path: Path, hwsim: Hwsim) -> None:
         (("no.npz",), "no.npz: cannot be opened"),
         (("t.npz", "--device", "cuda"), "--device, --dtype and --max-memory are for the --model, and none is given"),
         (("t.npz", "-o", "d.npz", "--json", "d.npz"), "the command writes the calibration to it"),
-        (("t.npz", "--model", "x"), "lacks the signal attn_input, which an allocation needs; record it anew: hwsim record"),
+        (
+            ("t.npz", "--model", "x"),
+            "lacks the signal attn_input, which an allocation needs; record it anew: hwsim record",
+        ),
     ],
 )
 def test_what_the_command_refuses(arguments: tuple[str, ...], message: str, tmp_path: Path, hwsim: Hwsim) -> None:

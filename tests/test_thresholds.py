@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwsim.arrayfile import read_arrays, write_arrays
@@ -74,12 +74,14 @@ def check_masks(policy: Policy, path: Path, keeps: dict[str, tuple[str, float]])
         assert clear.mean() > 0.99
 
 
+@settings(max_examples=15)
 @given(st.floats(0.34, 1))
 def test_cats_cuts_by_the_gate(calibrated: Path, density: float) -> None:
     policy = make("cats", density=density, calibration=calibrated)
     check_masks(policy, calibrated, {"neurons": ("gate", (3 * density - 1) / 2)})
 
 
+@settings(max_examples=15)
 @given(st.floats(0.05, 1))
 def test_dip_threshold_has_the_split_of_dip(calibrated: Path, density: float) -> None:
     keep_input, keep_down = make("dip", density=density).keeps(SMALL_MODEL)
@@ -87,6 +89,7 @@ def test_dip_threshold_has_the_split_of_dip(calibrated: Path, density: float) ->
     check_masks(policy, calibrated, {"input": ("input", keep_input), "down": ("glu", keep_down)})
 
 
+@settings(max_examples=15)
 @given(st.floats(0.05, 1))
 def test_teal_cuts_everything_alike(calibrated: Path, density: float) -> None:
     groups = {"attention": "attn_input", "output": "attn_output", "input": "input", "down": "glu"}
@@ -154,6 +157,7 @@ WAYS = {
 }
 
 
+@settings(max_examples=15)
 @given(st.floats(0.34, 1))
 def test_teal_stands_at_one_step_of_the_way_in_all_layers(
     calibrated: Path, tmp_path_factory: pytest.TempPathFactory, density: float
@@ -191,7 +195,9 @@ def test_a_density_beyond_the_way_is_refused(calibrated: Path, tmp_path: Path) -
 )
 def test_a_damaged_way_is_refused(calibrated: Path, tmp_path: Path, row: np.ndarray) -> None:
     path = allocation(calibrated, tmp_path / "a.npz", WAYS, **{"layers/001/input/keeps": row})
-    with pytest.raises(PluginError, match=r"input/keeps and its like must be .*anew: hwsim calibrate TRACE -o .*a\.npz"):
+    with pytest.raises(
+        PluginError, match=r"input/keeps and its like must be .*anew: hwsim calibrate TRACE -o .*a\.npz"
+    ):
         make("teal", calibration=path).groups(SMALL_MODEL)
 
 
@@ -239,5 +245,5 @@ def test_a_calibration_is_needed_and_must_fit(calibrated: Path, tmp_path: Path, 
 
 
 def test_cats_cannot_spare_the_gate(calibrated: Path) -> None:
-    with pytest.raises(PluginError, match="density=0.3 cannot be reached: the gate is read whole"):
+    with pytest.raises(PluginError, match=r"density=0\.3 cannot be reached: the gate is read whole"):
         make("cats", density=0.3, calibration=calibrated).groups(SMALL_MODEL)

@@ -3,8 +3,8 @@
 From a dense block, each step takes the same number of weights, `STEP` of the block's, from one signal's matrices: from
 those where the block's output then errs least. The steps are the same for every density, so the whole way is stored:
 keeps by signal, layer and step. As in the authors' code, the error is the L2 norm of the difference over the last
-quarter of the tokens, as outputs of first tokens are huge in many models; unlike there, matrices that share an input (q,
-k and v; gate and up) share a threshold.
+quarter of the tokens, as outputs of first tokens are huge in many models; unlike there, matrices that share an input
+(q, k and v; gate and up) share a threshold.
 
 A block is measured when the one dense pass reaches it, on the inputs that it gets there. So a model that is larger than
 memory is loaded once, and nothing is kept.
