@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hwsim.arrayfile import read_arrays
 from hwsim.errors import PluginError
-from hwsim.kernels import top_k
+from hwsim.kernels import threshold, top_k
 from hwsim.model import ModelShape
 
-__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "read_arrays", "top_k"]
+__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "read_arrays", "threshold", "top_k"]
 
 
 @dataclass(frozen=True)

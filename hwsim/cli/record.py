@@ -124,13 +124,13 @@ def _print(summary: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(
-        f"Next: hwsim replay {_quoted(summary['file'])} --hw pixel8 --dram 50% --policy dense,dip,dip-ca",
+        f"Next: hwsim replay {quoted(summary['file'])} --hw pixel8 --dram 50% --policy dense,dip,dip-ca",
         markup=False,
         soft_wrap=True,
     )
 
 
-def _quoted(file: str) -> str:
+def quoted(file: str) -> str:
     """The name as a shell takes it for a file."""
     return shlex.quote(printable(f"./{file}" if file.startswith("-") else file))
 

@@ -27,12 +27,19 @@ class Layer(NamedTuple):
     down: Any  # down_proj or fc2: its input is the GLU
     act: Any | None  # activation of the gate
     query: Any | None  # q_proj or qkv_proj: its input is the attention's
+    key: Any | None  # k_proj or qkv_proj
+    value: Any | None  # v_proj or qkv_proj
     out: Any | None  # o_proj or out_proj
 
     @property
     def fused(self) -> bool:
         """Whether `up` makes gate and up together."""
         return self.gate is None and self.act is not None
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether `query` makes query, key and value together."""
+        return self.query is not None and self.query is self.key
 
     @property
     def gated(self) -> bool:
@@ -79,19 +86,19 @@ def find_layers(model: Any, count: int) -> tuple[str, list[Layer]]:
 
 def _layer(module: Any) -> Layer | None:
     attention = getattr(module, "self_attn", None)
-    query = _first(attention, "q_proj", "qkv_proj")
+    query, key, value = (_first(attention, name, "qkv_proj") for name in ("q_proj", "k_proj", "v_proj"))
     out = _first(attention, "o_proj", "out_proj", "dense")
     mlp = getattr(module, "mlp", module)
     act = _first(mlp, "act_fn", "activation_fn", "act")
     up, gate, down = (_first(mlp, name) for name in ("up_proj", "gate_proj", "down_proj"))
     if up is not None and gate is not None and down is not None and act is not None:
-        return Layer(up, gate, down, act, query, out)
+        return Layer(up, gate, down, act, query, key, value, out)
     fused = _first(mlp, "gate_up_proj")
     if hasattr(fused, "weight") and hasattr(down, "weight") and act is not None:
-        return Layer(fused, None, down, act, query, out)
+        return Layer(fused, None, down, act, query, key, value, out)
     first, second = _first(mlp, "fc1"), _first(mlp, "fc2")
     if first is not None and second is not None:
-        return Layer(first, None, second, None, query, out)
+        return Layer(first, None, second, None, query, key, value, out)
     return None
 
 

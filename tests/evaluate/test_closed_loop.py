@@ -231,10 +231,17 @@ class Cut(Policy):
 @pytest.mark.parametrize(
     ("slices", "needs", "family", "message"),
     [
-        (["q.column"], "attn_input", "llama", "cuts q.column; the closed loop masks the MLP only"),
+        (["q.row"], "attn_input", "llama", "cuts q.row; of attention, the closed loop masks columns only"),
+        (
+            ["q.column", "v.column"],
+            "attn_input",
+            "phi3",
+            "cuts q.column alone, but this model stores q, k, v as one matrix",
+        ),
+        (["q.column"], "input", "llama", "decides q.column from input, which the running model knows only after"),
         (["up.column"], "glu", "llama", "decides up.column from glu, which the running model knows only after"),
         (["down.row"], "up", "opt", "needs up or gate; a model without a gate has input and glu only"),
-        (["up.column"], "input", "phi3", "cuts up.column alone, but this model stores gate and up as one matrix"),
+        (["up.column"], "input", "phi3", "cuts up.column alone, but this model stores gate, up as one matrix"),
     ],
 )
 def test_what_cannot_be_masked(
