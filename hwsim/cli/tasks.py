@@ -35,7 +35,7 @@ DensePrompt = Annotated[
     typer.Option("--dense-prompt", help="Tasks that generate read their prompts densely, as `hwsim generate` does."),
 ]
 _OF_TASKS = ("tasks_path", "limit", "num_fewshot", "dense_prompt")
-_OF_TEXTS = ("text", "tokens", "context", "prompt", "save_masks")
+_OF_TEXTS = ("text", "tokens", "context", "prompt", "batch", "save_masks")
 
 
 def read_tasks(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from hwsim.errors import ModelError, SettingError
+from hwsim.evaluate.carried import Carried
 from hwsim.evaluate.masking import ClosedLoop
 from hwsim.select import Demand
 from hwsim.trace import Sequence
@@ -28,14 +29,18 @@ class Passes:
         loop: the policy and its caches.
         dense_prompt: prompts of generations are read densely, and are no part of the decode.
         tell: is called after each sequence.
+        carried: an adapter of the model, on while tokens are masked.
 
     Attributes:
         sequences: that were decoded, in order.
     """
 
-    def __init__(self, loop: ClosedLoop, *, dense_prompt: bool, tell: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: ClosedLoop, *, dense_prompt: bool, tell: Callable[[], None], carried: Carried | None = None
+    ) -> None:
         self.sequences: list[Sequence] = []
         self._loop, self._dense_prompt, self._tell = loop, dense_prompt, tell
+        self._carried = carried or nullcontext()
         self._demands: list[Demand] = []
         self._number = 0
         self._stdout = sys.stdout  # lm-eval is kept quiet, a policy that prints is not
@@ -45,7 +50,7 @@ class Passes:
         """One forward pass, over a sequence of `tokens` tokens."""
         sequence = Sequence(tokens=tokens)
         self._loop.window([sequence], self._number)
-        with self._loop, redirect_stdout(self._stdout):
+        with self._carried, self._loop, redirect_stdout(self._stdout):
             yield
         self._keep(sequence, [self._loop.demand()])
 
@@ -66,6 +71,7 @@ class Passes:
                 lengths.append(tokens)
                 if not self._densely(lengths):
                     self._loop.continued(tokens)
+                    attached.enter_context(self._carried)
                     attached.enter_context(self._loop)
 
             def after(module: Any, args: Any, result: Any) -> None:

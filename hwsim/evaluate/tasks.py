@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import hwsim
 from hwsim import simulation
 from hwsim.errors import ModelError, SettingError
+from hwsim.evaluate.carried import Carried, carry, require_peft
 from hwsim.evaluate.evaluation import Candidate
 from hwsim.evaluate.harness import Tasks, ask, build_requests, load_tasks, quiet_model, require_harness
 from hwsim.evaluate.masking import ClosedLoop
@@ -55,6 +56,7 @@ class _Model(NamedTuple):
     structure: Structure
     tokenizer: Any
     loaded: Loaded
+    carried: Carried | None  # an adapter, on while tokens are masked
 
 
 class _Run(NamedTuple):
@@ -88,7 +90,7 @@ def evaluate_tasks(
         candidates: the policies; those that mask nothing share the dense run.
         eviction: picks who leaves the caches.
         reading: device, type and memory for the model; its other fields play no part.
-        settings: DRAM, bits, timing and seed, as in a replay.
+        settings: DRAM, bits, timing, seed and LoRA adapter, as in a replay. The dense run is without the adapter.
         eviction_name: how results call the eviction.
         progress: is told how far it is.
 
@@ -97,13 +99,15 @@ def evaluate_tasks(
     """
     reading, settings = reading or Reading(), settings or simulation.Settings()
     tell = progress or (lambda phase, done, total: None)
-    _check(tasks, settings)
+    _check(tasks)
     require_harness()
     require_extra()
+    if settings.lora:
+        require_peft()
     used, source = libraries(), find_source(model)
     found = load_tasks(list(tasks.names), tasks.folder, tasks.num_fewshot, partial(tell, "loading tasks"))
     requests, hashes = build_requests(found, tasks.limit)
-    ready = _load(source, used, reading, tell)
+    ready = _load(source, used, reading, settings.lora, tell)
     with told_as("--tasks: cannot be asked"), quiet_model():
         plan = plan_requests(ready.loaded.model, ready.tokenizer, requests)
     _check_plan(plan, tasks, eviction, ready)
@@ -118,17 +122,18 @@ def evaluate_tasks(
         done += 1
         tell("asking", done, total)
 
+    layers = ready.carried.layers if ready.carried else ready.loaded.layers
     loops = [
         ClosedLoop(
-            ready.loaded.layers, ready.structure.shape, each.policy, placement.groups, eviction,
+            layers, ready.structure.shape, each.policy, placement.groups, eviction,
             name=each.name, seed=settings.seed,
         )
         for each, placement in zip(candidates, placements, strict=True)
     ]  # fmt: skip
-    unmasked = ClosedLoop(ready.loaded.layers, ready.structure.shape, candidates[0].policy, (), eviction, name="dense")
-    dense = _run(ready, unmasked, found, tasks, step)
+    unmasked = ClosedLoop(layers, ready.structure.shape, candidates[0].policy, (), eviction, name="dense")
+    dense = _run(ready, unmasked, None, found, tasks, step)
     runs = [
-        _run(ready, loop, found, tasks, step) if placement.groups else dense
+        _run(ready, loop, ready.carried, found, tasks, step) if placement.groups else dense
         for loop, placement in zip(loops, placements, strict=True)
     ]
     origin = {
@@ -157,14 +162,12 @@ def evaluate_tasks(
     return results
 
 
-def _check(tasks: TaskSettings, settings: simulation.Settings) -> None:
+def _check(tasks: TaskSettings) -> None:
     if not tasks.names:
         raise SettingError("--tasks names no task")
     for option, value, least in (("limit", tasks.limit, 1), ("num-fewshot", tasks.num_fewshot, 0)):
         if value is not None and value < least:
             raise SettingError(f"--{option} {value}: must be at least {least}")
-    if settings.lora:
-        raise SettingError("--tasks: the model runs without adapters there; leave out the LoRA adapter")
 
 
 def _check_plan(plan: Plan, tasks: TaskSettings, eviction: Eviction, ready: _Model) -> None:
@@ -182,20 +185,28 @@ def _check_plan(plan: Plan, tasks: TaskSettings, eviction: Eviction, ready: _Mod
         raise SettingError("--dense-prompt: is for tasks that generate, and none of these does; leave it out")
 
 
-def _load(source: Source, used: Libraries, reading: Reading, tell: Progress) -> _Model:
+def _load(source: Source, used: Libraries, reading: Reading, lora: Path | None, tell: Progress) -> _Model:
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
     device = find_device(reading.device, used)
     dtype = find_dtype(reading.dtype, device, structure)
     tokenizer = load_tokenizer(source, used)
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
+    carried = carry(loaded, lora, source.name)
     tell("loading the model", 1, 1)
-    return _Model(source, used, structure, tokenizer, loaded)
+    return _Model(source, used, structure, tokenizer, loaded, carried)
 
 
-def _run(ready: _Model, loop: ClosedLoop, found: Tasks, tasks: TaskSettings, step: Callable[[], None]) -> _Run:
+def _run(
+    ready: _Model,
+    loop: ClosedLoop,
+    carried: Carried | None,
+    found: Tasks,
+    tasks: TaskSettings,
+    step: Callable[[], None],
+) -> _Run:
     """Ask everything once."""
-    passes = Passes(loop, dense_prompt=tasks.dense_prompt, tell=step)
+    passes = Passes(loop, dense_prompt=tasks.dense_prompt, tell=step, carried=carried)
     with told_as(f"--model {ready.source.name}: cannot be run"), quiet_model():
         asked = masked_model(ready.loaded.model, ready.tokenizer, passes)
     answers = ask(asked, found, tasks.limit, ready.used)

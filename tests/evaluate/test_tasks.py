@@ -34,7 +34,7 @@ from hwsim.record.sources import find_source
 from hwsim.select import Demand
 from hwsim.simulation import Settings
 from tests.conftest import flat_profile
-from tests.record.conftest import make_model, make_tokenizer
+from tests.record.conftest import make_model, make_tokenizer, save
 
 TASKS = Path(__file__).parent / "tasks"
 SCORED = ("persuasion_endings", "persuasion_letters", "persuasion_sentences")
@@ -266,7 +266,7 @@ def test_everything_is_counted_once(checkpoints: dict[str, Path]) -> None:
         (tokenizer.bos_token_id, *tokenizer.encode(each.args[0])[:-1]) for each in requests["loglikelihood_rolling"]
     ]
     tokens = sum(map(len, read)) + sum(map(len, texts))
-    assert len(read) <= len(requests["loglikelihood"]) - 3 * QUESTIONS  # the letters of a question share a pass
+    assert len(read) < len(requests["loglikelihood"])  # letters of one question share a pass
     for result in (dense, dip, aware):
         assert result.tokens == tokens
         assert result.unit_requests == sum(group.requests for group in result.groups)
@@ -335,6 +335,35 @@ def test_examples_in_front(checkpoints: dict[str, Path]) -> None:
     first, second = (each.provenance["trace"]["provenance"]["requests_sha256"] for each in (zero, two))
     assert first["persuasion_letters"] == second["persuasion_letters"]
     assert first["persuasion_endings"] != second["persuasion_endings"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_is_on_while_tokens_are_masked(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """The policy's values are those of a model that the adapter was merged into; the dense ones know nothing of it."""
+    peft = pytest.importorskip("peft")
+    fields = peft.LoraConfig(r=2, target_modules=["gate_proj", "up_proj", "down_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(make_model("llama"), fields)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    merged = save(wrapped.merge_and_unload(), tmp_path / "merged")
+    names, candidate = ("persuasion_sentences", "persuasion_names"), Candidate("dip", POLICIES.make("dip")[1])
+    tasks, rule = TaskSettings(names, TASKS, limit=2), EVICTIONS.make("lfu")[1]
+
+    def ask(model: Path, lora: Path | None) -> dict[str, Any]:
+        settings = Settings(dram="70%", lora=lora, lora_merged=lora is not None)
+        return evaluate_tasks(str(model), tasks, flat_profile(), [candidate], rule, settings=settings)[0].lm_eval
+
+    without, carried, whole = (
+        ask(checkpoints["llama"], None),
+        ask(checkpoints["llama"], tmp_path / "adapter"),
+        ask(merged, None),
+    )
+    assert carried["dense_results"] == without["dense_results"]
+    assert carried["results"]["persuasion_names"] == whole["results"]["persuasion_names"]
+    ours, theirs, plain = (
+        each["results"]["persuasion_sentences"]["bits_per_byte,none"] for each in (carried, whole, without)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert ours != pytest.approx(plain, rel=1e-3)
 
 
 TALKS = """
