@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import options as o
+from hwsim.cli import tasks as t
 from hwsim.cli.common import (
     JsonOption,
     check_target,
@@ -25,6 +26,7 @@ from hwsim.files import spare
 
 
 def evaluate(
+    ctx: typer.Context,
     model: o.Model,
     hw: o.Hardware,
     policy: o.Policies,
@@ -53,12 +55,18 @@ def evaluate(
     save_masks: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the masks; `hwsim replay FILE` replays them exactly.")
     ] = None,
+    tasks: t.Tasks = None,
+    tasks_path: t.TasksPath = None,
+    limit: t.Limit = None,
+    num_fewshot: t.NumFewshot = None,
+    dense_prompt: t.DensePrompt = False,
     json: JsonOption = None,
     per_token: o.PerToken = False,
 ) -> None:
     """Run a model under policies, with the cache in the loop: perplexity beside tokens/s.
 
     The model sees the masks, so later activations feel earlier ones. Several policies share one dense pass.
+    With --tasks it answers the questions of lm-eval's tasks instead of reading a text: accuracy beside tokens/s.
 
     Example: hwsim eval --model smollm2-135m --hw pixel8 --dram 50% --policy dip,dip-ca --density 0.7
     """
@@ -73,8 +81,9 @@ def evaluate(
     from hwsim.simulation import Settings
 
     o.check_per_token(per_token, json)
+    asked = t.read_tasks(ctx, tasks, tasks_path, limit, num_fewshot, dense_prompt)
     sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
-    sources += [*o.lora_files(lora, lora_merged), *density_files(density)]
+    sources += [*o.lora_files(lora, lora_merged), *density_files(density), *t.task_files(tasks_path)]
     sources += [Path(each) for each in (text, model) if Path(each).is_file()]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
@@ -90,6 +99,9 @@ def evaluate(
     shown = len(candidates)
     if all(each.name != "dense" for each in candidates) and save_masks is None:
         candidates.append(Candidate("dense", POLICIES.make("dense")[1]))  # costs no pass of its own
+    if asked:
+        t.run_tasks(model, asked, profile, candidates, (rule_name, rule), reading, settings, json, shown)
+        return
     masks = MaskWriter(save_masks) if save_masks else None
     with progress_bar(rate="tokens") as progress:
         results = run(
