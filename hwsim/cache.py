@@ -41,10 +41,8 @@ class CacheSetup:
             SettingError: the eviction cannot bypass, a set is missing, or more is in there than the cache holds.
         """
         pinned, warm = (part.of(layer, group, units) if part else None for part in (self.pinned, self.warm))
-        try:
-            return Cache(units, capacity, eviction, admission=self.admission, pinned=pinned, warm=warm)
-        except SettingError as error:
-            raise SettingError(f"layer {layer}, group {group}: {error}") from error
+        where = f"layer {layer}, group {group}: "
+        return Cache(units, capacity, eviction, admission=self.admission, pinned=pinned, warm=warm, where=where)
 
 
 class Cache:
@@ -57,6 +55,7 @@ class Cache:
         admission: how units enter; None: as the eviction has it.
         pinned: bool ``[units]``: who is there for good.
         warm: bool ``[units]``: who is there besides when a sequence begins.
+        where: the cache is, for messages.
 
     Attributes:
         view: bool ``[units]``, read-only: what is in it now.
@@ -74,6 +73,7 @@ class Cache:
         admission: Admission | None = None,
         pinned: np.ndarray | None = None,
         warm: np.ndarray | None = None,
+        where: str = "",
     ) -> None:
         self.units = units
         self.capacity = min(capacity, units) if eviction.caches else 0
@@ -81,7 +81,7 @@ class Cache:
         self._ranks = type(eviction).stay is Eviction.stay
         self._bypass = (admission or eviction.admission) == "bypass"
         self._pinned, self._warm = pinned, warm
-        self._check()
+        self._check(where)
         self._room = self.capacity - (0 if pinned is None else int(np.count_nonzero(pinned)))
         self._state: Any = None
         self._token = 0
@@ -152,7 +152,7 @@ class Cache:
         if self._pinned is not None:
             np.logical_or(self._cached, self._pinned, out=self._all)
 
-    def _check(self) -> None:
+    def _check(self, where: str) -> None:
         """Refuse what the eviction or the capacity cannot do."""
         if self._bypass and not self._ranks and self._eviction.admission != "bypass":
             raise SettingError(
@@ -166,14 +166,14 @@ class Cache:
         total = int(np.count_nonzero(pinned))
         if not self._eviction.caches and total + warm:
             raise SettingError(
-                f"{self._who} keeps nothing, so nothing can be there from the start; "
+                f"{where}{self._who} keeps nothing, so nothing can be there from the start; "
                 "--eviction static keeps a fixed set"
             )
         if total + warm > self.capacity:
             besides = f" and {warm} more are there from the start" if warm else ""
             raise SettingError(
-                f"{total} units are pinned{besides}, but the cache holds {self.capacity}; give more with --dram, "
-                "or name fewer"
+                f"{where}{total} units are pinned{besides}, but the cache holds {self.capacity}; "
+                "give more with --dram, or name fewer"
             )
 
     def _stay(self, candidates: np.ndarray, count: int) -> np.ndarray:
