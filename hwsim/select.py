@@ -101,7 +101,7 @@ def scan(
             for number, sequence in enumerate(sequences):
                 group.begin(number)
                 span = (first + sequence.prompt, first + sequence.tokens)
-                for mask, requests, hits in group.run(_signals(source, plan, layer, *span)):
+                for mask, requests, hits in group.run(signal_blocks(source, plan, layer, *span)):
                     demand.requests[row, layer, index], demand.hits[row, layer, index] = requests, hits
                     if listener:
                         listener(layer, plan.group.name, row, mask)
@@ -183,7 +183,7 @@ class GroupScan:
             yield mask, requests, hits
 
 
-def _signals(
+def signal_blocks(
     source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """What the group needs, token by token, read in blocks."""

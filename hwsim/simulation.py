@@ -246,9 +246,11 @@ def measure(
 
 
 def layout(
-    model: ModelShape, profile: Profile, policy: Policy, longest: int, settings: Settings, name: str = ""
+    model: ModelShape, profile: Profile | None, policy: Policy, longest: int, settings: Settings, name: str = ""
 ) -> Placement:
-    """Where everything lies; `longest` is the length of the longest sequence.
+    """Where everything lies; `longest` is the length of the longest sequence, `profile` the device.
+
+    Without a device the settings must say how much DRAM there is.
 
     Raises:
         ContractError: the policy's groups are not possible on this model.
@@ -259,7 +261,9 @@ def layout(
     kv_tokens = longest if settings.kv_tokens is None else settings.kv_tokens
     if kv_tokens < longest:
         raise SettingError(f"--kv-tokens {kv_tokens} cannot hold the trace's longest sequence, {longest} tokens")
-    budget = profile.dram.budget if settings.dram is None else settings.dram
+    budget = profile.dram.budget if settings.dram is None and profile else settings.dram
+    if budget is None:
+        raise _impossible("dram", None, "given where there is no device")
     parameters = _ask("predictor_parameters", lambda: policy.predictor_parameters(model), name)
     if not _whole(parameters, 0) or parameters > _MOST_PARAMETERS:
         raise ContractError(
