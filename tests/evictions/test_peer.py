@@ -12,7 +12,7 @@ from tests.evictions.test_rules import run
 
 peer = pytest.importorskip("libcachesim")
 
-UNITS, REQUESTS = 400, 4000
+UNITS, REQUESTS = 400, 2500
 PEERS = {
     "lru": peer.LRU, "fifo": peer.FIFO, "clock": peer.Clock, "s3fifo": peer.S3FIFO, "sieve": peer.Sieve,
     "arc": peer.ARC, "belady": peer.Belady,
