@@ -20,7 +20,7 @@ from hwsim.trace import Trace
 
 HERE = Path(__file__).parent
 SHARES = (50, 60, 70, 80, 90)  # --dram, % of the weights
-GROUP = "down"  # whose masks fit into its cache from 62 % on; those of `input` do not before 76 %
+GROUP = "down"  # whose masks fit into its cache from 62 % on; those of `input` do not before 75 %
 BESIDE = {"lru": "0.6", "belady-bypass": "0.6"}
 
 

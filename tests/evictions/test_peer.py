@@ -12,7 +12,7 @@ from tests.evictions.test_rules import run
 
 peer = pytest.importorskip("libcachesim")
 
-UNITS, REQUESTS = 400, 2500
+UNITS, REQUESTS = 400, 1500
 PEERS = {
     "lru": peer.LRU, "fifo": peer.FIFO, "clock": peer.Clock, "s3fifo": peer.S3FIFO, "sieve": peer.Sieve,
     "arc": peer.ARC, "belady": peer.Belady,
@@ -29,7 +29,7 @@ def streams() -> dict[str, list[int]]:
     return {
         "zipf": zipf[zipf < UNITS][:REQUESTS].tolist(),
         "uniform": rng.integers(0, UNITS, REQUESTS).tolist(),
-        "recorded": recorded.tolist(),
+        "recorded": recorded[:REQUESTS].tolist(),
     }
 
 

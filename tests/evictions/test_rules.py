@@ -119,7 +119,7 @@ def test_one_unit_at_a_time_it_is_what_its_paper_says(rule, capacity, stream):
 
 
 @few
-@given(case=cases())
+@given(case=cases(tokens=12))
 def test_no_other_rule_hits_more_than_belady_where_masks_fit(case):
     units, capacity, masks = case
     masks = [set(sorted(mask)[:capacity]) for mask in masks]
@@ -128,7 +128,7 @@ def test_no_other_rule_hits_more_than_belady_where_masks_fit(case):
 
 
 @few
-@given(case=cases())
+@given(case=cases(tokens=12))
 def test_no_rule_hits_more_than_belady_bypass(case):
     units, capacity, masks = case
     best = sum(run("belady-bypass", masks, units, capacity)[0])
