@@ -84,7 +84,8 @@ def installed(folder, monkeypatch, name, code, entries):
 
 def test_the_built_in_ones():
     assert list(POLICIES.names()) == ["dense", "dip", "dip-ca", "magnitude", "predictor"]
-    assert list(EVICTIONS.names()) == ["belady", "fifo", "lfu", "lru", "none"]
+    rules = "arc belady belady-bypass clock fifo lfu lfu-aged lru none random s3fifo sieve static"
+    assert list(EVICTIONS.names()) == rules.split()
     for kind in (POLICIES, EVICTIONS):
         for name in kind.names():
             shown, found = kind.find(name)

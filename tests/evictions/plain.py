@@ -231,7 +231,7 @@ RANKED = ("lru", "lfu", "lfu-aged", "fifo", "static", "random", "belady", "belad
 def plain_run(rule, masks, units, capacity, *, bypass=None, pinned=(), warm=(), **parameters):
     """Hits of every token, and what the cache holds after each: sets of units."""
     pinned = set(pinned)
-    room = min(capacity, units) - len(pinned)
+    room = 0 if rule == "none" else min(capacity, units) - len(pinned)
     others = [mask - pinned for mask in masks]
     made = (
         QUEUES[rule](units, room, **parameters) if rule in QUEUES else Ranked(rule, units, room, others, **parameters)
