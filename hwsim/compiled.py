@@ -1,7 +1,7 @@
 """The scan of many tokens as one compiled loop: re-weighting, top-k, hits and cache update. Needs numba, an extra.
 
-It decides exactly what `hwsim.kernels` and `hwsim.cache` decide token by token, to the bit; a test holds it to them. It
-serves policies that give the scores of many tokens at once, and evictions whose rank is one number for each unit.
+It decides exactly what `hwsim.kernels` and `hwsim.cache` decide token by token, to the bit; a test holds it to them.
+It serves policies that give the scores of many tokens at once, and evictions whose rank is one number a unit.
 
 Selection counts keys instead of sorting them: a float's bits, seen as a whole number, rise with it, so three passes over
 11, 11 and 10 bits find the k-th largest, the later ones over the few that share the first bits.
@@ -50,8 +50,8 @@ def serve(
     masks, hits = np.empty((tokens, units), bool), np.zeros(tokens, np.int32)
     scores = np.empty(units, np.float32)
     _kernel()(
-        values, uncached, min(k, units), capacity, _UPDATES[update], cached, rank, token, masks, hits,
-        scores, scores.view(np.int32), np.empty(units, np.uint32), np.empty(units, np.uint32), np.empty(_BINS, np.int64),
+        values, uncached, min(k, units), capacity, _UPDATES[update], cached, rank, token, masks, hits, scores,
+        scores.view(np.int32), np.empty(units, np.uint32), np.empty(units, np.uint32), np.empty(_BINS, np.int64),
     )  # fmt: skip
     return masks, hits
 
@@ -64,7 +64,7 @@ def _kernel() -> Any:
     compiled = numba.njit(cache=True, nogil=True)
 
     @compiled
-    def pick(hist, k):  # the bin that holds the k-th largest, and how many are in those above it
+    def pick(hist: Any, k: Any) -> Any:  # the bin that holds the k-th largest, and how many are in those above it
         above = 0
         at = hist.shape[0] - 1
         while above + hist[at] < k:
@@ -73,7 +73,9 @@ def _kernel() -> Any:
         return at, above
 
     @compiled
-    def threshold(keys, count, k, rest, hist):  # the k-th largest key, and how many of its equals are among the k
+    def threshold(
+        keys: Any, count: Any, k: Any, rest: Any, hist: Any
+    ) -> Any:  # the k-th largest key, and how many of its equals are among the k
         hist[:] = 0
         for i in range(count):
             hist[keys[i] >> 21] += 1
@@ -98,7 +100,10 @@ def _kernel() -> Any:
         return np.uint32((high << 21) | (middle << 10) | low), k - above
 
     @compiled
-    def loop(values, uncached, k, capacity, update, cached, rank, token, masks, hits, scores, bits, keys, rest, hist):
+    def loop(
+        values: Any, uncached: Any, k: Any, capacity: Any, update: Any, cached: Any, rank: Any, token: Any,
+        masks: Any, hits: Any, scores: Any, bits: Any, keys: Any, rest: Any, hist: Any,
+    ) -> None:  # fmt: skip
         tokens, units = values.shape
         occupied = 0
         for i in range(units):
@@ -108,7 +113,7 @@ def _kernel() -> Any:
             for i in range(units):
                 scores[i] = values[t, i] if cached[i] else factor * values[t, i]
             for i in range(units):
-                b = np.int64(bits[i])
+                b: Any = np.int64(bits[i])
                 if scores[i] == 0:  # -0 is 0
                     b = 0
                 elif b < 0:  # of negative numbers the bits fall

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from hwsim.cache import Cache
+from hwsim.cache import CacheSetup
 from hwsim.errors import OutputError, TraceError, one_line
 from hwsim.evictions import Eviction
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Field, Group, Policy
-from hwsim.select import Demand
+from hwsim.select import CacheListener, Demand
 from hwsim.trace import Sequence, TraceHeader
 
 FORMAT = "hwsim-masks"
@@ -188,8 +188,14 @@ class MaskFile:
         dense.policy = SavedPolicy(name="dense", parameters={}, cut=[])
         return dense
 
-    def demand(self, plans: tuple[GroupPlan, ...], eviction: Eviction) -> Demand:
-        """What the masks ask of caches of some capacity.
+    def demand(
+        self,
+        plans: tuple[GroupPlan, ...],
+        eviction: Eviction,
+        setup: CacheSetup | None = None,
+        contents: CacheListener | None = None,
+    ) -> Demand:
+        """What the masks ask of caches of some capacity; `contents` is told what each holds at the end.
 
         Raises:
             TraceError: masks are missing, or of another shape than the header says.
@@ -200,13 +206,16 @@ class MaskFile:
         for layer in range(self.model.num_hidden_layers):
             for index, plan in enumerate(plans):
                 masks = self._read(layer, plan, decoded)
-                cache, start = Cache(plan.units, plan.capacity, eviction), 0
+                cache = (setup or CacheSetup()).cache(layer, plan.group.name, plan.units, plan.capacity, eviction)
+                start = 0
                 for sequence in self.sequences:
                     end = start + sequence.tokens - sequence.prompt
                     cache.start(masks[start:end] if eviction.needs_future else None)
                     for row in range(start, end):
                         requests[row, layer, index], hits[row, layer, index] = cache.step(masks[row])
                     start = end
+                if contents:
+                    contents(layer, plan.group.name, cache.view)
         return Demand(requests, hits)
 
     def _read(self, layer: int, plan: GroupPlan, decoded: int) -> np.ndarray:

@@ -12,7 +12,16 @@ _MUCH = 1.5  # times the bytes that are needed: worth a word
 _MANY = 10_000  # reads at once: enough to keep any queue full and to make a latency vanish
 
 
-def notes(origin: str, placement: Placement, eviction: Eviction, profile: Profile, name: str, timing: str) -> list[str]:
+def notes(
+    origin: str,
+    placement: Placement,
+    eviction: Eviction,
+    profile: Profile,
+    name: str,
+    timing: str,
+    *,
+    bypass: bool = False,
+) -> list[str]:
     """The notes of one replay.
 
     Args:
@@ -22,6 +31,7 @@ def notes(origin: str, placement: Placement, eviction: Eviction, profile: Profil
         profile: the device.
         name: of the policy.
         timing: ``events`` or ``closed-form``.
+        bypass: whether the caches may refuse what a token needs.
     """
     found = []
     whole = show_size(placement.resident_weights + placement.sparse)
@@ -53,18 +63,18 @@ def notes(origin: str, placement: Placement, eviction: Eviction, profile: Profil
             f"{show_size(placement.streamed)} are streamed from Flash at every token and nothing is left for a cache."
         )
     elif placement.groups and eviction.caches:
-        found += _cache_notes(placement, name)
+        found += _cache_notes(placement, name, bypass)
     found += _energy(profile)
     if timing == "events":
         found += _small_reads(placement, profile, name)
     return found
 
 
-def _cache_notes(placement: Placement, name: str) -> list[str]:
+def _cache_notes(placement: Placement, name: str, bypass: bool) -> list[str]:
     if not any(plan.capacity for plan in placement.groups):
         return [f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."]
     over = [plan for plan in placement.groups if min(plan.k) > plan.capacity]
-    if over:
+    if over and not bypass:
         shares = ", ".join(f"{plan.group.name} {_span(plan.k)} of {plan.capacity}" for plan in over)
         return [
             f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills that cache "

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from hwsim import kernels
-from hwsim.cache import Cache
+from hwsim.cache import CacheSetup
 from hwsim.errors import ContractError, HwsimError, TraceError, one_line
 from hwsim.evictions import Eviction
 from hwsim.model import NORMS, ModelShape
@@ -52,6 +52,9 @@ class Demand:
 MaskListener = Callable[[int, str, int, np.ndarray], None]
 """Is told (layer, group name, decoded token, mask bool [units]) of every mask."""
 
+CacheListener = Callable[[int, str, np.ndarray], None]
+"""Is told (layer, group name, bool [units]) what each cache holds at the end."""
+
 
 def scan(
     source: SignalSource,
@@ -61,10 +64,12 @@ def scan(
     plans: tuple[GroupPlan, ...],
     eviction: Eviction,
     *,
+    setup: CacheSetup | None = None,
     name: str = "",
     seed: int = 0,
     layers: Iterable[int] | None = None,
     listener: MaskListener | None = None,
+    contents: CacheListener | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Demand:
     """Decide all masks and count all hits.
@@ -76,10 +81,12 @@ def scan(
         policy: decides the masks.
         plans: the policy's groups, with their caches' capacities.
         eviction: picks who leaves a cache.
+        setup: how caches admit, and what is in them from the start.
         name: of the policy, for messages.
         seed: of the random numbers that policies may draw.
         layers: only these; None: all.
         listener: is told every mask.
+        contents: is told what each cache holds at the end.
         progress: is called with the number of layers done.
 
     Raises:
@@ -92,17 +99,19 @@ def scan(
     every = range(model.num_hidden_layers) if layers is None else layers
     for layer in every if plans else ():
         for index, plan in enumerate(plans):
-            group = GroupScan(policy, plan, model, layer, eviction, name=name, seed=(seed, layer, index))
+            group = GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index))
             first = row = 0
             for number, sequence in enumerate(sequences):
                 group.begin(number)
                 span = (first + sequence.prompt, first + sequence.tokens)
-                for mask, requests, hits in group.run(_signals(source, plan, layer, *span)):
+                for mask, requests, hits in group.run(signal_blocks(source, plan, layer, *span)):
                     demand.requests[row, layer, index], demand.hits[row, layer, index] = requests, hits
                     if listener:
                         listener(layer, plan.group.name, row, mask)
                     row += 1
                 first = span[1]
+            if contents:
+                contents(layer, plan.group.name, group.cached)
         if progress:
             progress(layer + 1)
     return demand
@@ -117,6 +126,7 @@ class GroupScan:
         model: its shape.
         layer: of the model.
         eviction: picks who leaves the cache.
+        setup: how caches admit, and what is in them from the start.
         name: of the policy, for messages.
         seed: of the random numbers that the policy may draw here.
     """
@@ -128,16 +138,23 @@ class GroupScan:
         model: ModelShape,
         layer: int,
         eviction: Eviction,
+        setup: CacheSetup | None = None,
         *,
         name: str,
         seed: tuple[int, ...],
     ) -> None:
         self.plan, self._eviction, self._k = plan, eviction, plan.k[layer]
         self._decider = Decider(policy.in_layer(layer), name, plan, model, layer, seed)
-        self._cache = Cache(plan.units, plan.capacity, eviction)
+        setup = setup or CacheSetup()
+        self._cache = setup.cache(layer, plan.group.name, plan.units, plan.capacity, eviction)
+
+    @property
+    def cached(self) -> np.ndarray:
+        """What the cache holds, bool ``[units]``, read-only; it follows the cache."""
+        return self._cache.view
 
     def begin(self, number: int) -> None:
-        """Sequence `number` of the run begins: an empty cache, fresh state and random numbers."""
+        """Sequence `number` of the run begins: the cache as at first, fresh state and random numbers."""
         if self._eviction.needs_future:
             self._decider.begin(number, None)
         else:
@@ -169,7 +186,7 @@ class GroupScan:
             yield mask, requests, hits
 
 
-def _signals(
+def signal_blocks(
     source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """What the group needs, token by token, read in blocks."""

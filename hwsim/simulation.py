@@ -16,6 +16,8 @@ from pydantic import BaseModel
 import hwsim
 from hwsim import bounds, metrics
 from hwsim.adapter import read_adapter
+from hwsim.cache import CacheSetup
+from hwsim.contents import UnitSets
 from hwsim.devices import read_sizes
 from hwsim.engine import run_events
 from hwsim.errors import ContractError, HwsimError, SettingError, one_line
@@ -26,7 +28,7 @@ from hwsim.notes import notes
 from hwsim.placement import GroupPlan, Placement, place, plan_groups, plan_layers
 from hwsim.policy import Policy
 from hwsim.profile import Profile
-from hwsim.select import Demand, MaskListener, check_signals, scan
+from hwsim.select import CacheListener, Demand, MaskListener, check_signals, scan
 from hwsim.trace import Trace, TraceHeader
 from hwsim.units import printable, shorten
 
@@ -48,6 +50,7 @@ class Settings:
         overlap: ``group``: Flash and DRAM work at the same time within a group.
         seed: of the random numbers that policies may draw.
         per_token: keep a record of every token.
+        caches: how they admit, and what is in them from the start.
         lora: folder of a LoRA adapter: its bytes are resident and its parameters count in the density of every policy
             that masks something; one that masks nothing runs without it.
         lora_merged: the adapter's product is added to the weights: it costs no bytes of its own.
@@ -65,6 +68,7 @@ class Settings:
     per_token: bool = False
     lora: Path | None = None
     lora_merged: bool = False
+    caches: CacheSetup = field(default_factory=CacheSetup)
 
     def __post_init__(self) -> None:
         """Refuse what nothing else would notice."""
@@ -79,6 +83,8 @@ class Settings:
             raise _impossible("dram", self.dram, "bytes from 0, text such as '4 GB' or '50%', or None")
         if not isinstance(self.bits, Bits):
             raise _impossible("bits", self.bits, "hwsim.model.Bits")
+        if not isinstance(self.caches, CacheSetup):
+            raise _impossible("caches", self.caches, "hwsim.cache.CacheSetup")
 
 
 def _whole(value: object, least: int) -> bool:
@@ -107,6 +113,7 @@ def replay(
     policy_name: str = "",
     eviction_name: str = "",
     listener: MaskListener | None = None,
+    contents: CacheListener | None = None,
     progress: Progress | None = None,
 ) -> metrics.Result:
     """Replay a trace on a device under a policy.
@@ -120,6 +127,7 @@ def replay(
         policy_name: how the result calls the policy.
         eviction_name: how the result calls the eviction.
         listener: is told every mask.
+        contents: is told what each cache holds at the end.
         progress: is told how far it is.
 
     Raises:
@@ -131,6 +139,7 @@ def replay(
     check_parameters(eviction, f"eviction {eviction_name or type(eviction).__name__}")
     placement = layout(header.model, profile, policy, header.longest, settings, policy_name)
     plans = placement.groups
+    check_caches(placement, eviction, settings)
     check_signals(trace.has, plans, trace.path, header.model.name)
 
     def phase(name: str, total: int) -> Callable[[int], None] | None:
@@ -143,9 +152,11 @@ def replay(
         policy,
         plans,
         eviction,
+        setup=settings.caches,
         name=policy_name,
         seed=settings.seed,
         listener=listener,
+        contents=contents,
         progress=phase("masks and hits", header.model.num_hidden_layers),
     )
     names = Names(policy_name or type(policy).__name__, eviction_name or type(eviction).__name__)
@@ -163,6 +174,7 @@ def replay_masks(
     settings: Settings | None = None,
     *,
     eviction_name: str = "",
+    contents: CacheListener | None = None,
     progress: Progress | None = None,
 ) -> metrics.Result:
     """Replay masks that a closed loop has saved: on its device and with its cache the same hits, bytes and times.
@@ -173,6 +185,7 @@ def replay_masks(
         eviction: picks who leaves the caches.
         settings: everything else; the seed plays no part.
         eviction_name: how the result calls the eviction.
+        contents: is told what each cache holds at the end.
         progress: is told how far it is.
 
     Raises:
@@ -182,7 +195,8 @@ def replay_masks(
     fields = {"origin": "recorded", "model": masks.model, "signals": ["input"], "sequences": masks.sequences}
     header = TraceHeader.model_validate(fields)
     placement = layout(header.model, profile, masks.policy, header.longest, settings, masks.policy.name)
-    demand = masks.demand(placement.groups, eviction)
+    check_caches(placement, eviction, settings)
+    demand = masks.demand(placement.groups, eviction, settings.caches, contents)
     source = {"name": printable(masks.path.name), "origin": "saved masks", "provenance": masks.provenance}
     names = Names(masks.policy.name, eviction_name or type(eviction).__name__)
 
@@ -233,9 +247,11 @@ def measure(
 
 
 def layout(
-    model: ModelShape, profile: Profile, policy: Policy, longest: int, settings: Settings, name: str = ""
+    model: ModelShape, profile: Profile | None, policy: Policy, longest: int, settings: Settings, name: str = ""
 ) -> Placement:
-    """Where everything lies; `longest` is the length of the longest sequence.
+    """Where everything lies; `longest` is the length of the longest sequence, `profile` the device.
+
+    Without a device the settings must say how much DRAM there is.
 
     Raises:
         ContractError: the policy's groups are not possible on this model.
@@ -246,7 +262,9 @@ def layout(
     kv_tokens = longest if settings.kv_tokens is None else settings.kv_tokens
     if kv_tokens < longest:
         raise SettingError(f"--kv-tokens {kv_tokens} cannot hold the trace's longest sequence, {longest} tokens")
-    budget = profile.dram.budget if settings.dram is None else settings.dram
+    budget = profile.dram.budget if settings.dram is None and profile else settings.dram
+    if budget is None:
+        raise _impossible("dram", None, "given where there is no device")
     parameters = _ask("predictor_parameters", lambda: policy.predictor_parameters(model), name)
     if not _whole(parameters, 0) or parameters > _MOST_PARAMETERS:
         raise ContractError(
@@ -255,6 +273,17 @@ def layout(
         )
     adapter = read_adapter(settings.lora, model, merged=settings.lora_merged) if settings.lora and plans else None
     return place(plans, model, settings.bits, budget, kv_tokens, parameters, adapter=adapter, longest=longest)
+
+
+def check_caches(placement: Placement, eviction: Eviction, settings: Settings) -> None:
+    """Refuse, before long work, what the caches cannot hold and the eviction cannot do.
+
+    Raises:
+        SettingError: the eviction cannot bypass, a set of units is missing, or a cache cannot hold its.
+    """
+    for layer in range(placement.layers):
+        for plan in placement.groups:
+            settings.caches.cache(layer, plan.group.name, plan.units, plan.capacity, eviction)
 
 
 def _ask(method: str, call: Callable[[], Any], name: str, where: str = "") -> Any:
@@ -325,7 +354,15 @@ def _result(
         flash_read += int(((requests - hits).sum(axis=(0, 1)) * pages).sum())
     return metrics.Result(
         provenance=_provenance(header, source, profile, policy, settings, placement, eviction, names),
-        notes=notes(header.origin, placement, eviction, profile, names.policy, settings.timing),
+        notes=notes(
+            header.origin,
+            placement,
+            eviction,
+            profile,
+            names.policy,
+            settings.timing,
+            bypass=(settings.caches.admission or eviction.admission) == "bypass",
+        ),
         tokens=tokens,
         throughput_tok_s=tokens / timing.times.total,
         latency_s=metrics.latency(timing.token_s),
@@ -398,9 +435,24 @@ def _provenance(
             "bits": settings.bits.model_dump(),
             "timing": settings.timing,
             "overlap": settings.overlap,
+            "admission": settings.caches.admission or eviction.admission,
+            "pinned": _units(settings.caches.pinned, placement),
+            "warm": _units(settings.caches.warm, placement),
         },
         "seed": settings.seed,
     }
+
+
+def _units(found: UnitSets | None, placement: Placement) -> dict[str, Any] | None:
+    """A file of units in the provenance, with what it names in the caches of all layers."""
+    if found is None:
+        return None
+    counts = [
+        sum(int(found.of(layer, plan.group.name, plan.units).sum()) for layer in range(placement.layers))
+        for plan in placement.groups
+    ]
+    size = sum(count * plan.unit_bytes for count, plan in zip(counts, placement.groups, strict=True))
+    return {"name": found.name, "sha256": found.sha256, "units": sum(counts), "bytes": size}
 
 
 def _plugin(name: str, plugin: BaseModel, kind: type) -> dict[str, Any]:

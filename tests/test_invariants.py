@@ -21,7 +21,7 @@ from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace, TraceWriter
 
 from .conftest import SEQUENCES, flat_profile, write_trace
-from .test_cache import plain_hits
+from .evictions.plain import plain_run
 
 DRAM, FLASH = 50e9, 1e9  # of flat_profile()
 # bytes of a unit at 4 bits: a column of gate and one of up (120 rows each); a column of down (48 rows)
@@ -80,7 +80,7 @@ def test_every_hit_and_byte_is_that_of_the_plain_twin(trace, name, rule):
     for group in result.groups:
         assert group.unit_bytes == sizes[group.group]
         own = masks[group.layer, group.group]
-        hits = [n for part in by_sequence(own) for n in plain_hits(rule, part, group.capacity_units)]
+        hits = [n for part in by_sequence(own) for n in plain_run(rule, part, group.units, group.capacity_units)[0]]
         asked = [len(mask) for mask in own]
         assert (group.requests, group.hits) == (sum(asked), sum(hits))
         assert group.dram_bytes == sum(hits) * group.unit_bytes

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hwsim.cli import caching as c
 from hwsim.cli import options as o
 from hwsim.cli import tasks as t
 from hwsim.cli.common import (
@@ -37,6 +38,9 @@ def evaluate(
     density: o.Density = None,
     set_: o.Parameters = None,
     eviction: o.EvictionRule = "lfu",
+    admission: c.AdmissionOf = None,
+    pin: c.Pin = None,
+    warm: c.Warm = None,
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
     dram: o.Dram = None,
@@ -73,7 +77,7 @@ def evaluate(
     from hwsim.evaluate import Candidate
     from hwsim.evaluate import evaluate as run
     from hwsim.masks import MaskWriter
-    from hwsim.plugins import EVICTIONS, POLICIES
+    from hwsim.plugins import POLICIES
     from hwsim.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import render_accuracy
@@ -84,18 +88,28 @@ def evaluate(
     asked = t.read_tasks(ctx, tasks, tasks_path, limit, num_fewshot, dense_prompt)
     sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
     sources += [*o.lora_files(lora, lora_merged), *density_files(density), *t.task_files(tasks_path)]
+    sources += [path for path in (pin, warm) if path]
     sources += [Path(each) for each in (text, model) if Path(each).is_file()]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
         spare(save_masks, sources)
     settings = Settings(
-        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged
+        dram,
+        kv_tokens,
+        read_bits(bits),
+        timing.value,
+        overlap.value,
+        seed,
+        per_token,
+        lora,
+        lora_merged,
+        caches=c.make_setup(admission, pin, warm),
     )
     reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
     profile = load_profile(hw)
-    rule_name, rule = EVICTIONS.make(eviction)
+    rule_name, rule, pairs = c.make_rule(eviction, set_ or [])
     names = [name for option in policy for name in option.split(",") if name]
-    candidates = [Candidate(name, made) for name, made in make_policies(names, density, set_ or [])]
+    candidates = [Candidate(name, made) for name, made in make_policies(names, density, pairs)]
     shown = len(candidates)
     if all(each.name != "dense" for each in candidates) and save_masks is None:
         candidates.append(Candidate("dense", POLICIES.make("dense")[1]))  # costs no pass of its own

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import options as o
+from hwsim.cli.caching import make_rule
 from hwsim.cli.common import (
     JsonOption,
     check_target,
@@ -54,7 +55,6 @@ def generate(
     """
     from hwsim.evaluate import Candidate
     from hwsim.evaluate import generate as run
-    from hwsim.plugins import EVICTIONS
     from hwsim.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import speed
@@ -66,10 +66,10 @@ def generate(
         dram, None, read_bits(bits), timing.value, overlap.value, seed, lora=lora, lora_merged=lora_merged
     )
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
-    made = make_policies([policy], density, set_ or [])
+    rule_name, rule, pairs = make_rule(eviction, set_ or [])
+    made = make_policies([policy], density, pairs)
     if len(made) != 1:
         raise SettingError("--policy: one policy writes at a time")
-    rule_name, rule = EVICTIONS.make(eviction)
     profile = load_profile(hw)
 
     def show(text: str) -> None:

@@ -70,7 +70,11 @@ Density = Annotated[
 ]
 Parameters = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A policy's parameter; POLICY.KEY=VALUE for one of several."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A policy's parameter; POLICY.KEY=VALUE for one of several, eviction.KEY=VALUE for the rule.",
+    ),
 ]
 EvictionRule = Annotated[str, typer.Option(metavar="NAME|FILE.py", help="Who leaves a full cache.")]
 Dram = Annotated[

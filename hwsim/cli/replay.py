@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hwsim.cli import caching as c
 from hwsim.cli import options as o
 from hwsim.cli.common import (
     JsonOption,
@@ -24,6 +25,7 @@ from hwsim.cli.common import (
     write_results,
 )
 from hwsim.errors import SettingError, did_you_mean
+from hwsim.files import check_new_file, spare
 from hwsim.units import printable, shorten
 
 if TYPE_CHECKING:
@@ -52,6 +54,10 @@ def replay(
     density: o.Density = None,
     set_: o.Parameters = None,
     eviction: o.EvictionRule = "lfu",
+    admission: c.AdmissionOf = None,
+    pin: c.Pin = None,
+    warm: c.Warm = None,
+    save_cache: c.SaveCache = None,
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
     dram: o.Dram = None,
@@ -68,7 +74,6 @@ def replay(
     Example: hwsim replay smollm2.npz --hw pixel8 --dram 50% --policy dip,dip-ca
     """
     from hwsim.masks import is_mask_file
-    from hwsim.plugins import EVICTIONS
     from hwsim.profile import find_profile, load_profile
     from hwsim.report.table import print_results
     from hwsim.simulation import Settings
@@ -76,30 +81,47 @@ def replay(
     o.check_per_token(per_token, json)
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
-    read = [trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs)]
-    check_target(json, *read, *density_files(density), *o.lora_files(lora, lora_merged))
+    sources = [trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs)]
+    sources += [*o.lora_files(lora, lora_merged), *density_files(density), *(path for path in (pin, warm) if path)]
+    check_target(json, *sources, *([save_cache] if save_cache else []))
+    if save_cache:
+        check_new_file(save_cache)
+        spare(save_cache, sources)
     settings = Settings(
-        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged
-    )
-    profile, rule = load_profile(hw), EVICTIONS.make(eviction)
+        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged,
+        caches=c.make_setup(admission, pin, warm),
+    )  # fmt: skip
+    name, made_rule, pairs = c.make_rule(eviction, pairs)
+    profile, rule = load_profile(hw), (name, made_rule)
+    held = c.Held(save_cache)
     if is_mask_file(trace):
         if asked or pairs or density is not None:
             raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
-        results, dense = _saved(trace, profile, rule, settings)
+        results, dense = _saved(trace, profile, rule, settings, held)
     else:
         if not asked:
             raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
         names = [name for option in asked for name in option.split(",") if name]
-        results, dense = _decided(trace, profile, make_policies(names, density, pairs), rule, settings)
+        if save_cache and len(names) != 1:
+            raise SettingError("--save-cache: holds the caches of one policy; name one --policy")
+        results, dense = _decided(trace, profile, make_policies(names, density, pairs), rule, settings, held)
+    held.write(results[0])
     write_results(json, results)
     if json != "-":
         print_results(output(), results, dense)
     if json and json != "-":
         note(f"Result written to {json}")
+    if save_cache:
+        note(f"Contents of the caches written to {save_cache}")
 
 
 def _decided(
-    trace: Path, profile: Profile, policies: list[tuple[str, Any]], rule: tuple[str, Any], settings: Settings
+    trace: Path,
+    profile: Profile,
+    policies: list[tuple[str, Any]],
+    rule: tuple[str, Any],
+    settings: Settings,
+    held: c.Held,
 ) -> tuple[list[Result], Result]:
     """Replay the signals of a trace: the results, and that of `dense`."""
     from hwsim.plugins import POLICIES
@@ -110,7 +132,7 @@ def _decided(
 
         def one(name: str, made: Any) -> Result:
             return run(
-                opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0],
+                opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
                 progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total),
             )  # fmt: skip
 
@@ -119,7 +141,9 @@ def _decided(
     return list(results.values()), dense
 
 
-def _saved(path: Path, profile: Profile, rule: tuple[str, Any], settings: Settings) -> tuple[list[Result], Result]:
+def _saved(
+    path: Path, profile: Profile, rule: tuple[str, Any], settings: Settings, held: c.Held
+) -> tuple[list[Result], Result]:
     """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
     from hwsim.masks import MaskFile
     from hwsim.simulation import replay_masks
@@ -127,7 +151,7 @@ def _saved(path: Path, profile: Profile, rule: tuple[str, Any], settings: Settin
     masks = MaskFile(path)
     with progress_bar() as progress:
         made, dense = (
-            replay_masks(each, profile, rule[1], settings, eviction_name=rule[0], progress=progress)
+            replay_masks(each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress)
             for each in (masks, masks.without_masks())
         )
     return [made], dense

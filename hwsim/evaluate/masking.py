@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hwsim.cache import CacheSetup
 from hwsim.errors import ModelError
 from hwsim.evictions import Eviction
 from hwsim.kernels import read_only
@@ -46,6 +47,7 @@ class ClosedLoop:
         policy: decides the masks.
         plans: its groups, with their caches' capacities.
         eviction: picks who leaves a cache.
+        setup: how caches admit, and what is in them from the start.
         name: of the policy, for messages.
         seed: of the random numbers that policies may draw.
         sink: is told every mask.
@@ -61,6 +63,7 @@ class ClosedLoop:
         policy: Policy,
         plans: tuple[GroupPlan, ...],
         eviction: Eviction,
+        setup: CacheSetup | None = None,
         *,
         name: str,
         seed: int = 0,
@@ -73,7 +76,7 @@ class ClosedLoop:
         self._at = [[i for i, plan in enumerate(plans) if _known(plan, first) == point] for point in range(4)]
         self._scans = [
             [
-                GroupScan(policy, plan, model, layer, eviction, name=name, seed=(seed, layer, index))
+                GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index))
                 for index, plan in enumerate(plans)
             ]
             for layer in range(model.num_hidden_layers)

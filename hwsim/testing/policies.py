@@ -1,4 +1,4 @@
-"""Contract checks for authors: ``check_policy(Mine)`` in a test of your own tells whether a policy keeps every rule.
+"""The contract of policies, rule by rule.
 
 The checks run on a small made-up model with made-up signals, in well under a second; they need no trace and no weights.
 """
