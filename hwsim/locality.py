@@ -114,13 +114,13 @@ def _masks(
     name: str, seed: tuple[int, ...],
 ) -> list[np.ndarray]:  # fmt: skip
     """The masks of each sequence, bool ``[tokens, units]``."""
-    decider, found, first = Decider(policy, name, plan, model, layer, seed), [], 0
+    decider, found, first = Decider(policy.in_layer(layer), name, plan, model, layer, seed), [], 0
     for number, sequence in enumerate(sequences):
         decider.begin(number, None)
         span = (first + sequence.prompt, first + sequence.tokens)
-        signals = signal_blocks(source, plan, layer, *span)
+        blocks = signal_blocks(source, plan, layer, *span)
         try:
-            found.append(np.stack([decider.decide(each).copy() for each in signals]))
+            found.append(np.stack([decider.decide(row).copy() for block in blocks for row in block.rows()]))
         except PluginError as error:
             if "ctx.cached" in str(error):
                 raise PluginError(

@@ -10,19 +10,20 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hwsim import kernels
+from hwsim import compiled, kernels
 from hwsim.cache import CacheSetup
 from hwsim.errors import ContractError, HwsimError, TraceError, one_line
 from hwsim.evictions import Eviction
 from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
-from hwsim.policy import Context, Policy
+from hwsim.policy import Context, Policy, Scores
 from hwsim.trace.header import Sequence
 
+_WORTH = 20_000  # decisions that pay for loading the compiled scan
 _BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
 
 
@@ -47,6 +48,38 @@ class Demand:
 
     requests: np.ndarray
     hits: np.ndarray
+
+
+class Block(NamedTuple):
+    """What a group needs, for some tokens in a row.
+
+    Attributes:
+        signals: float32 ``[tokens, width]`` each, read-only.
+        norms: float32 ``[units]`` each, read-only, the same for all tokens.
+    """
+
+    signals: dict[str, np.ndarray]
+    norms: dict[str, np.ndarray]
+    tokens: int
+
+    def rows(self) -> Iterator[dict[str, np.ndarray]]:
+        """What each token shows to the policy."""
+        for token in range(self.tokens):
+            yield self.norms | {signal: values[token] for signal, values in self.signals.items()}
+
+
+class Decided(NamedTuple):
+    """What some tokens in a row asked of the cache.
+
+    Attributes:
+        masks: bool ``[tokens, units]``, valid until the next ones.
+        requests: of each token, or of all of them alike.
+        hits: of each token.
+    """
+
+    masks: np.ndarray
+    requests: np.ndarray | int
+    hits: np.ndarray | int
 
 
 MaskListener = Callable[[int, str, int, np.ndarray], None]
@@ -99,16 +132,20 @@ def scan(
     every = range(model.num_hidden_layers) if layers is None else layers
     for layer in every if plans else ():
         for index, plan in enumerate(plans):
-            group = GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index))
+            group = GroupScan(
+                policy, plan, model, layer, eviction, setup,
+                name=name, seed=(seed, layer, index), fast=worth_compiling(decoded * shape[1] * shape[2]),
+            )  # fmt: skip
             first = row = 0
             for number, sequence in enumerate(sequences):
                 group.begin(number)
                 span = (first + sequence.prompt, first + sequence.tokens)
-                for mask, requests, hits in group.run(signal_blocks(source, plan, layer, *span)):
-                    demand.requests[row, layer, index], demand.hits[row, layer, index] = requests, hits
-                    if listener:
-                        listener(layer, plan.group.name, row, mask)
-                    row += 1
+                for masks, requests, hits in group.run(signal_blocks(source, plan, layer, *span)):
+                    end = row + len(masks)
+                    demand.requests[row:end, layer, index], demand.hits[row:end, layer, index] = requests, hits
+                    for token, mask in enumerate(masks if listener else (), row):
+                        listener(layer, plan.group.name, token, mask)  # type: ignore[misc]
+                    row = end
                 first = span[1]
             if contents:
                 contents(layer, plan.group.name, group.cached)
@@ -129,6 +166,7 @@ class GroupScan:
         setup: how caches admit, and what is in them from the start.
         name: of the policy, for messages.
         seed: of the random numbers that the policy may draw here.
+        fast: take the compiled scan where policy and cache allow it; it decides the same.
     """
 
     def __init__(
@@ -142,11 +180,13 @@ class GroupScan:
         *,
         name: str,
         seed: tuple[int, ...],
+        fast: bool = False,
     ) -> None:
         self.plan, self._eviction, self._k = plan, eviction, plan.k[layer]
         self._decider = Decider(policy.in_layer(layer), name, plan, model, layer, seed)
         setup = setup or CacheSetup()
         self._cache = setup.cache(layer, plan.group.name, plan.units, plan.capacity, eviction)
+        self._fast = fast and self._decider.scores_blocks and self._cache.rank_update is not None
 
     @property
     def cached(self) -> np.ndarray:
@@ -161,43 +201,55 @@ class GroupScan:
             self._cache.start()
             self._decider.begin(number, self._cache.view)
 
-    def run(self, signals: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[np.ndarray, int, int]]:
+    def run(self, blocks: Iterable[Block]) -> Iterator[Decided]:
         """Decide the next tokens, each only after the one before it went through the cache.
 
         Args:
-            signals: what the group needs, token by token. All that is left of the sequence where the eviction must
-                know the future.
+            blocks: what the group needs. All that is left of the sequence where the eviction must know the future.
 
         Yields:
-            The mask, bool ``[units]``, valid until the next one; how many units it asks for; how many were cached.
+            What one token or several in a row asked of the cache.
 
         Raises:
             ContractError: the policy or the eviction broke its contract.
         """
-        first, k = self._decider.token + 1, self._k
-        masks: Iterable[np.ndarray] = map(self._decider.decide, signals)
         if self._eviction.needs_future:
-            masks = [mask.copy() for mask in masks]
+            first = self._decider.token + 1
+            masks = [self._decider.decide(row).copy() for block in blocks for row in block.rows()]
             self._cache.start(np.stack(masks))
-        for token, mask in enumerate(masks, first):
-            requests, hits = self._cache.step(mask)
-            if k and requests != k:
-                raise self._decider.wrong_size(token, requests)
-            yield mask, requests, hits
+            yield from (self._serve(token, mask) for token, mask in enumerate(masks, first))
+            return
+        for block in blocks:
+            scores = self._decider.scores(block) if self._fast else None
+            if scores is not None and scores.uncached is not None:
+                served, hits = self._cache.serve(scores.values, scores.uncached, self._k)
+                yield Decided(served, self._k, hits)
+            else:
+                for row in block.rows():
+                    mask = self._decider.decide(row)
+                    yield self._serve(self._decider.token, mask)
+
+    def _serve(self, token: int, mask: np.ndarray) -> Decided:
+        requests, hits = self._cache.step(mask)
+        if self._k and requests != self._k:
+            raise self._decider.wrong_size(token, requests)
+        return Decided(mask[None], requests, hits)
 
 
-def signal_blocks(
-    source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """What the group needs, token by token, read in blocks."""
+def worth_compiling(decisions: int) -> bool:
+    """Whether so many masks pay for the compiled scan, and it is there."""
+    return decisions >= _WORTH and compiled.available()
+
+
+def signal_blocks(source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int) -> Iterator[Block]:
+    """What the group needs of some tokens, read in blocks."""
     step = max(1, _BLOCK_VALUES // plan.units)
     norms = {name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS}
     signals = [signal for signal in plan.group.needs if signal not in NORMS]
     for at in range(start, stop, step):
         end = min(at + step, stop)
-        block = {signal: kernels.read_only(source.read(layer, signal, at, end)) for signal in signals}
-        for token in range(end - at):
-            yield norms | {signal: values[token] for signal, values in block.items()}
+        found = {signal: kernels.read_only(source.read(layer, signal, at, end)) for signal in signals}
+        yield Block(found, norms, end - at)
 
 
 class Decider:
@@ -210,6 +262,7 @@ class Decider:
         group, k = plan.in_layer(layer), plan.k[layer]
         self._ctx = Context(model, group, layer, plan.units, k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
+        self.scores_blocks = k > 0 and _scores_blocks(type(policy))
         self._mask = np.empty(plan.units, bool)
         self._view = kernels.read_only(self._mask)
 
@@ -239,6 +292,31 @@ class Decider:
                 return self._view
         kernels.top_k(self._checked_scores(self._ask("score")), self._k(), self._mask)
         return self._view
+
+    def scores(self, block: Block) -> Scores | None:
+        """The scores of all tokens of a block, with `uncached` set; None: the policy wants to be asked one by one.
+
+        Raises:
+            ContractError: the policy raised, or returned something of the wrong shape or type.
+        """
+        ctx = self._ctx
+        ctx.token, ctx.signals = ctx.token + 1, block.norms | block.signals
+        found = self._ask("scores")
+        if found is None:
+            ctx.token -= 1
+            return None
+        shape = (block.tokens, self._plan.units)
+        values, uncached = found if isinstance(found, Scores) else (None, None)
+        uncached = np.ones(block.tokens, np.float32) if uncached is None else uncached
+        if values is None or not (_is_float32(values, shape) and _is_float32(uncached, shape[:1])):
+            raise ContractError(
+                f"{self._who('scores')}: needs Scores of float32 of shape {shape}, and {shape[:1]} of what is uncached"
+            )
+        if np.isnan(values.max()) or np.isnan(uncached.max()):  # told token by token, with its place
+            ctx.token -= 1
+            return None
+        ctx.token += block.tokens - 1
+        return Scores(values, uncached)
 
     def wrong_size(self, token: int, count: int) -> ContractError:
         """The error of a mask that holds `count` units where the group's keep asks for another number."""
@@ -289,6 +367,16 @@ class Decider:
         token = self._ctx.token if token is None else token
         at = f"layer {self._ctx.layer}, group {self._plan.group.name}, token {token}"
         return f"policy {self._name}: {method}() at {at}"
+
+
+def _is_float32(value: object, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape == shape
+
+
+def _scores_blocks(kind: type[Policy]) -> bool:
+    """Whether a policy's `scores` speaks for its `score`: a subclass with another `score` or `select` has its own."""
+    own = {name: next(each for each in kind.__mro__ if name in vars(each)) for name in ("score", "scores", "select")}
+    return own["scores"] is not Policy and all(issubclass(own["scores"], each) for each in own.values())
 
 
 def _describe(value: object) -> str:

@@ -9,7 +9,7 @@ GLU, which is what a skipped row of either gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
 from hwsim.record.hooks import Layer
-from hwsim.select import Demand, GroupScan
+from hwsim.select import Block, Demand, GroupScan
 from hwsim.trace import Sequence
 
 # the points of a layer at which masks are decided, in the order in which a pass reaches them; and which signals are
@@ -51,6 +51,7 @@ class ClosedLoop:
         name: of the policy, for messages.
         seed: of the random numbers that policies may draw.
         sink: is told every mask.
+        fast: take the compiled scan where policy and caches allow it; it decides the same.
 
     Raises:
         ModelError: the policy cuts something that cannot be masked in a running model.
@@ -68,6 +69,7 @@ class ClosedLoop:
         name: str,
         seed: int = 0,
         sink: MaskSink | None = None,
+        fast: bool = False,
     ) -> None:
         self._plans, self._model, self._sink = plans, model, sink
         _check(plans, layers[0], name)
@@ -76,7 +78,7 @@ class ClosedLoop:
         self._at = [[i for i, plan in enumerate(plans) if _known(plan, first) == point] for point in range(4)]
         self._scans = [
             [
-                GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index))
+                GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index), fast=fast)
                 for index, plan in enumerate(plans)
             ]
             for layer in range(model.num_hidden_layers)
@@ -201,21 +203,17 @@ class ClosedLoop:
             if self._fresh:
                 scan.begin(number)
             at, end = start + sequence.prompt, start + sequence.tokens
-            decided = scan.run(norms | row for row in _rows(arrays, at, end))
-            first = row
-            for token, (mask, requests, hits) in enumerate(decided, at):
-                masks[token] = mask
-                self._requests[row, layer, group], self._hits[row, layer, group] = requests, hits
-                row += 1
+            first, token = row, at
+            block = Block({signal: values[at:end] for signal, values in arrays.items()}, norms, end - at)
+            for decided, requests, hits in scan.run([block]):
+                here, there = slice(token, token + len(decided)), slice(row, row + len(decided))
+                masks[here] = decided
+                self._requests[there, layer, group], self._hits[there, layer, group] = requests, hits
+                token, row = here.stop, there.stop
             if self._sink:
                 self._sink(layer, scan.plan.group.name, self._token + first, masks[at:end])
             start = end
         return masks
-
-
-def _rows(arrays: dict[str, np.ndarray], start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-    for token in range(start, stop):
-        yield {signal: values[token] for signal, values in arrays.items()}
 
 
 def _array(values: Any) -> np.ndarray:

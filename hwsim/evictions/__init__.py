@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from hwsim import kernels
+from hwsim.compiled import RankUpdate
 from hwsim.errors import PluginError
 
 Admission = Literal["always", "bypass"]
@@ -42,12 +43,15 @@ class Eviction(BaseModel):
         caches: False for a rule that never keeps anything.
         needs_future: True for a rule that `start` must tell all masks of the sequence.
         admission: how units enter the cache, unless the user chooses.
+        rank_update: for speed: the state is the rank, int32 ``[units]``, and `use` does no more than this to it: notes
+            the token where a unit was needed (``last``) or admitted (``first``), or adds one where needed (``count``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     caches: ClassVar[bool] = True
     needs_future: ClassVar[bool] = False
     admission: ClassVar[Admission] = "always"
+    rank_update: ClassVar[RankUpdate | None] = None
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> Any:
         """A new sequence begins: return the rule's state.
