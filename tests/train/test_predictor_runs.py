@@ -40,5 +40,9 @@ def test_trained_nets_run_open_and_closed(
         assert result["unit_requests"] == requests, name
     told = "nets.npz: was trained for density 0.7, asked is 0.6"
     other = ["--hw", "flat.yaml", "--policy", "predictor", "--density", "0.6", "--set", "predictor=nets.npz"]
-    for command in (["replay", "t.npz"], ["eval", "--model", model], ["generate", "--model", model, "--prompt", "a"]):
+    for command in (
+        ["replay", "t.npz"],
+        ["eval", "--model", model, *reading],
+        ["generate", "--model", model, "--prompt", "a"],
+    ):
         assert told in refused(*command, *other)
