@@ -71,11 +71,7 @@ PAIRS = [
     (name, rule)
     for name in ("dip", "dip-ca", "magnitude", "noisy-oracle")
     for rule in EVICTIONS.names()
-<<<<<<< HEAD
-    if name != "dip-ca" or rule not in ("belady", "belady-bypass")
-=======
     if name != "dip-ca" or not rule.startswith("belady")
->>>>>>> refs/heads/evictions
 ]
 
 
@@ -316,15 +312,9 @@ def test_belady_reads_least_from_flash(trace, dram):
     capacity = flash["belady"].groups[0].capacity_units
     k = flash["belady"].unit_requests // (3 * DECODED)
     if capacity >= k:
-<<<<<<< HEAD
         always = [flash[rule] for rule in EVICTIONS.names() if EVICTIONS.find(rule)[1].admission == "always"]
         assert all(flash["belady"].flash_bytes <= each.flash_bytes for each in always)
     assert all(flash["belady-bypass"].flash_bytes <= each.flash_bytes for each in flash.values())
-=======
-        always = [each for rule, each in flash.items() if rule not in ("belady-bypass", "static")]
-        assert all(flash["belady"].flash_bytes <= each.flash_bytes for each in always)
-    assert flash["belady-bypass"].flash_bytes == min(each.flash_bytes for each in flash.values())
->>>>>>> refs/heads/evictions
     assert flash["none"].flash_bytes == max(each.flash_bytes for each in flash.values())
 
 

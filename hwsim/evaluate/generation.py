@@ -136,7 +136,7 @@ def generate(
     longest = len(ids) + tokens - 1
     placement = simulation.layout(structure.shape, profile, candidate.policy, longest, settings, candidate.name)
     simulation.check_caches(placement, eviction, settings)
-    device = find_device(reading.device, used)
+    device = find_device(reading.device, used.torch)
     dtype = find_dtype(reading.dtype, device, structure)
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
     carried = carry(loaded, settings.lora, source.name)
