@@ -225,12 +225,12 @@ def _array(values: Any) -> np.ndarray:
 
 def _known(plan: GroupPlan, first: int) -> int:
     """The point at which all signals that a group needs are known; `first` if it needs none."""
-    return max((_KNOWN[signal] for signal in plan.group.needs), default=first)
+    return max((_KNOWN[signal] for signal in plan.group.needs if signal not in NORMS), default=first)
 
 
 def _attention(plans: tuple[GroupPlan, ...]) -> bool:
     """Whether attention is cut, or its signals are needed."""
-    points = [_KNOWN[signal] for plan in plans for signal in plan.group.needs]
+    points = [_KNOWN[signal] for plan in plans for signal in plan.group.needs if signal not in NORMS]
     points += [_MASKED[name] for plan in plans for name in plan.group.slices]
     return any(point < _UP for point in points)
 
