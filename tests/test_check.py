@@ -110,7 +110,7 @@ def test_the_verdict_as_json_is_the_same_each_time(empty: Path) -> None:
     (checked,) = data["checked"]
     assert (checked["kind"], checked["name"], checked["kept"]) == ("policy", "bad", False)
     states = [rule["state"] for rule in checked["rules"]]
-    assert states == ["kept"] * 4 + ["broken"] + ["unchecked"] * 3
+    assert states == ["kept"] * 5 + ["broken"] + ["unchecked"] * 3
     assert "ctx.state" in checked["rules"][4]["reason"]
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from hwsim import kernels
 from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions.lru import Lru
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Context, Policy
 from hwsim.profile import Profile
-from hwsim.select import scan
+from hwsim.select import Decider, scan, signal_blocks
 from hwsim.simulation import Settings, layout
 from hwsim.testing.drive import SMALL_MODEL, RandomSignals
 from hwsim.testing.rules import at_the_ends, check_rules, make
@@ -139,6 +140,33 @@ def _masks(policy: Policy, model: ModelShape) -> None:
     _run(policy, model)  # the scan itself holds the policy to all of this
 
 
+def _scores(policy: Policy, model: ModelShape) -> str | None:
+    """Scores of a block against those of single tokens, for a cache that holds some units, to the bit."""
+    tokens, rng, found = 9, np.random.default_rng(0), False
+    for index, plan in enumerate(plans_of(policy, model)):
+        seed = (0, 0, index)
+        many, single = (Decider(policy.in_layer(0), type(policy).__name__, plan, model, 0, seed) for _ in range(2))
+        if not many.scores_blocks:
+            continue
+        cached = rng.random(plan.units) < 0.5
+        for decider in (many, single):
+            decider.begin(0, kernels.read_only(cached))
+        for block in signal_blocks(RandomSignals(model, tokens), plan, 0, 0, tokens):
+            scores = many.scores(block)
+            if scores is None or scores.uncached is None:
+                continue
+            found = True
+            for at, row in enumerate(block.rows()):
+                ours = np.where(cached, scores.values[at], scores.uncached[at] * scores.values[at])
+                mask = single.decide(row)
+                if not np.array_equal(kernels.top_k(ours, plan.k[0]), mask):
+                    raise ContractError(
+                        f"{type(policy).__name__}: scores() at layer 0, group {plan.group.name}, token {at} choose "
+                        "other units than score(); give the very same numbers, or leave scores() out"
+                    )
+    return None if found else "it has no scores() of many tokens, so it is asked token by token"
+
+
 def _same_twice(policy: Policy, model: ModelShape) -> None:
     one, other = _run(policy, model), _run(policy, model)
     if one != other:
@@ -214,6 +242,7 @@ _RULES: list[tuple[str, Callable[[Policy, ModelShape], str | None]]] = [
     ("its groups fit the model, and no mask is decided from what it must itself produce", _groups),
     ("what it is shown it leaves as it is", _untouched),
     ("its masks have the right shape and hold what keep says", _masks),
+    ("scores() of many tokens, where it has them, are those of score()", _scores),
     ("the same run gives the same masks", _same_twice),
     ("layers do not influence each other", _layers_apart),
     ("at the ends of its parameters' bounds it works, or gives a reason", _bounds),

@@ -433,7 +433,9 @@ def test_what_is_refused(checkpoints: dict[str, Path], folder: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "lm_eval", None)
         refused(
-            SettingError, r"needs lm-eval, which is not installed; install it with: pip install 'hwsim\[tasks\]'", "persuasion_names"
+            SettingError,
+            r"needs lm-eval, which is not installed; install it with: pip install 'hwsim\[tasks\]'",
+            "persuasion_names",
         )
 
 
