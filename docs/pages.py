@@ -91,15 +91,17 @@ def with_index(part: str) -> str:
 
 
 def main() -> int:
-    """Write both index pages."""
+    """Write both index pages; 1 if a page is missing."""
+    missing = 0
     for part in KINDS:
         try:
             text = with_index(part)
         except FileNotFoundError as error:
             sys.stderr.write(f"{error.filename}: is missing; every policy and rule needs a page\n")
-            return 1
+            missing = 1
+            continue
         (DOCS / part / "README.md").write_text(text, encoding="utf-8")
-    return 0
+    return missing
 
 
 if __name__ == "__main__":

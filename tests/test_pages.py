@@ -55,7 +55,7 @@ def test_a_page_lists_the_parameters(part: str, name: str) -> None:
     text = pages.sections(page_of(part, name))["Parameters"]
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     listed = {row[0]: row for row in rows[2:]}
-    assert list(listed) == list(fields), "the table has other parameters than the class"
+    assert listed.keys() == fields.keys(), "the table has other parameters than the class"
     for field, info in fields.items():
         default = shown(info.get_default(call_default_factory=True))
         assert listed[field][1].lower() == default, f"{field}: its default is {default}"
