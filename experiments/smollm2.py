@@ -105,7 +105,7 @@ def accuracy(shop: Workshop) -> list[dict[str, Any]]:
     nets_trace = recording(shop, "nets-trace.npz", "train", NETS_TOKENS, "input,glu")
     rows = []
     for density in DENSITIES:
-        nets = shop.made(f"nets-{density}.npz", "train", "predictor", nets_trace, "--density", density)
+        nets = shop.made(f"nets-{density}.npz", "train", "predictor", nets_trace, "--density", density, "--epochs", 4)
         names = [name for name in POLICIES if density > LEAST.get(name, 0) + 1e-9]
         files: dict[str, dict[str, Any]] = {
             "cats": {"calibration": str(calibration)},
