@@ -31,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"
 DEVICE, DRAM = "iphone16-a18", "50%"  # the paper's
 TOKENS, CONTEXT = 8192, 512  # of the held-out text
+SHORT = 2048  # of its tokens, for the ablations of the device
 DENSITIES = (0.5, 0.6, 0.7, 0.8)
 LEAST = {"magnitude": 2 / 3, "up": 1 / 3, "gate": 1 / 3, "cats": 1 / 3}  # densities that a policy can only exceed
 POLICIES = ("oracle", "magnitude", "gate", "up", "cats", "predictor", "dip")
@@ -111,37 +112,41 @@ def accuracy(shop: Workshop) -> list[dict[str, Any]]:
             "cats": {"calibration": str(calibration)},
             "predictor": {"predictor": str(nets)},
         }
-        asked = [(name, name, files.get(name, {})) for name in names]
-        asked += [(f"dip-ca, gamma {gamma}", "dip-ca", {"gamma": gamma}) for gamma in GAMMAS]
-        rows += evaluated(shop, f"grid-{density}", density, asked)
+        asked = [(name, density, name, files.get(name, {})) for name in names]
+        asked += [(f"dip-ca, gamma {gamma}", density, "dip-ca", {"gamma": gamma}) for gamma in GAMMAS]
+        rows += evaluated(shop, f"grid-{density}", asked)
     return rows
 
 
-def evaluated(
-    shop: Workshop, name: str, density: float, asked: list[tuple[str, str, dict[str, Any]]], lora: Path | None = None
-) -> list[dict[str, Any]]:
-    """The closed loop over the held-out text: all policies of one density share one dense pass.
+Asked = tuple[str, float, str, dict[str, Any]]
+"""Label, density, policy and its other parameters."""
 
-    As `hwsim eval` does it, but for two of one name, which only Python can ask for.
+
+def evaluated(shop: Workshop, name: str, asked: list[Asked], lora: Path | None = None) -> list[dict[str, Any]]:
+    """The closed loop over the held-out text; all that is asked for shares one dense pass.
+
+    As `hwsim eval` does it, but for several settings of one policy, which only Python can ask for.
 
     Args:
         name: of the file that keeps the results.
-        density: of the MLP.
-        asked: (label, policy, parameters) of each.
+        asked: what to run.
         lora: folder of an adapter.
     """
-    path, labels = shop.path(f"results/{name}.json"), [label for label, _, _ in asked]
+    path, labels = shop.path(f"results/{name}.json"), [label for label, *_ in asked]
     if path.exists() and [row["label"] for row in json.loads(path.read_text())] == labels:
         return list(json.loads(path.read_text()))
-    print(f"evaluating {', '.join(labels)} at density {density}", flush=True)
+    print(f"evaluating {name}: {', '.join(labels)}", flush=True)
     start = time.monotonic()
     results = evaluate(
         MODEL, str(shop.path("text/test.txt")), load_profile(DEVICE),
-        [Candidate(policy, POLICY.make(policy, {"density": density, **fields})[1]) for _, policy, fields in asked],
+        [Candidate(policy, POLICY.make(policy, {"density": density, **fields})[1]) for _, density, policy, fields in asked],
         EVICTION.make("lfu")[1], Reading(tokens=TOKENS, context=CONTEXT), Settings(dram=DRAM, lora=lora),
         eviction_name="lfu",
     )  # fmt: skip
-    rows = [{"label": label, "asked": density, **row.plain()} for label, row in zip(labels, results, strict=True)]
+    rows = [
+        {"label": label, "asked": density, **row.plain()}
+        for (label, density, *_), row in zip(asked, results, strict=True)
+    ]
     path.write_text(json.dumps(rows))
     print(f"  {time.monotonic() - start:.0f} s", flush=True)
     return rows
@@ -155,11 +160,7 @@ def lora(shop: Workshop) -> list[dict[str, Any]]:
         f"lora-{LORA_DENSITY}", "train", "lora", "--model", MODEL, "--text", "text/train.txt", "--hw", DEVICE,
         "--dram", DRAM, *training, *how,
     )  # fmt: skip
-    return [
-        row
-        for density in DENSITIES
-        for row in evaluated(shop, f"lora-{density}", density, [("dip + LoRA", "dip", {})], folder)
-    ]
+    return evaluated(shop, "lora", [("dip + LoRA", density, "dip", {}) for density in DENSITIES], folder)
 
 
 def curve(shop: Workshop) -> dict[str, Any]:
@@ -172,7 +173,11 @@ def replays(shop: Workshop) -> dict[str, Any]:
     """The open loop over the same held-out tokens: its gap to the closed one, evictions, DRAM sizes, Flash speeds."""
     trace = recording(shop, "test-trace.npz", "test", TOKENS, "input,glu")
 
-    def replay(name: str, policy: str, *more: object, hw: str = DEVICE, dram: str = DRAM) -> list[dict[str, Any]]:
+    short = recording(shop, "short-trace.npz", "test", SHORT, "input,glu")
+
+    def replay(
+        name: str, policy: str, *more: object, hw: str = DEVICE, dram: str = DRAM, trace: str = short
+    ) -> list[dict[str, Any]]:
         return shop.result(name, "replay", trace, "--hw", hw, "--dram", dram, "--policy", policy, *more)
 
     found: dict[str, Any] = {"gap": [], "whole": {}, "eviction": [], "dram": [], "flash": []}
@@ -180,7 +185,7 @@ def replays(shop: Workshop) -> dict[str, Any]:
         for label, policy, gamma in (("dip", "dip", ()), *((f"dip-ca, gamma {g}", "dip-ca", g) for g in (0.2, 0.5))):
             more = ("--set", f"gamma={gamma}") if gamma else ()
             name = f"open-{policy}{gamma or ''}-{density}"
-            (row,) = replay(name, policy, "--density", density, *more)
+            (row,) = replay(name, policy, "--density", density, *more, trace=trace)
             found["gap"].append({"label": label, "asked": density, **row})
     for rule in EVICTIONS:
         for policy in ("dip", "dip-ca") if rule != "belady" else ("dip",):
