@@ -106,7 +106,7 @@ def accuracy(shop: Workshop) -> list[dict[str, Any]]:
     nets_trace = recording(shop, "nets-trace.npz", "train", NETS_TOKENS, "input,glu")
     rows = []
     for density in DENSITIES:
-        nets = shop.made(f"nets-{density}.npz", "train", "predictor", nets_trace, "--density", density, "--epochs", 4)
+        nets = shop.made(f"nets-{density}.npz", "train", "predictor", nets_trace, "--density", density)
         names = [name for name in POLICIES if density > LEAST.get(name, 0) + 1e-9]
         files: dict[str, dict[str, Any]] = {
             "cats": {"calibration": str(calibration)},
@@ -137,9 +137,10 @@ def evaluated(shop: Workshop, name: str, asked: list[Asked], lora: Path | None =
         return list(json.loads(path.read_text()))
     print(f"evaluating {name}: {', '.join(labels)}", flush=True)
     start = time.monotonic()
+    made = [POLICY.make(policy, {"density": density, **fields})[1] for _, density, policy, fields in asked]
     results = evaluate(
         MODEL, str(shop.path("text/test.txt")), load_profile(DEVICE),
-        [Candidate(policy, POLICY.make(policy, {"density": density, **fields})[1]) for _, density, policy, fields in asked],
+        [Candidate(policy, each) for (_, _, policy, _), each in zip(asked, made, strict=True)],
         EVICTION.make("lfu")[1], Reading(tokens=TOKENS, context=CONTEXT), Settings(dram=DRAM, lora=lora),
         eviction_name="lfu",
     )  # fmt: skip
