@@ -80,5 +80,5 @@ def write_arrays(path: Path, kind: str, header: dict[str, Any], arrays: dict[str
     with ZipFile(data, "w", ZIP_STORED) as archive:
         for name, array in members.items():
             with archive.open(ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:  # ZipInfo: no clock in the file
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+                np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
     write_atomic(path, data.getvalue())

@@ -13,8 +13,10 @@ import numpy as np
 
 from hwsim.adapter import Adapter
 from hwsim.errors import ContractError, SettingError, UnitError
+from hwsim.layout import AXIS, Blocks, Layout
 from hwsim.model import ATTENTION, MADE_BY, MLP, Bits, ModelShape, footprint, stored_bytes
 from hwsim.policy import Group
+from hwsim.shares import Scope, Shared, Shares, divide
 from hwsim.units import parse, show_size
 
 _LARGEST = 10**18  # bytes of a DRAM budget: more is a slip of the pen
@@ -29,9 +31,15 @@ class GroupPlan:
         k: units that a mask holds: floor(keep x units), at least 1; 0 where the policy decides.
         slice_bytes: bytes of each matrix slice of one unit: each is a read of its own in Flash.
         unit_bytes: their sum.
-        parameters: weights in one unit.
+        parameters: weights of one index of the axis; a unit has as many times that as it has indices.
         mlp_parameters: those of them that belong to the MLP.
-        capacity: units that the group's cache holds.
+        capacity: units that the group's cache holds, where layers differ in the layer that holds fewest; where groups
+            share a cache, those that it could hold if it held no others.
+        capacities: by layer, where layers differ.
+        indices: size of the axis.
+        block: indices that make up a unit.
+        last_slice_bytes: bytes of each slice of the last unit, which may have fewer indices.
+        layout: says which neurons are neighbours; None: the model's own order.
     """
 
     group: Group
@@ -42,6 +50,47 @@ class GroupPlan:
     parameters: int
     mlp_parameters: int
     capacity: int = 0
+    capacities: tuple[int, ...] = ()
+    indices: int = 0
+    block: int = 1
+    last_slice_bytes: tuple[int, ...] = ()
+    layout: Layout | None = None
+
+    @property
+    def last_bytes(self) -> int:
+        """Bytes of the last unit."""
+        return sum(self.last_slice_bytes)
+
+    @property
+    def short(self) -> int:
+        """How many indices the last unit has less than the others."""
+        return self.units * self.block - self.indices
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all units of one layer."""
+        return (self.units - 1) * self.unit_bytes + self.last_bytes
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each unit: int64 ``[units]``."""
+        sizes = np.full(self.units, self.unit_bytes, np.int64)
+        sizes[-1] = self.last_bytes
+        return sizes
+
+    def held(self, size: int) -> int:
+        """How many units `size` bytes hold."""
+        return self.units if size >= self.total_bytes else size // self.unit_bytes
+
+    def capacity_in(self, layer: int) -> int:
+        """Units that the group's cache holds in one layer."""
+        return self.capacities[layer] if self.capacities else self.capacity
+
+    def blocks(self, layer: int) -> Blocks | None:
+        """How indices fall into units; None where each is a unit of its own."""
+        if self.block == 1:
+            return None
+        ordered = self.layout is not None and self.group.axis == AXIS
+        return Blocks(self.indices, self.block, self.layout.orders[layer] if self.layout and ordered else None)
 
 
 @dataclass(frozen=True)
@@ -57,6 +106,7 @@ class Placement:
         sparse: bytes of all matrices that masks cut.
         cache_bytes: what is left of the budget for the caches.
         groups: the policy's groups, in the order in which a layer decides them.
+        shared: the caches, where groups share them.
         weights: bytes of the whole model's weights.
         layers: how many layers the model has.
         parameters: weights (numbers, not bytes) of all layers and the LM head.
@@ -84,6 +134,7 @@ class Placement:
     attention_parameters: int
     macs_per_entry: int
     adapter: Adapter | None = None
+    shared: Shared | None = None
 
     @property
     def pinned_weights(self) -> int:
@@ -93,6 +144,8 @@ class Placement:
     @property
     def everything_fits(self) -> bool:
         """Whether the KV cache and all weights fit into the budget, and every cache holds all units of its group."""
+        if self.shared:
+            return self.enough and sum(self.shared.sizes) == self.sparse
         return self.enough and all(plan.capacity == plan.units for plan in self.groups)
 
     @property
@@ -101,8 +154,8 @@ class Placement:
         return self.kv_reserved + self.resident_weights + self.sparse <= self.budget
 
 
-def plan_group(group: Group, model: ModelShape, bits: Bits) -> GroupPlan:
-    """Make a group concrete.
+def plan_group(group: Group, model: ModelShape, bits: Bits, block: int = 1, layout: Layout | None = None) -> GroupPlan:
+    """Make a group concrete; its units are blocks of `block` neighbours.
 
     Raises:
         ContractError: an unknown axis, slice, signal or keep, or a mask decided from what it must produce.
@@ -122,26 +175,38 @@ def plan_group(group: Group, model: ModelShape, bits: Bits) -> GroupPlan:
     }
     if not isinstance(group.axis, str) or group.axis not in axes:
         raise ContractError(f"{where}: axis {group.axis!r}; must be one of {', '.join(axes)}")
-    units, matrices = axes[group.axis], model.matrices()
+    indices, matrices = axes[group.axis], model.matrices()
+    block = min(block, indices)
+    units = -(-indices // block)
+    last = indices - (units - 1) * block
     if not group.slices:
         raise ContractError(f"{where}: slices is empty; name at least one, such as 'down.column'")
-    sizes, parameters, of_mlp = [], 0, 0
+    sizes, lasts, parameters, of_mlp = [], [], 0, 0
     for name in group.slices:
         matrix, _, kind = name.partition(".")
         if matrix not in matrices or kind not in ("row", "column"):
             known = ", ".join(f"{m}.row, {m}.column" for m in matrices)
             raise ContractError(f"{where}: slice {name!r}; must be one of {known}")
         count, elements = matrices[matrix] if kind == "row" else reversed(matrices[matrix])
-        if count != units:
-            raise ContractError(f"{where}: {name} has {count} units, axis {group.axis!r} has {units}")
-        sizes.append(stored_bytes(elements, bits.of(matrix)))
+        if count != indices:
+            raise ContractError(f"{where}: {name} has {count} units, axis {group.axis!r} has {indices}")
+        sizes.append(stored_bytes(block * elements, bits.of(matrix)))
+        lasts.append(stored_bytes(last * elements, bits.of(matrix)))
         parameters += elements
         of_mlp += elements if matrix in MLP else 0
     if group.keep is not None and not (isinstance(group.keep, float | int | np.floating) and 0 < group.keep <= 1):
         raise ContractError(f"{where}: keep={group.keep!r}; must be more than 0 and at most 1")
     _check_needs(group, where)
-    k = 0 if group.keep is None else max(1, int(group.keep * units + 1e-9))
-    return GroupPlan(group, units, k, tuple(sizes), sum(sizes), parameters, of_mlp)
+    k = 0 if group.keep is None else kept(group.keep, units)
+    return GroupPlan(
+        group, units, k, tuple(sizes), sum(sizes), parameters, of_mlp,
+        indices=indices, block=block, last_slice_bytes=tuple(lasts), layout=layout,
+    )  # fmt: skip
+
+
+def kept(keep: float, count: int) -> int:
+    """How many of `count` a mask holds: the floor that a person expects, at least 1."""
+    return max(1, int(keep * count + 1e-9))
 
 
 def _check_needs(group: Group, where: str) -> None:
@@ -156,7 +221,9 @@ def _check_needs(group: Group, where: str) -> None:
             )
 
 
-def plan_groups(groups: list[Group], model: ModelShape, bits: Bits) -> tuple[GroupPlan, ...]:
+def plan_groups(
+    groups: list[Group], model: ModelShape, bits: Bits, block: int = 1, layout: Layout | None = None
+) -> tuple[GroupPlan, ...]:
     """Make all groups of a policy concrete, in the order in which a layer can decide them.
 
     Raises:
@@ -164,7 +231,7 @@ def plan_groups(groups: list[Group], model: ModelShape, bits: Bits) -> tuple[Gro
     """
     if not isinstance(groups, list | tuple) or not all(isinstance(group, Group) for group in groups):
         raise ContractError("groups() must return a list of hwsim.policy.Group")
-    plans = [plan_group(group, model, bits) for group in groups]
+    plans = [plan_group(group, model, bits, block, layout) for group in groups]
     names = Counter(group.name for group in groups)
     cut_by = Counter(name.partition(".")[0] for group in groups for name in group.slices)
     for what, counts in (("groups are called", names), ("times a slice cuts the matrix", cut_by)):
@@ -232,6 +299,8 @@ def place(
     *,
     adapter: Adapter | None = None,
     longest: int | None = None,
+    scope: Scope = "matrix",
+    shares: Shares | None = None,
 ) -> Placement:
     """Lay a model out in DRAM and Flash.
 
@@ -242,9 +311,11 @@ def place(
         predictor_parameters: parameters that the policy itself keeps, all layers.
         adapter: a LoRA adapter: what is not merged lies in DRAM, too.
         longest: tokens of the longest sequence, the least that the KV cache can be reserved for.
+        scope: who shares a cache.
+        shares: how its bytes are divided over layers and groups; None: equally.
 
     Raises:
-        SettingError: the budget cannot hold the KV cache.
+        SettingError: the budget cannot hold the KV cache; the shares are not those of these groups.
     """
     sizes, layers, matrices = footprint(model, bits), model.num_hidden_layers, model.matrices()
     kv_reserved = kv_tokens * sizes.kv_entry
@@ -265,11 +336,7 @@ def place(
     resident = layers * sum(whole.values()) + sizes.lm_head + extra
     streamed = max(0, kv_reserved + resident - budget)
     cache_bytes = max(0, budget - kv_reserved - resident)
-    # each masked matrix of each layer gets the same bytes; in whole numbers, so that the floor is exact. A matrix is
-    # cut by one slice of one group, so a group's share counts its slices
-    parts = layers * len(masked)
-    held = [cache_bytes * len(plan.slice_bytes) // (parts * plan.unit_bytes) for plan in plans]
-    groups = tuple(replace(plan, capacity=min(plan.units, units)) for plan, units in zip(plans, held, strict=True))
+    shared, groups = _caches(plans, layers, cache_bytes, scope, shares)
     attention = sum(matrices[name].elements for name in ATTENTION if name not in masked)
     return Placement(
         budget=budget,
@@ -278,7 +345,7 @@ def place(
         kv_entry=sizes.kv_entry,
         resident_weights=resident,
         streamed=streamed,
-        sparse=layers * sum(plan.units * plan.unit_bytes for plan in plans),
+        sparse=layers * sum(plan.total_bytes for plan in plans),
         cache_bytes=cache_bytes,
         groups=groups,
         weights=sizes.weights,
@@ -289,4 +356,42 @@ def place(
         adapter=adapter,
         attention_parameters=layers * attention + model.vocab_size * model.hidden_size,
         macs_per_entry=layers * 2 * model.num_attention_heads * model.head_dim,
+        shared=shared,
+    )
+
+
+def _caches(
+    plans: tuple[GroupPlan, ...], layers: int, size: int, scope: Scope, shares: Shares | None
+) -> tuple[Shared | None, tuple[GroupPlan, ...]]:
+    """Divide the cache's bytes: the caches that groups share, if any, and the groups with what theirs can hold."""
+    if not plans:
+        return None, plans
+    weights = shares.of(layers, [plan.group.name for plan in plans]) if shares else None
+    totals = [plan.total_bytes for plan in plans]
+    if scope != "matrix":
+        whole = sum(totals)
+        if scope == "global":
+            sizes: tuple[int, ...] = (min(size, layers * whole),)
+        elif weights is None:
+            sizes = (min(size // layers, whole),) * layers
+        else:
+            sizes = tuple(divide(size, [sum(row) for row in weights], [whole] * layers))
+        held = [tuple(plan.held(each) for each in sizes) for plan in plans]
+        return Shared(scope, sizes), _holding(plans, held if len(set(sizes)) > 1 else [each[:1] for each in held])
+    if weights is None:
+        # each masked matrix of each layer gets the same bytes; in whole numbers, so that the floor is exact. A matrix
+        # is cut by one slice of one group, so a group's share counts its slices
+        parts = layers * sum(len(plan.slice_bytes) for plan in plans)
+        equal = [plan.held(size * len(plan.slice_bytes) // parts) for plan in plans]
+        return None, _holding(plans, [(units,) for units in equal])
+    given = divide(size, [weight for row in weights for weight in row], totals * layers)
+    by_group = [given[index :: len(plans)] for index in range(len(plans))]
+    return None, _holding(plans, [tuple(map(plan.held, sizes)) for plan, sizes in zip(plans, by_group, strict=True)])
+
+
+def _holding(plans: tuple[GroupPlan, ...], held: list[tuple[int, ...]]) -> tuple[GroupPlan, ...]:
+    """The plans with their capacities, one for all layers or one for each."""
+    return tuple(
+        replace(plan, capacity=min(units), capacities=units if len(units) > 1 else ())
+        for plan, units in zip(plans, held, strict=True)
     )

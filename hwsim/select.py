@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,11 +15,12 @@ import numpy as np
 
 from hwsim import kernels
 from hwsim.cache import Cache
+from hwsim.demand import Demand, Served, serve
 from hwsim.errors import ContractError, HwsimError, TraceError, one_line
 from hwsim.evictions import Eviction
 from hwsim.model import ModelShape
-from hwsim.placement import GroupPlan
-from hwsim.policy import Context, Policy
+from hwsim.placement import GroupPlan, kept
+from hwsim.policy import BEFOREHAND, Context, Policy
 from hwsim.trace.header import Sequence
 
 _BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
@@ -33,21 +33,8 @@ class SignalSource(Protocol):
         """float32 ``[stop - start, width]``."""
 
 
-@dataclass(frozen=True)
-class Demand:
-    """What every decoded token asked of every cache.
-
-    Attributes:
-        requests: int32 ``[tokens, layers, groups]``: units asked for.
-        hits: int32 ``[tokens, layers, groups]``: those that were in the cache.
-    """
-
-    requests: np.ndarray
-    hits: np.ndarray
-
-
 MaskListener = Callable[[int, str, int, np.ndarray], None]
-"""Is told (layer, group name, decoded token, mask bool [units]) of every mask."""
+"""Is told (layer, group name, decoded token, mask bool [indices of the group's axis]) of every mask."""
 
 
 def scan(
@@ -84,8 +71,7 @@ def scan(
         TraceError: a signal is missing or damaged.
     """
     decoded = sum(sequence.tokens - sequence.prompt for sequence in sequences)
-    shape = (decoded, model.num_hidden_layers, len(plans))
-    demand = Demand(np.zeros(shape, np.int32), np.zeros(shape, np.int32))
+    demand = Demand.none(decoded, model.num_hidden_layers, plans)
     every = range(model.num_hidden_layers) if layers is None else layers
     for layer in every if plans else ():
         for index, plan in enumerate(plans):
@@ -94,10 +80,10 @@ def scan(
             for number, sequence in enumerate(sequences):
                 group.begin(number)
                 span = (first + sequence.prompt, first + sequence.tokens)
-                for mask, requests, hits in group.run(_signals(source, plan, layer, *span)):
-                    demand.requests[row, layer, index], demand.hits[row, layer, index] = requests, hits
+                for served in group.run(_signals(source, plan, layer, *span)):
+                    demand.put(row, layer, index, served)
                     if listener:
-                        listener(layer, plan.group.name, row, mask)
+                        listener(layer, plan.group.name, row, served.mask)
                     row += 1
                 first = span[1]
         if progress:
@@ -116,6 +102,8 @@ class GroupScan:
         eviction: picks who leaves the cache.
         name: of the policy, for messages.
         seed: of the random numbers that the policy may draw here.
+        cache: that the masks go through, where it is shared with others; else one of its own.
+        blind: why the policy may not read ``ctx.cached``, where the masks go through the cache later.
     """
 
     def __init__(
@@ -128,20 +116,24 @@ class GroupScan:
         *,
         name: str,
         seed: tuple[int, ...],
+        cache: Cache | None = None,
+        blind: str = "",
     ) -> None:
-        self.plan, self._eviction = plan, eviction
+        self.plan, self._eviction, self._blind = plan, eviction, blind
         self._decider = Decider(policy, name, plan, model, layer, seed)
-        self._cache = Cache(plan.units, plan.capacity, eviction)
+        self._cache = cache or Cache(plan.units, plan.capacity_in(layer), eviction)
 
     def begin(self, number: int) -> None:
         """Sequence `number` of the run begins: an empty cache, fresh state and random numbers."""
         if self._eviction.needs_future:
             self._decider.begin(number, None)
+        elif self._blind:
+            self._decider.begin(number, None, self._blind)
         else:
             self._cache.start()
             self._decider.begin(number, self._cache.view)
 
-    def run(self, signals: Iterable[dict[str, np.ndarray]]) -> Iterator[tuple[np.ndarray, int, int]]:
+    def run(self, signals: Iterable[dict[str, np.ndarray]]) -> Iterator[Served]:
         """Decide the next tokens, each only after the one before it went through the cache.
 
         Args:
@@ -149,28 +141,48 @@ class GroupScan:
                 know the future.
 
         Yields:
-            The mask, bool ``[units]``, valid until the next one; how many units it asks for; how many were cached.
+            What each token asked of the cache.
 
         Raises:
             ContractError: the policy or the eviction broke its contract.
         """
-        first, k = self._decider.token + 1, self.plan.k
+        first = self._decider.token + 1
         masks: Iterable[np.ndarray] = map(self._decider.decide, signals)
         if self._eviction.needs_future:
             masks = [mask.copy() for mask in masks]
             self._cache.start(np.stack(masks))
         for token, mask in enumerate(masks, first):
-            requests, hits = self._cache.step(mask)
-            if k and requests != k:
-                raise self._decider.wrong_size(token, requests)
-            yield mask, requests, hits
+            yield self._serve(token, mask)
+
+    def step(self, signals: dict[str, np.ndarray]) -> Served:
+        """Decide the next token and let it go through the cache; as `run`, for one token."""
+        mask = self._decider.decide(signals)
+        return self._serve(self._decider.token, mask)
+
+    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
+        """Decide the next token, for a cache that it goes through later: bool ``[units]``, valid until the next one."""
+        mask = self._decider.decide(signals)
+        requests = int(np.count_nonzero(mask))
+        if self.plan.k and requests != self.plan.k:
+            raise self._decider.wrong_size(self._decider.token, requests)
+        return mask
+
+    def expand(self, units: np.ndarray) -> np.ndarray:
+        """A mask of units as one of indices: bool ``[units]`` -> bool ``[indices]``, valid until the next one."""
+        return self._decider.expand(units)
+
+    def _serve(self, token: int, mask: np.ndarray) -> Served:
+        served = serve(self._cache, self.plan, mask)
+        if self.plan.k and served.requests != self.plan.k:
+            raise self._decider.wrong_size(token, served.requests)
+        return served._replace(mask=self.expand(mask))
 
 
 def _signals(
     source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """What the group needs, token by token, read in blocks."""
-    step = max(1, _BLOCK_VALUES // plan.units)
+    step = max(1, _BLOCK_VALUES // plan.indices)
     for at in range(start, stop, step):
         end = min(at + step, stop)
         block = {signal: source.read(layer, signal, at, end) for signal in plan.group.needs}
@@ -186,21 +198,36 @@ class Decider:
         self, policy: Policy, name: str, plan: GroupPlan, model: ModelShape, layer: int, seed: tuple[int, ...]
     ) -> None:
         self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
-        self._ctx = Context(model, plan.group, layer, plan.units, plan.k, np.random.default_rng(self._seed))
+        # a policy sees single indices, whatever the units are
+        keep, self._blocks = plan.group.keep, plan.blocks(layer)
+        k = plan.k if self._blocks is None or keep is None else kept(keep, plan.indices)
+        self._ctx = Context(model, plan.group, layer, plan.indices, k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
         self._mask = np.empty(plan.units, bool)
         self._view = kernels.read_only(self._mask)
+        self._cached: np.ndarray | None = None  # of units
+        self._indices, self._cached_indices = np.empty(plan.indices, bool), np.zeros(plan.indices, bool)
+        self._view_indices = kernels.read_only(self._indices)
 
     @property
     def token(self) -> int:
         """The token that was decided last, from 0 in each sequence; -1 before the first."""
         return self._ctx.token
 
-    def begin(self, number: int, cached: np.ndarray | None) -> None:
-        """Sequence `number` begins: fresh state and random numbers. `cached`: the cache's read-only view."""
+    def begin(self, number: int, cached: np.ndarray | None, blind: str = "") -> None:
+        """Sequence `number` begins: fresh state and random numbers.
+
+        Args:
+            number: of the sequence in the run.
+            cached: the cache's read-only view, bool ``[units]``; None: the policy may not read it.
+            blind: why; the default is what a rule that needs the future asks for.
+        """
         ctx = self._ctx
+        ctx._blind = blind or BEFOREHAND
         ctx.state, ctx.rng, ctx.token = {}, np.random.default_rng((*self._seed, number)), -1
-        ctx._cached = cached
+        ctx._cached = self._cached = cached
+        if self._blocks is not None and cached is not None:
+            ctx._cached = kernels.read_only(self._cached_indices)
 
     def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
         """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
@@ -210,18 +237,39 @@ class Decider:
         """
         self._ctx.token += 1
         self._ctx.signals = signals
+        if self._blocks is not None and self._cached is not None:
+            self._blocks.expand(self._cached, self._cached_indices)
         if not self._scores:
             mask = self._ask("select")
             if mask is not None:
-                np.copyto(self._mask, self._checked_mask(mask))  # the policy may change its own, or return ctx.cached
+                self._take(self._checked_mask(mask))
                 return self._view
-        kernels.top_k(self._checked_scores(self._ask("score")), self._k(), self._mask)
+        scores = self._checked_scores(self._ask("score"))
+        kernels.top_k(scores if self._blocks is None else self._blocks.sums(scores), self._k(), self._mask)
         return self._view
+
+    def _take(self, mask: np.ndarray) -> None:
+        """Make the policy's own mask of indices one of units."""
+        if self._blocks is None:
+            np.copyto(self._mask, mask)  # the policy may change its own, or return ctx.cached
+        elif self._plan.k == 0:
+            np.copyto(self._mask, self._blocks.touched(mask))
+        elif (count := int(np.count_nonzero(mask))) != self._ctx.k:
+            raise self.wrong_size(self.token, count)
+        else:  # the blocks that hold most of it
+            kernels.top_k(self._blocks.sums(mask.astype(np.float32)), self._plan.k, self._mask)
+
+    def expand(self, units: np.ndarray) -> np.ndarray:
+        """A mask of units as one of indices, read-only; valid until the next call."""
+        if self._blocks is None:
+            return units
+        self._blocks.expand(units, self._indices)
+        return self._view_indices
 
     def wrong_size(self, token: int, count: int) -> ContractError:
         """The error of a mask that holds `count` units where the group's keep asks for another number."""
         return ContractError(
-            f"{self._who('select', token)}: the mask holds {count} units, keep asks for {self._plan.k}; "
+            f"{self._who('select', token)}: the mask holds {count} units, keep asks for {self._ctx.k}; "
             "give the group keep=None if select() decides"
         )
 
@@ -245,7 +293,7 @@ class Decider:
         return self._plan.k
 
     def _checked_scores(self, scores: object) -> np.ndarray:
-        units = (self._plan.units,)
+        units = (self._plan.indices,)
         if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiub" or scores.shape != units:
             raise ContractError(f"{self._who('score')}: returned {_describe(scores)}, needs float32 of shape {units}")
         if scores.dtype != np.float32:
@@ -258,7 +306,7 @@ class Decider:
         return scores
 
     def _checked_mask(self, mask: object) -> np.ndarray:
-        units = (self._plan.units,)
+        units = (self._plan.indices,)
         if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != units:
             raise ContractError(f"{self._who('select')}: returned {_describe(mask)}, needs bool of shape {units}")
         return mask

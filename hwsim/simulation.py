@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,17 +15,21 @@ from pydantic import BaseModel
 import hwsim
 from hwsim import bounds, metrics
 from hwsim.adapter import read_adapter
+from hwsim.demand import Demand
 from hwsim.devices import read_sizes
 from hwsim.engine import run_events
 from hwsim.errors import ContractError, HwsimError, SettingError, one_line
 from hwsim.evictions import Eviction
+from hwsim.interleave import scan_shared
+from hwsim.layout import Layout
 from hwsim.masks import MaskFile
 from hwsim.model import Bits, ModelShape
 from hwsim.notes import notes
 from hwsim.placement import GroupPlan, Placement, place, plan_groups
 from hwsim.policy import Policy
 from hwsim.profile import Profile
-from hwsim.select import Demand, MaskListener, check_signals, scan
+from hwsim.select import MaskListener, check_signals, scan
+from hwsim.shares import Scope, Shares, measured
 from hwsim.trace import Trace, TraceHeader
 from hwsim.units import printable, shorten
 
@@ -50,6 +54,10 @@ class Settings:
         lora: folder of a LoRA adapter: its bytes are resident and its parameters count in the density of every policy
             that masks something; one that masks nothing runs without it.
         lora_merged: the adapter's product is added to the weights: it costs no bytes of its own.
+        cache_scope: who shares a cache: nobody, all groups of a layer, or all groups of all layers.
+        cache_shares: how the caches' bytes are divided over layers and groups; None: equally.
+        block: neighbours of a group's axis that make up a unit.
+        neurons: which neurons are neighbours; None: the model's own order.
 
     Raises:
         SettingError: one of them is impossible.
@@ -64,10 +72,18 @@ class Settings:
     per_token: bool = False
     lora: Path | None = None
     lora_merged: bool = False
+    cache_scope: Scope = "matrix"
+    cache_shares: Shares | None = None
+    block: int = 1
+    neurons: Layout | None = None
 
     def __post_init__(self) -> None:
         """Refuse what nothing else would notice."""
-        for name, choices in (("timing", ("events", "closed-form")), ("overlap", ("none", "group"))):
+        for name, choices in (
+            ("timing", ("events", "closed-form")),
+            ("overlap", ("none", "group")),
+            ("cache_scope", ("matrix", "layer", "global")),
+        ):
             if getattr(self, name) not in choices:
                 raise _impossible(name, getattr(self, name), f"one of {', '.join(choices)}")
         if not _whole(self.seed, 0):
@@ -78,6 +94,10 @@ class Settings:
             raise _impossible("dram", self.dram, "bytes from 0, text such as '4 GB' or '50%', or None")
         if not isinstance(self.bits, Bits):
             raise _impossible("bits", self.bits, "hwsim.model.Bits")
+        if not _whole(self.block, 1):
+            raise _impossible("block", self.block, "a whole number from 1")
+        if self.cache_scope == "global" and self.cache_shares:
+            raise SettingError("--cache-shares: one cache for the whole model has no shares; leave it out")
 
 
 def _whole(value: object, least: int) -> bool:
@@ -128,31 +148,55 @@ def replay(
     header = trace.header
     check_parameters(policy, f"policy {policy_name or type(policy).__name__}")
     check_parameters(eviction, f"eviction {eviction_name or type(eviction).__name__}")
+    if settings.cache_shares and settings.cache_shares.weights is None:
+        settings = replace(settings, cache_shares=_traffic(trace, profile, policy, eviction, settings, policy_name))
     placement = layout(header.model, profile, policy, header.longest, settings, policy_name)
-    plans = placement.groups
-    check_signals(trace.has, plans, trace.path, header.model.name)
+    check_signals(trace.has, placement.groups, trace.path, header.model.name)
 
     def phase(name: str, total: int) -> Callable[[int], None] | None:
         return None if progress is None else lambda done: progress(name, done, total)
 
-    demand = scan(
-        trace,
-        header.model,
-        header.sequences,
-        policy,
-        plans,
-        eviction,
-        name=policy_name,
-        seed=settings.seed,
-        listener=listener,
-        progress=phase("masks and hits", header.model.num_hidden_layers),
-    )
+    demand = _demand(
+        trace, policy, placement, eviction, settings, policy_name, listener,
+        phase("masks and hits", header.model.num_hidden_layers),
+    )  # fmt: skip
     names = Names(policy_name or type(policy).__name__, eviction_name or type(eviction).__name__)
     origin = {"name": printable(trace.path.name), "hash": trace.hash, "origin": header.origin}
     return measure(
         header, origin, demand, placement, profile, policy, eviction, settings, names,
         progress=phase("time", header.decoded),
     )  # fmt: skip
+
+
+def _demand(
+    trace: Trace, policy: Policy, placement: Placement, eviction: Eviction, settings: Settings, name: str,
+    listener: MaskListener | None = None, progress: Callable[[int], None] | None = None,
+) -> Demand:  # fmt: skip
+    """The scan of a trace, with the caches of a placement."""
+    header = trace.header
+    if placement.shared:
+        return scan_shared(
+            trace, header.model, header.sequences, policy, placement.groups, placement.shared, eviction,
+            name=name, seed=settings.seed, listener=listener, progress=progress,
+        )  # fmt: skip
+    return scan(
+        trace, header.model, header.sequences, policy, placement.groups, eviction,
+        name=name, seed=settings.seed, listener=listener, progress=progress,
+    )  # fmt: skip
+
+
+def _traffic(
+    trace: Trace, profile: Profile, policy: Policy, eviction: Eviction, settings: Settings, name: str
+) -> Shares | None:
+    """What a replay with equal shares reads from Flash, by layer and group; None where no mask cuts anything."""
+    header = trace.header
+    placement = layout(header.model, profile, policy, header.longest, replace(settings, cache_shares=None), name)
+    check_signals(trace.has, placement.groups, trace.path, header.model.name)
+    if not placement.groups:
+        return None
+    demand = _demand(trace, policy, placement, eviction, settings, name)
+    missed = demand.miss_bytes(placement.groups).sum(axis=0)
+    return measured(missed, [plan.group.name for plan in placement.groups])
 
 
 def replay_masks(
@@ -181,7 +225,7 @@ def replay_masks(
     fields = {"origin": "recorded", "model": masks.model, "signals": ["input"], "sequences": masks.sequences}
     header = TraceHeader.model_validate(fields)
     placement = layout(header.model, profile, masks.policy, header.longest, settings, masks.policy.name)
-    demand = masks.demand(placement.groups, eviction)
+    demand = masks.demand(placement, eviction)
     source = {"name": printable(masks.path.name), "origin": "saved masks", "provenance": masks.provenance}
     names = Names(masks.policy.name, eviction_name or type(eviction).__name__)
 
@@ -238,10 +282,15 @@ def layout(
 
     Raises:
         ContractError: the policy's groups are not possible on this model.
-        SettingError: the budget cannot hold the KV cache, or the KV cache cannot hold the sequence.
+        SettingError: the budget cannot hold the KV cache, or the KV cache cannot hold the sequence; the neurons' order
+            is that of another model, or the caches' shares are those of other groups.
     """
     name = name or type(policy).__name__
-    plans = _plans(policy, model, settings.bits, name)
+    if settings.neurons:
+        settings.neurons.check(model)
+    if settings.cache_shares and settings.cache_shares.weights is None:
+        raise SettingError("--cache-shares traffic: is measured by a replay of a trace; give the file of its --json")
+    plans = _plans(policy, model, settings, name)
     kv_tokens = longest if settings.kv_tokens is None else settings.kv_tokens
     if kv_tokens < longest:
         raise SettingError(f"--kv-tokens {kv_tokens} cannot hold the trace's longest sequence, {longest} tokens")
@@ -253,7 +302,10 @@ def layout(
             f"needs a whole number from 0 to 10^{len(str(_MOST_PARAMETERS)) - 1}"
         )
     adapter = read_adapter(settings.lora, model, merged=settings.lora_merged) if settings.lora and plans else None
-    return place(plans, model, settings.bits, budget, kv_tokens, parameters, adapter=adapter, longest=longest)
+    return place(
+        plans, model, settings.bits, budget, kv_tokens, parameters,
+        adapter=adapter, longest=longest, scope=settings.cache_scope, shares=settings.cache_shares,
+    )  # fmt: skip
 
 
 def _ask(method: str, call: Callable[[], Any], name: str) -> Any:
@@ -279,10 +331,10 @@ def check_parameters(plugin: BaseModel, who: str) -> None:
         raise ContractError(f"{who}: its parameters cannot be written as JSON: {one_line(error)}") from error
 
 
-def _plans(policy: Policy, model: ModelShape, bits: Bits, name: str) -> tuple[GroupPlan, ...]:
+def _plans(policy: Policy, model: ModelShape, settings: Settings, name: str) -> tuple[GroupPlan, ...]:
     groups = _ask("groups", lambda: policy.groups(model), name)
     try:
-        return plan_groups(groups, model, bits)
+        return plan_groups(groups, model, settings.bits, settings.block, settings.neurons)
     except ContractError as error:
         raise ContractError(f"policy {name}: {error}") from error
 
@@ -293,23 +345,22 @@ def _result(
 ) -> metrics.Result:  # fmt: skip
     plans = placement.groups
     tokens = header.decoded
-    unit_bytes = np.array([plan.unit_bytes for plan in plans], np.int64)
     requests, hits = (array.astype(np.int64) for array in (demand.requests, demand.hits))
-    flash = (requests - hits) * unit_bytes
+    flash, dram = demand.miss_bytes(plans), demand.hit_bytes(plans)
     kv = bounds.kv_lengths(header.sequences) * placement.kv_entry
     flash_token = flash.sum(axis=(1, 2)) + placement.streamed
-    dram_token = (hits * unit_bytes).sum(axis=(1, 2)) + placement.pinned_weights + kv
+    dram_token = dram.sum(axis=(1, 2)) + placement.pinned_weights + kv
     groups = [
         metrics.GroupResult(
             layer=layer,
             group=plan.group.name,
             units=plan.units,
-            capacity_units=plan.capacity if eviction.caches else 0,
+            capacity_units=plan.capacity_in(layer) if eviction.caches else 0,
             unit_bytes=plan.unit_bytes,
             requests=int(requests[:, layer, index].sum()),
             hits=int(hits[:, layer, index].sum()),
             flash_bytes=int(flash[:, layer, index].sum()),
-            dram_bytes=int(hits[:, layer, index].sum()) * plan.unit_bytes,
+            dram_bytes=int(dram[:, layer, index].sum()),
         )
         for layer in range(header.model.num_hidden_layers)
         for index, plan in enumerate(plans)
@@ -318,8 +369,7 @@ def _result(
     flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
     flash_read = flash_bytes
     if settings.timing == "events":  # the closed form knows no pages
-        pages = np.array([sum(read_sizes(profile.flash, plan.slice_bytes)) for plan in plans], np.int64) - unit_bytes
-        flash_read += int(((requests - hits).sum(axis=(0, 1)) * pages).sum())
+        flash_read += _rounded_up(demand, plans, profile)
     return metrics.Result(
         provenance=_provenance(header, source, profile, policy, settings, placement, eviction, names),
         notes=notes(header.origin, placement, eviction, profile, names.policy, settings.timing),
@@ -331,7 +381,7 @@ def _result(
         unit_requests=asked,
         unit_hits=found,
         hit_rate=found / asked if asked else None,
-        mlp_density=_density(header.model, placement, requests, tokens),
+        mlp_density=_density(header.model, placement, demand, tokens),
         flash_bytes=flash_bytes,
         flash_read_bytes=flash_read,
         dram_bytes=dram_bytes,
@@ -348,9 +398,22 @@ def _result(
     )
 
 
-def _density(model: ModelShape, placement: Placement, requests: np.ndarray, tokens: int) -> float:
-    per_unit = np.array([plan.mlp_parameters for plan in placement.groups], np.int64)
-    read = int((requests.sum(axis=(0, 1)) * per_unit).sum())
+def _rounded_up(demand: Demand, plans: tuple[GroupPlan, ...], profile: Profile) -> int:
+    """Bytes that Flash reads beyond the needed ones, because it reads whole pages."""
+    more = 0
+    last = demand.last_misses
+    for index, plan in enumerate(plans):
+        page = sum(read_sizes(profile.flash, plan.slice_bytes)) - plan.unit_bytes
+        more += int((demand.requests - demand.hits)[:, :, index].sum(dtype=np.int64)) * page
+        if plan.short and last is not None:
+            page_of_last = sum(read_sizes(profile.flash, plan.last_slice_bytes)) - plan.last_bytes
+            more += int(last[:, :, index].sum(dtype=np.int64)) * (page_of_last - page)
+    return more
+
+
+def _density(model: ModelShape, placement: Placement, demand: Demand, tokens: int) -> float:
+    per_index = np.array([plan.mlp_parameters for plan in placement.groups], np.int64)
+    read = int((demand.indices(placement.groups).sum(axis=(0, 1)) * per_index).sum())
     every_token = placement.unmasked_mlp + placement.predictor_parameters
     every_token += placement.adapter.counted_mlp if placement.adapter else 0
     return (read + tokens * every_token) / (tokens * model.num_hidden_layers * model.mlp_parameters)
@@ -395,6 +458,10 @@ def _provenance(
             "bits": settings.bits.model_dump(),
             "timing": settings.timing,
             "overlap": settings.overlap,
+            "cache_scope": settings.cache_scope,
+            "cache_shares": settings.cache_shares.source if settings.cache_shares else "equal",
+            "block": settings.block,
+            "layout": settings.neurons.digest if settings.neurons else None,
         },
         "seed": settings.seed,
     }

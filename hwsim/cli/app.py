@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import evaluate, generate, lists, record, replay, synth, trace, train
+from hwsim.cli import evaluate, generate, layout, lists, record, replay, synth, trace, train
 from hwsim.cli.common import Commands
 
 app = typer.Typer(
@@ -46,4 +46,5 @@ generate.register(app)
 train.register(app)
 synth.register(app)
 trace.register(app)
+layout.register(app)
 lists.register(app)

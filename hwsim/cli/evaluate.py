@@ -37,6 +37,10 @@ def evaluate(
     eviction: o.EvictionRule = "lfu",
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
+    cache_scope: o.CacheScope = o.Scope.MATRIX,
+    cache_shares: o.CacheShares = "equal",
+    block: o.Block = 1,
+    layout: o.NeuronLayout = None,
     dram: o.Dram = None,
     kv_tokens: o.KvTokens = None,
     bits: o.BitsOfParts = o.DEFAULT_BITS,
@@ -74,14 +78,16 @@ def evaluate(
 
     o.check_per_token(per_token, json)
     sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
-    sources += o.lora_files(lora, lora_merged)
+    sources += o.lora_files(lora, lora_merged) + o.cache_files(cache_shares, layout)
     sources += [Path(each) for each in (text, model) if Path(each).is_file()]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
         spare(save_masks, sources)
     settings = Settings(
-        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged
-    )
+        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged,
+        cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
+        neurons=o.read_layout(layout),
+    )  # fmt: skip
     reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
     profile = load_profile(hw)
     rule_name, rule = EVICTIONS.make(eviction)

@@ -52,6 +52,10 @@ def replay(
     eviction: o.EvictionRule = "lfu",
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
+    cache_scope: o.CacheScope = o.Scope.MATRIX,
+    cache_shares: o.CacheShares = "equal",
+    block: o.Block = 1,
+    layout: o.NeuronLayout = None,
     dram: o.Dram = None,
     kv_tokens: o.KvTokens = None,
     bits: o.BitsOfParts = o.DEFAULT_BITS,
@@ -75,10 +79,12 @@ def replay(
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
     read = [trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs)]
-    check_target(json, *read, *o.lora_files(lora, lora_merged))
+    check_target(json, *read, *o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout))
     settings = Settings(
-        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged
-    )
+        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged,
+        cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
+        neurons=o.read_layout(layout),
+    )  # fmt: skip
     profile, rule = load_profile(hw), EVICTIONS.make(eviction)
     if is_mask_file(trace):
         if asked or pairs or density is not None:

@@ -14,20 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from hwsim.demand import Demand
 from hwsim.errors import ModelError
 from hwsim.evictions import Eviction
+from hwsim.interleave import SharedCaches, count_shared
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
 from hwsim.record.hooks import Layer
-from hwsim.select import Demand, GroupScan
+from hwsim.select import GroupScan
+from hwsim.shares import Shared
 from hwsim.trace import Sequence
 
 _LATE = frozenset({"up", "gate", "glu"})  # known when the down projection is reached; the input before that
 
 
 MaskSink = Callable[[int, str, int, np.ndarray], None]
-"""Is told (layer, group, first decoded token of the run, masks bool [tokens, units])."""
+"""Is told (layer, group, first decoded token of the run, masks bool [tokens, indices])."""
 
 
 class ClosedLoop:
@@ -42,9 +45,12 @@ class ClosedLoop:
         name: of the policy, for messages.
         seed: of the random numbers that policies may draw.
         sink: is told every mask.
+        shared: the caches, where groups share them.
+        steps: each pass brings one token, so that a policy may read shared caches.
 
     Raises:
         ModelError: the policy cuts something that cannot be masked in a running model.
+        SettingError: the eviction cannot serve a shared cache.
     """
 
     def __init__(
@@ -58,22 +64,39 @@ class ClosedLoop:
         name: str,
         seed: int = 0,
         sink: MaskSink | None = None,
+        shared: Shared | None = None,
+        steps: bool = False,
     ) -> None:
         self._plans, self._model, self._sink = plans, model, sink
         _check(plans, layers[0], name)
+        self._shared, self._eviction = shared, eviction
+        self._caches = SharedCaches(plans, model.num_hidden_layers, shared, eviction) if shared else None
+        self._later = shared is not None and not steps
+        blind = ""
+        if shared and steps:
+            _check_order(plans, name)
+        elif shared:  # the masks of a whole window are decided before they go through a cache
+            blind = (
+                f"--cache-scope {shared.scope} couples groups that the evaluation decides one after the other for all "
+                "tokens; choose matrix, or replay or generate"
+            )
         self._scans = [
             [
-                GroupScan(policy, plan, model, layer, eviction, name=name, seed=(seed, layer, index))
+                GroupScan(
+                    policy, plan, model, layer, eviction, name=name, seed=(seed, layer, index), blind=blind,
+                    cache=self._caches.part(layer, index) if self._caches and steps else None,
+                )
                 for index, plan in enumerate(plans)
             ]
             for layer in range(model.num_hidden_layers)
-        ]
+        ]  # fmt: skip
         self._sequences: list[Sequence] = []
         self._first = self._token = 0
         self._fresh = True
-        self._requests = self._hits = np.zeros((0, model.num_hidden_layers, len(plans)), np.int32)
+        self._demand = Demand.none(0, model.num_hidden_layers, plans)
+        self._units: dict[tuple[int, int], np.ndarray] = {}  # packed masks that go through shared caches later
         self._signals: dict[str, Any] = {}  # of the present layer
-        self._masks: dict[str, Any] = {}  # by slice, of the present layer: bool [tokens, units]
+        self._masks: dict[str, Any] = {}  # by slice, of the present layer: bool [tokens, indices]
         self._handles: list[Any] = []
         self._layers = layers if plans else []
 
@@ -97,6 +120,8 @@ class ClosedLoop:
 
     def begin(self, number: int) -> None:
         """Sequence `number` begins, to be brought piece by piece with `continued`."""
+        if self._caches:
+            self._caches.start()
         for scans in self._scans:
             for scan in scans:
                 scan.begin(number)
@@ -108,15 +133,19 @@ class ClosedLoop:
 
     def demand(self) -> Demand:
         """What the last pass asked of the caches."""
-        return Demand(self._requests, self._hits)
+        if self._shared and self._later:
+            tokens = [sequence.tokens - sequence.prompt for sequence in self._sequences]
+            layers = self._model.num_hidden_layers
+            read = lambda layer, index: self._units[layer, index]  # noqa: E731
+            return count_shared(read, tokens, self._plans, layers, self._shared, self._eviction)
+        return self._demand
 
     # ------------------------------------------------------------------ hooks
 
     def _start(self) -> None:
-        self._token += len(self._requests)  # those of the pass before
+        self._token += len(self._demand.requests)  # those of the pass before
         decoded = sum(sequence.tokens - sequence.prompt for sequence in self._sequences)
-        shape = (decoded, self._model.num_hidden_layers, len(self._plans))
-        self._requests, self._hits = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        self._demand = Demand.none(decoded, self._model.num_hidden_layers, self._plans)
 
     def _attach(self, index: int, layer: Layer) -> None:
         def before(module: Any, action: Callable[[Any], Any]) -> None:
@@ -168,21 +197,29 @@ class ClosedLoop:
                 self._masks[name] = tensor
 
     def _scan(self, layer: int, group: int, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """Masks of all tokens, bool ``[tokens, units]``: prompts are dense."""
+        """Masks of all tokens, bool ``[tokens, indices]``: prompts are dense."""
         scan = self._scans[layer][group]
         total = sum(sequence.tokens for sequence in self._sequences)
-        masks = np.ones((total, scan.plan.units), bool)
+        masks = np.ones((total, scan.plan.indices), bool)
+        if self._later:
+            self._units[layer, group] = np.zeros((len(self._demand.requests), -(-scan.plan.units // 8)), np.uint8)
         row = start = 0
         for number, sequence in enumerate(self._sequences, self._first):
             if self._fresh:
                 scan.begin(number)
             at, end = start + sequence.prompt, start + sequence.tokens
-            decided = scan.run(_rows(arrays, at, end))
-            first = row
-            for token, (mask, requests, hits) in enumerate(decided, at):
-                masks[token] = mask
-                self._requests[row, layer, group], self._hits[row, layer, group] = requests, hits
-                row += 1
+            first, signals = row, _rows(arrays, at, end)
+            if self._later:
+                for token, each in enumerate(signals, at):
+                    units = scan.decide(each)
+                    self._units[layer, group][row] = np.packbits(units)
+                    masks[token] = scan.expand(units)
+                    row += 1
+            else:
+                for token, served in enumerate(scan.run(signals), at):
+                    masks[token] = served.mask
+                    self._demand.put(row, layer, group, served)
+                    row += 1
             if self._sink:
                 self._sink(layer, scan.plan.group.name, self._token + first, masks[at:end])
             start = end
@@ -199,6 +236,17 @@ def _array(values: Any) -> np.ndarray:
     array: np.ndarray = values.detach().reshape(-1, values.shape[-1]).float().cpu().numpy().copy()
     array.flags.writeable = False
     return array
+
+
+def _check_order(plans: tuple[GroupPlan, ...], name: str) -> None:
+    """Refuse groups that the running model decides in another order than a device would ask a shared cache for them."""
+    late = [bool(_LATE & set(plan.group.needs)) for plan in plans]
+    if late != sorted(late):
+        names = ", ".join(plan.group.name for plan in plans)
+        raise ModelError(
+            f"policy {name}: with a shared cache, groups decided from the input must come before those decided from "
+            f"up, gate or glu; the order is {names}; change it, or choose --cache-scope matrix"
+        )
 
 
 def _check(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:

@@ -19,7 +19,7 @@ class Use(NamedTuple):
     """One token's demand on one cache.
 
     Attributes:
-        token: decoded token of the sequence, from 0.
+        token: decoded token of the sequence, from 0; where groups share a cache, the number of the use of that cache.
         mask: bool ``[units]``: the needed units.
         admitted: bool ``[units]``: those of them that enter the cache now.
     """
@@ -35,11 +35,14 @@ class Eviction(BaseModel):
     Attributes:
         caches: False for a rule that never keeps anything.
         needs_future: True for a rule that `start` must tell all masks of the sequence.
+        shares: True for a rule whose ranks compare units of different groups, so that it can serve one cache for all
+            of them: it decides by `rank` alone, and takes ``use.token`` for nothing but the order of uses.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     caches: ClassVar[bool] = True
     needs_future: ClassVar[bool] = False
+    shares: ClassVar[bool] = False
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> Any:
         """A new sequence begins with an empty cache: return the rule's state.

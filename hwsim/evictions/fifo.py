@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from hwsim.evictions import Eviction, Use
@@ -9,6 +11,8 @@ from hwsim.evictions import Eviction, Use
 
 class Fifo(Eviction):
     """First in, first out: who was admitted first leaves first, however often it was needed since."""
+
+    shares: ClassVar[bool] = True
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
         """The token at which each unit was last admitted, int32 ``[units]``."""

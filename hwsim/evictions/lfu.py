@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from hwsim.evictions import Eviction, Use
@@ -9,6 +11,8 @@ from hwsim.evictions import Eviction, Use
 
 class Lfu(Eviction):
     """Least frequently used: who was needed the fewest times since the sequence began leaves first."""
+
+    shares: ClassVar[bool] = True
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
         """How often each unit was needed, in the cache or not, int32 ``[units]``."""
