@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
@@ -28,7 +29,7 @@ class ArrayFile(NamedTuple):
 
 
 def read_arrays(path: Path, kind: str) -> ArrayFile:
-    """Read a file of arrays.
+    """Read a file of arrays; they are read-only, and shared by all who read the same file.
 
     Args:
         path: of the file.
@@ -37,6 +38,16 @@ def read_arrays(path: Path, kind: str) -> ArrayFile:
     Raises:
         PluginError: no such file, or one of another kind or version; a member is of another type, or not finite.
     """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise PluginError(f"{path}: cannot be read: {error.strerror or 'it is damaged'}") from error
+    header, arrays = _read(path, kind, (found.st_ino, found.st_size, found.st_mtime_ns))
+    return ArrayFile(dict(header), dict(arrays))
+
+
+@lru_cache(maxsize=1)  # where densities differ by layer, a copy of the policy reads its file in each
+def _read(path: Path, kind: str, stamp: tuple[int, int, int]) -> ArrayFile:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             members = dict(archive)
@@ -61,6 +72,7 @@ def read_arrays(path: Path, kind: str) -> ArrayFile:
             raise PluginError(f"{path}: {name} is {array.dtype}; members must be float32 or whole numbers")
         if not np.isfinite(array).all():
             raise PluginError(f"{path}: {name} holds NaN or infinity; members must be finite")
+        array.flags.writeable = False
     return ArrayFile(header, members)
 
 

@@ -2,69 +2,183 @@
 
 The rules that make it exact: hits are counted before the token's own update; the mask is admitted first, then those who
 are not in it leave by the eviction's rank; a mask larger than the capacity keeps its hits and then its lowest-index
-misses; the cache is empty at the start of each sequence.
+misses; the cache is empty at the start of each sequence, unless it is warm. Under bypass the best-ranked of the cached
+and the needed stay, whoever they are; among equals those in the cache, then the lower index. Pinned units take room and
+never leave.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hwsim import kernels
-from hwsim.errors import ContractError, HwsimError, one_line
-from hwsim.evictions import Eviction, Use
+from hwsim.contents import UnitSets
+from hwsim.errors import ContractError, HwsimError, SettingError, one_line
+from hwsim.evictions import Admission, Eviction, Use
+
+
+@dataclass(frozen=True, eq=False)
+class CacheSetup:
+    """How all caches of a run admit, and what is in them from the start.
+
+    Attributes:
+        admission: how units enter; None: as the eviction has it.
+        pinned: units that are there from the start and never leave; they count in the capacity.
+        warm: units that are there when a sequence begins, and may leave.
+    """
+
+    admission: Admission | None = None
+    pinned: UnitSets | None = None
+    warm: UnitSets | None = None
+
+    def cache(self, layer: int, group: str, units: int, capacity: int, eviction: Eviction) -> Cache:
+        """The cache of one group of one layer.
+
+        Raises:
+            SettingError: the eviction cannot bypass, a set is missing, or more is in there than the cache holds.
+        """
+        pinned, warm = (part.of(layer, group, units) if part else None for part in (self.pinned, self.warm))
+        where = f"layer {layer}, group {group}: "
+        return Cache(units, capacity, eviction, admission=self.admission, pinned=pinned, warm=warm, where=where)
 
 
 class Cache:
     """A set of at most `capacity` of `units` units.
 
+    Args:
+        units: size of the group.
+        capacity: units that it can hold.
+        eviction: picks who leaves.
+        admission: how units enter; None: as the eviction has it.
+        pinned: bool ``[units]``: who is there for good.
+        warm: bool ``[units]``: who is there besides when a sequence begins.
+        where: the cache is, for messages.
+
     Attributes:
         view: bool ``[units]``, read-only: what is in it now.
+
+    Raises:
+        SettingError: the eviction cannot bypass, or more is pinned or there from the start than the cache holds.
     """
 
-    def __init__(self, units: int, capacity: int, eviction: Eviction) -> None:
+    def __init__(
+        self,
+        units: int,
+        capacity: int,
+        eviction: Eviction,
+        *,
+        admission: Admission | None = None,
+        pinned: np.ndarray | None = None,
+        warm: np.ndarray | None = None,
+        where: str = "",
+    ) -> None:
         self.units = units
         self.capacity = min(capacity, units) if eviction.caches else 0
         self._eviction = eviction
+        self._ranks = type(eviction).stay is Eviction.stay
+        self._bypass = (admission or eviction.admission) == "bypass"
+        self._pinned, self._warm = pinned, warm
+        self._check(where)
+        self._room = self.capacity - (0 if pinned is None else int(np.count_nonzero(pinned)))
         self._state: Any = None
         self._token = 0
         self._occupied = 0
-        self._cached = np.zeros(units, bool)
-        self.view = kernels.read_only(self._cached)
+        self._cached = np.zeros(units, bool)  # without the pinned ones
+        self._all = self._cached if pinned is None else pinned.copy()
+        self.view = kernels.read_only(self._all)
 
     def start(self, future: np.ndarray | None = None) -> None:
         """A sequence begins: forget everything. `future`, bool ``[tokens, units]``, for rules that need it."""
         self._cached[:] = False
         self._token = self._occupied = 0
-        self._state = self._ask(lambda: self._eviction.start(self.units, self.capacity, future))
+        self._state = self._ask(lambda: self._eviction.start(self.units, self._room, future))
+        if self._warm is not None:
+            self._cached |= self._warm
+            self._occupied = int(np.count_nonzero(self._cached))
+            there = kernels.read_only(self._warm.copy())
+            self._ask(lambda: self._eviction.warm(self._state, there))
+        self._show()
 
     def step(self, mask: np.ndarray) -> tuple[int, int]:
         """Serve one token's mask, bool ``[units]``: (how many units it asks for, how many were there)."""
         needed = int(np.count_nonzero(mask))
-        if self.capacity == 0:
-            return needed, 0
+        if self._pinned is None:
+            return needed, self._serve(mask, needed)
+        others = mask & ~self._pinned
+        asked = int(np.count_nonzero(others))
+        hits = self._serve(others, asked)
+        self._show()
+        return needed, needed - asked + hits
+
+    def _serve(self, mask: np.ndarray, needed: int) -> int:
+        """Serve what is not pinned: how many were there."""
+        if self._room == 0:
+            return 0
         there = mask & self._cached
         hits = int(np.count_nonzero(there))
-        if needed > self.capacity:
-            admitted = kernels.first_k(mask ^ there, self.capacity - hits)
-            stays = there
-        else:
-            admitted = mask ^ there
-            stays = self._cached
+        admitted = mask ^ there
+        if needed > self._room and not self._bypass:
+            admitted = kernels.first_k(admitted, self._room - hits)
         use = Use(self._token, kernels.read_only(mask) if mask.flags.writeable else mask, kernels.read_only(admitted))
         self._ask(lambda: self._eviction.use(self._state, use))
-        idle, room = self._occupied - hits, self.capacity - needed
-        if needed <= self.capacity and idle > room:
+        self._token += 1
+        if self._bypass:
+            self._take_best(admitted, self._occupied + needed - hits)
+            return hits
+        idle, room = self._occupied - hits, max(self._room - needed, 0)
+        stays = self._cached
+        if idle > room:
             stays = there | self._stay(self._cached & ~mask, room)
         np.logical_or(stays, admitted, out=self._cached)
-        self._occupied = min(self.capacity, needed + min(idle, max(room, 0)))
-        self._token += 1
-        return needed, hits
+        self._occupied = min(self._room, needed + min(idle, room))
+        return hits
+
+    def _take_best(self, newcomers: np.ndarray, present: int) -> None:
+        """Bypass: of all who are `present`, cached or needed, as many as fit stay."""
+        stays = self._cached | newcomers
+        if present > self._room and self._ranks:
+            order = np.concatenate([np.flatnonzero(self._cached), np.flatnonzero(newcomers)])  # ties go to the first
+            best = kernels.top_k(self._rank()[order], self._room)
+            stays[order[~best]] = False
+        elif present > self._room:
+            stays = self._stay(stays, self._room)
+        self._cached[:] = stays
+        self._occupied = min(present, self._room)
+
+    def _show(self) -> None:
+        if self._pinned is not None:
+            np.logical_or(self._cached, self._pinned, out=self._all)
+
+    def _check(self, where: str) -> None:
+        """Refuse what the eviction or the capacity cannot do."""
+        if self._bypass and not self._ranks and self._eviction.admission != "bypass":
+            raise SettingError(
+                f"--admission bypass: {self._who} admits whatever is needed and ranks no newcomer; leave the option "
+                "out, or choose a rule that ranks, such as lfu"
+            )
+        pinned = np.zeros(self.units, bool) if self._pinned is None else self._pinned
+        if self._warm is not None:
+            self._warm = self._warm & ~pinned
+        warm = 0 if self._warm is None else int(np.count_nonzero(self._warm))
+        total = int(np.count_nonzero(pinned))
+        if not self._eviction.caches and total + warm:
+            raise SettingError(
+                f"{where}{self._who} keeps nothing, so nothing can be there from the start; "
+                "--eviction static keeps a fixed set"
+            )
+        if total + warm > self.capacity:
+            besides = f" and {warm} more are there from the start" if warm else ""
+            raise SettingError(
+                f"{where}{total} units are pinned{besides}, but the cache holds {self.capacity}; "
+                "give more with --dram, or name fewer"
+            )
 
     def _stay(self, candidates: np.ndarray, count: int) -> np.ndarray:
-        if type(self._eviction).stay is Eviction.stay:
-            return kernels.stay(self._rank(), candidates, count)
+        if self._ranks:
+            return kernels.stay(self._rank(), candidates, count) if count else np.zeros(self.units, bool)
         candidates = kernels.read_only(candidates)
         kept = self._ask(lambda: self._eviction.stay(self._state, candidates, count))
         ours = isinstance(kept, np.ndarray) and kept.dtype == bool and kept.shape == candidates.shape

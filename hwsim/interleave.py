@@ -15,10 +15,10 @@ from hwsim import kernels
 from hwsim.cache import Cache
 from hwsim.demand import Demand, serve
 from hwsim.evictions import Eviction
-from hwsim.model import ModelShape
+from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
-from hwsim.select import GroupScan, MaskListener, SignalSource
+from hwsim.select import CacheListener, GroupScan, MaskListener, SignalSource
 from hwsim.shared_cache import SharedCache, check_shared
 from hwsim.shares import Shared
 from hwsim.trace.header import Sequence
@@ -33,6 +33,8 @@ class SharedCaches:
     """All shared caches of a model.
 
     Attributes:
+        plans: the policy's groups.
+        layers: of the model.
         rounds: the layers that share a cache, cache by cache.
 
     Args:
@@ -47,6 +49,7 @@ class SharedCaches:
 
     def __init__(self, plans: tuple[GroupPlan, ...], layers: int, shared: Shared, eviction: Eviction) -> None:
         check_shared(eviction, shared.scope)
+        self.plans, self.layers = plans, layers
         every = range(layers)
         self.rounds = [every] if shared.scope == "global" else [range(layer, layer + 1) for layer in every]
         sizes = [plan.sizes() for plan in plans]
@@ -62,12 +65,18 @@ class SharedCaches:
         """What serves one group of one layer."""
         return self._parts[layer, index]
 
-    def start(self) -> None:
-        """A sequence begins: all caches are empty."""
-        for cache in self._caches:
-            cache.start()
-        for part in self._parts.values():
-            part.start()
+    def start(self, members: range | None = None) -> None:
+        """A sequence begins: all caches are empty, or the one that some layers share."""
+        for layers, cache in zip(self.rounds, self._caches, strict=True):
+            if members in (None, layers):
+                cache.start()
+                for part in cache.parts:
+                    part.start()
+
+    def tell(self, members: range, contents: CacheListener) -> None:
+        """Tell what of each group the cache of some layers holds."""
+        for layer, (index, plan) in product(members, enumerate(self.plans)):
+            contents(layer, plan.group.name, self.part(layer, index).view)
 
 
 def scan_shared(
@@ -82,6 +91,7 @@ def scan_shared(
     name: str = "",
     seed: int = 0,
     listener: MaskListener | None = None,
+    contents: CacheListener | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Demand:
     """Decide all masks and count all hits, as `hwsim.select.scan` does, with caches that groups share.
@@ -97,6 +107,7 @@ def scan_shared(
         name: of the policy, for messages.
         seed: of the random numbers that policies may draw.
         listener: is told every mask.
+        contents: is told what of each group is cached at the end.
         progress: is called with the number of layers done, or their share.
 
     Raises:
@@ -118,7 +129,7 @@ def scan_shared(
         }  # fmt: skip
         first = row = 0
         for number, sequence in enumerate(sequences):
-            caches.start()
+            caches.start(members)
             for scan in scans.values():
                 scan.begin(number)
             for signals in _signals(source, plans, members, first + sequence.prompt, first + sequence.tokens):
@@ -131,16 +142,18 @@ def scan_shared(
                 if progress:
                     progress(members.start + len(members) * row // decoded)
             first += sequence.tokens
+        if contents:
+            caches.tell(members, contents)
     return demand
 
 
 def count_shared(
     read: Callable[[int, int], np.ndarray],
     tokens: list[int],
-    plans: tuple[GroupPlan, ...],
-    layers: int,
-    shared: Shared,
-    eviction: Eviction,
+    caches: SharedCaches,
+    *,
+    fresh: bool = True,
+    contents: CacheListener | None = None,
 ) -> Demand:
     """Let masks that were decided go through shared caches.
 
@@ -148,27 +161,26 @@ def count_shared(
         read: masks of units of (layer, group), of all tokens: the bits of ``numpy.packbits``, uint8
             ``[tokens, ceil(units / 8)]``.
         tokens: decoded tokens of each sequence.
-        plans: the groups.
-        layers: of the model.
-        shared: the caches.
-        eviction: picks who leaves a cache.
-
-    Raises:
-        SettingError: the rule cannot serve a shared cache.
+        caches: that they go through.
+        fresh: each sequence begins with empty caches; else they go on as they are.
+        contents: is told what of each group is cached at the end.
     """
-    demand = Demand.none(sum(tokens), layers, plans)
-    caches = SharedCaches(plans, layers, shared, eviction)
+    plans = caches.plans
+    demand = Demand.none(sum(tokens), caches.layers, plans)
     for members in caches.rounds:
         places = list(product(members, range(len(plans))))
         masks = {place: read(*place) for place in places}
         row = 0
         for length in tokens:
-            caches.start()
+            if fresh:
+                caches.start(members)
             for at in range(row, row + length):
                 for layer, index in places:
                     mask = np.unpackbits(masks[layer, index][at], count=plans[index].units).view(bool)
                     demand.put(at, layer, index, serve(caches.part(layer, index), plans[index], mask))
             row += length
+        if contents:
+            caches.tell(members, contents)
     return demand
 
 
@@ -176,7 +188,14 @@ def _signals(
     source: SignalSource, plans: tuple[GroupPlan, ...], layers: range, start: int, stop: int
 ) -> Iterator[dict[Place, dict[str, np.ndarray]]]:
     """What all groups of some layers need, token by token, read in blocks."""
-    needs = sorted({signal for plan in plans for signal in plan.group.needs})
+    needs = sorted({signal for plan in plans for signal in plan.group.needs} - NORMS.keys())
+    norms = {
+        (layer, index): {
+            name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS
+        }
+        for layer in layers
+        for index, plan in enumerate(plans)
+    }
     step = max(1, _BLOCK_VALUES // (len(layers) * sum(plan.indices for plan in plans)))
     for at in range(start, stop, step):
         end = min(at + step, stop)
@@ -187,7 +206,8 @@ def _signals(
         }
         for token in range(end - at):
             yield {
-                (layer, index): {signal: blocks[layer, signal][token] for signal in plan.group.needs}
+                (layer, index): norms[layer, index]
+                | {signal: blocks[layer, signal][token] for signal in plan.group.needs if signal not in NORMS}
                 for layer in layers
                 for index, plan in enumerate(plans)
             }

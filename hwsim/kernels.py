@@ -1,4 +1,4 @@
-"""The numeric kernels: top-k selection, and who stays in a cache. Plain twins are in the tests.
+"""The numeric kernels: top-k selection, who stays in a cache, quantiles of magnitudes. Plain twins are in the tests.
 
 All ties go to the lower index, so that results are exact and the same everywhere.
 """
@@ -6,6 +6,9 @@ All ties go to the lower index, so that results are exact and the same everywher
 from __future__ import annotations
 
 import numpy as np
+
+_FLOAT16_MAX = 65504.0
+_BINS = 0x7C00  # magnitudes of finite float16 values, by their bit pattern
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -66,3 +69,47 @@ def first_k(mask: np.ndarray, k: int) -> np.ndarray:
     kept = np.zeros(mask.shape[0], bool)
     kept[np.flatnonzero(mask)[:k]] = True
     return kept
+
+
+def magnitude_counts(values: np.ndarray) -> np.ndarray:
+    """How often each float16 magnitude occurs: a histogram that holds every value of a trace exactly.
+
+    Args:
+        values: finite float32, any shape; what is no float16 is rounded to one, and clipped at 65504.
+
+    Returns:
+        int64 ``[31744]``; `magnitudes` are the values.
+    """
+    bits = np.minimum(np.abs(values), _FLOAT16_MAX).astype(np.float16).view(np.uint16)
+    return np.bincount(bits.ravel(), minlength=_BINS).astype(np.int64)
+
+
+def magnitudes() -> np.ndarray:
+    """Every finite float16 magnitude, ascending: float64 ``[31744]``."""
+    return np.arange(_BINS, dtype=np.uint16).view(np.float16).astype(np.float64)
+
+
+def magnitude_quantiles(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """The smallest magnitudes that the given shares of all values do not exceed.
+
+    Args:
+        counts: from `magnitude_counts`, at least one value.
+        shares: float64 ``[n]``, 0 to 1; for 0 the quantile is 0.
+
+    Returns:
+        float64 ``[n]``.
+    """
+    grown = np.cumsum(counts)
+    return magnitudes()[np.searchsorted(grown, np.ceil(shares * grown[-1] - 1e-9))]
+
+
+def threshold(quantiles: np.ndarray, keep: float) -> np.float32:
+    """What a magnitude must exceed, strictly, for a share `keep` of all to pass; below 0 where all must.
+
+    Args:
+        quantiles: float32 ``[levels]``, of `magnitude_quantiles` at equally spaced shares from 0 to 1.
+        keep: 0 to 1; between two levels the quantile is interpolated.
+    """
+    if keep >= 1:
+        return np.float32(-1)
+    return np.float32(np.interp(1 - keep, np.linspace(0, 1, len(quantiles)), quantiles))

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from hwsim.cache import Cache
+from hwsim.cache import CacheSetup
 from hwsim.demand import Demand, serve
 from hwsim.errors import OutputError, TraceError, one_line
 from hwsim.evictions import Eviction
-from hwsim.interleave import count_shared
+from hwsim.interleave import SharedCaches, count_shared
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan, Placement
-from hwsim.policy import Group, Policy
+from hwsim.policy import Field, Group, Policy
+from hwsim.select import CacheListener
 from hwsim.trace import Sequence, TraceHeader
 
 FORMAT = "hwsim-masks"
@@ -37,11 +38,22 @@ class SavedPolicy(Policy):
     name: str
     parameters: dict[str, Any]
     cut: list[dict[str, Any]]
+    keeps: dict[str, list[float | None]] = Field(default_factory=dict)  # of the groups whose keep differs by layer
     predictor: int = 0
 
     def groups(self, model: ModelShape) -> list[Group]:
         """As they were."""
         return [Group(**each) for each in self.cut]
+
+    def in_layer(self, layer: int) -> Policy:
+        """With the keeps of that layer."""
+        if not self.keeps:
+            return self
+        cut = [
+            each | ({"keep": self.keeps[each["name"]][layer]} if each["name"] in self.keeps else {})
+            for each in self.cut
+        ]
+        return self.model_copy(update={"cut": cut, "keeps": {}})
 
     def predictor_parameters(self, model: ModelShape) -> int:
         """As they were."""
@@ -82,6 +94,8 @@ class MaskWriter:
             "groups": [vars(plan.group) for plan in plans],
             "provenance": header.provenance,
         }
+        keeps = {plan.group.name: list(plan.keep) for plan in plans if len(set(plan.keep)) > 1}
+        about |= {"keeps": keeps} if keeps else {}
         try:
             folder = self._folder = Path(mkdtemp(".partial", f"{self.path.name}.", self.path.parent))
             np.save(folder / "header.npy", np.array(json.dumps(about, sort_keys=True)))
@@ -163,6 +177,7 @@ class MaskFile:
                 name=made["name"],
                 parameters=made["parameters"],
                 cut=about["groups"],
+                keeps=about.get("keeps", {}),
                 predictor=about["predictor_parameters"],
             )
             self.provenance: dict[str, Any] = about["provenance"]
@@ -175,8 +190,20 @@ class MaskFile:
         dense.policy = SavedPolicy(name="dense", parameters={}, cut=[])
         return dense
 
-    def demand(self, placement: Placement, eviction: Eviction) -> Demand:
+    def demand(
+        self,
+        placement: Placement,
+        eviction: Eviction,
+        setup: CacheSetup | None = None,
+        contents: CacheListener | None = None,
+    ) -> Demand:
         """What the masks ask of the caches of a placement. A unit of several indices is needed if any of them is.
+
+        Args:
+            placement: the groups and their caches.
+            eviction: picks who leaves a cache.
+            setup: how caches admit, and what is in them from the start; those that groups share have none.
+            contents: is told what each holds at the end.
 
         Raises:
             TraceError: masks are missing, or of another shape than the header says.
@@ -188,19 +215,24 @@ class MaskFile:
         if placement.shared:
             return count_shared(
                 lambda layer, index: np.packbits(self._units(layer, plans[index], decoded), axis=1),
-                tokens, plans, layers, placement.shared, eviction,
-            )  # fmt: skip
+                tokens,
+                SharedCaches(plans, layers, placement.shared, eviction),
+                contents=contents,
+            )
         demand = Demand.none(decoded, layers, plans)
         for layer in range(layers):
             for index, plan in enumerate(plans):
                 masks = self._units(layer, plan, decoded)
-                cache, start = Cache(plan.units, plan.capacity_in(layer), eviction), 0
+                capacity, start = plan.capacity_in(layer), 0
+                cache = (setup or CacheSetup()).cache(layer, plan.group.name, plan.units, capacity, eviction)
                 for length in tokens:
                     end = start + length
                     cache.start(masks[start:end] if eviction.needs_future else None)
                     for row in range(start, end):
                         demand.put(row, layer, index, serve(cache, plan, masks[row]))
                     start = end
+                if contents:
+                    contents(layer, plan.group.name, cache.view)
         return demand
 
     def _units(self, layer: int, plan: GroupPlan, decoded: int) -> np.ndarray:

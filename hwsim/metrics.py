@@ -108,6 +108,17 @@ class Evaluation(Result):
     tokens_scored: int
 
 
+class TaskEvaluation(Result):
+    """What a closed loop found on tasks of lm-eval: speed as a replay counts it, and lm-eval's own results.
+
+    Attributes:
+        lm_eval: `results` of the policy and `dense_results` of the dense model, by task, as lm-eval writes them; and
+            what it says about both: `versions`, `n-shot`, `n-samples`, `higher_is_better`.
+    """
+
+    lm_eval: dict[str, Any]
+
+
 def latency(seconds: np.ndarray) -> Latency:
     """Statistics of token times, float64 ``[tokens]`` in s."""
     p50, p95, p99 = (float(value) for value in np.percentile(seconds, [50, 95, 99]))

@@ -26,6 +26,13 @@ MADE_BY: dict[str, frozenset[str]] = {
 }
 SIGNALS = tuple(MADE_BY)
 
+# what a trace may hold of the weights, and a mask may be decided from as from a signal: the Euclidean norm of each unit
+# over some slices of its layer. Weights are there before any signal
+NORMS: dict[str, tuple[str, ...]] = {
+    "norm_input": ("gate.column", "up.column"),
+    "norm_down": ("down.column",),
+}
+
 
 class Matrix(NamedTuple):
     """Shape of one weight matrix: `rows` outputs, `columns` inputs."""
@@ -104,8 +111,8 @@ class ModelShape(BaseModel):
         return sum(matrices[name].elements for name in ATTENTION)
 
     def signal_width(self, signal: str) -> int:
-        """Width of a recorded signal: ``[tokens, width]``."""
-        if signal in ("up", "gate", "glu"):
+        """Width of a recorded signal, ``[tokens, width]``, or of a norm, ``[width]``."""
+        if signal in ("up", "gate", "glu", "norm_down"):
             return self.intermediate_size
         if signal == "attn_output":
             return self.num_attention_heads * self.head_dim

@@ -5,92 +5,18 @@ All sizes are bytes and whole numbers; see docs/model.md for the rules in prose.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
-from graphlib import CycleError, TopologicalSorter
-
-import numpy as np
 
 from hwsim.adapter import Adapter
-from hwsim.errors import ContractError, SettingError, UnitError
-from hwsim.layout import AXIS, Blocks, Layout
-from hwsim.model import ATTENTION, MADE_BY, MLP, Bits, ModelShape, footprint, stored_bytes
-from hwsim.policy import Group
+from hwsim.errors import SettingError, UnitError
+from hwsim.model import ATTENTION, Bits, ModelShape, footprint, stored_bytes
+from hwsim.plans import GroupPlan, plan_group, plan_groups, plan_layers
 from hwsim.shares import Scope, Shared, Shares, divide
 from hwsim.units import parse, show_size
 
+__all__ = ["GroupPlan", "Placement", "dram_budget", "place", "plan_group", "plan_groups", "plan_layers"]
+
 _LARGEST = 10**18  # bytes of a DRAM budget: more is a slip of the pen
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """A group of a policy, made concrete for a model; the same in every layer.
-
-    Attributes:
-        units: how many units the group has.
-        k: units that a mask holds: floor(keep x units), at least 1; 0 where the policy decides.
-        slice_bytes: bytes of each matrix slice of one unit: each is a read of its own in Flash.
-        unit_bytes: their sum.
-        parameters: weights of one index of the axis; a unit has as many times that as it has indices.
-        mlp_parameters: those of them that belong to the MLP.
-        capacity: units that the group's cache holds, where layers differ in the layer that holds fewest; where groups
-            share a cache, those that it could hold if it held no others.
-        capacities: by layer, where layers differ.
-        indices: size of the axis.
-        block: indices that make up a unit.
-        last_slice_bytes: bytes of each slice of the last unit, which may have fewer indices.
-        layout: says which neurons are neighbours; None: the model's own order.
-    """
-
-    group: Group
-    units: int
-    k: int
-    slice_bytes: tuple[int, ...]
-    unit_bytes: int
-    parameters: int
-    mlp_parameters: int
-    capacity: int = 0
-    capacities: tuple[int, ...] = ()
-    indices: int = 0
-    block: int = 1
-    last_slice_bytes: tuple[int, ...] = ()
-    layout: Layout | None = None
-
-    @property
-    def last_bytes(self) -> int:
-        """Bytes of the last unit."""
-        return sum(self.last_slice_bytes)
-
-    @property
-    def short(self) -> int:
-        """How many indices the last unit has less than the others."""
-        return self.units * self.block - self.indices
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of all units of one layer."""
-        return (self.units - 1) * self.unit_bytes + self.last_bytes
-
-    def sizes(self) -> np.ndarray:
-        """Bytes of each unit: int64 ``[units]``."""
-        sizes = np.full(self.units, self.unit_bytes, np.int64)
-        sizes[-1] = self.last_bytes
-        return sizes
-
-    def held(self, size: int) -> int:
-        """How many units `size` bytes hold."""
-        return self.units if size >= self.total_bytes else size // self.unit_bytes
-
-    def capacity_in(self, layer: int) -> int:
-        """Units that the group's cache holds in one layer."""
-        return self.capacities[layer] if self.capacities else self.capacity
-
-    def blocks(self, layer: int) -> Blocks | None:
-        """How indices fall into units; None where each is a unit of its own."""
-        if self.block == 1:
-            return None
-        ordered = self.layout is not None and self.group.axis == AXIS
-        return Blocks(self.indices, self.block, self.layout.orders[layer] if self.layout and ordered else None)
 
 
 @dataclass(frozen=True)
@@ -152,107 +78,6 @@ class Placement:
     def enough(self) -> bool:
         """Whether the budget is as large as the KV cache and all weights; equal shares may still be too small."""
         return self.kv_reserved + self.resident_weights + self.sparse <= self.budget
-
-
-def plan_group(group: Group, model: ModelShape, bits: Bits, block: int = 1, layout: Layout | None = None) -> GroupPlan:
-    """Make a group concrete; its units are blocks of `block` neighbours.
-
-    Raises:
-        ContractError: an unknown axis, slice, signal or keep, or a mask decided from what it must produce.
-    """
-    where = f"group {group.name!r}"
-    if not isinstance(group.name, str):
-        raise ContractError(f"{where}: its name must be text")
-    for field in ("slices", "needs"):
-        value = getattr(group, field)
-        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-            raise ContractError(f"{where}: {field} {value!r}; must be a list of names")
-    axes = {
-        "hidden": model.hidden_size,
-        "neuron": model.intermediate_size,
-        "attention": model.num_attention_heads * model.head_dim,
-        "kv": model.num_key_value_heads * model.head_dim,
-    }
-    if not isinstance(group.axis, str) or group.axis not in axes:
-        raise ContractError(f"{where}: axis {group.axis!r}; must be one of {', '.join(axes)}")
-    indices, matrices = axes[group.axis], model.matrices()
-    block = min(block, indices)
-    units = -(-indices // block)
-    last = indices - (units - 1) * block
-    if not group.slices:
-        raise ContractError(f"{where}: slices is empty; name at least one, such as 'down.column'")
-    sizes, lasts, parameters, of_mlp = [], [], 0, 0
-    for name in group.slices:
-        matrix, _, kind = name.partition(".")
-        if matrix not in matrices or kind not in ("row", "column"):
-            known = ", ".join(f"{m}.row, {m}.column" for m in matrices)
-            raise ContractError(f"{where}: slice {name!r}; must be one of {known}")
-        count, elements = matrices[matrix] if kind == "row" else reversed(matrices[matrix])
-        if count != indices:
-            raise ContractError(f"{where}: {name} has {count} units, axis {group.axis!r} has {indices}")
-        sizes.append(stored_bytes(block * elements, bits.of(matrix)))
-        lasts.append(stored_bytes(last * elements, bits.of(matrix)))
-        parameters += elements
-        of_mlp += elements if matrix in MLP else 0
-    if group.keep is not None and not (isinstance(group.keep, float | int | np.floating) and 0 < group.keep <= 1):
-        raise ContractError(f"{where}: keep={group.keep!r}; must be more than 0 and at most 1")
-    _check_needs(group, where)
-    k = 0 if group.keep is None else kept(group.keep, units)
-    return GroupPlan(
-        group, units, k, tuple(sizes), sum(sizes), parameters, of_mlp,
-        indices=indices, block=block, last_slice_bytes=tuple(lasts), layout=layout,
-    )  # fmt: skip
-
-
-def kept(keep: float, count: int) -> int:
-    """How many of `count` a mask holds: the floor that a person expects, at least 1."""
-    return max(1, int(keep * count + 1e-9))
-
-
-def _check_needs(group: Group, where: str) -> None:
-    for signal in group.needs:
-        if signal not in MADE_BY:
-            raise ContractError(f"{where}: needs {signal!r}; must be one of {', '.join(MADE_BY)}")
-        made = MADE_BY[signal] & {name.partition(".")[0] for name in group.slices}
-        if made and not group.oracle:
-            raise ContractError(
-                f"{where}: is decided from {signal!r}, which {', '.join(sorted(made))} must produce first, "
-                "and the mask cuts that; choose another signal, or say oracle=True"
-            )
-
-
-def plan_groups(
-    groups: list[Group], model: ModelShape, bits: Bits, block: int = 1, layout: Layout | None = None
-) -> tuple[GroupPlan, ...]:
-    """Make all groups of a policy concrete, in the order in which a layer can decide them.
-
-    Raises:
-        ContractError: as `plan_group`; two groups share a name or a matrix; groups that wait for each other.
-    """
-    if not isinstance(groups, list | tuple) or not all(isinstance(group, Group) for group in groups):
-        raise ContractError("groups() must return a list of hwsim.policy.Group")
-    plans = [plan_group(group, model, bits, block, layout) for group in groups]
-    names = Counter(group.name for group in groups)
-    cut_by = Counter(name.partition(".")[0] for group in groups for name in group.slices)
-    for what, counts in (("groups are called", names), ("times a slice cuts the matrix", cut_by)):
-        for name, count in counts.items():
-            if count > 1:
-                raise ContractError(f"{count} {what} {name!r}; it must be one")
-    cuts = {plan.group.name: {name.partition(".")[0] for name in plan.group.slices} for plan in plans}
-    waits = {
-        plan.group.name: {
-            other
-            for other, cut in cuts.items()
-            if other != plan.group.name and any(MADE_BY[signal] & cut for signal in plan.group.needs)
-        }
-        for plan in plans
-        if not plan.group.oracle
-    }
-    try:
-        order = list(TopologicalSorter({name: waits.get(name, set()) for name in cuts}).static_order())
-    except CycleError as error:
-        raise ContractError(f"groups {', '.join(error.args[1])} wait for each other's masks") from error
-    return tuple(sorted(plans, key=lambda plan: order.index(plan.group.name)))
 
 
 def dram_budget(text: str, weights: int, kv_reserved: int) -> int:

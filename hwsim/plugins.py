@@ -196,15 +196,14 @@ def _read(value: Any) -> Any:
     return value
 
 
-def set_density(kind_name: str, found: type[Policy], density: float) -> dict[str, float]:
-    """The parameters that ``--density`` stands for.
+def check_density(name: str, found: type[Policy]) -> None:
+    """Refuse ``--density`` for a policy that has none.
 
     Raises:
-        SettingError: the policy has no such thing.
+        SettingError: it has no such parameter.
     """
     if "density" not in found.model_fields:
         raise SettingError(
-            f"policy {kind_name} takes no --density, it has no field of that name; set its own parameters with --set: "
+            f"policy {name} takes no --density, it has no field of that name; set its own parameters with --set: "
             f"{', '.join(found.model_fields) or 'it has none'}"
         )
-    return {"density": density}

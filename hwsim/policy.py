@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hwsim.arrayfile import read_arrays
 from hwsim.errors import PluginError
-from hwsim.kernels import top_k
+from hwsim.kernels import threshold, top_k
 from hwsim.model import ModelShape
 
-__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "read_arrays", "top_k"]
+__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "read_arrays", "threshold", "top_k"]
 
 
 BEFOREHAND = "belady must know all masks beforehand; choose another --eviction"
@@ -33,7 +33,8 @@ class Group:
             ``kv`` (key-value heads x head_dim: rows of k and v).
         slices: the matrix slices that make up one unit, such as ``["gate.column", "up.column"]``.
         keep: share of the units that a mask holds, 0 to 1; None where `select` decides the size.
-        needs: recorded signals that the mask is decided from.
+        needs: recorded signals that the mask is decided from; also ``norm_input`` and ``norm_down``, the Euclidean
+            norms of the columns of gate and up together, and of down.
         oracle: the mask is decided from something that it must itself produce, and the author says so openly.
     """
 
@@ -54,7 +55,8 @@ class Context:
             rows and columns, also where blocks of them are read: hwsim makes blocks of what the policy says.
         layer: layer of the model, from 0.
         token: decoded token of the sequence, from 0; prompt tokens do not count.
-        signals: what the group named in `needs`: float32 ``[width]`` each, of this token.
+        signals: what the group named in `needs`: float32 ``[width]`` each, of this token; norms: of this
+            layer.
         cached: bool ``[units]``: in the cache before this token's own update.
         state: a dict of the policy's own for this layer and group, empty at the start of each sequence.
         rng: random numbers for this layer, group and sequence, from the run's seed.
@@ -106,6 +108,10 @@ class Policy(BaseModel):
         It holds ``ctx.k`` units where the group names a `keep`, any number where it does not.
         """
         return None
+
+    def in_layer(self, layer: int) -> Policy:
+        """Who decides in a layer: the policy itself, or its copy where densities are given layer by layer."""
+        return self
 
     def predictor_parameters(self, model: ModelShape) -> int:
         """Parameters that the policy itself keeps in DRAM and reads at every token, over all layers: 0 to 10^13."""

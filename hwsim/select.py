@@ -14,12 +14,13 @@ from typing import Protocol
 import numpy as np
 
 from hwsim import kernels
-from hwsim.cache import Cache
+from hwsim.cache import Cache, CacheSetup
 from hwsim.demand import Demand, Served, serve
 from hwsim.errors import ContractError, HwsimError, TraceError, one_line
 from hwsim.evictions import Eviction
-from hwsim.model import ModelShape
-from hwsim.placement import GroupPlan, kept
+from hwsim.model import NORMS, ModelShape
+from hwsim.placement import GroupPlan
+from hwsim.plans import kept
 from hwsim.policy import BEFOREHAND, Context, Policy
 from hwsim.trace.header import Sequence
 
@@ -32,9 +33,15 @@ class SignalSource(Protocol):
     def read(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
         """float32 ``[stop - start, width]``."""
 
+    def norm(self, layer: int, name: str) -> np.ndarray:
+        """One of `hwsim.model.NORMS`, float32 ``[units]``; asked for only where a group needs it."""
+
 
 MaskListener = Callable[[int, str, int, np.ndarray], None]
 """Is told (layer, group name, decoded token, mask bool [indices of the group's axis]) of every mask."""
+
+CacheListener = Callable[[int, str, np.ndarray], None]
+"""Is told (layer, group name, bool [units]) what each cache holds at the end."""
 
 
 def scan(
@@ -45,10 +52,12 @@ def scan(
     plans: tuple[GroupPlan, ...],
     eviction: Eviction,
     *,
+    setup: CacheSetup | None = None,
     name: str = "",
     seed: int = 0,
     layers: Iterable[int] | None = None,
     listener: MaskListener | None = None,
+    contents: CacheListener | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Demand:
     """Decide all masks and count all hits.
@@ -60,10 +69,12 @@ def scan(
         policy: decides the masks.
         plans: the policy's groups, with their caches' capacities.
         eviction: picks who leaves a cache.
+        setup: how caches admit, and what is in them from the start.
         name: of the policy, for messages.
         seed: of the random numbers that policies may draw.
         layers: only these; None: all.
         listener: is told every mask.
+        contents: is told what each cache holds at the end.
         progress: is called with the number of layers done.
 
     Raises:
@@ -75,17 +86,19 @@ def scan(
     every = range(model.num_hidden_layers) if layers is None else layers
     for layer in every if plans else ():
         for index, plan in enumerate(plans):
-            group = GroupScan(policy, plan, model, layer, eviction, name=name, seed=(seed, layer, index))
+            group = GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index))
             first = row = 0
             for number, sequence in enumerate(sequences):
                 group.begin(number)
                 span = (first + sequence.prompt, first + sequence.tokens)
-                for served in group.run(_signals(source, plan, layer, *span)):
+                for served in group.run(signal_blocks(source, plan, layer, *span)):
                     demand.put(row, layer, index, served)
                     if listener:
                         listener(layer, plan.group.name, row, served.mask)
                     row += 1
                 first = span[1]
+            if contents:
+                contents(layer, plan.group.name, group.cached)
         if progress:
             progress(layer + 1)
     return demand
@@ -100,6 +113,7 @@ class GroupScan:
         model: its shape.
         layer: of the model.
         eviction: picks who leaves the cache.
+        setup: how caches admit, and what is in them from the start.
         name: of the policy, for messages.
         seed: of the random numbers that the policy may draw here.
         cache: that the masks go through, where it is shared with others; else one of its own.
@@ -113,6 +127,7 @@ class GroupScan:
         model: ModelShape,
         layer: int,
         eviction: Eviction,
+        setup: CacheSetup | None = None,
         *,
         name: str,
         seed: tuple[int, ...],
@@ -120,11 +135,20 @@ class GroupScan:
         blind: str = "",
     ) -> None:
         self.plan, self._eviction, self._blind = plan, eviction, blind
-        self._decider = Decider(policy, name, plan, model, layer, seed)
-        self._cache = cache or Cache(plan.units, plan.capacity_in(layer), eviction)
+        self._k = plan.k[layer]
+        self._decider = Decider(policy.in_layer(layer), name, plan, model, layer, seed)
+        if cache is None:
+            setup, capacity = setup or CacheSetup(), plan.capacity_in(layer)
+            cache = setup.cache(layer, plan.group.name, plan.units, capacity, eviction)
+        self._cache = cache
+
+    @property
+    def cached(self) -> np.ndarray:
+        """What the cache holds, bool ``[units]``, read-only; it follows the cache."""
+        return self._cache.view
 
     def begin(self, number: int) -> None:
-        """Sequence `number` of the run begins: an empty cache, fresh state and random numbers."""
+        """Sequence `number` of the run begins: the cache as at first, fresh state and random numbers."""
         if self._eviction.needs_future:
             self._decider.begin(number, None)
         elif self._blind:
@@ -163,7 +187,7 @@ class GroupScan:
         """Decide the next token, for a cache that it goes through later: bool ``[units]``, valid until the next one."""
         mask = self._decider.decide(signals)
         requests = int(np.count_nonzero(mask))
-        if self.plan.k and requests != self.plan.k:
+        if self._k and requests != self._k:
             raise self._decider.wrong_size(self._decider.token, requests)
         return mask
 
@@ -173,22 +197,23 @@ class GroupScan:
 
     def _serve(self, token: int, mask: np.ndarray) -> Served:
         served = serve(self._cache, self.plan, mask)
-        if self.plan.k and served.requests != self.plan.k:
+        if self._k and served.requests != self._k:
             raise self._decider.wrong_size(token, served.requests)
         return served._replace(mask=self.expand(mask))
 
 
-def _signals(
+def signal_blocks(
     source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """What the group needs, token by token, read in blocks."""
     step = max(1, _BLOCK_VALUES // plan.indices)
+    norms = {name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS}
+    signals = [signal for signal in plan.group.needs if signal not in NORMS]
     for at in range(start, stop, step):
         end = min(at + step, stop)
-        block = {signal: source.read(layer, signal, at, end) for signal in plan.group.needs}
-        block = {signal: kernels.read_only(values) for signal, values in block.items()}
+        block = {signal: kernels.read_only(source.read(layer, signal, at, end)) for signal in signals}
         for token in range(end - at):
-            yield {signal: values[token] for signal, values in block.items()}
+            yield norms | {signal: values[token] for signal, values in block.items()}
 
 
 class Decider:
@@ -199,9 +224,9 @@ class Decider:
     ) -> None:
         self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
         # a policy sees single indices, whatever the units are
-        keep, self._blocks = plan.group.keep, plan.blocks(layer)
-        k = plan.k if self._blocks is None or keep is None else kept(keep, plan.indices)
-        self._ctx = Context(model, plan.group, layer, plan.indices, k, np.random.default_rng(self._seed))
+        group, self._blocks, self._k_units = plan.in_layer(layer), plan.blocks(layer), plan.k[layer]
+        k = self._k_units if self._blocks is None or group.keep is None else kept(group.keep, plan.indices)
+        self._ctx = Context(model, group, layer, plan.indices, k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
         self._mask = np.empty(plan.units, bool)
         self._view = kernels.read_only(self._mask)
@@ -252,12 +277,12 @@ class Decider:
         """Make the policy's own mask of indices one of units."""
         if self._blocks is None:
             np.copyto(self._mask, mask)  # the policy may change its own, or return ctx.cached
-        elif self._plan.k == 0:
+        elif self._k_units == 0:
             np.copyto(self._mask, self._blocks.touched(mask))
         elif (count := int(np.count_nonzero(mask))) != self._ctx.k:
             raise self.wrong_size(self.token, count)
         else:  # the blocks that hold most of it
-            kernels.top_k(self._blocks.sums(mask.astype(np.float32)), self._plan.k, self._mask)
+            kernels.top_k(self._blocks.sums(mask.astype(np.float32)), self._k_units, self._mask)
 
     def expand(self, units: np.ndarray) -> np.ndarray:
         """A mask of units as one of indices, read-only; valid until the next call."""
@@ -286,11 +311,11 @@ class Decider:
             ) from error
 
     def _k(self) -> int:
-        if self._plan.k == 0:
+        if self._k_units == 0:
             raise ContractError(
                 f"{self._who('score')}: the group names no keep; give it one, or define select(self, ctx)"
             )
-        return self._plan.k
+        return self._k_units
 
     def _checked_scores(self, scores: object) -> np.ndarray:
         units = (self._plan.indices,)
@@ -332,7 +357,9 @@ def check_signals(trace_has: Callable[[str], bool], plans: tuple[GroupPlan, ...]
     needed = sorted({signal for plan in plans for signal in plan.group.needs})
     missing = [signal for signal in needed if not trace_has(signal)]
     if missing:
+        signals = ",".join(signal for signal in needed if signal not in NORMS)
+        options = (f" --signals {signals}" if signals else "") + (" --norms" if NORMS.keys() & set(needed) else "")
         raise TraceError(
-            f"{path}: lacks the signal {', '.join(missing)}, which the policy needs; "
-            f"record it: hwsim record --model {name} --signals {','.join(needed)}"
+            f"{path}: lacks {'the signal ' if missing[0] not in NORMS else ''}{', '.join(missing)}, "
+            f"which the policy needs; record it: hwsim record --model {name}{options}"
         )

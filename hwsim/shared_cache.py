@@ -178,9 +178,10 @@ def check_shared(eviction: Eviction, scope: str) -> None:
         SettingError: it does not say that it can.
     """
     by_rank = type(eviction).stay is Eviction.stay and not eviction.needs_future
-    if not (eviction.shares and by_rank):
+    if not (eviction.shares and by_rank and eviction.admission == "always"):
         raise SettingError(
             f"--cache-scope {scope}: {type(eviction).__name__} cannot serve one cache for groups whose units differ in "
-            "size: it must compare units of all groups by a rank alone, and say so with shares = True; choose another "
+            "size: it must compare units of all groups by a rank alone, admit whatever is needed, and say so with "
+            "shares = True; choose another "
             "--eviction, such as lru or lfu"
         )

@@ -15,12 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwsim.errors import SettingError
-from hwsim.kernels import top_k
+from hwsim.kernels import magnitude_counts, magnitude_quantiles, magnitudes, top_k
 from hwsim.trace import Trace
 
 KEEPS = (0.5, 0.2)
-_FLOAT16_MAX = 65504.0
-_BINS = 0x7C00  # magnitudes of finite float16 values, by their bit pattern
 _BLOCK = 2**20  # values read at once
 _ENERGY = 0.9
 _POPULAR = 0.1
@@ -135,7 +133,7 @@ class _Layer:
 
     def __init__(self, units: int, keeps: Sequence[float]) -> None:
         self._units = units
-        self.histogram = np.zeros(_BINS, np.int64)
+        self.histogram = magnitude_counts(np.empty(0, np.float32))
         self._tokens = self._pairs = self._carriers = 0
         # as everywhere: floor, but not one less because of the last bit of a float; at least one unit
         self._ks = {keep: max(1, math.floor(keep * units + 1e-9)) for keep in keeps}
@@ -147,8 +145,7 @@ class _Layer:
     def add(self, block: np.ndarray, starts: np.ndarray) -> None:
         """Count `block`, float32 ``[tokens, units]``; `starts` says which tokens begin a sequence."""
         size = np.abs(block)
-        bits = np.minimum(size, _FLOAT16_MAX).astype(np.float16).view(np.uint16)
-        self.histogram += np.bincount(bits.ravel(), minlength=_BINS)
+        self.histogram += magnitude_counts(size)
         self._carriers += int(_carriers(size).sum())
         for row, first in zip(size, starts, strict=True):
             self._pairs += not first
@@ -183,11 +180,9 @@ def _carriers(size: np.ndarray) -> np.ndarray:
 
 
 def _sizes(histogram: np.ndarray) -> tuple[float, float, float, float, float]:
-    """Mean, rms, p50, p99 and max of the magnitudes in a histogram over float16 bit patterns."""
-    values = np.arange(_BINS, dtype=np.uint16).view(np.float16).astype(np.float64)
-    total = int(histogram.sum())
-    grown = np.cumsum(histogram)
-    p50, p99, largest = (float(values[np.searchsorted(grown, math.ceil(q * total - 1e-9))]) for q in (0.5, 0.99, 1.0))
+    """Mean, rms, p50, p99 and max of the magnitudes in a histogram of `magnitude_counts`."""
+    values, total = magnitudes(), int(histogram.sum())
+    p50, p99, largest = magnitude_quantiles(histogram, np.array([0.5, 0.99, 1.0])).tolist()
     mean = float(values @ histogram) / total
     return mean, math.sqrt(float(values**2 @ histogram) / total), p50, p99, largest
 

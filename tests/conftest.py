@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from hwsim.arrayfile import write_arrays
+from hwsim.calibration import KIND, calibrate
 from hwsim.model import ModelShape
 from hwsim.profile import Profile
 from hwsim.testing import SMALL_MODEL, RandomSignals
@@ -45,6 +47,19 @@ def write_trace(
                 writer.write(layer, signal, 0, source.read(layer, signal))
         writer.commit(header.tokens)
         writer.finish()
+    return path
+
+
+def write_calibration(
+    path: Path, model: ModelShape = SMALL_MODEL, signals: tuple[str, ...] | None = None, seed: int = 0
+) -> Path:
+    """The calibration of a trace of random signals; all that the model has, if none are named."""
+    made = ("up", "gate") if model.gated else ("glu",)
+    trace = write_trace(
+        path.with_suffix(".trace"), model, None, signals or ("attn_input", "attn_output", "input", *made), seed
+    )
+    with Trace(trace) as opened:
+        write_arrays(path, KIND, *calibrate(opened))
     return path
 
 

@@ -13,11 +13,11 @@ import typer
 from hwsim.cli.app import app
 from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.profile import load_profile
-from hwsim.testing import check_policy
+from hwsim.testing import check_eviction, check_policy
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
 def blocks(page: str | Path, language: str) -> list[str]:
@@ -37,7 +37,9 @@ def test_examples_of_plugins_work(tmp_path: Path) -> None:
     (tmp_path / "rule.py").write_text(rule)
     assert len(policy.splitlines()) <= 20
     check_policy(POLICIES.find(str(tmp_path / "mine.py"))[1])
-    assert EVICTIONS.find(str(tmp_path / "rule.py"))[0] == "rule"
+    name, found = EVICTIONS.find(str(tmp_path / "rule.py"))
+    assert name == "rule"
+    check_eviction(found)
 
 
 def test_profiles_in_the_docs_load(tmp_path: Path) -> None:
@@ -87,6 +89,16 @@ def test_paths_exist(page: Path) -> None:
             assert (page.parent / target).exists(), target
     for path in re.findall(r"`((?:hwsim|policies|hw_profiles|traces|tests|docs)/[\w./]*)`", text):
         assert (REPOSITORY / path).exists(), path
+
+
+@pytest.mark.parametrize("rule", EVICTIONS.names())
+def test_every_rule_has_its_page(rule: str) -> None:
+    text = (REPOSITORY / "docs" / "evictions" / f"{rule}.md").read_text()
+    heads = ["Equation", "Source", "Parameters", "Reads", "Assumes", "On the sample trace"]
+    assert re.findall(r"^## (.*)", text, re.MULTILINE) == heads
+    for name in EVICTIONS.find(rule)[1].model_fields:
+        assert f"| `{name}` |" in text
+    assert f"evictions/{rule}.md" in (REPOSITORY / "docs" / "evictions.md").read_text()
 
 
 def test_readme_names_every_module() -> None:

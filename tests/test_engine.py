@@ -419,7 +419,7 @@ def test_events_equal_the_closed_form_for_any_model_device_and_demand(data):
     """The closed form here is a plain loop of this test; both timings of hwsim must give the same."""
     model = data.draw(MODELS)
     bits = Bits(mlp=data.draw(st.sampled_from([2, 4, 4.5, 16])), attention=data.draw(st.sampled_from([4, 8])))
-    kind = data.draw(st.sampled_from(["dense", "dip", "predictor", "magnitude"]))
+    kind = data.draw(st.sampled_from(["dense", "dip", "noisy-oracle", "magnitude"]))
     plans = plan_groups(POLICIES.make(kind)[1].groups(model), model, bits)
     sequences = [
         Sequence(tokens=tokens, prompt=data.draw(st.integers(0, tokens - 1)))

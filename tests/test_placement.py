@@ -110,20 +110,20 @@ def test_what_a_policy_leaves_unmasked_is_resident():
 
 
 def test_predictor_parameters_are_resident_at_their_bits():
-    found = lay("predictor", predictor=1001, bits=Bits(predictor=4))
+    found = lay("noisy-oracle", predictor=1001, bits=Bits(predictor=4))
     assert found.resident_weights == 1_392_803_840 + 501
-    assert lay("predictor", predictor=1001, bits=Bits(predictor=16)).resident_weights == 1_392_803_840 + 2002
-    assert found.weights == lay("predictor").weights  # of the model alone
+    assert lay("noisy-oracle", predictor=1001, bits=Bits(predictor=16)).resident_weights == 1_392_803_840 + 2002
+    assert found.weights == lay("noisy-oracle").weights  # of the model alone
 
 
 def test_a_policy_with_predictors_shrinks_the_cache():
-    class Predicts(type(POLICIES.make("predictor")[1])):
+    class Predicts(type(POLICIES.make("noisy-oracle")[1])):
         """Says that it has a million parameters."""
 
         def predictor_parameters(self, model):
             return 10**6
 
-    plain = layout(PHI3, flat_profile("4 GB"), POLICIES.make("predictor")[1], 2048, Settings())
+    plain = layout(PHI3, flat_profile("4 GB"), POLICIES.make("noisy-oracle")[1], 2048, Settings())
     found = layout(PHI3, flat_profile("4 GB"), Predicts(), 2048, Settings())
     assert plain.cache_bytes - found.cache_bytes == 500_000
     assert found.predictor_parameters == 10**6
@@ -148,7 +148,7 @@ def test_impossible_numbers_of_parameters_are_refused(wrong):
 
 @given(
     st.integers(0, 5 * 10**9),
-    st.sampled_from(["dip", "predictor", "magnitude"]),
+    st.sampled_from(["dip", "noisy-oracle", "magnitude"]),
     st.sampled_from(sorted(DIMENSIONS)),
     st.sampled_from([2, 3, 4, 4.5, 8]),
 )
@@ -162,7 +162,7 @@ def test_each_sparse_matrix_gets_the_same_bytes_rounded_down_to_units(cache, nam
     # slices of each group: (matrices, numbers in each)
     slices = {
         "dip": [(2, neurons, hidden), (1, hidden, neurons)],
-        "predictor": [(3, hidden, neurons)],
+        "noisy-oracle": [(3, hidden, neurons)],
         "magnitude": [(1, hidden, neurons)],
     }[name]
     matrices = sum(count for count, _, _ in slices)

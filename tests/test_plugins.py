@@ -83,8 +83,11 @@ def installed(folder, monkeypatch, name, code, entries):
 
 
 def test_the_built_in_ones():
-    assert list(POLICIES.names()) == ["dense", "dip", "dip-ca", "magnitude", "predictor"]
-    assert list(EVICTIONS.names()) == ["belady", "fifo", "lfu", "lru", "none"]
+    files = (REPOSITORY / "policies" / "hwsim_policies").glob("[!_]*.py")
+    assert list(POLICIES.names()) == sorted(file.stem.replace("_", "-") for file in files)
+    assert {"dense", "dip", "dip-ca", "magnitude", "noisy-oracle", "oracle", "predictor"} <= set(POLICIES.names())
+    rules = "arc belady belady-bypass clock fifo lfu lfu-aged lru none random s3fifo sieve static"
+    assert list(EVICTIONS.names()) == rules.split()
     for kind in (POLICIES, EVICTIONS):
         for name in kind.names():
             shown, found = kind.find(name)
@@ -236,7 +239,7 @@ def test_a_file_that_cannot_be_loaded(tmp_path, code, text):
         (
             POLICIES,
             "dip-cs",
-            r"no policy 'dip-cs'; did you mean 'dip-ca'\? Known: dense, .*; or give the path of a \.py",
+            r"no policy 'dip-cs'; did you mean 'dip-ca'\? Known: approximate-caching, .*; or give the path of a \.py",
         ),
         (POLICIES, "DIP", r"no policy 'DIP'; did you mean 'dip'"),
         (POLICIES, "", r"no policy ''"),

@@ -19,7 +19,7 @@ from hwsim.simulation import Settings, replay
 from hwsim.testing import SMALL_MODEL, RandomSignals, check_policy
 from hwsim.trace import Sequence
 
-from .conftest import REPOSITORY, flat_profile
+from .conftest import REPOSITORY, flat_profile, write_calibration
 
 PHI3, OPT = known_shape("phi3-medium"), known_shape("opt-350m")
 UNGATED = SMALL_MODEL.model_copy(update={"gated": False})
@@ -31,8 +31,17 @@ def make(name, **parameters):
 
 @pytest.mark.parametrize("model", [SMALL_MODEL, UNGATED], ids=["gated", "ungated"])
 @pytest.mark.parametrize("name", POLICIES.names())
-def test_every_policy_keeps_the_contract(name, model):
-    assert len(check_policy(POLICIES.find(name)[1], model)) == 6
+def test_every_policy_keeps_the_contract(name, model, tmp_path):
+    found = POLICIES.find(name)[1]
+    if "calibration" in found.model_fields:
+        found = make(name, calibration=write_calibration(tmp_path / "c.npz", model))
+    if name == "predictor":
+        found = found(predictor=nets_file(tmp_path / "nets.npz", model))
+    if name in ("up", "gate", "cats") and not model.gated:
+        with pytest.raises(PluginError, match=r"small has no gate: (up|gate) pruning cuts |prunes by the gate"):
+            check_policy(found, model)
+        return
+    assert len(check_policy(found, model)) == 6
 
 
 # the authors' split (docs/model.md)
@@ -219,13 +228,13 @@ def test_predictor_nets_count_in_density_and_memory(tmp_path, trace):
     parameters = policy.predictor_parameters(SMALL_MODEL)
     expected = k / 120 + parameters / (3 * SMALL_MODEL.mlp_parameters)
     assert result.mlp_density == pytest.approx(expected, rel=1e-12)
-    without = replay(trace, flat_profile(), make("predictor", density=0.5), EVICTIONS.make("lfu")[1])
+    without = replay(trace, flat_profile(), make("oracle", density=0.5), EVICTIONS.make("lfu")[1])
     assert result.resident_bytes - without.resident_bytes == math.ceil(parameters / 2)
 
 
 @pytest.mark.parametrize(("recall", "precision"), [(1.0, 1.0), (0.9, 0.8), (0.5, 0.75)])
 def test_noisy_oracle_has_the_given_recall_and_precision(recall, precision):
-    policy = make("predictor", density=0.5, recall=recall, precision=precision)
+    policy = make("noisy-oracle", density=0.5, recall=recall, precision=precision)
     signals = RandomSignals(SMALL_MODEL, 12)
     for (layer, _), masks in decided(policy).items():
         for mask, glu in zip(masks, np.abs(signals.read(layer, "glu")), strict=True):
@@ -237,7 +246,7 @@ def test_noisy_oracle_has_the_given_recall_and_precision(recall, precision):
 
 
 def test_noisy_oracle_depends_on_the_seed_only():
-    policy = make("predictor")
+    policy = make("noisy-oracle")
     a, b, c = (decided(policy, seed=seed) for seed in (1, 1, 2))
     assert all((a[key] == b[key]).all() for key in a)
     assert any((a[key] != c[key]).any() for key in a)
@@ -256,6 +265,14 @@ def test_bad_predictor_files(tmp_path, change, text):
     policy = make("predictor", predictor=str(nets_file(tmp_path / "nets.npz", SMALL_MODEL, **change)))
     with pytest.raises(PluginError, match=text):
         policy.groups(SMALL_MODEL)
+
+
+def test_predictor_without_a_file_says_what_to_do():
+    with pytest.raises(PluginError) as found:
+        make("predictor").groups(SMALL_MODEL)
+    assert str(found.value) == (
+        "give --set predictor=FILE (made by `hwsim train predictor`), or use noisy-oracle, which needs no file"
+    )
 
 
 def test_a_missing_predictor_file():

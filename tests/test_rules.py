@@ -48,7 +48,7 @@ def test_k_is_the_floor_that_a_person_expects(keep: float, units: int, k: int) -
     """0.29 x 100 is 28.999999999999996 in floating point."""
     model = SMALL_MODEL.model_copy(update={"intermediate_size": units})
     (plan,) = plan_groups([Group("g", "neuron", ["down.column"], keep=keep, needs=["glu"])], model, Bits())
-    assert plan.k == k
+    assert plan.k == (k,) * model.num_hidden_layers
 
 
 class _Draws(Policy):
@@ -148,12 +148,12 @@ def test_latency_is_shared_by_no_more_reads_than_the_queue_holds() -> None:
 
 
 def test_a_quality_that_no_predictor_can_have_is_refused() -> None:
-    from hwsim_policies.predictor import Predictor
+    from hwsim_policies.noisy_oracle import NoisyOracle
 
     from hwsim.errors import PluginError
 
     with pytest.raises(PluginError, match=r"recall=0\.2 with precision=0\.9 is impossible"):
-        masks_of(Predictor(density=0.5, recall=0.2, precision=0.9))
+        masks_of(NoisyOracle(density=0.5, recall=0.2, precision=0.9))
 
 
 def test_density_must_be_that_of_the_whole_mlp() -> None:

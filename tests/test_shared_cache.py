@@ -133,7 +133,7 @@ def counted(result):
 
 
 @pytest.mark.parametrize("rule", [*RULES, "none"])
-@pytest.mark.parametrize("policy", ["magnitude", "predictor"])
+@pytest.mark.parametrize("policy", ["magnitude", "oracle"])
 def test_a_layer_with_one_group_has_one_cache(trace, policy, rule):
     assert counted(found(trace, policy, rule, cache_scope="layer")) == counted(found(trace, policy, rule))
 

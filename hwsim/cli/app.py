@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import evaluate, generate, layout, lists, record, replay, synth, trace, train
+from hwsim.cli import calibrate, evaluate, generate, layout, lists, record, replay, synth, trace, train
 from hwsim.cli.common import Commands
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def common(
 
 record.register(app)
 replay.register(app)
+calibrate.register(app)
 evaluate.register(app)
 generate.register(app)
 train.register(app)

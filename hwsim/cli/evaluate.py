@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from hwsim.cli import caching as c
 from hwsim.cli import options as o
+from hwsim.cli import tasks as t
 from hwsim.cli.common import (
     JsonOption,
     check_target,
@@ -20,11 +22,12 @@ from hwsim.cli.common import (
     setting_files,
     write_results,
 )
-from hwsim.cli.replay import make_policies
+from hwsim.cli.replay import density_files, make_policies
 from hwsim.files import spare
 
 
 def evaluate(
+    ctx: typer.Context,
     model: o.Model,
     hw: o.Hardware,
     policy: o.Policies,
@@ -35,6 +38,9 @@ def evaluate(
     density: o.Density = None,
     set_: o.Parameters = None,
     eviction: o.EvictionRule = "lfu",
+    admission: c.AdmissionOf = None,
+    pin: c.Pin = None,
+    warm: c.Warm = None,
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
     cache_scope: o.CacheScope = o.Scope.MATRIX,
@@ -57,19 +63,25 @@ def evaluate(
     save_masks: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the masks; `hwsim replay FILE` replays them exactly.")
     ] = None,
+    tasks: t.Tasks = None,
+    tasks_path: t.TasksPath = None,
+    limit: t.Limit = None,
+    num_fewshot: t.NumFewshot = None,
+    dense_prompt: t.DensePrompt = False,
     json: JsonOption = None,
     per_token: o.PerToken = False,
 ) -> None:
     """Run a model under policies, with the cache in the loop: perplexity beside tokens/s.
 
     The model sees the masks, so later activations feel earlier ones. Several policies share one dense pass.
+    With --tasks it answers the questions of lm-eval's tasks instead of reading a text: accuracy beside tokens/s.
 
     Example: hwsim eval --model smollm2-135m --hw pixel8 --dram 50% --policy dip,dip-ca --density 0.7
     """
     from hwsim.evaluate import Candidate
     from hwsim.evaluate import evaluate as run
     from hwsim.masks import MaskWriter
-    from hwsim.plugins import EVICTIONS, POLICIES
+    from hwsim.plugins import POLICIES
     from hwsim.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import render_accuracy
@@ -77,8 +89,10 @@ def evaluate(
     from hwsim.simulation import Settings
 
     o.check_per_token(per_token, json)
+    asked = t.read_tasks(ctx, tasks, tasks_path, limit, num_fewshot, dense_prompt)
     sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
-    sources += o.lora_files(lora, lora_merged) + o.cache_files(cache_shares, layout)
+    sources += [*o.lora_files(lora, lora_merged), *density_files(density), *t.task_files(tasks_path)]
+    sources += [*o.cache_files(cache_shares, layout), *(path for path in (pin, warm) if path)]
     sources += [Path(each) for each in (text, model) if Path(each).is_file()]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
@@ -86,16 +100,19 @@ def evaluate(
     settings = Settings(
         dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged,
         cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
-        neurons=o.read_layout(layout),
+        neurons=o.read_layout(layout), caches=c.make_setup(admission, pin, warm),
     )  # fmt: skip
     reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
     profile = load_profile(hw)
-    rule_name, rule = EVICTIONS.make(eviction)
+    rule_name, rule, pairs = c.make_rule(eviction, set_ or [])
     names = [name for option in policy for name in option.split(",") if name]
-    candidates = [Candidate(name, made) for name, made in make_policies(names, density, set_ or [])]
+    candidates = [Candidate(name, made) for name, made in make_policies(names, density, pairs)]
     shown = len(candidates)
     if all(each.name != "dense" for each in candidates) and save_masks is None:
         candidates.append(Candidate("dense", POLICIES.make("dense")[1]))  # costs no pass of its own
+    if asked:
+        t.run_tasks(model, asked, profile, candidates, (rule_name, rule), reading, settings, json, shown)
+        return
     masks = MaskWriter(save_masks) if save_masks else None
     with progress_bar(rate="tokens") as progress:
         results = run(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import options as o
+from hwsim.cli.caching import make_rule
 from hwsim.cli.common import (
     JsonOption,
     check_target,
@@ -21,7 +22,7 @@ from hwsim.cli.common import (
     write_json,
     write_text,
 )
-from hwsim.cli.replay import make_policies
+from hwsim.cli.replay import density_files, make_policies
 from hwsim.errors import SettingError
 
 
@@ -58,13 +59,12 @@ def generate(
     """
     from hwsim.evaluate import Candidate
     from hwsim.evaluate import generate as run
-    from hwsim.plugins import EVICTIONS
     from hwsim.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import speed
     from hwsim.simulation import Settings
 
-    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or [])]
+    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
     check_target(json, *read, *o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout))
     settings = Settings(
         dram, None, read_bits(bits), timing.value, overlap.value, seed, lora=lora, lora_merged=lora_merged,
@@ -72,10 +72,10 @@ def generate(
         neurons=o.read_layout(layout),
     )  # fmt: skip
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
-    made = make_policies([policy], density, set_ or [])
+    rule_name, rule, pairs = make_rule(eviction, set_ or [])
+    made = make_policies([policy], density, pairs)
     if len(made) != 1:
         raise SettingError("--policy: one policy writes at a time")
-    rule_name, rule = EVICTIONS.make(eviction)
     profile = load_profile(hw)
 
     def show(text: str) -> None:

@@ -73,14 +73,20 @@ Policies = Annotated[
     typer.Option("--policy", metavar="NAME|FILE.py", help="Policy; several by commas or by repeating the option."),
 ]
 Density = Annotated[
-    float | None,
+    str | None,
     typer.Option(
-        help="MLP density: share of the MLP's weights that a token reads.", show_default="the policy's, mostly 0.5"
+        metavar="SHARE|FILE",
+        help="MLP density: share of the MLP's weights that a token reads; a YAML or JSON list: one for each layer.",
+        show_default="the policy's, mostly 0.5",
     ),
 ]
 Parameters = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A policy's parameter; POLICY.KEY=VALUE for one of several."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A policy's parameter; POLICY.KEY=VALUE for one of several, eviction.KEY=VALUE for the rule.",
+    ),
 ]
 EvictionRule = Annotated[str, typer.Option(metavar="NAME|FILE.py", help="Who leaves a full cache.")]
 Dram = Annotated[

@@ -28,6 +28,9 @@ def record(
             show_default="input,up,gate; without a gate input,glu",
         ),
     ] = None,
+    norms: Annotated[
+        bool, typer.Option("--norms", help="Also the norms of the weights' columns, for policies that weigh by them.")
+    ] = False,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
     max_memory: o.MaxMemory = None,
@@ -56,6 +59,7 @@ def record(
         device=device,
         dtype=dtype,
         max_memory=o.read_size(max_memory, "--max-memory"),
+        norms=norms,
     )
     if settings.signals == ():
         raise SettingError("--signals: names none; leave it out for the default")
@@ -120,13 +124,13 @@ def _print(summary: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print(
-        f"Next: hwsim replay {_quoted(summary['file'])} --hw pixel8 --dram 50% --policy dense,dip,dip-ca",
+        f"Next: hwsim replay {quoted(summary['file'])} --hw pixel8 --dram 50% --policy dense,dip,dip-ca",
         markup=False,
         soft_wrap=True,
     )
 
 
-def _quoted(file: str) -> str:
+def quoted(file: str) -> str:
     """The name as a shell takes it for a file."""
     return shlex.quote(printable(f"./{file}" if file.startswith("-") else file))
 

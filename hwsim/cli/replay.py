@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hwsim.cli import caching as c
 from hwsim.cli import options as o
 from hwsim.cli.common import (
     JsonOption,
     check_target,
     find_trace,
     guarded,
+    is_file,
     key_values,
     note,
     output,
@@ -23,6 +25,8 @@ from hwsim.cli.common import (
     write_results,
 )
 from hwsim.errors import SettingError, did_you_mean
+from hwsim.files import check_new_file, spare
+from hwsim.units import printable, shorten
 
 if TYPE_CHECKING:
     from hwsim.metrics import Result
@@ -50,6 +54,10 @@ def replay(
     density: o.Density = None,
     set_: o.Parameters = None,
     eviction: o.EvictionRule = "lfu",
+    admission: c.AdmissionOf = None,
+    pin: c.Pin = None,
+    warm: c.Warm = None,
+    save_cache: c.SaveCache = None,
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
     cache_scope: o.CacheScope = o.Scope.MATRIX,
@@ -70,7 +78,6 @@ def replay(
     Example: hwsim replay smollm2.npz --hw pixel8 --dram 50% --policy dip,dip-ca
     """
     from hwsim.masks import is_mask_file
-    from hwsim.plugins import EVICTIONS
     from hwsim.profile import find_profile, load_profile
     from hwsim.report.table import print_results
     from hwsim.simulation import Settings
@@ -78,32 +85,49 @@ def replay(
     o.check_per_token(per_token, json)
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
-    read = [trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs)]
-    check_target(json, *read, *o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout))
+    sources = [trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs)]
+    sources += [*o.lora_files(lora, lora_merged), *density_files(density), *o.cache_files(cache_shares, layout)]
+    sources += [path for path in (pin, warm) if path]
+    check_target(json, *sources, *([save_cache] if save_cache else []))
+    if save_cache:
+        check_new_file(save_cache)
+        spare(save_cache, sources)
     settings = Settings(
         dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged,
         cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
-        neurons=o.read_layout(layout),
+        neurons=o.read_layout(layout), caches=c.make_setup(admission, pin, warm),
     )  # fmt: skip
-    profile, rule = load_profile(hw), EVICTIONS.make(eviction)
+    name, made_rule, pairs = c.make_rule(eviction, pairs)
+    profile, rule = load_profile(hw), (name, made_rule)
+    held = c.Held(save_cache)
     if is_mask_file(trace):
         if asked or pairs or density is not None:
             raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
-        results, dense = _saved(trace, profile, rule, settings)
+        results, dense = _saved(trace, profile, rule, settings, held)
     else:
         if not asked:
             raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
         names = [name for option in asked for name in option.split(",") if name]
-        results, dense = _decided(trace, profile, make_policies(names, density, pairs), rule, settings)
+        if save_cache and len(names) != 1:
+            raise SettingError("--save-cache: holds the caches of one policy; name one --policy")
+        results, dense = _decided(trace, profile, make_policies(names, density, pairs), rule, settings, held)
+    held.write(results[0])
     write_results(json, results)
     if json != "-":
         print_results(output(), results, dense)
     if json and json != "-":
         note(f"Result written to {json}")
+    if save_cache:
+        note(f"Contents of the caches written to {save_cache}")
 
 
 def _decided(
-    trace: Path, profile: Profile, policies: list[tuple[str, Any]], rule: tuple[str, Any], settings: Settings
+    trace: Path,
+    profile: Profile,
+    policies: list[tuple[str, Any]],
+    rule: tuple[str, Any],
+    settings: Settings,
+    held: c.Held,
 ) -> tuple[list[Result], Result]:
     """Replay the signals of a trace: the results, and that of `dense`."""
     from hwsim.plugins import POLICIES
@@ -114,7 +138,7 @@ def _decided(
 
         def one(name: str, made: Any) -> Result:
             return run(
-                opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0],
+                opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
                 progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total),
             )  # fmt: skip
 
@@ -123,7 +147,9 @@ def _decided(
     return list(results.values()), dense
 
 
-def _saved(path: Path, profile: Profile, rule: tuple[str, Any], settings: Settings) -> tuple[list[Result], Result]:
+def _saved(
+    path: Path, profile: Profile, rule: tuple[str, Any], settings: Settings, held: c.Held
+) -> tuple[list[Result], Result]:
     """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
     from hwsim.masks import MaskFile
     from hwsim.simulation import replay_masks
@@ -131,7 +157,7 @@ def _saved(path: Path, profile: Profile, rule: tuple[str, Any], settings: Settin
     masks = MaskFile(path)
     with progress_bar() as progress:
         made, dense = (
-            replay_masks(each, profile, rule[1], settings, eviction_name=rule[0], progress=progress)
+            replay_masks(each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress)
             for each in (masks, masks.without_masks())
         )
     return [made], dense
@@ -142,15 +168,39 @@ def register(app: typer.Typer) -> None:
     app.command(no_args_is_help=True)(guarded(replay))
 
 
-def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> list[tuple[str, Any]]:
+def density_files(density: str | None) -> list[Path]:
+    """The file that ``--density`` names, if it does.
+
+    Raises:
+        BadParameter: it is neither a number nor a file.
+    """
+    if density is None or _is_number(density):
+        return []
+    if not is_file(Path(density)):
+        raise typer.BadParameter(
+            f"{printable(shorten(repr(density)))} is not a valid float, and no file", param_hint="'--density'"
+        )
+    return [Path(density)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> list[tuple[str, Any]]:
     """The policies that the options ask for: (name, instance) each.
 
-    Of several, `density` is for those that take one; what is alone must.
+    Of several, `density`, a number or a file of one for each layer, is for those that take one; what is alone must.
 
     Raises:
         PluginError, SettingError: unknown policy, unknown parameter, value out of bounds.
     """
-    from hwsim.plugins import POLICIES, build, set_density
+    from hwsim.densities import Layered, read_densities
+    from hwsim.plugins import POLICIES, build, check_density
 
     if not specs:
         raise SettingError("--policy names no policy")
@@ -163,7 +213,8 @@ def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> 
     others = [name for name in names if name not in takers]
     if density is not None and takers and others:
         note(f"--density {density} is for {', '.join(takers)}; {', '.join(others)} as without it")
-    made = []
+    layers = [each for file in density_files(density) for each in read_densities(file)]
+    made: list[tuple[str, Any]] = []
     for name, kind in found:
         own = {}
         for key, value in given.items():
@@ -173,7 +224,13 @@ def make_policies(specs: list[str], density: float | None, pairs: list[str]) -> 
         if density is not None and (name in takers or not takers):
             if "density" in own:
                 raise SettingError("--density and --set density=... both set the density; give one")
-            own |= {key: str(value) for key, value in set_density(name, kind, density).items()}
+            check_density(name, kind)
+            if layers:
+                at = [f"--density {density}: layer {layer}: policy {name}" for layer in range(len(layers))]
+                copies = [build(kind, who, own | {"density": each}) for who, each in zip(at, layers, strict=True)]
+                made.append((name, Layered(layers=tuple(copies), source=f"--density {density}")))
+                continue
+            own["density"] = str(float(density))
         made.append((name, build(kind, f"policy {name}", own)))
     for key in given:
         owner, _, field = key.rpartition(".")

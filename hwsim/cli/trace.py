@@ -1,4 +1,4 @@
-"""``hwsim trace info`` and ``hwsim trace verify``: what a trace holds, and whether it is sound."""
+"""``hwsim trace``: what a trace holds, whether it is sound, and where a cache's hits on it come from."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hwsim.cli.common import (
     to_json,
     write_json,
 )
+from hwsim.cli.locality import locality
 from hwsim.errors import TraceError
 
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")]
@@ -101,6 +102,6 @@ def verify(trace: TraceArgument, json: JsonOption = None) -> None:
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(no_args_is_help=True, help="Look into a trace, or check it.")
-    for command in (info, verify):
+    for command in (info, verify, locality):
         group.command(no_args_is_help=True)(guarded(command))
     app.add_typer(group, name="trace")

@@ -20,7 +20,7 @@ from hwsim.cli.common import (
     to_json,
     write_json,
 )
-from hwsim.cli.replay import make_policies
+from hwsim.cli.replay import density_files, make_policies
 from hwsim.errors import SettingError
 
 
@@ -65,7 +65,7 @@ def lora(
     from hwsim.train.lora import train_lora
     from hwsim.train.trainer import Training
 
-    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or [])]
+    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
     check_target(json, *read, *(path for path in (Path(text), Path(model)) if path.is_file()))
     training = Training(tokens, validation, context, batch, epochs, rank, learning_rate, every)
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))

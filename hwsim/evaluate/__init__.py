@@ -2,5 +2,6 @@
 
 from hwsim.evaluate.evaluation import Candidate, evaluate
 from hwsim.evaluate.generation import Generated, generate
+from hwsim.evaluate.tasks import TaskSettings, evaluate_tasks
 
-__all__ = ["Candidate", "Generated", "evaluate", "generate"]
+__all__ = ["Candidate", "Generated", "TaskSettings", "evaluate", "evaluate_tasks", "generate"]

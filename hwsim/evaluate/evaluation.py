@@ -94,6 +94,8 @@ def evaluate(
         simulation.layout(header.model, profile, each.policy, header.longest, settings, each.name)
         for each in candidates
     ]
+    for placement in placements:
+        simulation.check_caches(placement, eviction, settings)
     loaded = ready.load(tell)
     carried = carry(loaded, settings.lora, ready.source.name)
     layers = carried.layers if carried else loaded.layers
@@ -131,7 +133,7 @@ def _loop(
     layers: list[Layer], masks: MaskWriter | None,
 ) -> ClosedLoop:  # fmt: skip
     return ClosedLoop(
-        layers, ready.header.model, each.policy, placement.groups, eviction,
+        layers, ready.header.model, each.policy, placement.groups, eviction, settings.caches,
         name=each.name, seed=settings.seed, sink=masks, shared=placement.shared,
     )  # fmt: skip
 

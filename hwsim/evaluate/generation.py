@@ -128,6 +128,7 @@ def generate(
         )
     longest = len(ids) + tokens - 1
     placement = simulation.layout(structure.shape, profile, candidate.policy, longest, settings, candidate.name)
+    simulation.check_caches(placement, eviction, settings)
     device = find_device(reading.device, used)
     dtype = find_dtype(reading.dtype, device, structure)
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
@@ -135,6 +136,7 @@ def generate(
     tell("loading the model", 1, 1)
     loop = ClosedLoop(
         carried.layers if carried else loaded.layers, structure.shape, candidate.policy, placement.groups, eviction,
+        settings.caches,
         name=candidate.name, seed=settings.seed, shared=placement.shared, steps=True,
     )  # fmt: skip
     stepper = Stepper(loaded.model, used.torch, loop, carried)

@@ -3,8 +3,8 @@
 The mask of layer l at token t depends on the cache of layer l after token t-1 and on the inputs of layer l at token
 t; the latter are known for all tokens once layer l-1 is done. So a whole window goes through the model at once, layer
 by layer: the scan of `hwsim.select` decides the masks of all tokens where a signal arises, and the matrices that follow
-see it masked. Columns are masked as zeroed inputs; rows of gate and up as zeroed entries of the GLU, which is what a
-skipped row of either gives.
+see it masked. Columns are masked as zeroed inputs, of attention and MLP; rows of gate and up as zeroed entries of the
+GLU, which is what a skipped row of either gives.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from hwsim.cache import CacheSetup
 from hwsim.demand import Demand
 from hwsim.errors import ModelError
 from hwsim.evictions import Eviction
 from hwsim.interleave import SharedCaches, count_shared
-from hwsim.model import ModelShape
+from hwsim.kernels import read_only
+from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
 from hwsim.record.hooks import Layer
@@ -26,8 +28,14 @@ from hwsim.select import GroupScan
 from hwsim.shares import Shared
 from hwsim.trace import Sequence
 
-_LATE = frozenset({"up", "gate", "glu"})  # known when the down projection is reached; the input before that
-
+# the points of a layer at which masks are decided, in the order in which a pass reaches them; and which signals are
+# known there first, which slices are masked there last
+_QKV, _OUT, _UP, _DOWN = range(4)
+_KNOWN = {"attn_input": _QKV, "attn_output": _OUT, "input": _UP, "up": _DOWN, "gate": _DOWN, "glu": _DOWN}
+_MASKED = {
+    "q.column": _QKV, "k.column": _QKV, "v.column": _QKV, "o.column": _OUT, "gate.column": _UP, "up.column": _UP,
+    "gate.row": _DOWN, "up.row": _DOWN, "down.column": _DOWN, "down.row": _DOWN,
+}  # fmt: skip
 
 MaskSink = Callable[[int, str, int, np.ndarray], None]
 """Is told (layer, group, first decoded token of the run, masks bool [tokens, indices])."""
@@ -42,6 +50,7 @@ class ClosedLoop:
         policy: decides the masks.
         plans: its groups, with their caches' capacities.
         eviction: picks who leaves a cache.
+        setup: how caches admit, and what is in them from the start; not for those that groups share.
         name: of the policy, for messages.
         seed: of the random numbers that policies may draw.
         sink: is told every mask.
@@ -60,6 +69,7 @@ class ClosedLoop:
         policy: Policy,
         plans: tuple[GroupPlan, ...],
         eviction: Eviction,
+        setup: CacheSetup | None = None,
         *,
         name: str,
         seed: int = 0,
@@ -69,12 +79,15 @@ class ClosedLoop:
     ) -> None:
         self._plans, self._model, self._sink = plans, model, sink
         _check(plans, layers[0], name)
-        self._shared, self._eviction = shared, eviction
+        self._attention = _attention(plans)
+        first = _QKV if self._attention else _UP  # where a group is decided that needs no signal
+        points = [_known(plan, first) for plan in plans]
+        self._at = [[index for index, at in enumerate(points) if at == point] for point in range(4)]
         self._caches = SharedCaches(plans, model.num_hidden_layers, shared, eviction) if shared else None
         self._later = shared is not None and not steps
         blind = ""
         if shared and steps:
-            _check_order(plans, name)
+            _check_order(plans, points, name)
         elif shared:  # the masks of a whole window are decided before they go through a cache
             blind = (
                 f"--cache-scope {shared.scope} couples groups that the evaluation decides one after the other for all "
@@ -83,7 +96,7 @@ class ClosedLoop:
         self._scans = [
             [
                 GroupScan(
-                    policy, plan, model, layer, eviction, name=name, seed=(seed, layer, index), blind=blind,
+                    policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index), blind=blind,
                     cache=self._caches.part(layer, index) if self._caches and steps else None,
                 )
                 for index, plan in enumerate(plans)
@@ -97,12 +110,13 @@ class ClosedLoop:
         self._units: dict[tuple[int, int], np.ndarray] = {}  # packed masks that go through shared caches later
         self._signals: dict[str, Any] = {}  # of the present layer
         self._masks: dict[str, Any] = {}  # by slice, of the present layer: bool [tokens, indices]
+        self._norms: dict[tuple[int, str], np.ndarray] = {}  # by layer and name, once they were needed
         self._handles: list[Any] = []
         self._layers = layers if plans else []
 
     def __enter__(self) -> ClosedLoop:
         """Attach to the model."""
-        self._signals = {}
+        self._signals, self._masks = {}, {}
         for index, layer in enumerate(self._layers):
             self._attach(index, layer)
         return self
@@ -133,11 +147,10 @@ class ClosedLoop:
 
     def demand(self) -> Demand:
         """What the last pass asked of the caches."""
-        if self._shared and self._later:
+        if self._caches and self._units:
             tokens = [sequence.tokens - sequence.prompt for sequence in self._sequences]
-            layers = self._model.num_hidden_layers
-            read = lambda layer, index: self._units[layer, index]  # noqa: E731
-            return count_shared(read, tokens, self._plans, layers, self._shared, self._eviction)
+            masks, self._units = self._units, {}
+            self._demand = count_shared(lambda *place: masks[place], tokens, self._caches, fresh=self._fresh)
         return self._demand
 
     # ------------------------------------------------------------------ hooks
@@ -154,33 +167,38 @@ class ClosedLoop:
         def after(module: Any, action: Callable[[Any], Any]) -> None:
             self._handles.append(module.register_forward_hook(lambda _, __, result: action(result)))
 
-        before(layer.up, lambda x: self._enter(index, "up", x))
+        if self._attention:
+            before(layer.query, lambda x: self._reach(index, _QKV, "attn_input", x, "q.column"))
+            if not layer.fused_attention:
+                before(layer.key, lambda x: self._reach(index, _QKV, "attn_input", x, "k.column"))
+                before(layer.value, lambda x: self._reach(index, _QKV, "attn_input", x, "v.column"))
+            before(layer.out, lambda x: self._reach(index, _OUT, "attn_output", x, "o.column"))
+        before(layer.up, lambda x: self._reach(index, _UP, "input", x, "up.column"))
         if layer.gate is not None:
-            before(layer.gate, lambda x: self._enter(index, "gate", x))
+            before(layer.gate, lambda x: self._reach(index, _UP, "input", x, "gate.column"))
         needs = {signal for plan in self._plans for signal in plan.group.needs}
         if needs & {"up", "gate"}:
             after(layer.up, lambda y: self._signals.update(layer.signals_of("up", y)))
             if layer.gate is not None:
                 after(layer.gate, lambda y: self._signals.update(layer.signals_of("gate", y)))
-        before(layer.down, lambda x: self._leave(index, x))
-        after(layer.down, lambda y: self._masked("down.row", y))
+        before(layer.down, lambda x: self._reach(index, _DOWN, "glu", x, "gate.row", "up.row", "down.column"))
+        after(layer.down, self._leave)
 
-    def _enter(self, index: int, matrix: str, x: Any) -> Any:
-        """Before gate and up, whichever comes first: decide what follows from the input, and mask it."""
-        if "input" not in self._signals:
-            self._masks = {}
-            self._signals = {"input": x}
-            self._decide(index, [plan for plan in self._plans if not _LATE & set(plan.group.needs)])
-        return self._masked(f"{matrix}.column", x)
+    def _reach(self, index: int, point: int, signal: str, values: Any, *slices: str) -> Any:
+        """Before a matrix: decide what follows from the signal that enters it, once for all that share it; mask it."""
+        if signal not in self._signals:
+            self._signals[signal] = values
+            for group in self._at[point]:
+                self._decide(index, group, values)
+        for name in slices:
+            values = self._masked(name, values)
+        return values
 
-    def _leave(self, index: int, glu: Any) -> Any:
-        """Before down: decide the rest, and mask the GLU by everything that cuts a neuron."""
-        self._signals["glu"] = glu
-        self._decide(index, [plan for plan in self._plans if _LATE & set(plan.group.needs)])
-        self._signals = {}
-        for name in ("gate.row", "up.row", "down.column"):
-            glu = self._masked(name, glu)
-        return glu
+    def _leave(self, result: Any) -> Any:
+        """After down, the last matrix of a layer: mask what it made, and forget the layer."""
+        result = self._masked("down.row", result)
+        self._signals, self._masks = {}, {}
+        return result
 
     def _masked(self, name: str, values: Any) -> Any:
         mask = self._masks.get(name)
@@ -188,15 +206,20 @@ class ClosedLoop:
 
     # ------------------------------------------------------------------ masks
 
-    def _decide(self, index: int, plans: list[GroupPlan]) -> None:
-        for plan in plans:
-            arrays = {signal: _array(self._signals[signal]) for signal in plan.group.needs}
-            masks = self._scan(index, self._plans.index(plan), arrays)
-            tensor = self._signals["input"].new_tensor(masks)  # of the model's type: it is multiplied
-            for name in plan.group.slices:
-                self._masks[name] = tensor
+    def _decide(self, index: int, group: int, like: Any) -> None:
+        plan = self._plans[group].group
+        arrays = {signal: _array(self._signals[signal]) for signal in plan.needs if signal not in NORMS}
+        norms = {name: self._norm(index, name) for name in plan.needs if name in NORMS}
+        masks = like.new_tensor(self._scan(index, group, arrays, norms))  # of the model's type: it is multiplied
+        self._masks |= dict.fromkeys(plan.slices, masks)
 
-    def _scan(self, layer: int, group: int, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    def _norm(self, layer: int, name: str) -> np.ndarray:
+        """Norms of the running model's weights, float32 ``[indices]``, read-only."""
+        if (layer, name) not in self._norms:
+            self._norms[layer, name] = read_only(self._layers[layer].norm(name))
+        return self._norms[layer, name]
+
+    def _scan(self, layer: int, group: int, arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> np.ndarray:
         """Masks of all tokens, bool ``[tokens, indices]``: prompts are dense."""
         scan = self._scans[layer][group]
         total = sum(sequence.tokens for sequence in self._sequences)
@@ -208,7 +231,7 @@ class ClosedLoop:
             if self._fresh:
                 scan.begin(number)
             at, end = start + sequence.prompt, start + sequence.tokens
-            first, signals = row, _rows(arrays, at, end)
+            first, signals = row, (norms | each for each in _rows(arrays, at, end))
             if self._later:
                 for token, each in enumerate(signals, at):
                     units = scan.decide(each)
@@ -238,32 +261,49 @@ def _array(values: Any) -> np.ndarray:
     return array
 
 
-def _check_order(plans: tuple[GroupPlan, ...], name: str) -> None:
+def _check_order(plans: tuple[GroupPlan, ...], points: list[int], name: str) -> None:
     """Refuse groups that the running model decides in another order than a device would ask a shared cache for them."""
-    late = [bool(_LATE & set(plan.group.needs)) for plan in plans]
-    if late != sorted(late):
+    if points != sorted(points):
         names = ", ".join(plan.group.name for plan in plans)
         raise ModelError(
-            f"policy {name}: with a shared cache, groups decided from the input must come before those decided from "
-            f"up, gate or glu; the order is {names}; change it, or choose --cache-scope matrix"
+            f"policy {name}: with a shared cache, groups must come in the order in which a layer knows what they need "
+            f"(attn_input, attn_output, input, then up, gate and glu); it is {names}; change it, or choose "
+            "--cache-scope matrix"
         )
+
+
+def _known(plan: GroupPlan, first: int) -> int:
+    """The point at which all signals that a group needs are known; `first` if it needs none."""
+    return max((_KNOWN[signal] for signal in plan.group.needs), default=first)
+
+
+def _attention(plans: tuple[GroupPlan, ...]) -> bool:
+    """Whether attention is cut, or its signals are needed."""
+    points = [_KNOWN[signal] for plan in plans for signal in plan.group.needs]
+    points += [_MASKED[name] for plan in plans for name in plan.group.slices]
+    return any(point < _UP for point in points)
 
 
 def _check(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
     """Refuse what the hooks cannot mask."""
     for plan in plans:
-        cut, late = set(plan.group.slices), bool(_LATE & set(plan.group.needs))
-        columns = cut & {"gate.column", "up.column"}
-        if not layer.gated and {"up", "gate"} & set(plan.group.needs):
+        cut, needs = plan.group.slices, plan.group.needs
+        if not layer.gated and {"up", "gate"} & set(needs):
             raise ModelError(f"policy {name}: needs up or gate; a model without a gate has input and glu only")
-        if attention := sorted(each for each in cut if each.partition(".")[0] in ("q", "k", "v", "o")):
-            raise ModelError(f"policy {name}: cuts {attention[0]}; the closed loop masks the MLP only")
-        if columns and late:
+        if rows := sorted(each for each in cut if each not in _MASKED):
+            raise ModelError(f"policy {name}: cuts {rows[0]}; of attention, the closed loop masks columns only")
+        if early := sorted(each for each in cut if _MASKED[each] < _known(plan, _QKV)):
             raise ModelError(
-                f"policy {name}: decides {sorted(columns)[0]} from {', '.join(plan.group.needs)}, which the running "
+                f"policy {name}: decides {early[0]} from {', '.join(needs)}, which the running "
                 "model knows only after that matrix; such an oracle can be replayed, not run"
             )
-        if layer.fused and len(columns) == 1:
-            raise ModelError(
-                f"policy {name}: cuts {columns.pop()} alone, but this model stores gate and up as one matrix"
-            )
+        for fused, columns in (
+            (layer.fused, ["gate.column", "up.column"]),
+            (layer.fused_attention, ["q.column", "k.column", "v.column"]),
+        ):
+            if fused and 0 < len(set(columns) & set(cut)) < len(columns):
+                alone = next(each for each in columns if each in cut)
+                stored = ", ".join(each.partition(".")[0] for each in columns)
+                raise ModelError(f"policy {name}: cuts {alone} alone, but this model stores {stored} as one matrix")
+    if _attention(plans) and None in (layer.query, layer.key, layer.value, layer.out):
+        raise ModelError(f"policy {name}: works on attention, whose projections hwsim does not find in this model")

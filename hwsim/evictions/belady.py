@@ -38,7 +38,10 @@ class Belady(Eviction):
         # some units at a time: nonzero of the whole would hold two int64 for each use
         blocks = (future[:, start : start + _BLOCK].T for start in range(0, units, _BLOCK))
         uses = [np.nonzero(np.ascontiguousarray(block))[1].astype(np.int32) for block in blocks]
-        return _Future(np.concatenate(uses), end - counts, end, np.zeros(units, np.int32))
+        known = _Future(np.concatenate(uses), end - counts, end, np.full(units, -_NEVER, np.int32))
+        used = np.flatnonzero(counts)
+        known.rank[used] = -known.uses[known.at[used]]  # who is there from the start is known, too
+        return known
 
     def use(self, state: _Future, use: Use) -> None:
         """Look up when the units of this mask are needed next; for all others nothing changes."""
@@ -50,5 +53,5 @@ class Belady(Eviction):
         state.rank[served] = -following
 
     def rank(self, state: _Future) -> np.ndarray:
-        """Sooner is better. Only units that were needed before can be in the cache, so all ranks asked for are set."""
+        """Sooner is better."""
         return state.rank

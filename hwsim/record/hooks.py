@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.errors import ModelError
+from hwsim.model import NORMS
 
 Emit = Callable[[int, str, np.ndarray], None]
-"""Is given (layer, signal, float32 [tokens, width])."""
+"""Is given (layer, signal or norm, float32 [tokens, width] or [units])."""
 
 
 class Layer(NamedTuple):
@@ -26,12 +27,19 @@ class Layer(NamedTuple):
     down: Any  # down_proj or fc2: its input is the GLU
     act: Any | None  # activation of the gate
     query: Any | None  # q_proj or qkv_proj: its input is the attention's
+    key: Any | None  # k_proj or qkv_proj
+    value: Any | None  # v_proj or qkv_proj
     out: Any | None  # o_proj or out_proj
 
     @property
     def fused(self) -> bool:
         """Whether `up` makes gate and up together."""
         return self.gate is None and self.act is not None
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether `query` makes query, key and value together."""
+        return self.query is not None and self.query is self.key
 
     @property
     def gated(self) -> bool:
@@ -46,6 +54,12 @@ class Layer(NamedTuple):
             return {"gate": self.act(result)}
         gate, up = result.chunk(2, dim=-1)
         return {"up": up, "gate": self.act(gate)}
+
+    def norm(self, name: str) -> np.ndarray:
+        """One of `hwsim.model.NORMS`, float32 ``[units]``; the weights must be loaded, as they are in a pass."""
+        modules = [self.down] if name == "norm_down" else [self.up, *([self.gate] if self.gate is not None else [])]
+        squares = sum(module.weight.detach().double().square().sum(dim=0) for module in modules)
+        return squares.sqrt().float().cpu().numpy()
 
 
 def find_layers(model: Any, count: int) -> tuple[str, list[Layer]]:
@@ -72,19 +86,19 @@ def find_layers(model: Any, count: int) -> tuple[str, list[Layer]]:
 
 def _layer(module: Any) -> Layer | None:
     attention = getattr(module, "self_attn", None)
-    query = _first(attention, "q_proj", "qkv_proj")
+    query, key, value = (_first(attention, name, "qkv_proj") for name in ("q_proj", "k_proj", "v_proj"))
     out = _first(attention, "o_proj", "out_proj", "dense")
     mlp = getattr(module, "mlp", module)
     act = _first(mlp, "act_fn", "activation_fn", "act")
     up, gate, down = (_first(mlp, name) for name in ("up_proj", "gate_proj", "down_proj"))
     if up is not None and gate is not None and down is not None and act is not None:
-        return Layer(up, gate, down, act, query, out)
+        return Layer(up, gate, down, act, query, key, value, out)
     fused = _first(mlp, "gate_up_proj")
     if hasattr(fused, "weight") and hasattr(down, "weight") and act is not None:
-        return Layer(fused, None, down, act, query, out)
+        return Layer(fused, None, down, act, query, key, value, out)
     first, second = _first(mlp, "fc1"), _first(mlp, "fc2")
     if first is not None and second is not None:
-        return Layer(first, None, second, None, query, out)
+        return Layer(first, None, second, None, query, key, value, out)
     return None
 
 
@@ -99,14 +113,16 @@ class Taps:
         layers: from `find_layers`.
         signals: names of what is wanted.
         emit: gets each signal as soon as its layer has made it, so that none is kept.
+        on_norm: is told (layer, name, float32 [units]) of the norms of weights, in the first pass.
 
     Raises:
         ModelError: during a pass: the activated gate times up is not what enters the down projection, so the model
             computes something else than hwsim takes it for.
     """
 
-    def __init__(self, layers: list[Layer], signals: list[str], emit: Emit) -> None:
-        self._emit, self._signals = emit, set(signals)
+    def __init__(self, layers: list[Layer], signals: list[str], emit: Emit, on_norm: Emit | None = None) -> None:
+        self._emit, self._signals, self._on_norm = emit, set(signals), on_norm
+        self._weighed: set[int] = set()  # layers whose norms were told
         self._made: dict[str, Any] = {}  # up and gate of the present layer, until down has confirmed them
         self._handles: list[Any] = []
         for index, layer in enumerate(layers):
@@ -128,6 +144,8 @@ class Taps:
             self._after(layer.up, lambda y: self._made.update(layer.signals_of("up", y)))
             if layer.gate is not None:
                 self._after(layer.gate, lambda y: self._made.update(layer.signals_of("gate", y)))
+        if self._on_norm is not None:
+            self._before(layer.down, lambda _: self._norms(index, layer))
         self._before(layer.down, lambda x: self._down(index, x))
 
     def _before(self, module: Any, action: Callable[[Any], None]) -> None:
@@ -135,6 +153,12 @@ class Taps:
 
     def _after(self, module: Any, action: Callable[[Any], None]) -> None:
         self._handles.append(module.register_forward_hook(lambda _, __, result: action(result)))
+
+    def _norms(self, index: int, layer: Layer) -> None:
+        if self._on_norm is not None and index not in self._weighed:
+            self._weighed.add(index)
+            for name in NORMS:
+                self._on_norm(index, name, layer.norm(name))
 
     def _down(self, index: int, glu: Any) -> None:
         if self._made:

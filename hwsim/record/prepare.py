@@ -51,6 +51,7 @@ class Settings:
         device: a device of torch.
         dtype: float32, bfloat16 or float16; auto: float32 on a CPU, else the checkpoint's own.
         max_memory: bytes that weights may take; None: what is free.
+        norms: also the norms of the weights' columns, for policies that weigh by them.
     """
 
     tokens: int = 512
@@ -60,6 +61,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "auto"
     max_memory: int | None = None
+    norms: bool = False
 
 
 class Prepared(NamedTuple):
@@ -214,6 +216,7 @@ def _header(
                 "signals": list(settings.signals or ()),
                 "device": settings.device,
                 "dtype": settings.dtype,
+                **({"norms": True} if settings.norms else {}),
             },
         },
     }

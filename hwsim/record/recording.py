@@ -68,7 +68,8 @@ def record(
         if _holds(path, ready.header):
             return Recorded(path, tokens)
         raise OutputError(f"{path}: exists and holds something else; name another file with -o, or give --overwrite")
-    with TraceWriter(path, ready.header, tokens=True, nll=True, overwrite=overwrite) as writer:
+    norms = ready.settings.norms
+    with TraceWriter(path, ready.header, tokens=True, nll=True, norms=norms, overwrite=overwrite) as writer:
         resumed = writer.done
         if resumed < tokens:
             loaded = ready.load(tell)
@@ -97,7 +98,9 @@ def _run(ready: Prepared, loaded: Loaded, writer: TraceWriter, tell: Progress) -
         tell("recording", at + length * layer // len(loaded.layers), settings.tokens)
 
     tell("recording", at, settings.tokens)
-    taps = Taps(loaded.layers, list(settings.signals or ()), emit)
+    # what was committed holds the norms, too: they are written in the first pass
+    on_norm = writer.write_norm if settings.norms and not writer.done else None
+    taps = Taps(loaded.layers, list(settings.signals or ()), emit, on_norm)
     runner = Runner(loaded.model, ready.libraries)
     try:
         for at, windows, each in passes(writer.done, settings, loaded.from_disk):

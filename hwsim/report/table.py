@@ -87,10 +87,22 @@ def _head(result: Result) -> ConsoleRenderable:
         f"budget {show_size(result.budget_bytes)}, {show_size(result.kv_cache_bytes)} of it KV cache\n"
     )
     lines.append(
-        f"eviction {printable(origin['eviction']['name'])}, timing {settings['timing']}, overlap {settings['overlap']}",
+        f"eviction {printable(origin['eviction']['name'])}{_caches(settings)}, timing {settings['timing']}, "
+        f"overlap {settings['overlap']}",
         style="dim",
     )
     return Padding(lines, (1, 0, 0, 0))
+
+
+def _caches(settings: dict[str, Any]) -> str:
+    """What is unusual about the caches."""
+    words = [", bypass"] if settings["admission"] == "bypass" else []
+    words += [
+        f", {kind} from {printable(found['name'])}: {found['units']} units, {show_size(found['bytes'])}"
+        for kind in ("pinned", "warm")
+        if (found := settings[kind])
+    ]
+    return "".join(words)
 
 
 def _confidence(section: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hwsim.errors import TraceError
-from hwsim.model import ModelShape
+from hwsim.model import NORMS, ModelShape
 from hwsim.trace.header import TraceHeader, member_name, parse_header
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -90,7 +90,9 @@ class Trace:
         return digest.hexdigest()
 
     def has(self, signal: str) -> bool:
-        """Whether `signal` is there, or can be made from what is there (``glu`` = ``up`` x ``gate``)."""
+        """Whether a signal or norm is there, or can be made from what is there (``glu`` = ``up`` x ``gate``)."""
+        if signal in NORMS:
+            return member_name(0, signal) in self._members
         there = self.header.signals
         return signal in there or (signal == "glu" and "up" in there and "gate" in there)
 
@@ -114,6 +116,21 @@ class Trace:
             token = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
             raise TraceError(f"{self.path}: {name}: token {token} holds NaN or infinity; the recording is damaged")
         return block
+
+    def norm(self, layer: int, name: str) -> np.ndarray:
+        """The Euclidean norm of each unit's weights, one of `hwsim.model.NORMS`: float32 ``[units]``.
+
+        Raises:
+            TraceError: it was not recorded, there is no such layer, or one is negative or not finite.
+        """
+        self._check_range(layer, 0, 0)
+        if not self.has(name):
+            raise TraceError(f"{self.path}: has no {name}; record it with --norms")
+        member = member_name(layer, name)
+        values = self._rows(member, 0, self.model.signal_width(name)).astype(np.float32)
+        wrong = ~np.isfinite(values) | (values < 0)
+        self._refuse(member, values, wrong, "must be a finite norm from 0", "unit")
+        return values
 
     def tokens(self) -> np.ndarray | None:
         """Token ids, int32 ``[tokens]``, if they were recorded.
@@ -169,6 +186,8 @@ class Trace:
         self.nll()
         step = max(1, _CHUNK // (2 * max(self.model.hidden_size, self.model.intermediate_size)))
         for layer in range(self.model.num_hidden_layers):
+            for name in filter(self.has, NORMS):
+                self.norm(layer, name)
             for signal in self.header.signals:
                 for start in range(0, self.header.tokens, step):
                     self.read(layer, signal, start, min(start + step, self.header.tokens))
@@ -192,11 +211,11 @@ class Trace:
         if not 0 <= start <= stop <= tokens:
             raise TraceError(f"{self.path}: has no tokens {start} to {stop}; give 0 <= start <= stop <= {tokens}")
 
-    def _refuse(self, name: str, values: np.ndarray, wrong: np.ndarray, rule: str) -> None:
-        """Refuse the first value that is wrong, of one that every token has."""
+    def _refuse(self, name: str, values: np.ndarray, wrong: np.ndarray, rule: str, each: str = "token") -> None:
+        """Refuse the first value that is wrong, of one that every token, or unit, has."""
         if wrong.any():
-            token = int(np.flatnonzero(wrong)[0])
-            raise TraceError(f"{self.path}: {name}: token {token} has {values[token]}; {rule}")
+            first = int(np.flatnonzero(wrong)[0])
+            raise TraceError(f"{self.path}: {name}: {each} {first} has {values[first]}; {rule}")
 
     def _pread(self, at: int, size: int, name: str) -> bytes:
         pieces, left = [], size
@@ -298,10 +317,16 @@ class Trace:
         for name, kind in (("tokens", "<i4"), ("nll", "<f4")):
             if name in self._members:
                 wanted[name] = ((self.header.tokens,), kind)
+        layers = range(self.model.num_hidden_layers)
+        for norm in NORMS:
+            names = [member_name(layer, norm) for layer in layers]
+            if any(name in self._members for name in names):  # all layers, or none
+                wanted |= dict.fromkeys(names, ((self.model.signal_width(norm),), "<f4"))
         for name, (shape, kind) in wanted.items():
             member = self._members.get(name)
             if member is None:
-                raise TraceError(f"{self.path}: has no member {name!r}, which its header promises; it is damaged")
+                promise = "its header promises" if name in self.header.members() else "other layers have"
+                raise TraceError(f"{self.path}: has no member {name!r}, which {promise}; it is damaged")
             if member.shape != shape:
                 raise TraceError(f"{self.path}: {name}: shape {member.shape}, the header says {shape}")
             if member.dtype != np.dtype(kind):

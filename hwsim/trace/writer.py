@@ -24,6 +24,7 @@ import numpy as np
 
 from hwsim.errors import OutputError, TraceError, one_line
 from hwsim.files import check_new_file, write_atomic
+from hwsim.model import NORMS
 from hwsim.trace.header import TraceHeader, member_name
 from hwsim.units import show_size
 
@@ -101,6 +102,7 @@ class TraceWriter:
         header: everything that is known beforehand. A writer with an equal header resumes.
         tokens: whether token ids are going to be written.
         nll: whether losses are going to be written.
+        norms: whether norms of weights are going to be written; before the first commit.
         overwrite: begin anew where another command has left an unfinished trace.
 
     Attributes:
@@ -119,6 +121,7 @@ class TraceWriter:
         *,
         tokens: bool = False,
         nll: bool = False,
+        norms: bool = False,
         overwrite: bool = False,
     ) -> None:
         self.path, self.header = Path(path), header
@@ -135,6 +138,9 @@ class TraceWriter:
             self._place("tokens", (header.tokens,), np.dtype("<i4"))
         if nll:
             self._place("nll", (header.tokens,), np.dtype("<f4"))
+        for layer in range(header.model.num_hidden_layers) if norms else ():
+            for name in NORMS:
+                self._place(member_name(layer, name), (header.model.signal_width(name),), np.dtype("<f4"))
         self._open()
 
     # ------------------------------------------------------------------ writing
@@ -167,6 +173,17 @@ class TraceWriter:
         """Put losses in nats, floats ``[n]``, at `start`; NaN where nothing predicts the token."""
         self._check_shape(self._slots["nll"], start, nats)
         self._put(self._slots["nll"], start, nats)
+
+    def write_norm(self, layer: int, name: str, values: np.ndarray) -> None:
+        """Put the norms of a layer's units, one of `hwsim.model.NORMS`, floats ``[units]``.
+
+        Raises:
+            TraceError: the shape is wrong, or one is negative or not finite.
+        """
+        slot, units = self._slots[member_name(layer, name)], self.header.model.signal_width(name)
+        if values.shape != (units,) or not np.isfinite(values).all() or (values < 0).any():
+            raise TraceError(f"{slot.name}: needs {units} finite norms from 0, got {values.dtype} {values.shape}")
+        self._put(slot, 0, values)
 
     def commit(self, done: int) -> None:
         """Declare that all members hold their first `done` tokens, and make that safe against a kill."""

@@ -8,12 +8,15 @@ import numpy as np
 
 from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy
 
+_SIGNALS = (("input", "norm_input"), ("glu", "norm_down"))  # of the two groups
+
 
 class Dip(Policy):
     """Dynamic input pruning: columns of gate and up by the largest |input|, of down by the largest |glu|."""
 
     density: float = Field(0.5, gt=0, le=1, description="share of the MLP that a token reads")
     keep_input: float | None = Field(None, gt=0, le=1, description="keep of the inputs; none: the authors' split")
+    weighted: bool = Field(False, description="weigh |input| and |glu| by the norm of the unit's columns")
 
     def keeps(self, model: ModelShape) -> tuple[float, float]:
         """Keeps of input and down: (2 input + down)/3 = density, without a gate (input + down)/2."""
@@ -37,11 +40,14 @@ class Dip(Policy):
         """Columns of gate and up share the input's mask; columns of down have their own."""
         keep_input, keep_down = self.keeps(model)
         inputs = [f"{matrix}.column" for matrix in model.mlp[:-1]]
+        needs = [[signal, *([norm] if self.weighted else [])] for signal, norm in _SIGNALS]
         return [
-            Group("input", axis="hidden", slices=inputs, keep=keep_input, needs=["input"]),
-            Group("down", axis="neuron", slices=["down.column"], keep=keep_down, needs=["glu"]),
+            Group("input", axis="hidden", slices=inputs, keep=keep_input, needs=needs[0]),
+            Group("down", axis="neuron", slices=["down.column"], keep=keep_down, needs=needs[1]),
         ]
 
     def score(self, ctx: Context) -> np.ndarray:
-        """|v| of the group's one signal."""
-        return np.abs(ctx.signals[ctx.group.needs[0]])
+        """|v| of the group's one signal; weighted: times the norm of the unit's columns."""
+        signal, *norms = ctx.group.needs
+        value = np.abs(ctx.signals[signal])
+        return value * ctx.signals[norms[0]] if norms else value

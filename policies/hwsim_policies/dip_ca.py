@@ -16,17 +16,21 @@ class DipCa(Dip):
     )
     fixed_top_n: int = Field(0, ge=0, description="the n strongest units are exempt from the penalty")
     warm_up: bool = Field(False, description="begin each sequence with gamma 1: 1 - (1 - gamma)(1 - gamma^(token/4))")
+    alpha_blend: bool = Field(
+        False, description="add to favour, not weigh: gamma x |v| for all, and 1 - gamma on top where cached"
+    )
 
     def score(self, ctx: Context) -> np.ndarray:
-        """|v| where cached, gamma x |v| where not."""
+        """|v| where cached, gamma x |v| where not; blended: gamma x |v| + (1 - gamma) x cached."""
         value = super().score(ctx)
         gamma = np.float32(self._gamma(ctx.token))
-        score = np.where(ctx.cached, value, gamma * value)
+        favoured = ctx.cached
         if self.fixed_top_n:
-            # the n strongest by their own value, ties to the lower index, keep it
-            strongest = top_k(value, self.fixed_top_n)
-            score[strongest] = value[strongest]
-        return score
+            # the n strongest by their own value, ties to the lower index, count as if they were cached
+            favoured = favoured | top_k(value, self.fixed_top_n)
+        if self.alpha_blend:
+            return gamma * value + (1 - gamma) * favoured
+        return np.where(favoured, value, gamma * value)
 
     def _gamma(self, token: int) -> float:
         if not self.warm_up:

@@ -13,6 +13,7 @@ class Magnitude(Policy):
     density: float = Field(
         0.75, gt=0, le=1, description="share of the MLP that a token reads; above 2/3 (no gate: 1/2)"
     )
+    weighted: bool = Field(False, description="weigh |glu| by the norm of down's column")
 
     def groups(self, model: ModelShape) -> list[Group]:
         """Density (2 + keep)/3, without a gate (1 + keep)/2."""
@@ -23,8 +24,10 @@ class Magnitude(Policy):
                 f"density={self.density} cannot be reached: up and gate are read whole, so it must be above "
                 f"{whole}/{whole + 1}; choose a higher --density, or dip"
             )
-        return [Group("down", axis="neuron", slices=["down.column"], keep=keep, needs=["glu"])]
+        needs = ["glu", *(["norm_down"] if self.weighted else [])]
+        return [Group("down", axis="neuron", slices=["down.column"], keep=keep, needs=needs)]
 
     def score(self, ctx: Context) -> np.ndarray:
-        """|glu|."""
-        return np.abs(ctx.signals["glu"])
+        """|glu|; weighted: the length of what the column adds to the MLP's output."""
+        value = np.abs(ctx.signals["glu"])
+        return value * ctx.signals["norm_down"] if self.weighted else value

@@ -12,18 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy, read_arrays, top_k
+from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy, read_arrays
+from hwsim_policies.oracle import neurons
 
 _PARTS = ("w1", "b1", "w2", "b2")
 
 
 class Predictor(Policy):
-    """Rows of gate and up and columns of down that a net predicts from a file, or a noisy oracle of given quality."""
+    """Rows of gate and up and columns of down that trained nets predict from the MLP's input."""
 
     density: float = Field(0.5, gt=0, le=1, description="share of the MLP that a token reads, the nets counted")
-    predictor: Path | None = Field(None, description="file of trained nets; none: a noisy oracle")
-    recall: float = Field(0.9, gt=0, le=1, description="noisy oracle: share of the true top units that it finds")
-    precision: float = Field(0.9, gt=0, le=1, description="noisy oracle: share of what it finds that is true")
+    predictor: Path | None = Field(None, description="file of trained nets")
 
     def groups(self, model: ModelShape) -> list[Group]:
         """One group: the bundle of a neuron's slices."""
@@ -32,15 +31,14 @@ class Predictor(Policy):
             raise PluginError(
                 f"density={self.density}: the nets alone are {share:.3g} of the MLP; choose a higher --density"
             )
-        rows = [f"{matrix}.row" for matrix in model.mlp[:-1]]
-        needs, oracle = (["input"], False) if self.predictor else (["glu"], True)
-        keep = self.density - share
-        return [Group("neurons", "neuron", [*rows, "down.column"], keep=keep, needs=needs, oracle=oracle)]
+        return [neurons(model, keep=self.density - share, needs=["input"])]
 
     def predictor_parameters(self, model: ModelShape) -> int:
         """Weights and biases of all nets."""
         if not self.predictor:
-            return 0
+            raise PluginError(
+                "give --set predictor=FILE (made by `hwsim train predictor`), or use noisy-oracle, which needs no file"
+            )
         if len(self._nets) != model.num_hidden_layers:
             raise PluginError(
                 f"{self.predictor}: has nets for {len(self._nets)} layers, the model has {model.num_hidden_layers}"
@@ -54,31 +52,11 @@ class Predictor(Policy):
                 )
         return sum(part.size for net in self._nets for part in net)
 
-    def select(self, ctx: Context) -> np.ndarray | None:
-        """The noisy oracle draws its mask; a net's is the best of `score`."""
-        return None if self.predictor else self._noisy(np.abs(ctx.signals["glu"]), ctx)
-
     def score(self, ctx: Context) -> np.ndarray:
         """The net's logits."""
         w1, b1, w2, b2 = self._nets[ctx.layer]
         logits: np.ndarray = np.maximum(ctx.signals["input"] @ w1 + b1, 0) @ w2 + b2
         return logits
-
-    def _noisy(self, worth: np.ndarray, ctx: Context) -> np.ndarray:
-        """A mask of `ctx.k` units of which `precision` are among the true top ones, and find `recall` of those."""
-        true = max(1, round(ctx.k * self.precision / self.recall))
-        if true > ctx.units:
-            raise PluginError(
-                f"recall={self.recall} with precision={self.precision} is impossible when {ctx.k} of {ctx.units} "
-                f"units are taken: recall must be at least {ctx.k * self.precision / ctx.units:.3g}"
-            )
-        best = top_k(worth, true)
-        # what cannot be wrong, because there are not enough other units, is right
-        right = max(min(round(ctx.k * self.precision), true), ctx.k - (ctx.units - true))
-        mask = np.zeros(ctx.units, bool)
-        mask[ctx.rng.choice(np.flatnonzero(best), right, replace=False)] = True
-        mask[ctx.rng.choice(np.flatnonzero(~best), ctx.k - right, replace=False)] = True
-        return mask
 
     @cached_property
     def _nets(self) -> list[tuple[np.ndarray, ...]]:

@@ -60,7 +60,7 @@ def decode(family: str, ids: np.ndarray, prompt: int, policy: str, plans: list[G
         worth = np.abs(values.astype(np.float32))
         if policy == "dip-ca":
             worth = np.where(np.isin(np.arange(plan.units), recent), worth, np.float32(gamma) * worth)
-        chosen = sorted(sorted(range(plan.units), key=lambda i: (-worth[i], i))[: plan.k])
+        chosen = sorted(sorted(range(plan.units), key=lambda i: (-worth[i], i))[: plan.k[layer]])
         masks[layer, name, now["token"]] = chosen
         hits = [i for i in chosen if i in recent]
         if len(chosen) > plan.capacity:
@@ -154,7 +154,7 @@ def test_layer_by_layer_is_token_by_token(
 
 
 def test_saved_masks_replay_exactly(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    for eviction, policy in (("lfu", "dip-ca"), ("belady", "dip"), ("none", "predictor")):
+    for eviction, policy in (("lfu", "dip-ca"), ("belady", "dip"), ("none", "noisy-oracle")):
         writer = MaskWriter(tmp_path / "masks.npz")
         (loop,) = run(checkpoints["llama"], {policy: {}}, writer, eviction)
         again = replay_masks(
@@ -199,7 +199,7 @@ def test_dense_perplexity_is_that_of_the_recording(checkpoints: dict[str, Path],
 
 def test_the_oracle_costs_less_than_guessing(checkpoints: dict[str, Path]) -> None:
     best, poor = (
-        run(checkpoints["llama"], {"predictor": {"recall": quality, "precision": quality}})[0].kl
+        run(checkpoints["llama"], {"noisy-oracle": {"recall": quality, "precision": quality}})[0].kl
         for quality in (1.0, 0.5)
     )
     assert best < poor
@@ -231,10 +231,17 @@ class Cut(Policy):
 @pytest.mark.parametrize(
     ("slices", "needs", "family", "message"),
     [
-        (["q.column"], "attn_input", "llama", "cuts q.column; the closed loop masks the MLP only"),
+        (["q.row"], "attn_input", "llama", "cuts q.row; of attention, the closed loop masks columns only"),
+        (
+            ["q.column", "v.column"],
+            "attn_input",
+            "phi3",
+            "cuts q.column alone, but this model stores q, k, v as one matrix",
+        ),
+        (["q.column"], "input", "llama", "decides q.column from input, which the running model knows only after"),
         (["up.column"], "glu", "llama", "decides up.column from glu, which the running model knows only after"),
         (["down.row"], "up", "opt", "needs up or gate; a model without a gate has input and glu only"),
-        (["up.column"], "input", "phi3", "cuts up.column alone, but this model stores gate and up as one matrix"),
+        (["up.column"], "input", "phi3", "cuts up.column alone, but this model stores gate, up as one matrix"),
     ],
 )
 def test_what_cannot_be_masked(

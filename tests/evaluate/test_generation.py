@@ -29,7 +29,7 @@ from tests.record.conftest import make_model, make_tokenizer
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma", "phi3", "opt"])
-@pytest.mark.parametrize("policy", ["dip-ca", "predictor"])
+@pytest.mark.parametrize("policy", ["dip-ca", "noisy-oracle"])
 def test_token_by_token_gives_the_masks_of_the_evaluation(
     family: str, policy: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

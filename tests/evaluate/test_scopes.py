@@ -76,7 +76,7 @@ def test_a_generation_serves_every_scope(scope: str, checkpoints: dict[str, Path
 WHOLE: dict[str, Any] = {}
 
 
-@pytest.mark.parametrize("policy", ["dip", "dip-ca", "predictor"])
+@pytest.mark.parametrize("policy", ["dip", "dip-ca", "oracle"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_block_masks_are_applied_as_they_are_counted(
     policy: str, family: str, checkpoints: dict[str, Path], tmp_path: Path

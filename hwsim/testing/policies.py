@@ -1,4 +1,4 @@
-"""Contract checks for authors: ``check_policy(Mine)`` in a test of your own tells whether a policy keeps every rule.
+"""The contract of policies, rule by rule.
 
 The checks run on a small made-up model with made-up signals, in well under a second; they need no trace and no weights.
 """
@@ -55,6 +55,11 @@ class RandomSignals:
         for token in range(1, self._tokens):
             noise[token] = 0.7 * noise[token - 1] + 0.7 * noise[token]
         return (worth * noise)[start:stop].astype(np.float32)
+
+    def norm(self, layer: int, name: str) -> np.ndarray:
+        """float32 ``[units]``."""
+        rng = np.random.default_rng([self._seed, layer, *name.encode()])
+        return np.exp(rng.normal(size=self._model.signal_width(name))).astype(np.float32)
 
 
 def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL) -> list[str]:
@@ -153,9 +158,9 @@ def _density(policy: Policy, model: ModelShape) -> str:
             plans = _plans(kind(**policy.model_dump() | {"density": density}), model)
         except (ValueError, HwsimError):
             continue  # it may refuse a density, with a reason
-        if all(plan.k for plan in plans):
+        if all(plan.k[0] for plan in plans):
             _check_density(kind, density, plans, policy, model)
-        masked = sum(plan.k * plan.parameters for plan in plans)
+        masked = sum(plan.k[0] * plan.parameters for plan in plans)
         whole = sum(plan.units * plan.parameters for plan in plans)
         read.append((density, whole - masked))
     for (low, spared), (high, then) in pairwise(read):
@@ -171,7 +176,7 @@ def _check_density(
     made = kind(**policy.model_dump() | {"density": density})
     masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
     whole = sum(model.matrices()[name].elements for name in model.mlp if name not in masked)
-    read = whole + sum(plan.k * plan.mlp_parameters for plan in plans)
+    read = whole + sum(plan.k[0] * plan.mlp_parameters for plan in plans)
     share = (read + made.predictor_parameters(model) / model.num_hidden_layers) / model.mlp_parameters
     slack = sum(plan.mlp_parameters for plan in plans) / model.mlp_parameters
     if abs(share - density) > slack + 1e-9:

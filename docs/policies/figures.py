@@ -1,0 +1,116 @@
+"""The figures and figures-in-text of these pages: what each policy does on the recorded sample.
+
+    python docs/policies/figures.py [--names dip,oracle] [--gated TRACE]
+
+Needs matplotlib. The sample holds no up and gate; for those two policies TRACE is the same 78 tokens with them:
+hwsim record --model smollm2-135m --tokens 78 --context 78 -o TRACE
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+
+from hwsim.files import data_folder
+from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.profile import load_profile
+from hwsim.simulation import Settings, replay
+from hwsim.trace import Trace
+
+HERE = Path(__file__).parent
+SAMPLE = data_folder("traces") / "smollm2-135m-sample.npz"
+DENSITIES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# what is varied, where it is not the density
+VARIED: dict[str, list[dict[str, Any]]] = {
+    "dense": [{}],
+    "relu": [{}],
+    "sliding-window": [{"keep": keep} for keep in (0.05, 0.1, 0.2, 0.3, 0.4, 0.6)],
+    "magnitude": [{"density": density} for density in (0.68, 0.7, 0.75, 0.8, 0.9)],
+}
+NAMES = (
+    "dense", "magnitude", "dip", "dip-ca", "approximate-caching", "oracle", "noisy-oracle", "up", "gate", "random",
+    "relu", "sliding-window",
+)  # fmt: skip
+
+
+class Point(NamedTuple):
+    """One replay: the MLP density, the share of |glu|^2 that the neurons of the masks carry, and the hit rate."""
+
+    density: float
+    energy: float
+    hits: float
+
+
+def measure(trace: Trace, name: str, parameters: dict[str, Any]) -> Point:
+    """Replay on the pixel8, DRAM for 70 % of the weights, LFU; energy is the mean over tokens and layers."""
+    policy = POLICIES.make(name, parameters)[1]
+    layers, shares, present = trace.model.num_hidden_layers, [1.0], {"layer": -1}
+    energy = np.empty(0)
+
+    def listen(layer: int, _: str, token: int, mask: np.ndarray) -> None:
+        nonlocal energy
+        if len(mask) != trace.model.intermediate_size:
+            return
+        if layer != present["layer"]:
+            present["layer"] = layer
+            energy = trace.read(layer, "glu").astype(np.float64) ** 2
+            energy /= energy.sum(axis=1, keepdims=True)
+        shares.append(float(energy[token] @ mask))
+
+    lfu = EVICTIONS.make("lfu")[1]
+    settings = Settings(dram="70%", timing="closed-form")
+    found = replay(trace, load_profile("pixel8"), policy, lfu, settings, listener=listen)
+    assert len(shares) in (1, 1 + layers * found.tokens)
+    return Point(found.mlp_density, float(np.mean(shares[1:] or shares)), found.hit_rate or 0.0)
+
+
+def curve(trace: Trace, name: str) -> list[Point]:
+    """The points of one policy, lowest density first."""
+    chosen = VARIED.get(name, [{"density": density} for density in DENSITIES])
+    return [measure(trace, name, parameters) for parameters in chosen]
+
+
+def draw(name: str, points: list[Point], known: dict[str, list[Point]]) -> None:
+    """Two panels, the policy before oracle and random in grey."""
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.6), layout="constrained")
+    for axis, field, title in zip(axes, ("energy", "hits"), ("captured |glu|² energy", "hit rate"), strict=True):
+        for other, style in (("oracle", "--"), ("random", ":")):
+            if other != name:
+                values = known[other]
+                axis.plot([p.density for p in values], [getattr(p, field) for p in values], style, c="0.6", label=other)
+        axis.plot([p.density for p in points], [getattr(p, field) for p in points], "o-", ms=4, c="C0", label=name)
+        axis.set(
+            xlabel="MLP density", title=title, xlim=(0.15 if name == "sliding-window" else 0.25, 1.02), ylim=(0, 1.05)
+        )
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(HERE / f"{name}.svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Draw them, and print every point."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--names", default=",".join(NAMES))
+    options.add_argument("--gated", type=Path, help="the sample's tokens with up and gate")
+    asked = options.parse_args()
+    mpl.use("svg")
+    mpl.rcParams |= {"svg.hashsalt": "hwsim", "svg.fonttype": "none", "font.size": 9}
+    with Trace(SAMPLE) as sample, Trace(asked.gated or SAMPLE) as gated:
+        known = {name: curve(sample, name) for name in ("oracle", "random")}
+        for name in asked.names.split(","):
+            points = known.get(name) or curve(gated if name in ("up", "gate") else sample, name)
+            for point in points:
+                print(
+                    f"{name:20} density {point.density:.3f} energy {point.energy:.3f} hits {point.hits:.3f}", flush=True
+                )
+            draw(name, points, known)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Options of the caches: the rule with its parameters, admission, and what is there from the start."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hwsim.cli.common import key_values
+from hwsim.errors import SettingError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hwsim.cache import CacheSetup
+    from hwsim.evictions import Eviction
+    from hwsim.metrics import Result
+
+
+class Admission(StrEnum):
+    """How units enter a cache."""
+
+    ALWAYS = "always"
+    BYPASS = "bypass"
+
+
+AdmissionOf = Annotated[
+    Admission | None,
+    typer.Option(
+        help="always: what a token needs enters the cache first. bypass: only if the eviction ranks it above what is "
+        "there.",
+        show_default="always, where the eviction has no word of its own",
+    ),
+]
+Pin = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Units that are in the caches from the start and never leave, as --save-cache."),
+]
+Warm = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="What the caches hold when a sequence begins, as --save-cache wrote it."),
+]
+SaveCache = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write what the caches hold at the end of the last sequence; of one policy."),
+]
+_OWNER = "eviction"
+
+
+def make_rule(spec: str, pairs: list[str]) -> tuple[str, Eviction, list[str]]:
+    """The eviction rule, with what ``--set eviction.KEY=VALUE`` says: its name, an instance, the other pairs.
+
+    Raises:
+        PluginError, SettingError: unknown rule, unknown parameter, value out of bounds.
+    """
+    from hwsim.plugins import EVICTIONS
+
+    own = [pair for pair in pairs if pair.strip().startswith(f"{_OWNER}.")]
+    parameters = {key.partition(".")[2]: value for key, value in key_values(own, "--set").items()}
+    name, rule = EVICTIONS.make(spec, parameters)
+    return name, rule, [pair for pair in pairs if pair not in own]
+
+
+def make_setup(admission: Admission | None, pin: Path | None, warm: Path | None) -> CacheSetup:
+    """How caches admit and what is in them.
+
+    Raises:
+        PluginError: a file is none of units.
+    """
+    from hwsim.cache import CacheSetup
+    from hwsim.contents import read_units
+
+    return CacheSetup(
+        admission.value if admission else None, read_units(pin) if pin else None, read_units(warm) if warm else None
+    )
+
+
+class Held:
+    """Collects what the caches hold at the end, to be written to `target`, if there is one."""
+
+    def __init__(self, target: Path | None) -> None:
+        self._target = target
+        self._sets: dict[str, np.ndarray] = {}
+
+    def __call__(self, layer: int, group: str, cached: np.ndarray) -> None:
+        """One cache: bool ``[units]``."""
+        from hwsim.contents import member_of
+
+        self._sets[member_of(layer, group)] = cached.copy()
+
+    def write(self, result: Result) -> None:
+        """Write the file, with where the contents are from.
+
+        Raises:
+            SettingError: the policy has no cache.
+            OutputError: it cannot be written.
+        """
+        from hwsim.contents import write_units
+
+        if self._target is None:
+            return
+        made = {key: result.provenance[key] for key in ("hwsim", "trace", "policy", "eviction", "settings", "seed")}
+        if not self._sets:
+            raise SettingError(f"--save-cache: policy {made['policy']['name']} has no groups, so nothing is cached")
+        write_units(self._target, made | {"model": result.provenance["model"]["name"]}, self._sets)

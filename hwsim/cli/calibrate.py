@@ -1,0 +1,106 @@
+"""``hwsim calibrate``: a trace -> thresholds and hot sets for the policies that need them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hwsim.cli import options as o
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    find_trace,
+    guarded,
+    output,
+    progress_bar,
+    to_json,
+    write_json,
+)
+from hwsim.cli.record import quoted
+from hwsim.errors import OutputError, SettingError
+from hwsim.files import check_new_file, spare
+from hwsim.units import printable, show_size
+
+
+def calibrate(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Recorded trace; sample: the bundled one.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|ID|PATH",
+            help="The recorded model: measure the greedy allocation of teal, too. Needs the extra `record`.",
+            show_default="no allocation: teal is uniform",
+        ),
+    ] = None,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    max_memory: o.MaxMemory = None,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write.", show_default="MODEL-calibration.npz")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Find thresholds and hot sets in a recorded trace, for cats, dip-threshold, teal and static, at every density.
+
+    Example: hwsim calibrate smollm2.npz -o calibration.npz
+    """
+    from hwsim.arrayfile import write_arrays
+    from hwsim.calibration import KIND
+    from hwsim.calibration import calibrate as run
+    from hwsim.trace import Trace
+
+    shown, trace = trace, find_trace(trace)
+    check_target(json, trace)
+    if model is None and (device, dtype, max_memory) != ("cpu", "auto", None):
+        raise SettingError("--device, --dtype and --max-memory are for the --model, and none is given")
+    memory = o.read_size(max_memory, "--max-memory")
+    with Trace(trace) as opened:
+        path = out or Path(f"{opened.model.name}-calibration.npz")
+        check_new_file(path)
+        spare(path, [trace])
+        if json and json != "-":
+            spare(Path(json), [path], "writes the calibration to")
+        if path.is_file() and not overwrite:
+            raise OutputError(f"{path}: exists; name another file with -o, or give --overwrite")
+        with progress_bar() as progress:
+            found = run(opened, progress=progress)
+            if model is not None:
+                from hwsim.train.allocation import allocate
+
+                found = allocate(
+                    model, opened, found, device=device, dtype=dtype, max_memory=memory, progress=progress
+                )  # fmt: skip
+    write_arrays(path, KIND, found.header, found.arrays)
+    summary = {"format": KIND, "version": 1, "file": str(path), "bytes": path.stat().st_size, **found.header}
+    if json:
+        write_json(json, to_json(summary))
+    if json != "-":
+        _print(summary, shown)
+
+
+def _print(summary: dict[str, Any], trace: Path) -> None:
+    console = output()
+    synthetic = ", synthetic" if summary["origin"] == "synthetic" else ""
+    lines = [
+        f"Calibrated: {summary['tokens']} tokens of {summary['model']['name']}{synthetic}, "
+        f"signals {', '.join(summary['signals'])}, {show_size(summary['bytes'])}",
+    ]
+    if synthetic:
+        lines.append("The trace is synthetic: its thresholds are those of no model.")
+    if "allocation" in summary:
+        lines.append(f"Greedy allocation for teal measured on {summary['allocation']['tokens']} tokens.")
+    policy = "cats" if "gate" in summary["signals"] else "dip-threshold"
+    lines.append(
+        f"Next: hwsim replay {quoted(str(trace))} --hw pixel8 --dram 50% --policy {policy} "
+        f"--set {quoted('calibration=' + summary['file'])}"
+    )
+    for line in lines:
+        console.print(printable(line), markup=False, soft_wrap=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(no_args_is_help=True)(guarded(calibrate))

@@ -1,0 +1,105 @@
+"""``hwsim trace locality``: where the hits of a cache come from, under every eviction rule."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwsim.cli import options as o
+from hwsim.cli.caching import make_rule
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    find_trace,
+    note,
+    output,
+    plugin_files,
+    progress_bar,
+    read_bits,
+    setting_files,
+    to_json,
+    write_json,
+)
+from hwsim.cli.replay import make_policies
+from hwsim.errors import SettingError
+
+
+def locality(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")],
+    policy: Annotated[
+        str, typer.Option(metavar="NAME|FILE.py", help="Policy that decides the masks, without a look at the cache.")
+    ],
+    dram: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE|SHARE",
+            help="DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.",
+        ),
+    ],
+    density: o.Density = None,
+    set_: o.Parameters = None,
+    eviction: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eviction",
+            metavar="NAME|FILE.py",
+            help="Rule; several by commas or by repeating the option.",
+            show_default="all that cache",
+        ),
+    ] = None,
+    kv_tokens: o.KvTokens = None,
+    bits: o.BitsOfParts = o.DEFAULT_BITS,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle and of the policy's random numbers.")] = 0,
+    json: JsonOption = None,
+) -> None:
+    """Compare every eviction rule on a trace and on the same tokens shuffled: popularity and locality apart.
+
+    Example: hwsim trace locality sample --policy dip --dram 70%
+    """
+    from hwsim.locality import locality as count
+    from hwsim.plugins import EVICTIONS
+    from hwsim.report.locality import render_locality
+    from hwsim.select import check_signals
+    from hwsim.simulation import Settings, layout
+    from hwsim.trace import Trace
+
+    asked = [name for option in eviction or [] for name in option.split(",") if name]
+    trace = find_trace(trace)
+    check_target(json, trace, *plugin_files([policy, *asked]), *setting_files(set_ or []))
+    rules, pairs = {}, set_ or []
+    for spec in asked or EVICTIONS.names():
+        name, rule, others = make_rule(spec, pairs if len(asked) == 1 else [])
+        if name in rules:
+            raise SettingError(f"--eviction names {name!r} twice")
+        if rule.caches or asked:
+            rules[name] = rule
+        pairs = others if len(asked) == 1 else pairs
+    ((shown, made),) = make_policies([policy], density, pairs)
+    settings = Settings(dram, kv_tokens, read_bits(bits), seed=seed)
+    with Trace(trace) as opened, progress_bar() as progress:
+        header = opened.header
+        placement = layout(header.model, None, made, header.longest, settings, shown)
+        check_signals(opened.has, placement.groups, opened.path, header.model.name)
+        layers = header.model.num_hidden_layers
+        found = count(
+            opened, header.model, header.sequences, made, placement.groups, rules, name=shown, seed=seed,
+            progress=lambda done: progress("masks and hits", done, layers),
+        )  # fmt: skip
+        data = {
+            "format": "hwsim-locality",
+            "version": 1,
+            "trace": {"name": opened.path.name, "hash": opened.hash, "origin": header.origin},
+            "policy": {"name": shown, "parameters": made.model_dump(mode="json")},
+            "dram_budget_bytes": placement.budget,
+            "seed": seed,
+            "groups": {name: asdict(group) for name, group in found.items()},
+        }
+    if json:
+        write_json(json, to_json(data))
+    if json != "-":
+        output().print(render_locality(found, f"{shown} on {trace.name} ({header.origin}), {header.decoded} tokens"))
+    if json and json != "-":
+        note(f"Written to {json}")

@@ -1,0 +1,79 @@
+"""Densities layer by layer: a file of them, and a policy that has one in each layer."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import SerializeAsAny, model_serializer
+
+from hwsim.errors import SettingError, one_line
+from hwsim.policy import Group, ModelShape, Policy
+
+
+class Layered(Policy):
+    """One policy whose density differs by layer: a copy of it decides in each.
+
+    Attributes:
+        layers: the copies, equal but for their ``density``.
+        source: where the densities are from, for messages.
+    """
+
+    layers: tuple[SerializeAsAny[Policy], ...]
+    source: str
+
+    def groups(self, model: ModelShape) -> list[Group]:
+        """Those of the first layer.
+
+        Raises:
+            SettingError: there are more or fewer densities than layers.
+        """
+        if len(self.layers) != model.num_hidden_layers:
+            raise SettingError(
+                f"{self.source}: has {len(self.layers)} densities, {model.name} has {model.num_hidden_layers} layers; "
+                "give one for each"
+            )
+        return self.layers[0].groups(model)
+
+    def in_layer(self, layer: int) -> Policy:
+        """The copy with that layer's density."""
+        return self.layers[layer]
+
+    def predictor_parameters(self, model: ModelShape) -> int:
+        """They do not depend on the density."""
+        return self.layers[0].predictor_parameters(model)
+
+    @model_serializer
+    def _parameters(self) -> dict[str, Any]:
+        """Those of the policy, and the density of each layer."""
+        densities = [layer.model_dump(mode="json")["density"] for layer in self.layers]
+        return self.layers[0].model_dump(mode="json") | {"density": densities}
+
+
+def read_densities(path: Path) -> list[float]:
+    """Read a YAML or JSON list of one MLP density for each layer, each more than 0 and at most 1.
+
+    Raises:
+        SettingError: it cannot be read, or is something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise SettingError(f"--density {path}: cannot be read: {reason}") from error
+    try:
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise SettingError(f"--density {path}: is no {kind}: {one_line(error)[:120]}") from error
+    if not isinstance(found, list) or not found:
+        raise SettingError(f"--density {path}: must be a list of numbers, one density for each layer: [0.6, 0.5, ...]")
+    for layer, value in enumerate(found):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and 0 < value <= 1):
+            shown = one_line(ValueError(repr(value)))[:60]
+            raise SettingError(f"--density {path}: layer {layer}: {shown}; must be a number above 0 and at most 1")
+    return [float(value) for value in found]

@@ -1,0 +1,90 @@
+"""Accuracy on tasks beside speed: what ``hwsim eval --tasks`` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rich.console import ConsoleRenderable, Group
+from rich.padding import Padding
+
+from hwsim.metrics import TaskEvaluation
+from hwsim.report.columns import Column, fit, rows, table, widen
+from hwsim.units import printable
+
+
+class _Metric(NamedTuple):
+    task: str
+    key: str  # as lm-eval has it: name, filter
+    shown: str
+
+
+def render_tasks(results: list[TaskEvaluation], width: int = 160) -> ConsoleRenderable:
+    """Each metric of each task: of the dense model, then of each policy.
+
+    Args:
+        results: of each policy, at least one.
+        width: characters of a line.
+    """
+    cells: list[list[str]] = []
+    dense = results[0].lm_eval["dense_results"]
+    for metric in _metrics(dense):
+        cells.append([*_head(results[0], metric), "(no mask)", *_values(dense, metric), "-"])
+        for result in results:
+            ours = result.lm_eval["results"]
+            name = str(result.provenance["policy"]["name"])
+            cells.append(["", "", "", "", name, *_values(ours, metric), _difference(ours, dense, metric)])
+    heads = [
+        "\ntask",
+        "\nmetric",
+        "\nquestions",
+        "better\nis",
+        "\npolicy",
+        "\nvalue",
+        "standard\nerror",
+        "against\ndense",
+    ]
+    drops = [0, 0, 1, 2, 0, 0, 0, 0]
+    columns = [
+        Column(head, [printable(row[at]) for row in cells], drop, folds=at in (0, 1, 4))
+        for at, (head, drop) in enumerate(zip(heads, drops, strict=True))
+    ]
+    columns, dropped = fit(columns, width, 2)
+    shown = table(columns, 2)
+    for row in rows(columns):
+        row[0].stylize("bold")
+        shown.add_row(*row)
+    parts: list[ConsoleRenderable] = [Padding(shown, (1, 0, 0, 0))]
+    return Group(*parts, *([widen(dropped)] if dropped else []))
+
+
+def _metrics(answers: dict[str, Any]) -> Iterator[_Metric]:
+    for task, found in answers.items():
+        for key, value in found.items():
+            name, comma, by = key.partition(",")
+            if comma and not name.endswith("_stderr") and not isinstance(value, str):
+                yield _Metric(task, key, name if by == "none" else f"{name} ({by})")
+
+
+def _head(result: TaskEvaluation, metric: _Metric) -> list[str]:
+    about = result.lm_eval
+    questions = about["n-samples"].get(metric.task, {}).get("effective")
+    higher = about["higher_is_better"].get(metric.task, {}).get(metric.key.partition(",")[0])
+    better = "-" if higher is None else "higher" if higher else "lower"
+    return [metric.task, metric.shown, "-" if questions is None else str(questions), better]
+
+
+def _values(answers: dict[str, Any], metric: _Metric) -> list[str]:
+    name, _, by = metric.key.partition(",")
+    found = answers[metric.task]
+    return [_number(found.get(metric.key)), _number(found.get(f"{name}_stderr,{by}"))]
+
+
+def _difference(ours: dict[str, Any], dense: dict[str, Any], metric: _Metric) -> str:
+    one, other = (answers[metric.task].get(metric.key) for answers in (ours, dense))
+    known = isinstance(one, int | float) and isinstance(other, int | float)
+    return f"{one - other:+.3g}" if known else "-"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"

@@ -1,0 +1,61 @@
+"""The real model in the closed loop: what must hold of its accuracy, whatever the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
+
+from hwsim.evaluate import Candidate, evaluate
+from hwsim.metrics import Evaluation
+from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.record import Settings as Reading
+from hwsim.simulation import Settings
+from tests.conftest import flat_profile
+
+POLICIES_TRIED = ("dip", "magnitude", "oracle")
+DENSITIES = (0.67, 0.8, 1.0)
+
+
+@pytest.fixture(scope="module")
+def results(smollm2: Path) -> dict[tuple[str, float, float], Evaluation]:
+    """By policy, density and gamma: one run over 384 tokens, which all share the dense pass."""
+    asked: list[tuple[str, float, float]] = [(name, density, 1.0) for name in POLICIES_TRIED for density in DENSITIES]
+    asked += [("dip-ca", 0.8, 1.0), ("dip-ca", 0.8, 0.2)]
+
+    def make(name: str, density: float, gamma: float) -> Candidate:
+        fields: dict[str, Any] = {"density": density} | ({"gamma": gamma} if name == "dip-ca" else {})
+        return Candidate(name, POLICIES.make(name, fields)[1])
+
+    reading, rule = Reading(tokens=384, context=384), EVICTIONS.make("lfu")[1]
+    found = evaluate(
+        str(smollm2), "persuasion", flat_profile(), [make(*each) for each in asked], rule, reading, Settings(dram="90%")
+    )
+    return dict(zip(asked, found, strict=True))
+
+
+@pytest.mark.parametrize("policy", POLICIES_TRIED)
+def test_perplexity_falls_as_density_rises(policy: str, results: dict[Any, Evaluation]) -> None:
+    low, middle, high = (results[policy, density, 1.0].perplexity for density in DENSITIES)
+    assert low > middle > high
+
+
+@pytest.mark.parametrize("policy", POLICIES_TRIED)
+def test_all_of_it_is_the_dense_model(policy: str, results: dict[Any, Evaluation]) -> None:
+    whole = results[policy, 1.0, 1.0]
+    assert whole.perplexity == pytest.approx(whole.dense_perplexity, rel=1e-6)
+    assert whole.top1 == 1
+
+
+def test_gamma_1_is_dip_and_a_smaller_one_trades_accuracy_for_hits(results: dict[Any, Evaluation]) -> None:
+    dip, same, aware = results["dip", 0.8, 1.0], results["dip-ca", 0.8, 1.0], results["dip-ca", 0.8, 0.2]
+    for field in ("perplexity", "kl", "top1", "unit_hits", "flash_bytes", "groups", "throughput_tok_s"):
+        assert getattr(dip, field) == getattr(same, field), field
+    assert aware.hit_rate is not None
+    assert dip.hit_rate is not None
+    assert aware.hit_rate > dip.hit_rate
+    assert aware.throughput_tok_s > dip.throughput_tok_s
+    assert aware.perplexity > dip.perplexity
