@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hwsim import kernels
+from hwsim import compiled, kernels
 from hwsim.contents import UnitSets
 from hwsim.errors import ContractError, HwsimError, SettingError, one_line
 from hwsim.evictions import Admission, Eviction, Use
@@ -43,6 +43,18 @@ class CacheSetup:
         pinned, warm = (part.of(layer, group, units) if part else None for part in (self.pinned, self.warm))
         where = f"layer {layer}, group {group}: "
         return Cache(units, capacity, eviction, admission=self.admission, pinned=pinned, warm=warm, where=where)
+
+
+def rank_update(kind: type[Eviction]) -> compiled.RankUpdate | None:
+    """What serving a token does to the rank of a rule; None where a subclass does more than the class that says so."""
+    said = _definer(kind, "rank_update")
+    ours = all(issubclass(said, _definer(kind, name)) for name in ("start", "use", "rank", "stay"))
+    return kind.rank_update if ours else None
+
+
+def _definer(kind: type, name: str) -> type:
+    """The class from which `kind` has an attribute."""
+    return next(each for each in kind.__mro__ if name in vars(each))
 
 
 class Cache:
@@ -112,6 +124,34 @@ class Cache:
         hits = self._serve(others, asked)
         self._show()
         return needed, needed - asked + hits
+
+    @property
+    def rank_update(self) -> compiled.RankUpdate | None:
+        """How the compiled scan keeps this cache; None: it cannot."""
+        plain = self._pinned is None and not self._bypass
+        if self.capacity == 0:
+            return "count"  # nothing is kept, so no rank is asked for
+        return rank_update(type(self._eviction)) if plain and self._ranks else None
+
+    def serve(self, values: np.ndarray, uncached: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decide and serve many tokens by the compiled scan, as `step` would one by one.
+
+        Args:
+            values: float32 ``[tokens, units]``: scores of what is cached.
+            uncached: float32 ``[tokens]``: times this, of what is not.
+            k: units of each mask.
+
+        Returns:
+            Masks, bool ``[tokens, units]``, and hits, int32 ``[tokens]``.
+        """
+        update = self.rank_update
+        assert update is not None
+        rank = self._state if self.capacity else np.zeros(self.units, np.int32)
+        masks, hits = compiled.serve(values, uncached, k, self.capacity, update, self._cached, rank, self._token)
+        if self.capacity:
+            self._token += len(values)
+            self._occupied = int(np.count_nonzero(self._cached))
+        return masks, hits
 
     def _serve(self, mask: np.ndarray, needed: int) -> int:
         """Serve what is not pinned: how many were there."""

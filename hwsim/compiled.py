@@ -3,8 +3,8 @@
 It decides exactly what `hwsim.kernels` and `hwsim.cache` decide token by token, to the bit; a test holds it to them.
 It serves policies that give the scores of many tokens at once, and evictions whose rank is one number a unit.
 
-Selection counts keys instead of sorting them: a float's bits, seen as a whole number, rise with it, so three passes over
-11, 11 and 10 bits find the k-th largest, the later ones over the few that share the first bits.
+Selection counts keys instead of sorting them: a float's bits, seen as a whole number, rise with it, so three passes
+over 11, 11 and 10 bits find the k-th largest, the later ones over the few that share the first bits.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ def _kernel() -> Any:
     """The compiled loop; numba is imported when it is first needed, and keeps its code on disk."""
     import numba
 
-    compiled = numba.njit(cache=True, nogil=True)
+    def compiled(function: Any) -> Any:
+        try:
+            return numba.njit(cache=True, nogil=True)(function)
+        except RuntimeError:  # no folder to keep the code in
+            return numba.njit(nogil=True)(function)
 
     @compiled
     def pick(hist: Any, k: Any) -> Any:  # the bin that holds the k-th largest, and how many are in those above it

@@ -46,11 +46,12 @@ class Demand:
         return cls(np.concatenate(requests), np.concatenate(hits), *last)
 
     def put(self, row: int, layer: int, index: int, served: Served) -> None:
-        """Write down what one token asked of one cache."""
-        self.requests[row, layer, index], self.hits[row, layer, index] = served.requests, served.hits
+        """Write down what the token `row`, and those after it, asked of one cache."""
+        rows = slice(row, row + len(served.masks))
+        self.requests[rows, layer, index], self.hits[rows, layer, index] = served.requests, served.hits
         if self.last_requests is not None and self.last_hits is not None:
-            self.last_requests[row, layer, index] = served.last_requested
-            self.last_hits[row, layer, index] = served.last_hit
+            self.last_requests[rows, layer, index] = served.last_requested
+            self.last_hits[rows, layer, index] = served.last_hit
 
     def hit_bytes(self, plans: tuple[GroupPlan, ...]) -> np.ndarray:
         """Bytes that were in the caches: int64 ``[tokens, layers, groups]``."""
@@ -78,19 +79,19 @@ class Demand:
 
 
 class Served(NamedTuple):
-    """What one token asked of one cache.
+    """What one token, or several in a row, asked of one cache.
 
     Attributes:
-        mask: bool: what it needs, valid until the next one.
-        requests: units that it asks for.
-        hits: those of them that were cached.
-        last_requested: whether the group's last unit is among those asked for.
+        masks: bool ``[tokens, units]``, or of indices: what they need, valid until the next ones.
+        requests: units that each asks for, or all of them alike.
+        hits: of each: those that were cached.
+        last_requested: whether the group's last unit, where it is smaller than the others, is asked for.
         last_hit: whether it was cached, too.
     """
 
-    mask: np.ndarray
-    requests: int
-    hits: int
+    masks: np.ndarray
+    requests: np.ndarray | int
+    hits: np.ndarray | int
     last_requested: bool = False
     last_hit: bool = False
 
@@ -102,9 +103,9 @@ def _weighed(counts: np.ndarray, last: np.ndarray | None, unit: list[int], less:
 
 
 def serve(cache: Cache, plan: GroupPlan, mask: np.ndarray) -> Served:
-    """Let one mask of units, bool ``[units]``, go through a cache; the answer holds that mask."""
+    """Let one mask of units, bool ``[units]``, go through a cache."""
     short = plan.short > 0
     cached = short and bool(cache.view[-1])
     requests, hits = cache.step(mask)
     last = short and bool(mask[-1])
-    return Served(mask, requests, hits, last, last and cached)
+    return Served(mask[None], requests, hits, last, last and cached)

@@ -137,7 +137,7 @@ def scan_shared(
                     served = scan.step(signals[layer, index])
                     demand.put(row, layer, index, served)
                     if listener:
-                        listener(layer, plans[index].group.name, row, served.mask)
+                        listener(layer, plans[index].group.name, row, served.masks[0])
                 row += 1
                 if progress:
                     progress(members.start + len(members) * row // decoded)

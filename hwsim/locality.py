@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hwsim.cache import CacheSetup
+from hwsim.decider import Decider
 from hwsim.errors import PluginError, SettingError
 from hwsim.evictions import Eviction
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
-from hwsim.select import Decider, SignalSource, signal_blocks
+from hwsim.select import SignalSource, signal_blocks
 from hwsim.trace.header import Sequence
 
 
@@ -118,9 +119,9 @@ def _masks(
     for number, sequence in enumerate(sequences):
         decider.begin(number, None)
         span = (first + sequence.prompt, first + sequence.tokens)
-        signals = signal_blocks(source, plan, layer, *span)
+        blocks = signal_blocks(source, plan, layer, *span)
         try:
-            found.append(np.stack([decider.decide(each).copy() for each in signals]))
+            found.append(np.stack([decider.decide(row).copy() for block in blocks for row in block.rows()]))
         except PluginError as error:
             if "ctx.cached" in str(error):
                 raise PluginError(

@@ -7,7 +7,7 @@ fields.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +17,9 @@ from hwsim.errors import PluginError
 from hwsim.kernels import threshold, top_k
 from hwsim.model import ModelShape
 
-__all__ = ["Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "read_arrays", "threshold", "top_k"]
+__all__ = [
+    "Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "Scores", "read_arrays", "threshold", "top_k",
+]  # fmt: skip
 
 
 BEFOREHAND = "belady must know all masks beforehand; choose another --eviction"
@@ -83,6 +85,18 @@ class Context:
         return self._cached
 
 
+class Scores(NamedTuple):
+    """The scores of many tokens.
+
+    Attributes:
+        values: float32 ``[tokens, units]``: of what is cached.
+        uncached: float32 ``[tokens]``: times this they are the scores of what is not; None: the cache plays no part.
+    """
+
+    values: np.ndarray
+    uncached: np.ndarray | None = None
+
+
 class Policy(BaseModel):
     """Base of all policies: fields are parameters, the first line of the docstring is what ``hwsim policies`` prints.
 
@@ -101,6 +115,14 @@ class Policy(BaseModel):
         Other number types are converted; what is beyond float32 becomes infinite.
         """
         raise PluginError(f"{type(self).__name__} must define score(self, ctx) or select(self, ctx)")
+
+    def scores(self, ctx: Context) -> Scores | None:
+        """For speed, if you like: `score` for many tokens at once, to the bit; None: they are asked for one by one.
+
+        Here ``ctx.signals`` holds ``[tokens, width]`` and ``ctx.token`` is the first of the tokens. A subclass with
+        another `score` or `select` is asked token by token, unless it has its own `scores`.
+        """
+        return None
 
     def select(self, ctx: Context) -> np.ndarray | None:
         """The mask itself, bool ``[units]``, for policies that do more than take the best; None: use `score`.

@@ -6,24 +6,23 @@ of a trace and the closed loop share this scan; they differ only in where the si
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from hwsim import kernels
+from hwsim import compiled, kernels
 from hwsim.cache import Cache, CacheSetup
+from hwsim.decider import Block, Decider
 from hwsim.demand import Demand, Served, serve
-from hwsim.errors import ContractError, HwsimError, TraceError, one_line
+from hwsim.errors import TraceError
 from hwsim.evictions import Eviction
 from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
-from hwsim.plans import kept
-from hwsim.policy import BEFOREHAND, Context, Policy
+from hwsim.policy import Policy
 from hwsim.trace.header import Sequence
 
+_WORTH = 20_000  # decisions that pay for loading the compiled scan
 _BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
 
 
@@ -34,7 +33,7 @@ class SignalSource(Protocol):
         """float32 ``[stop - start, width]``."""
 
     def norm(self, layer: int, name: str) -> np.ndarray:
-        """One of `hwsim.model.NORMS`, float32 ``[units]``; asked for only where a group needs it."""
+        """One of `hwsim.model.NORMS`, float32 ``[indices]``; asked for only where a group needs it."""
 
 
 MaskListener = Callable[[int, str, int, np.ndarray], None]
@@ -83,19 +82,23 @@ def scan(
     """
     decoded = sum(sequence.tokens - sequence.prompt for sequence in sequences)
     demand = Demand.none(decoded, model.num_hidden_layers, plans)
+    fast = worth_compiling(decoded * model.num_hidden_layers * len(plans))
     every = range(model.num_hidden_layers) if layers is None else layers
     for layer in every if plans else ():
         for index, plan in enumerate(plans):
-            group = GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index))
+            group = GroupScan(
+                policy, plan, model, layer, eviction, setup,
+                name=name, seed=(seed, layer, index), fast=fast,
+            )  # fmt: skip
             first = row = 0
             for number, sequence in enumerate(sequences):
                 group.begin(number)
                 span = (first + sequence.prompt, first + sequence.tokens)
                 for served in group.run(signal_blocks(source, plan, layer, *span)):
                     demand.put(row, layer, index, served)
-                    if listener:
-                        listener(layer, plan.group.name, row, served.mask)
-                    row += 1
+                    for token, mask in enumerate(served.masks if listener else (), row):
+                        listener(layer, plan.group.name, token, mask)  # type: ignore[misc]
+                    row += len(served.masks)
                 first = span[1]
             if contents:
                 contents(layer, plan.group.name, group.cached)
@@ -118,6 +121,7 @@ class GroupScan:
         seed: of the random numbers that the policy may draw here.
         cache: that the masks go through, where it is shared with others; else one of its own.
         blind: why the policy may not read ``ctx.cached``, where the masks go through the cache later.
+        fast: take the compiled scan where policy and cache allow it; it decides the same.
     """
 
     def __init__(
@@ -133,14 +137,17 @@ class GroupScan:
         seed: tuple[int, ...],
         cache: Cache | None = None,
         blind: str = "",
+        fast: bool = False,
     ) -> None:
         self.plan, self._eviction, self._blind = plan, eviction, blind
         self._k = plan.k[layer]
         self._decider = Decider(policy.in_layer(layer), name, plan, model, layer, seed)
+        self._fast = fast and cache is None and self._decider.scores_blocks
         if cache is None:
             setup, capacity = setup or CacheSetup(), plan.capacity_in(layer)
             cache = setup.cache(layer, plan.group.name, plan.units, capacity, eviction)
         self._cache = cache
+        self._fast &= cache.rank_update is not None
 
     @property
     def cached(self) -> np.ndarray:
@@ -157,26 +164,32 @@ class GroupScan:
             self._cache.start()
             self._decider.begin(number, self._cache.view)
 
-    def run(self, signals: Iterable[dict[str, np.ndarray]]) -> Iterator[Served]:
+    def run(self, blocks: Iterable[Block]) -> Iterator[Served]:
         """Decide the next tokens, each only after the one before it went through the cache.
 
         Args:
-            signals: what the group needs, token by token. All that is left of the sequence where the eviction must
-                know the future.
+            blocks: what the group needs. All that is left of the sequence where the eviction must know the future.
 
         Yields:
-            What each token asked of the cache.
+            What one token or several in a row asked of the cache.
 
         Raises:
             ContractError: the policy or the eviction broke its contract.
         """
-        first = self._decider.token + 1
-        masks: Iterable[np.ndarray] = map(self._decider.decide, signals)
         if self._eviction.needs_future:
-            masks = [mask.copy() for mask in masks]
+            first = self._decider.token + 1
+            masks = [self._decider.decide(row).copy() for block in blocks for row in block.rows()]
             self._cache.start(np.stack(masks))
-        for token, mask in enumerate(masks, first):
-            yield self._serve(token, mask)
+            yield from (self._serve(token, mask) for token, mask in enumerate(masks, first))
+            return
+        for block in blocks:
+            scores = self._decider.scores(block) if self._fast else None
+            if scores is not None and scores.uncached is not None:
+                found, hits = self._cache.serve(scores.values, scores.uncached, self._k)
+                yield Served(found, self._k, hits)
+            else:
+                for row in block.rows():
+                    yield self.step(row)
 
     def step(self, signals: dict[str, np.ndarray]) -> Served:
         """Decide the next token and let it go through the cache; as `run`, for one token."""
@@ -198,154 +211,24 @@ class GroupScan:
     def _serve(self, token: int, mask: np.ndarray) -> Served:
         served = serve(self._cache, self.plan, mask)
         if self._k and served.requests != self._k:
-            raise self._decider.wrong_size(token, served.requests)
-        return served._replace(mask=self.expand(mask))
+            raise self._decider.wrong_size(token, int(served.requests))
+        return served._replace(masks=self.expand(mask)[None])
 
 
-def signal_blocks(
-    source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """What the group needs, token by token, read in blocks."""
+def worth_compiling(decisions: int) -> bool:
+    """Whether so many masks pay for the compiled scan, and it is there."""
+    return decisions >= _WORTH and compiled.available()
+
+
+def signal_blocks(source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int) -> Iterator[Block]:
+    """What the group needs of some tokens, read in blocks."""
     step = max(1, _BLOCK_VALUES // plan.indices)
     norms = {name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS}
     signals = [signal for signal in plan.group.needs if signal not in NORMS]
     for at in range(start, stop, step):
         end = min(at + step, stop)
-        block = {signal: kernels.read_only(source.read(layer, signal, at, end)) for signal in signals}
-        for token in range(end - at):
-            yield norms | {signal: values[token] for signal, values in block.items()}
-
-
-class Decider:
-    """Asks a policy for the masks of one group of one layer, and holds it to the contract."""
-
-    def __init__(
-        self, policy: Policy, name: str, plan: GroupPlan, model: ModelShape, layer: int, seed: tuple[int, ...]
-    ) -> None:
-        self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
-        # a policy sees single indices, whatever the units are
-        group, self._blocks, self._k_units = plan.in_layer(layer), plan.blocks(layer), plan.k[layer]
-        k = self._k_units if self._blocks is None or group.keep is None else kept(group.keep, plan.indices)
-        self._ctx = Context(model, group, layer, plan.indices, k, np.random.default_rng(self._seed))
-        self._scores = type(policy).select is Policy.select
-        self._mask = np.empty(plan.units, bool)
-        self._view = kernels.read_only(self._mask)
-        self._cached: np.ndarray | None = None  # of units
-        self._indices, self._cached_indices = np.empty(plan.indices, bool), np.zeros(plan.indices, bool)
-        self._view_indices = kernels.read_only(self._indices)
-
-    @property
-    def token(self) -> int:
-        """The token that was decided last, from 0 in each sequence; -1 before the first."""
-        return self._ctx.token
-
-    def begin(self, number: int, cached: np.ndarray | None, blind: str = "") -> None:
-        """Sequence `number` begins: fresh state and random numbers.
-
-        Args:
-            number: of the sequence in the run.
-            cached: the cache's read-only view, bool ``[units]``; None: the policy may not read it.
-            blind: why; the default is what a rule that needs the future asks for.
-        """
-        ctx = self._ctx
-        ctx._blind = blind or BEFOREHAND
-        ctx.state, ctx.rng, ctx.token = {}, np.random.default_rng((*self._seed, number)), -1
-        ctx._cached = self._cached = cached
-        if self._blocks is not None and cached is not None:
-            ctx._cached = kernels.read_only(self._cached_indices)
-
-    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
-        """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
-
-        Raises:
-            ContractError: the policy raised, or returned something of the wrong shape or type, or NaN.
-        """
-        self._ctx.token += 1
-        self._ctx.signals = signals
-        if self._blocks is not None and self._cached is not None:
-            self._blocks.expand(self._cached, self._cached_indices)
-        if not self._scores:
-            mask = self._ask("select")
-            if mask is not None:
-                self._take(self._checked_mask(mask))
-                return self._view
-        scores = self._checked_scores(self._ask("score"))
-        kernels.top_k(scores if self._blocks is None else self._blocks.sums(scores), self._k(), self._mask)
-        return self._view
-
-    def _take(self, mask: np.ndarray) -> None:
-        """Make the policy's own mask of indices one of units."""
-        if self._blocks is None:
-            np.copyto(self._mask, mask)  # the policy may change its own, or return ctx.cached
-        elif self._k_units == 0:
-            np.copyto(self._mask, self._blocks.touched(mask))
-        elif (count := int(np.count_nonzero(mask))) != self._ctx.k:
-            raise self.wrong_size(self.token, count)
-        else:  # the blocks that hold most of it
-            kernels.top_k(self._blocks.sums(mask.astype(np.float32)), self._k_units, self._mask)
-
-    def expand(self, units: np.ndarray) -> np.ndarray:
-        """A mask of units as one of indices, read-only; valid until the next call."""
-        if self._blocks is None:
-            return units
-        self._blocks.expand(units, self._indices)
-        return self._view_indices
-
-    def wrong_size(self, token: int, count: int) -> ContractError:
-        """The error of a mask that holds `count` units where the group's keep asks for another number."""
-        return ContractError(
-            f"{self._who('select', token)}: the mask holds {count} units, keep asks for {self._ctx.k}; "
-            "give the group keep=None if select() decides"
-        )
-
-    def _ask(self, method: str) -> object:
-        try:
-            return getattr(self._policy, method)(self._ctx)
-        except HwsimError as error:
-            raise type(error)(f"{self._who(method)}: {error}") from error
-        except (Exception, SystemExit) as error:  # a plug-in must not end the program
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            at = f"{Path(last.filename).name}, line {last.lineno}"
-            raise ContractError(
-                f"{self._who(method)}: raised {type(error).__name__}: {one_line(error)} ({at})"
-            ) from error
-
-    def _k(self) -> int:
-        if self._k_units == 0:
-            raise ContractError(
-                f"{self._who('score')}: the group names no keep; give it one, or define select(self, ctx)"
-            )
-        return self._k_units
-
-    def _checked_scores(self, scores: object) -> np.ndarray:
-        units = (self._plan.indices,)
-        if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiub" or scores.shape != units:
-            raise ContractError(f"{self._who('score')}: returned {_describe(scores)}, needs float32 of shape {units}")
-        if scores.dtype != np.float32:
-            with np.errstate(over="ignore"):  # what is beyond float32 is infinite
-                scores = scores.astype(np.float32)
-        if np.isnan(scores.max()):  # the maximum of anything with a NaN is NaN
-            raise ContractError(
-                f"{self._who('score')}: returned NaN for unit {int(np.flatnonzero(np.isnan(scores))[0])}"
-            )
-        return scores
-
-    def _checked_mask(self, mask: object) -> np.ndarray:
-        units = (self._plan.indices,)
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != units:
-            raise ContractError(f"{self._who('select')}: returned {_describe(mask)}, needs bool of shape {units}")
-        return mask
-
-    def _who(self, method: str, token: int | None = None) -> str:
-        token = self._ctx.token if token is None else token
-        at = f"layer {self._ctx.layer}, group {self._plan.group.name}, token {token}"
-        return f"policy {self._name}: {method}() at {at}"
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} of shape {value.shape}"
-    return type(value).__name__
+        found = {signal: kernels.read_only(source.read(layer, signal, at, end)) for signal in signals}
+        yield Block(found, norms, end - at)
 
 
 def check_signals(trace_has: Callable[[str], bool], plans: tuple[GroupPlan, ...], path: object, name: str) -> None:

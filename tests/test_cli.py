@@ -174,6 +174,9 @@ def test_options_reach_the_run(here):
         "bits": {"mlp": 4.5, "attention": 4.0, "lm_head": 4.0, "kv_cache": 4.0, "predictor": 4.0},
         "timing": "closed-form",
         "overlap": "group",
+        "admission": "always",
+        "pinned": None,
+        "warm": None,
     }
     assert found["seed"] == 3
     assert found["device"]["dram"] == {"budget": 4 * 10**9, "bandwidth": 60e9}
@@ -438,7 +441,7 @@ BAD_OPTIONS = {
     "eviction that raises": (replay("--eviction", "evicts.py", "--dram", "60%"), r"^eviction Mru: raised ZeroDivisionError: division by zero$"),
     "unknown device of the list": (["devices", "pixel"], r"^device 'pixel' is neither"),
     "unknown policy of the list": (["policies", "dipp"], r"^no policy 'dipp'; did you mean 'dip'"),
-    "unknown eviction of the list": (["evictions", "x"], r"^no eviction 'x'\. Known: belady"),
+    "unknown eviction of the list": (["evictions", "x"], r"^no eviction 'x'\. Known: arc, belady"),
     "unwritable JSON of a list": (["policies", "--json", "no/such.json"], r"^no/such\.json: cannot be written: "),
     "a name of two lines": (replay(trace="a\nb.npz"), r"^a b\.npz: cannot be opened"),
 }  # fmt: skip

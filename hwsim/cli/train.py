@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from hwsim.cli import trainlora
+from hwsim.cli import trainlora, trainpredictor
 from hwsim.cli.common import guarded
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(no_args_is_help=True, help="Train what policies need, and what repairs them.")
-    group.command(no_args_is_help=True)(guarded(trainlora.lora))
+    for command in (trainpredictor.predictor, trainlora.lora):
+        group.command(no_args_is_help=True)(guarded(command))
     app.add_typer(group, name="train")

@@ -23,6 +23,7 @@ from hwsim.record.extras import told_as
 from hwsim.record.hooks import Layer
 from hwsim.record.prepare import Prepared, Progress, passes, prepare
 from hwsim.record.runner import Runner
+from hwsim.select import worth_compiling
 
 _WINDOWS = 8  # that go through the model together where it does not run on a CPU
 
@@ -135,6 +136,7 @@ def _loop(
     return ClosedLoop(
         layers, ready.header.model, each.policy, placement.groups, eviction, settings.caches,
         name=each.name, seed=settings.seed, sink=masks, shared=placement.shared,
+        fast=worth_compiling(ready.settings.tokens * len(layers) * len(placement.groups)),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -47,6 +48,7 @@ class Stepper:
     def __init__(self, model: Any, torch: Any, loop: ClosedLoop, carried: Carried | None = None) -> None:
         self._model, self._torch, self._loop, self._carried = model, torch, loop, carried
         self._past: Any = None
+        self._kv = kv_argument(model)
         self.demands: list[Demand] = []
 
     def prefill(self, ids: list[int]) -> Any:
@@ -66,9 +68,14 @@ class Stepper:
         device = self._model.get_input_embeddings().weight.device
         with self._torch.inference_mode():
             tokens = self._torch.as_tensor([ids], dtype=self._torch.long, device=device)
-            out = self._model(tokens, past_key_values=self._past, use_cache=True, logits_to_keep=1)
-        self._past = out.past_key_values
+            out = self._model(tokens, **{self._kv: self._past}, use_cache=True, logits_to_keep=1)
+        self._past = out[self._kv]
         return out.logits[0, -1].float()
+
+
+def kv_argument(model: Any) -> str:
+    """What transformers calls the KV cache of a forward pass: ``cache`` from 5.24 on, ``past_key_values`` before."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def generate(
@@ -129,7 +136,7 @@ def generate(
     longest = len(ids) + tokens - 1
     placement = simulation.layout(structure.shape, profile, candidate.policy, longest, settings, candidate.name)
     simulation.check_caches(placement, eviction, settings)
-    device = find_device(reading.device, used)
+    device = find_device(reading.device, used.torch)
     dtype = find_dtype(reading.dtype, device, structure)
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
     carried = carry(loaded, settings.lora, source.name)

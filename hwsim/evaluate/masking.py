@@ -9,12 +9,13 @@ GLU, which is what a skipped row of either gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from hwsim.cache import CacheSetup
+from hwsim.decider import Block
 from hwsim.demand import Demand
 from hwsim.errors import ModelError
 from hwsim.evictions import Eviction
@@ -56,6 +57,7 @@ class ClosedLoop:
         sink: is told every mask.
         shared: the caches, where groups share them.
         steps: each pass brings one token, so that a policy may read shared caches.
+        fast: take the compiled scan where policy and caches allow it; it decides the same.
 
     Raises:
         ModelError: the policy cuts something that cannot be masked in a running model.
@@ -76,6 +78,7 @@ class ClosedLoop:
         sink: MaskSink | None = None,
         shared: Shared | None = None,
         steps: bool = False,
+        fast: bool = False,
     ) -> None:
         self._plans, self._model, self._sink = plans, model, sink
         _check(plans, layers[0], name)
@@ -97,7 +100,7 @@ class ClosedLoop:
             [
                 GroupScan(
                     policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index), blind=blind,
-                    cache=self._caches.part(layer, index) if self._caches and steps else None,
+                    cache=self._caches.part(layer, index) if self._caches and steps else None, fast=fast,
                 )
                 for index, plan in enumerate(plans)
             ]
@@ -231,27 +234,23 @@ class ClosedLoop:
             if self._fresh:
                 scan.begin(number)
             at, end = start + sequence.prompt, start + sequence.tokens
-            first, signals = row, (norms | each for each in _rows(arrays, at, end))
+            first, token = row, at
+            block = Block({signal: values[at:end] for signal, values in arrays.items()}, norms, end - at)
             if self._later:
-                for token, each in enumerate(signals, at):
+                for each in block.rows():
                     units = scan.decide(each)
                     self._units[layer, group][row] = np.packbits(units)
                     masks[token] = scan.expand(units)
-                    row += 1
+                    token, row = token + 1, row + 1
             else:
-                for token, served in enumerate(scan.run(signals), at):
-                    masks[token] = served.mask
+                for served in scan.run([block]):
+                    masks[token : token + len(served.masks)] = served.masks
                     self._demand.put(row, layer, group, served)
-                    row += 1
+                    token, row = token + len(served.masks), row + len(served.masks)
             if self._sink:
                 self._sink(layer, scan.plan.group.name, self._token + first, masks[at:end])
             start = end
         return masks
-
-
-def _rows(arrays: dict[str, np.ndarray], start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-    for token in range(start, stop):
-        yield {signal: values[token] for signal, values in arrays.items()}
 
 
 def _array(values: Any) -> np.ndarray:
@@ -274,12 +273,12 @@ def _check_order(plans: tuple[GroupPlan, ...], points: list[int], name: str) -> 
 
 def _known(plan: GroupPlan, first: int) -> int:
     """The point at which all signals that a group needs are known; `first` if it needs none."""
-    return max((_KNOWN[signal] for signal in plan.group.needs), default=first)
+    return max((_KNOWN[signal] for signal in plan.group.needs if signal not in NORMS), default=first)
 
 
 def _attention(plans: tuple[GroupPlan, ...]) -> bool:
     """Whether attention is cut, or its signals are needed."""
-    points = [_KNOWN[signal] for plan in plans for signal in plan.group.needs]
+    points = [_KNOWN[signal] for plan in plans for signal in plan.group.needs if signal not in NORMS]
     points += [_MASKED[name] for plan in plans for name in plan.group.slices]
     return any(point < _UP for point in points)
 

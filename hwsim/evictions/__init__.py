@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from hwsim import kernels
+from hwsim.compiled import RankUpdate
 from hwsim.errors import PluginError
 
 Admission = Literal["always", "bypass"]
@@ -45,6 +46,8 @@ class Eviction(BaseModel):
         shares: True for a rule whose ranks compare units of different groups, so that it can serve one cache for all
             of them: it decides by `rank` alone, admits whatever is needed, and takes ``use.token`` for nothing but the
             order of uses.
+        rank_update: for speed: the state is the rank, int32 ``[units]``, and `use` does no more than this to it: notes
+            the token where a unit was needed (``last``) or admitted (``first``), or adds one where needed (``count``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +55,7 @@ class Eviction(BaseModel):
     needs_future: ClassVar[bool] = False
     admission: ClassVar[Admission] = "always"
     shares: ClassVar[bool] = False
+    rank_update: ClassVar[RankUpdate | None] = None
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> Any:
         """A new sequence begins: return the rule's state.

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hwsim.compiled import RankUpdate
 from hwsim.evictions import Eviction, Use
 
 
@@ -13,6 +14,7 @@ class Fifo(Eviction):
     """First in, first out: who was admitted first leaves first, however often it was needed since."""
 
     shares: ClassVar[bool] = True
+    rank_update: ClassVar[RankUpdate | None] = "first"
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
         """The token at which each unit was last admitted, int32 ``[units]``."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hwsim.compiled import RankUpdate
 from hwsim.evictions import Eviction, Use
 
 
@@ -13,6 +14,7 @@ class Lfu(Eviction):
     """Least frequently used: who was needed the fewest times since the sequence began leaves first."""
 
     shares: ClassVar[bool] = True
+    rank_update: ClassVar[RankUpdate | None] = "count"
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
         """How often each unit was needed, in the cache or not, int32 ``[units]``."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hwsim.compiled import RankUpdate
 from hwsim.evictions import Eviction, Use
 
 
@@ -13,6 +14,7 @@ class Lru(Eviction):
     """Least recently used: who was not needed for the longest time leaves first."""
 
     shares: ClassVar[bool] = True
+    rank_update: ClassVar[RankUpdate | None] = "last"
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
         """The token at which each unit was last needed, int32 ``[units]``."""

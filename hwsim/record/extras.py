@@ -55,6 +55,22 @@ def libraries() -> Libraries:
     return Libraries(torch, transformers)
 
 
+def import_torch(what: str) -> Any:
+    """Import torch alone, which is all that training from a trace needs.
+
+    Args:
+        what: needs it, for the message.
+
+    Raises:
+        ModelError: it is not installed, or cannot be imported.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ModelError(f"{what} needs torch, which is not installed; install it with: pip install 'hwsim[record]'")
+    with told_as(f"{what} cannot use its libraries"):
+        import torch
+    return torch
+
+
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Keep tqdm's bars of other libraries away from our own; some of them have no switch."""

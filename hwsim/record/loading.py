@@ -100,13 +100,12 @@ def _pre_tokenizer(source: Source) -> str:
     return str(field.contents()) if field else ""
 
 
-def find_device(device: str, libraries: Libraries) -> str:
+def find_device(device: str, torch: Any) -> str:
     """Check ``--device``.
 
     Raises:
         SettingError: torch does not have it here.
     """
-    torch = libraries.torch
     try:
         torch.empty(0, device=device)
     except Exception as error:

@@ -175,7 +175,7 @@ def _resolve(settings: Settings, structure: Structure, used: Libraries) -> Setti
             f"--signals {','.join(signals)}: {shape.name} has no gate; it has input and glu, the activated fc1"
         )
     ordered = tuple(signal for signal in SIGNALS if signal in signals)
-    device = find_device(settings.device, used)
+    device = find_device(settings.device, used.torch)
     dtype = find_dtype(settings.dtype, device, structure)
     return replace(settings, signals=ordered, device=device, dtype=dtype)
 

@@ -1,10 +1,11 @@
-"""What a training gave: what ``hwsim train lora`` shows."""
+"""What a training gave: what ``hwsim train ...`` shows."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rich.console import ConsoleRenderable, Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -27,3 +28,40 @@ def render_lora(trained: Any) -> ConsoleRenderable:
         f"tokens, never trained on, it closes {trained.closed:.1%} of the gap to dense ({trained.dense_perplexity:.4g})"
     )
     return Group(table, Text(last, style="bold"))
+
+
+def render_predictor(header: dict[str, Any]) -> ConsoleRenderable:
+    """How well the nets of a predictor file find the neurons on the validation tokens, layer by layer and in the mean.
+
+    Args:
+        header: of the file.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for head in (
+        "\nlayer",
+        "recall =\nprecision",
+        "best\nstatic set",
+        "\nchance",
+        "loss\nbefore",
+        "\nafter",
+        "best\nepoch",
+    ):
+        table.add_column(head, justify="right", no_wrap=True)
+    chance = f"{header['chance']:.1%}"
+    for number, layer in enumerate(header["layers"]):
+        table.add_row(
+            str(number),
+            f"{layer['recall']:.1%}",
+            f"{layer['static']:.1%}",
+            chance,
+            f"{layer['losses'][0]:.4f}",
+            f"{layer['loss']:.4f}",
+            f"{layer['epoch']} of {len(layer['losses']) - 1}",
+        )
+    table.add_row("mean", f"{header['recall']:.1%}", f"{header['static']:.1%}", chance, style="bold")
+    units, share = header["model"]["intermediate_size"], header["share"]
+    told = (
+        f"A mask holds {header['k']} of {units} neurons: density {header['density']:g} less the nets' own {share:.3f}. "
+        "Truth and guess hold equally many, so recall is precision."
+    )
+    return Group(Padding(table, (1, 0, 1, 0)), Text(told, style="dim"))

@@ -23,6 +23,7 @@ from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import told_as
 from hwsim.record.loading import Loaded
 from hwsim.record.prepare import Prepared, Progress, prepare
+from hwsim.select import worth_compiling
 from hwsim.train.adapterfile import Partial, finished
 from hwsim.train.trainer import Look, Trainer, Training
 
@@ -125,6 +126,7 @@ def train_lora(
             loop = ClosedLoop(
                 carried.layers, shape, candidate.policy, placement.groups, eviction,
                 name=candidate.name, seed=settings.seed,
+                fast=worth_compiling(training.tokens * len(carried.layers) * len(placement.groups)),
             )  # fmt: skip
             trainer = Trainer(ready, carried, loop, training, settings.seed, partial)
             try:

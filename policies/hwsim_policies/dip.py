@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy
+from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy, Scores
 
 _SIGNALS = (("input", "norm_input"), ("glu", "norm_down"))  # of the two groups
 
@@ -51,3 +51,7 @@ class Dip(Policy):
         signal, *norms = ctx.group.needs
         value = np.abs(ctx.signals[signal])
         return value * ctx.signals[norms[0]] if norms else value
+
+    def scores(self, ctx: Context) -> Scores | None:
+        """The cache plays no part."""
+        return Scores(self.score(ctx))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwsim.policy import Context, Field, top_k
+from hwsim.policy import Context, Field, Scores, top_k
 from hwsim_policies.dip import Dip
 
 
@@ -31,6 +31,14 @@ class DipCa(Dip):
         if self.alpha_blend:
             return gamma * value + (1 - gamma) * favoured
         return np.where(favoured, value, gamma * value)
+
+    def scores(self, ctx: Context) -> Scores | None:
+        """|v|, gamma times that where not cached; nothing shorter is known for the other options."""
+        if self.fixed_top_n or self.alpha_blend:
+            return None
+        value = super().score(ctx)
+        gammas = [self._gamma(token) for token in range(ctx.token, ctx.token + len(value))]
+        return Scores(value, np.array(gammas, np.float32))
 
     def _gamma(self, token: int) -> float:
         if not self.warm_up:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy
+from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy, Scores
 
 
 class Magnitude(Policy):
@@ -31,3 +31,7 @@ class Magnitude(Policy):
         """|glu|; weighted: the length of what the column adds to the MLP's output."""
         value = np.abs(ctx.signals["glu"])
         return value * ctx.signals["norm_down"] if self.weighted else value
+
+    def scores(self, ctx: Context) -> Scores | None:
+        """The cache plays no part."""
+        return Scores(self.score(ctx))

@@ -2,13 +2,15 @@
 
 The file of trained nets is a ``.npz`` written by ``numpy.savez``: ``format`` = "hwsim-predictor", ``version`` = 1, and
 for each layer, all float32, ``layers/000/w1`` [hidden, rank], ``b1`` [rank], ``w2`` [rank, intermediate] and ``b2``
-[intermediate]; logits = relu(x w1 + b1) w2 + b2.
+[intermediate]; logits = relu(x w1 + b1) w2 + b2. A ``header`` of JSON, which ``hwsim train predictor`` writes, names
+the ``model`` and the ``density`` that they were trained for; a file without it is taken as it is.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy,
 from hwsim_policies.oracle import neurons
 
 _PARTS = ("w1", "b1", "w2", "b2")
+_SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size")
 
 
 class Predictor(Policy):
@@ -23,10 +26,13 @@ class Predictor(Policy):
 
     density: float = Field(0.5, gt=0, le=1, description="share of the MLP that a token reads, the nets counted")
     predictor: Path | None = Field(None, description="file of trained nets")
+    force: bool = Field(False, description="use nets that were trained for another density or a model of another name")
 
     def groups(self, model: ModelShape) -> list[Group]:
         """One group: the bundle of a neuron's slices."""
-        share = self.predictor_parameters(model) / (model.num_hidden_layers * model.mlp_parameters)
+        parameters = self.predictor_parameters(model)
+        self._check_density()
+        share = parameters / (model.num_hidden_layers * model.mlp_parameters)
         if share >= self.density:
             raise PluginError(
                 f"density={self.density}: the nets alone are {share:.3g} of the MLP; choose a higher --density"
@@ -39,6 +45,7 @@ class Predictor(Policy):
             raise PluginError(
                 "give --set predictor=FILE (made by `hwsim train predictor`), or use noisy-oracle, which needs no file"
             )
+        self._check_model(model)
         if len(self._nets) != model.num_hidden_layers:
             raise PluginError(
                 f"{self.predictor}: has nets for {len(self._nets)} layers, the model has {model.num_hidden_layers}"
@@ -58,10 +65,46 @@ class Predictor(Policy):
         logits: np.ndarray = np.maximum(ctx.signals["input"] @ w1 + b1, 0) @ w2 + b2
         return logits
 
+    def _check_density(self) -> None:
+        """The nets learnt masks of one size; others are guesses that nobody measured."""
+        trained = self._header.get("density")
+        if isinstance(trained, int | float) and abs(trained - self.density) > 1e-9 and not self.force:
+            raise PluginError(
+                f"{self.predictor}: was trained for density {trained:g}, asked is {self.density:g}; give --density "
+                f"{trained:g}, train nets for {self.density:g} (hwsim train predictor TRACE --density {self.density:g} "
+                "-o FILE), or use these all the same with --set force=true"
+            )
+
+    def _check_model(self, model: ModelShape) -> None:
+        trained = self._header.get("model")
+        if not isinstance(trained, dict):
+            return
+        for field in _SHAPE:
+            there, here = trained.get(field), getattr(model, field)
+            if there is not None and there != here:
+                raise PluginError(
+                    f"{self.predictor}: was trained for {trained.get('name')} with {field} {there}, {model.name} has "
+                    f"{here}; train nets from a trace of this model: hwsim train predictor TRACE -o FILE"
+                )
+        name = trained.get("name")
+        if name is not None and name != model.name and not self.force:
+            raise PluginError(
+                f"{self.predictor}: was trained for the model {name}, this one is called {model.name}; train nets from "
+                "a trace of this model (hwsim train predictor TRACE -o FILE), or, where it is the same one, "
+                "give --set force=true"
+            )
+
+    @property
+    def _header(self) -> dict[str, Any]:
+        return self._file[0]
+
+    @cached_property
+    def _file(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        return read_arrays(Path(str(self.predictor)), "hwsim-predictor")
+
     @cached_property
     def _nets(self) -> list[tuple[np.ndarray, ...]]:
-        path = Path(str(self.predictor))
-        _, members = read_arrays(path, "hwsim-predictor")
+        path, members = Path(str(self.predictor)), self._file[1]
         layers = sum(name.endswith("/w1") for name in members)
         parts = [[f"layers/{layer:03d}/{part}" for part in _PARTS] for layer in range(layers)]
         missing = [name for names in parts for name in names if name not in members]

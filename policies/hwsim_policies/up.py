@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy
+from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy, Scores
 
 
 class Up(Policy):
@@ -19,6 +19,10 @@ class Up(Policy):
     def score(self, ctx: Context) -> np.ndarray:
         """|up|, or |gate|: the signal of the matrix that stays dense."""
         return np.abs(ctx.signals[ctx.group.needs[0]])
+
+    def scores(self, ctx: Context) -> Scores | None:
+        """The cache plays no part."""
+        return Scores(self.score(ctx))
 
 
 def one_dense(whole: str, cut: str, density: float, model: ModelShape) -> Group:

@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 from hwsim.errors import ModelError, OutputError, SettingError, TraceError
 from hwsim.evaluate import Candidate, evaluate
 from hwsim.evaluate.evaluation import Evaluation
+from hwsim.evaluate.generation import kv_argument
 from hwsim.masks import MaskFile, MaskWriter
 from hwsim.model import Bits
 from hwsim.placement import GroupPlan, place, plan_groups
@@ -100,14 +101,14 @@ def decode(family: str, ids: np.ndarray, prompt: int, policy: str, plans: list[G
     logits = []
     with torch.no_grad():
         tokens = torch.as_tensor(ids)[None].long()
-        past = None
+        past, kv = None, kv_argument(model)
         if prompt:
             now["token"] = -1
-            past = model(tokens[:, :prompt], use_cache=True).past_key_values
+            past = model(tokens[:, :prompt], use_cache=True)[kv]
         for token in range(prompt, len(ids)):
             now["token"] = token - prompt
-            out = model(tokens[:, token : token + 1], past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = model(tokens[:, token : token + 1], **{kv: past}, use_cache=True)
+            past = out[kv]
             logits.append(out.logits[0, -1].numpy())
     return masks, np.array(logits)
 

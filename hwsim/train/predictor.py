@@ -1,0 +1,259 @@
+"""Predictors (DejaVu style): one net per layer that guesses from the MLP's input which neurons matter.
+
+The target is the top-k mask of |glu|, with the k of the finished policy: the nets count in its density. They are
+trained from a trace, without the model, one layer after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import hwsim
+from hwsim.arrayfile import read_arrays, write_arrays
+from hwsim.errors import HwsimError, OutputError, SettingError, TraceError
+from hwsim.files import check_new_file, spare
+from hwsim.model import ModelShape
+from hwsim.record.extras import import_torch, told_as
+from hwsim.record.loading import find_device
+from hwsim.trace import Trace
+from hwsim.train.nets import BATCH, fit
+from hwsim.train.partial import Layer, Partial, partial_of
+from hwsim.train.samples import Samples, measure, split, statistics
+
+KIND = "hwsim-predictor"
+Progress = Callable[[str, int, int], None]
+"""Is told (phase, done, of how many)."""
+
+_RESULTS = ("layers", "recall", "precision", "static")  # of a header: what came of a training, not what it is of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        density: MLP density of the policy that is going to use the nets, which count in it.
+        rank: width of a net's hidden layer; None: a sixteenth of the model's hidden size.
+        epochs: at most.
+        patience: epochs without a lower validation loss after which a layer is done.
+        learning_rate: of Adam.
+        seed: of the start and of the order of tokens.
+        device: of torch.
+    """
+
+    density: float = 0.5
+    rank: int | None = None
+    epochs: int = 6
+    patience: int = 2
+    learning_rate: float = 3e-3
+    seed: int = 0
+    device: str = "cpu"
+
+
+class Plan(NamedTuple):
+    """What follows from density and rank.
+
+    Attributes:
+        rank: width of a net's hidden layer.
+        share: of the nets' parameters in the MLP's.
+        keep: share of the neurons that a mask holds: density - share.
+        k: neurons of a mask.
+    """
+
+    rank: int
+    share: float
+    keep: float
+    k: int
+
+
+class Trained(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        path: the file.
+        header: of the file.
+        resumed: layers that an earlier, interrupted run had finished; all of them: nothing was left to do.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    resumed: int
+
+
+def plan(model: ModelShape, settings: Settings) -> Plan:
+    """Count the nets in, as the policy does.
+
+    Raises:
+        SettingError: a setting is out of its bounds, or the nets leave nothing of the density.
+    """
+    for name, least in (("rank", 1), ("epochs", 1), ("patience", 1), ("seed", 0)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise SettingError(f"--{name} {value}: must be at least {least}")
+    if not 0 < settings.density <= 1:
+        raise SettingError(f"--density {settings.density:g}: must be above 0 and at most 1")
+    if not 0 < settings.learning_rate <= 1:
+        raise SettingError(f"--learning-rate {settings.learning_rate:g}: must be above 0 and at most 1")
+    hidden, units = model.hidden_size, model.intermediate_size
+    rank = settings.rank or max(1, hidden // 16)
+    layers = model.num_hidden_layers
+    share = layers * (hidden * rank + rank + rank * units + units) / (layers * model.mlp_parameters)
+    if share >= settings.density:
+        raise SettingError(
+            f"--rank {rank}: the nets alone are {share:.3g} of the MLP, --density is {settings.density:g}; "
+            "give a lower --rank or a higher --density"
+        )
+    keep = settings.density - share
+    return Plan(rank, share, keep, max(1, math.floor(keep * units + 1e-9)))
+
+
+def train(
+    path: str | Path,
+    trace: str | Path,
+    settings: Settings | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    writes: Iterable[Path] = (),
+) -> Trained:
+    """Train predictors from a trace.
+
+    An interrupted training goes on after its last finished layer when it is called again with the same arguments; the
+    file is the same, byte for byte. A finished one is recognised and left alone.
+
+    Args:
+        path: the file to write, for ``--set predictor=FILE``.
+        trace: with the signals ``input``, and ``glu`` or ``up`` and ``gate``.
+        settings: density, size and effort.
+        overwrite: replace a file that is already there, or layers that were trained otherwise.
+        progress: is told how far it is.
+        writes: what the caller is going to write besides; refused where it is the trace or the file.
+
+    Raises:
+        HwsimError: one of its kinds; the trace lacks a signal, a setting is impossible, torch is missing.
+    """
+    path, settings = Path(path), settings or Settings()
+    own = [path, partial_of(path)]
+    check_new_file(path)
+    for target in own:
+        spare(target, [Path(trace)])
+    for other in writes:
+        spare(other, [Path(trace)])
+        spare(other, own, "writes the nets to")
+    with Trace(trace) as opened:
+        _need_signals(opened)
+        planned = plan(opened.model, settings)
+        torch = import_torch("training")
+        device = find_device(settings.device, torch)
+        begun = _header(opened, settings, planned, str(torch.__version__))
+        if path.exists() and not overwrite:
+            if (there := _finished(path, begun)) is not None:
+                return Trained(path, there, opened.model.num_hidden_layers)
+            raise OutputError(
+                f"{path}: exists and holds something else; name another file with -o, or give --overwrite"
+            )
+        with Partial(path, begun, overwrite=overwrite) as partial:
+            resumed = len(partial.layers)
+            with told_as("training"):
+                _run(opened, settings, planned, torch, device, partial, progress or (lambda phase, done, total: None))
+            header = begun | _results(partial.layers)
+            write_arrays(path, KIND, header, _members(partial.layers))
+            partial.finish()
+    return Trained(path, header, resumed)
+
+
+def _need_signals(trace: Trace) -> None:
+    missing = [signal for signal in ("input", "glu") if not trace.has(signal)]
+    if missing:
+        raise TraceError(
+            f"{trace.path}: has no signal {missing[0]!r}; it holds {', '.join(trace.header.signals)}; record it with: "
+            f"hwsim record --model {trace.model.name} --signals input,glu"
+        )
+
+
+def _header(trace: Trace, settings: Settings, planned: Plan, torch_version: str) -> dict[str, Any]:
+    """Everything that decides the nets, and what a reader wants to know of them: no clock, no path."""
+    header, known = trace.header, trace.header.provenance
+    parts = split(header, trace.path)
+    weights, text = known.get("weights"), known.get("text")
+    return {
+        "hwsim": hwsim.__version__,
+        "torch": torch_version,
+        "model": trace.model.model_dump(),
+        "weights_sha256": weights.get("sha256") if isinstance(weights, dict) else None,
+        "text": text if isinstance(text, dict) else None,
+        "origin": header.origin,
+        "trace": trace.hash,
+        "density": settings.density,
+        **planned._asdict(),
+        "chance": planned.k / trace.model.intermediate_size,
+        "tokens": {
+            "training": sum(stop - start for start, stop in parts.training),
+            "validation": sum(stop - start for start, stop in parts.validation),
+        },
+        "settings": {
+            "epochs": settings.epochs,
+            "patience": settings.patience,
+            "learning_rate": settings.learning_rate,
+            "batch": BATCH,
+            "seed": settings.seed,
+            "device": settings.device,
+        },
+    }
+
+
+def _run(
+    trace: Trace, settings: Settings, planned: Plan, torch: Any, device: str, partial: Partial, tell: Progress
+) -> None:
+    layers, units, parts = trace.model.num_hidden_layers, trace.model.intermediate_size, split(trace.header, trace.path)
+    total = layers * settings.epochs
+    for layer in range(len(partial.layers), layers):
+        tell("training", layer * settings.epochs, total)
+        training, validation = (Samples(trace, layer, planned.k, blocks) for blocks in parts)
+        known = statistics(training, units, planned.k)
+        found = fit(
+            torch,
+            training,
+            validation,
+            known,
+            rank=planned.rank,
+            epochs=settings.epochs,
+            patience=settings.patience,
+            learning_rate=settings.learning_rate,
+            rng=np.random.default_rng([settings.seed, layer]),  # a layer does not depend on those before it
+            device=device,
+            tell=lambda epoch, layer=layer: tell("training", layer * settings.epochs + epoch, total),  # type: ignore[misc]
+        )
+        quality = measure(found.net, validation, known.static, planned.k)
+        result = quality._asdict() | {"loss": found.losses[found.epoch], "epoch": found.epoch, "losses": found.losses}
+        partial.add(found.net, result)
+    tell("training", total, total)
+
+
+def _results(layers: list[Layer]) -> dict[str, Any]:
+    results = [layer.result for layer in layers]
+    means = {name: sum(each[name] for each in results) / len(results) for name in ("recall", "precision", "static")}
+    return {"layers": results, **means}
+
+
+def _members(layers: list[Layer]) -> dict[str, np.ndarray]:
+    return {
+        f"layers/{number:03d}/{part}": array
+        for number, layer in enumerate(layers)
+        for part, array in layer.arrays.items()
+    }
+
+
+def _finished(path: Path, begun: dict[str, Any]) -> dict[str, Any] | None:
+    """The header of the finished file of this very training; None where it is another one."""
+    try:
+        header = read_arrays(path, KIND).header
+    except HwsimError:
+        return None
+    return header if {key: value for key, value in header.items() if key not in _RESULTS} == begun else None

@@ -1,0 +1,172 @@
+"""One layer of a trace as training data: MLP inputs, and as targets the top-k masks of |glu|.
+
+Sequences, not tokens, are held out for validation: neighbouring tokens are too much alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hwsim.errors import TraceError
+from hwsim.kernels import top_k
+from hwsim.trace import Trace, TraceHeader
+
+VALIDATION = 0.1  # share of the decoded tokens that is held out, at least
+BLOCK = 256  # tokens that are read at once
+PIECE_BYTES = 2**30  # what a layer may take in memory; more of it is read anew, piece by piece, in every epoch
+
+Range = tuple[int, int]
+
+
+class Split(NamedTuple):
+    """Blocks of decoded tokens, each (first, beyond the last)."""
+
+    training: list[Range]
+    validation: list[Range]
+
+
+def split(header: TraceHeader, path: object) -> Split:
+    """Hold the last sequences out: those of a tenth of the decoded tokens, at least one. Prompts are in neither part.
+
+    Raises:
+        TraceError: there is one sequence only.
+    """
+    spans, start = [], 0
+    for sequence in header.sequences:
+        spans.append((start + sequence.prompt, start + sequence.tokens))
+        start += sequence.tokens
+    if len(spans) < 2:
+        raise TraceError(
+            f"{path}: has one sequence of {header.tokens} tokens; training holds whole sequences out for validation: "
+            "record several, with a smaller --context or more --tokens"
+        )
+    first, held = len(spans), 0
+    while first > 1 and held < VALIDATION * header.decoded:
+        first -= 1
+        held += spans[first][1] - spans[first][0]
+    return Split(_blocks(spans[:first]), _blocks(spans[first:]))
+
+
+def _blocks(spans: list[Range]) -> list[Range]:
+    return [(at, min(at + BLOCK, end)) for start, end in spans for at in range(start, end, BLOCK)]
+
+
+class Samples:
+    """Blocks of one layer, read as they are wanted; kept in memory where all of them fit.
+
+    Args:
+        trace: open, with the signals ``input`` and ``glu``.
+        layer: of it.
+        k: units of a target mask.
+        blocks: which tokens.
+        limit: bytes that are held at once; a single block may be more.
+    """
+
+    def __init__(self, trace: Trace, layer: int, k: int, blocks: Sequence[Range], limit: int = PIECE_BYTES) -> None:
+        self._trace, self._layer, self._k, self._blocks = trace, layer, k, list(blocks)
+        self.tokens = sum(stop - start for start, stop in self._blocks)
+        model = trace.model
+        token = 2 * model.hidden_size + -(-model.intermediate_size // 8)
+        self._together = max(1, limit // (token * BLOCK))
+        self._kept: tuple[np.ndarray, np.ndarray] | None = None
+
+    def pieces(self, order: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All tokens once, as (inputs float16 ``[n, hidden]``, masks uint8 ``[n, ceil(units / 8)]`` of `packbits`).
+
+        Args:
+            order: in which blocks are read, where they do not all fit.
+        """
+        if self._together >= len(self._blocks):
+            self._kept = self._kept or self._read(self._blocks)
+            yield self._kept
+            return
+        blocks = [self._blocks[index] for index in (range(len(self._blocks)) if order is None else order)]
+        for at in range(0, len(blocks), self._together):
+            yield self._read(blocks[at : at + self._together])
+
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return len(self._blocks)
+
+    def _read(self, blocks: list[Range]) -> tuple[np.ndarray, np.ndarray]:
+        tokens = sum(stop - start for start, stop in blocks)
+        model, at = self._trace.model, 0
+        inputs = np.empty((tokens, model.hidden_size), np.float16)  # what a trace holds
+        masks = np.empty((tokens, -(-model.intermediate_size // 8)), np.uint8)
+        for start, stop in blocks:
+            end = at + stop - start
+            inputs[at:end] = self._trace.read(self._layer, "input", start, stop)
+            worth = np.abs(self._trace.read(self._layer, "glu", start, stop))
+            masks[at:end] = np.packbits([top_k(row, self._k) for row in worth], axis=1)
+            at = end
+        return inputs, masks
+
+
+class Statistics(NamedTuple):
+    """What the training tokens have in common.
+
+    Attributes:
+        mean: of the inputs, float64 ``[hidden]``.
+        scale: root of the mean variance of the inputs' channels, above 0.
+        share: of the tokens whose mask holds the unit, float64 ``[units]``, kept away from 0 and 1.
+        static: bool ``[units]``: the `k` units that most masks hold, the best set that never changes.
+    """
+
+    mean: np.ndarray
+    scale: float
+    share: np.ndarray
+    static: np.ndarray
+
+
+def statistics(samples: Samples, units: int, k: int) -> Statistics:
+    """Read the training tokens once."""
+    total: np.ndarray | float = 0.0
+    squares: np.ndarray | float = 0.0
+    counts = np.zeros(units, np.int64)
+    for inputs, masks in samples.pieces():
+        for at in range(0, len(inputs), BLOCK):
+            values = inputs[at : at + BLOCK].astype(np.float64)
+            total = total + values.sum(axis=0)
+            squares = squares + (values**2).sum(axis=0)
+            counts += unpack(masks[at : at + BLOCK], units).sum(axis=0)
+    mean = np.asarray(total) / samples.tokens
+    variance = float(np.maximum(np.asarray(squares) / samples.tokens - mean**2, 0).mean())
+    share = (counts + 1) / (samples.tokens + 2)
+    return Statistics(mean, variance**0.5 or 1.0, share, top_k(counts.astype(np.float32), k))
+
+
+def unpack(masks: np.ndarray, units: int) -> np.ndarray:
+    """Masks of `Samples.pieces` as bool ``[n, units]``."""
+    return np.unpackbits(masks, axis=1, count=units).view(bool)
+
+
+class Quality(NamedTuple):
+    """How well masks of k units are predicted. Recall and precision are equal: truth and guess both hold k.
+
+    Attributes:
+        recall: share of the true units that the net finds.
+        precision: share of what the net finds that is true.
+        static: recall of the best set that never changes, chosen on the training tokens.
+    """
+
+    recall: float
+    precision: float
+    static: float
+
+
+def measure(net: dict[str, np.ndarray], samples: Samples, static: np.ndarray, k: int) -> Quality:
+    """What the policy would decide with `net`, against the truth, over all tokens of `samples`."""
+    found = fixed = 0
+    for inputs, masks in samples.pieces():
+        for at in range(0, len(inputs), BLOCK):
+            x = inputs[at : at + BLOCK].astype(np.float32)
+            truth = unpack(masks[at : at + BLOCK], len(static))
+            logits = np.maximum(x @ net["w1"] + net["b1"], 0) @ net["w2"] + net["b2"]
+            found += sum(int(np.count_nonzero(top_k(row, k) & mask)) for row, mask in zip(logits, truth, strict=True))
+            fixed += int(np.count_nonzero(truth & static))
+    asked = k * samples.tokens
+    return Quality(found / asked, found / asked, fixed / asked)

@@ -1,0 +1,183 @@
+"""The compiled scan decides what the plain one decides, to the bit: masks, hits, and what the caches hold."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("numba", reason="the compiled scan needs the extra `fast`")
+
+from hwsim import compiled, kernels
+from hwsim.cache import Cache, rank_update
+from hwsim.errors import ContractError
+from hwsim.evictions.lfu import Lfu
+from hwsim.evictions.lru import Lru
+from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.policy import Context, Group, Policy, Scores
+from hwsim.select import GroupScan, signal_blocks
+from hwsim.simulation import Settings, layout
+from hwsim.testing import SMALL_MODEL, RandomSignals
+from tests.conftest import flat_profile
+
+RULES = {"lru": "last", "lfu": "count", "fifo": "first"}
+RANKS = {"lru": -1, "lfu": 0, "fifo": -1}
+
+
+def plain(values: np.ndarray, uncached: np.ndarray, k: int, capacity: int, rule: str) -> tuple[Any, Any, Cache]:
+    """Token by token: numpy's where, the plain top-k, the plain cache."""
+    cache = Cache(values.shape[1], capacity, EVICTIONS.make(rule)[1])
+    cache.start()
+    masks, hits = [], []
+    for value, factor in zip(values, uncached, strict=True):
+        mask = kernels.top_k(np.where(cache.view, value, factor * value), k)
+        masks.append(mask.copy())
+        hits.append(cache.step(mask)[1])
+    return np.array(masks), np.array(hits), cache
+
+
+@st.composite
+def cases(draw: Any) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Scores with ties, zeros of both signs, infinities, all equal; any k and capacity."""
+    units, tokens = draw(st.integers(1, 40)), draw(st.integers(1, 12))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = rng.standard_t(3, size=(tokens, units)).astype(np.float32)
+    kind = draw(st.sampled_from(["any", "ties", "zeros", "infinite", "magnitudes", "equal", "tiny"]))
+    if kind == "ties":
+        values = np.round(values)
+    elif kind == "zeros":
+        values = np.where(rng.random(values.shape) < 0.5, rng.choice(np.float32([0.0, -0.0]), values.shape), values)
+    elif kind == "infinite":
+        values[rng.random(values.shape) < 0.2] = rng.choice(np.float32([np.inf, -np.inf]))
+    elif kind == "magnitudes":
+        values = np.abs(values)
+    elif kind == "equal":
+        values[:] = draw(st.sampled_from([0.0, 1.0, -2.5]))
+    elif kind == "tiny":
+        values *= np.float32(1e-42)
+    factors = [1.0, 0.5, 0.2] if kind == "infinite" else [1.0, 0.5, 0.2, 0.0]  # 0 x infinity is NaN
+    uncached = rng.choice(np.float32(factors), tokens)
+    return values, uncached, draw(st.integers(1, units)), draw(st.integers(0, units))
+
+
+@settings(max_examples=300)
+@given(case=cases(), rule=st.sampled_from(sorted(RULES)))
+def test_the_kernel_is_its_plain_twin(case: Any, rule: str) -> None:
+    values, uncached, k, capacity = case
+    masks, hits, cache = plain(values, uncached, k, capacity, rule)
+    cached, rank = np.zeros(values.shape[1], bool), np.full(values.shape[1], RANKS[rule], np.int32)
+    found, there = compiled.serve(values, uncached, k, capacity, RULES[rule], cached, rank, 0)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found, masks)
+    np.testing.assert_array_equal(there, hits)
+    np.testing.assert_array_equal(cached, cache.view)
+    if capacity:
+        np.testing.assert_array_equal(rank, cache._state)
+
+
+@pytest.mark.parametrize("rule", ["lru", "lfu", "fifo", "none"])
+@pytest.mark.parametrize("name", ["dip", "dip-ca", "magnitude", "oracle", "up", "gate"])
+@pytest.mark.parametrize("dram", ["75%", "95%"])
+def test_a_scan_in_blocks_is_the_scan_token_by_token(name: str, rule: str, dram: str) -> None:
+    policy, eviction = POLICIES.make(name, {"density": 0.8})[1], EVICTIONS.make(rule)[1]
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram=dram), name).groups
+    source = RandomSignals(SMALL_MODEL, 60)
+    for plan in plans:
+        runs = []
+        for fast in (False, True):
+            scan = GroupScan(policy, plan, SMALL_MODEL, 1, eviction, name=name, seed=(0,), fast=fast)
+            assert scan._fast is fast
+            found = []
+            for number, span in enumerate(((0, 33), (33, 60))):
+                scan.begin(number)
+                middle = span[0] + 7  # blocks of several sizes follow each other
+                for part in ((span[0], middle), (middle, span[1])):
+                    for masks, requests, hits, *_ in scan.run(signal_blocks(source, plan, 1, *part)):
+                        count = np.full(len(masks), requests)
+                        found += list(zip(masks.copy().tolist(), count, np.full(len(masks), hits), strict=True))
+            runs.append((found, scan.cached.tolist()))
+        assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("changes", [{"fixed_top_n": 3}, {"alpha_blend": True}, {"warm_up": True}])
+def test_options_of_dip_ca_decide_alike(changes: dict[str, Any]) -> None:
+    policy, eviction = POLICIES.make("dip-ca", changes)[1], Lfu()
+    (plan, _) = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).groups
+    runs = []
+    for fast in (False, True):
+        scan = GroupScan(policy, plan, SMALL_MODEL, 0, eviction, name="dip-ca", seed=(0,), fast=fast)
+        scan.begin(0)
+        blocks = signal_blocks(RandomSignals(SMALL_MODEL, 30), plan, 0, 0, 30)
+        runs.append(np.concatenate([decided.masks.copy() for decided in scan.run(blocks)]))
+    np.testing.assert_array_equal(*runs)
+
+
+# ---------------------------------------------------------------------- who is asked in blocks
+
+
+class Twice(POLICIES.find("dip")[1]):  # type: ignore[misc]
+    """Another score without scores of its own."""
+
+    def score(self, ctx: Context) -> np.ndarray:
+        return -super().score(ctx)
+
+
+class Wrong(Policy):
+    """Scores of another type."""
+
+    answer: ClassVar[Any] = None
+
+    def groups(self, model: Any) -> list[Group]:
+        return [Group("down", axis="neuron", slices=["down.column"], keep=0.5, needs=["glu"])]
+
+    def score(self, ctx: Context) -> np.ndarray:
+        return np.full(ctx.units, np.nan, np.float32)
+
+    def scores(self, ctx: Context) -> Any:
+        return self.answer(ctx)
+
+
+def scan_of(policy: Policy, eviction: Any = None) -> GroupScan:
+    plan = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).groups[-1]
+    return GroupScan(policy, plan, SMALL_MODEL, 0, eviction or Lru(), name="p", seed=(0,), fast=True)
+
+
+def run(scan: GroupScan) -> None:
+    scan.begin(0)
+    list(scan.run(signal_blocks(RandomSignals(SMALL_MODEL, 5), scan.plan, 0, 0, 5)))
+
+
+def test_a_subclass_with_another_rule_is_asked_token_by_token() -> None:
+    class Counts(Lru):
+        """Uses more than it says."""
+
+        def use(self, state: Any, use: Any) -> None:
+            state[use.mask] += 2
+
+    assert not scan_of(Twice())._fast
+    assert rank_update(Lru) == "last"
+    assert rank_update(Counts) is None
+    assert not scan_of(POLICIES.make("dip")[1], Counts())._fast
+    assert scan_of(POLICIES.make("dip")[1])._fast
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda ctx: np.ones((5, ctx.units), np.float32), r"scores\(\) at layer 0, group down, token 0: needs Scores"),
+        (lambda ctx: Scores(np.ones((5, ctx.units))), "needs Scores of float32"),
+        (lambda ctx: Scores(np.ones((4, ctx.units), np.float32)), r"of shape \(5, 120\)"),
+        (lambda ctx: Scores(np.ones((5, ctx.units), np.float32), np.ones(4, np.float32)), r"and \(5,\) of what is"),
+        (
+            lambda ctx: Scores(np.full((5, ctx.units), np.nan, np.float32)),
+            r"score\(\) .*token 0: returned NaN for unit 0",
+        ),
+        (lambda ctx: 1 / 0, r"scores\(\) .* raised ZeroDivisionError"),
+    ],
+)
+def test_scores_that_break_the_contract(answer: Any, message: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Wrong, "answer", staticmethod(answer))
+    with pytest.raises(ContractError, match=message):
+        run(scan_of(Wrong()))
