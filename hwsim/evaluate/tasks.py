@@ -190,7 +190,7 @@ def _check_plan(plan: Plan, tasks: TaskSettings, eviction: Eviction, ready: _Mod
 def _load(source: Source, used: Libraries, reading: Reading, lora: Path | None, tell: Progress) -> _Model:
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
-    device = find_device(reading.device, used)
+    device = find_device(reading.device, used.torch)
     dtype = find_dtype(reading.dtype, device, structure)
     tokenizer = load_tokenizer(source, used)
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)

@@ -76,7 +76,7 @@ def allocate(
     weights = weights_hash(source)
     if given != trace.model or recorded not in (None, weights):
         raise ModelError(f"--model {source.name}: is not the model that {trace.path} was recorded from; name that one")
-    device = find_device(device, used)
+    device = find_device(device, used.torch)
     dtype = find_dtype(dtype, device, structure)
     loaded = load_model(source, structure, used, device, dtype, max_memory)
     tell("loading the model", 1, 1)
