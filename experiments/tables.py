@@ -16,15 +16,13 @@ _KEPT = (
 )  # fmt: skip
 
 
-def write(
-    page: Path, rows: list[Row], opened: dict[str, Any], curves: dict[float, Row], commands: dict[str, str]
-) -> None:
+def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, commands: dict[str, str]) -> None:
     """Put every table between its markers, and the numbers into a JSON file beside the page."""
     made = {
         "perplexity": perplexity(rows),
         "cost": cost(rows, opened["dram"]),
         "speed": speed(rows),
-        "lora": lora(curves),
+        "lora": lora(training),
         "gap": gap(rows, opened["gap"]),
         "eviction": cells(opened["eviction"], "label", "rule", lambda row: _percent(row["hit_rate"])),
         "dram": cells(opened["dram"], "label", "share", _pace),
@@ -38,7 +36,7 @@ def write(
         "commands": {name: f"hwsim {command}" for name, command in sorted(commands.items())},
         "closed_loop": [_kept(row) for row in rows],
         "open_loop": {key: [_kept(row) for row in value] for key, value in opened.items() if isinstance(value, list)},
-        "training": {str(key): value["done"] | {"tokens": value["tokens"]} for key, value in curves.items()},
+        "training": training["done"] | training["training"],
     }
     page.with_suffix(".json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -128,23 +126,19 @@ def cost(rows: list[Row], dram: list[Row]) -> str:
     return f"Dense streams {dense:.1f} tokens/s.\n\n{grid(head, body)}"
 
 
-def lora(curves: dict[float, Row]) -> str:
-    """What each training saw on its validation tokens."""
-    parts = []
-    for trained, about in curves.items():
-        done = about["done"]
-        first = done["curve"][0]["perplexity"] - done["dense_perplexity"]
-        body = [
-            [
-                str(look["step"]), f"{look['tokens']:,}", f"{look['perplexity']:.3f}", f"{look['kl']:.4f}",
-                f"{100 * (1 - (look['perplexity'] - done['dense_perplexity']) / first):.1f} %",
-            ]
-            for look in done["curve"]
-        ]  # fmt: skip
-        table = grid(["step", "tokens", "perplexity", "KL to dense", "of the gap closed"], body)
-        rank = about["training"]["rank"]
-        parts.append(f"Rank {rank} at density {trained}, dense {done['dense_perplexity']:.3f}:\n\n{table}")
-    return "\n\n".join(parts)
+def lora(training: Row) -> str:
+    """What the training saw on its validation tokens."""
+    done = training["done"]
+    first = done["curve"][0]["perplexity"] - done["dense_perplexity"]
+    body = [
+        [
+            str(look["step"]), f"{look['tokens']:,}", f"{look['perplexity']:.3f}", f"{look['kl']:.4f}",
+            f"{100 * (1 - (look['perplexity'] - done['dense_perplexity']) / first):.1f} %",
+        ]
+        for look in done["curve"]
+    ]  # fmt: skip
+    table = grid(["step", "tokens", "perplexity", "KL to dense", "of the gap closed"], body)
+    return f"Validation tokens, dense {done['dense_perplexity']:.3f}; step {done['best']} was kept:\n\n{table}"
 
 
 def gap(rows: list[Row], opened: list[Row]) -> str:

@@ -56,9 +56,8 @@ class Kind(Generic[T]):
         Raises:
             PluginError: there is none, or it cannot be loaded.
         """
-        path, _, wanted = spec.partition(".py:")
-        if spec.endswith(".py") or wanted:
-            file = Path(spec if not wanted else path + ".py")
+        file, wanted = _file(spec)
+        if file:
             found = self._only(self._load_file(file), str(file), wanted)
             return wanted or printable(file.stem.replace("_", "-")), found
         builtin = self._builtin()
@@ -88,14 +87,7 @@ class Kind(Generic[T]):
 
     def _only(self, module: ModuleType, origin: str, wanted: str) -> type[T]:
         """The one class of this kind that the module defines itself."""
-        defined = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type)
-            and issubclass(value, self.base)
-            and value is not self.base
-            and value.__module__ == module.__name__
-        ]
+        defined = self._defined(module)
         if wanted:
             chosen = [value for value in defined if value.__name__ == wanted]
             if not chosen:
@@ -110,6 +102,25 @@ class Kind(Generic[T]):
             names = ", ".join(value.__name__ for value in defined)
             raise PluginError(f"{origin}: defines several: {names}; choose one with {origin}:{defined[0].__name__}")
         return defined[0]
+
+    def _defined(self, module: ModuleType) -> list[type[T]]:
+        """All classes of this kind that the module defines itself."""
+        return [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type)
+            and issubclass(value, self.base)
+            and value is not self.base
+            and value.__module__ == module.__name__
+        ]
+
+    def _stands_for(self, spec: str) -> bool:
+        """Whether a name or a file stands for a plug-in of this kind, or for several."""
+        file, wanted = _file(spec)
+        if not file:
+            return spec in self.names()
+        defined = self._defined(self._load_file(file))
+        return any(not wanted or found.__name__ == wanted for found in defined)
 
     def _load_file(self, file: Path) -> ModuleType:
         if not file.is_file():
@@ -150,6 +161,33 @@ class Kind(Generic[T]):
 
 POLICIES: Kind[Policy] = Kind("policy", Policy, "hwsim_policies", "hwsim.policies")
 EVICTIONS: Kind[Eviction] = Kind("eviction", Eviction, "hwsim.evictions", "hwsim.evictions")
+
+
+def kinds_of(spec: str) -> list[Kind[Any]]:
+    """The kinds of plug-in that a name or a file stands for: a file may define both, and both may have a name.
+
+    Raises:
+        PluginError: it stands for none, or the file cannot be loaded.
+    """
+    file, wanted = _file(spec)
+    if file and not file.is_file():
+        raise PluginError(f"file {file} does not exist")
+    found: list[Kind[Any]] = [kind for kind in (POLICIES, EVICTIONS) if kind._stands_for(spec)]
+    if found:
+        return found
+    if file:
+        what = f"has no policy or eviction class {wanted!r}" if wanted else "defines no policy and no eviction rule"
+        raise PluginError(f"{file}: {what}; docs/policy.md tells how to write either")
+    known = {**POLICIES.names(), **EVICTIONS.names()}
+    raise PluginError(f"no policy and no eviction {spec!r}{did_you_mean(spec, known)}; or give the path of a .py file")
+
+
+def _file(spec: str) -> tuple[Path | None, str]:
+    """The file and the class that ``FILE.py`` or ``FILE.py:Class`` names; no file where it is a name."""
+    path, _, wanted = spec.partition(".py:")
+    if wanted:
+        return Path(path + ".py"), wanted
+    return (Path(spec) if spec.endswith(".py") else None), ""
 
 
 def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:

@@ -181,3 +181,27 @@ def test_scores_that_break_the_contract(answer: Any, message: str, monkeypatch: 
     monkeypatch.setattr(Wrong, "answer", staticmethod(answer))
     with pytest.raises(ContractError, match=message):
         run(scan_of(Wrong()))
+
+
+def test_check_policy_holds_scores_to_score() -> None:
+    from hwsim.testing import check_policy
+
+    class Squares(Policy):
+        """Columns of down by glu, squared; of many tokens by something else."""
+
+        def groups(self, model: Any) -> list[Group]:
+            return [Group("down", axis="neuron", slices=["down.column"], keep=0.5, needs=["glu"])]
+
+        def score(self, ctx: Context) -> np.ndarray:
+            return ctx.signals["glu"] ** 2
+
+        def scores(self, ctx: Context) -> Scores:
+            return Scores(ctx.signals["glu"])
+
+    with pytest.raises(
+        ContractError, match=r"scores\(\) at layer 0, group down, token 0 choose other units than score"
+    ):
+        check_policy(Squares)
+    assert "scores() of many tokens, where it has them, are those of score()" in check_policy(
+        POLICIES.find("dip-ca")[1]
+    )

@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -32,7 +33,7 @@ def test_readme_shows_the_example_as_it_is() -> None:
 
 
 def test_examples_of_plugins_work(tmp_path: Path) -> None:
-    policy, _, rule = blocks(REPOSITORY / "docs" / "policy.md", "python")
+    policy, test, rule = blocks(REPOSITORY / "docs" / "policy.md", "python")
     (tmp_path / "mine.py").write_text(policy)
     (tmp_path / "rule.py").write_text(rule)
     assert len(policy.splitlines()) <= 20
@@ -40,6 +41,12 @@ def test_examples_of_plugins_work(tmp_path: Path) -> None:
     name, found = EVICTIONS.find(str(tmp_path / "rule.py"))
     assert name == "rule"
     check_eviction(found)
+    names: dict[str, Any] = {"Mine": POLICIES.find(str(tmp_path / "mine.py"))[1]}
+    exec(test.replace("from mine import Mine\n", ""), names)
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert len(tests) == 2
+    for each in tests:
+        each()
 
 
 def test_profiles_in_the_docs_load(tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_commands_exist_with_their_options(command: str) -> None:
             assert word.partition("=")[0] in known, f"{command}: {word}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_paths_exist(page: Path) -> None:
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#]+?)\)", text):

@@ -1,14 +1,18 @@
 """The figures and figures-in-text of these pages: what each policy does on the recorded sample.
 
-    python docs/policies/figures.py [--names dip,oracle] [--gated TRACE]
+    python docs/policies/figures.py [--names dip,oracle] [--gated TRACE] [--nets FILE,FILE]
 
-Needs matplotlib. The sample holds no up and gate; for those two policies TRACE is the same 78 tokens with them:
-hwsim record --model smollm2-135m --tokens 78 --context 78 -o TRACE
+Needs matplotlib. The sample holds no up and gate and nothing of attention; for the policies that need them TRACE is the
+same 78 tokens with all signals, and without it those are left out:
+hwsim record --model smollm2-135m --tokens 78 --context 78 --signals input,up,gate,attn_input,attn_output -o TRACE
+Calibrations are made from the trace that is replayed. Nets for `predictor` come from `hwsim train predictor`, a file
+for each density; without them it is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +20,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
+from hwsim.arrayfile import read_arrays, write_arrays
+from hwsim.calibration import KIND, calibrate
 from hwsim.files import data_folder
 from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.profile import load_profile
@@ -34,8 +40,9 @@ VARIED: dict[str, list[dict[str, Any]]] = {
 }
 NAMES = (
     "dense", "magnitude", "dip", "dip-ca", "approximate-caching", "oracle", "noisy-oracle", "up", "gate", "random",
-    "relu", "sliding-window",
+    "relu", "sliding-window", "cats", "dip-threshold", "static", "teal", "predictor",
 )  # fmt: skip
+GATED = ("up", "gate", "cats", "teal")
 
 
 class Point(NamedTuple):
@@ -69,10 +76,19 @@ def measure(trace: Trace, name: str, parameters: dict[str, Any]) -> Point:
     return Point(found.mlp_density, float(np.mean(shares[1:] or shares)), found.hit_rate or 0.0)
 
 
-def curve(trace: Trace, name: str) -> list[Point]:
+def curve(trace: Trace, name: str, nets: list[str]) -> list[Point]:
     """The points of one policy, lowest density first."""
     chosen = VARIED.get(name, [{"density": density} for density in DENSITIES])
-    return [measure(trace, name, parameters) for parameters in chosen]
+    if name == "predictor":
+        made = [(read_arrays(Path(file), "hwsim-predictor").header["density"], file) for file in nets]
+        chosen = [{"density": density, "predictor": file} for density, file in sorted(made)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {}
+        if "calibration" in POLICIES.find(name)[1].model_fields:
+            files["calibration"] = str(Path(folder) / "calibration.npz")
+            found = calibrate(trace)
+            write_arrays(Path(files["calibration"]), KIND, found.header, found.arrays)
+        return [measure(trace, name, parameters | files) for parameters in chosen]
 
 
 def draw(name: str, points: list[Point], known: dict[str, list[Point]]) -> None:
@@ -98,13 +114,21 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--names", default=",".join(NAMES))
     options.add_argument("--gated", type=Path, help="the sample's tokens with up and gate")
+    options.add_argument("--nets", default="", help="files of nets for predictor")
     asked = options.parse_args()
+    nets = [file for file in asked.nets.split(",") if file]
     mpl.use("svg")
     mpl.rcParams |= {"svg.hashsalt": "hwsim", "svg.fonttype": "none", "font.size": 9}
     with Trace(SAMPLE) as sample, Trace(asked.gated or SAMPLE) as gated:
-        known = {name: curve(sample, name) for name in ("oracle", "random")}
+        known = {name: curve(sample, name, nets) for name in ("oracle", "random")}
         for name in asked.names.split(","):
-            points = known.get(name) or curve(gated if name in ("up", "gate") else sample, name)
+            if name in GATED and not asked.gated:
+                print(f"{name:20} is left out: give --gated TRACE")
+                continue
+            if name == "predictor" and not nets:
+                print(f"{name:20} is left out: give --nets FILE")
+                continue
+            points = known.get(name) or curve(gated if name in GATED else sample, name, nets)
             for point in points:
                 print(
                     f"{name:20} density {point.density:.3f} energy {point.energy:.3f} hits {point.hits:.3f}", flush=True

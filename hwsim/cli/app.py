@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import calibrate, evaluate, generate, layout, lists, record, replay, synth, trace, train
+from hwsim.cli import calibrate, check, evaluate, generate, layout, lists, new, record, replay, synth, trace, train
 from hwsim.cli.common import Commands
 
 app = typer.Typer(
@@ -49,3 +49,5 @@ synth.register(app)
 trace.register(app)
 layout.register(app)
 lists.register(app)
+new.register(app)
+check.register(app)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-from pydantic import ValidationError
 
 from hwsim.cache import Cache
-from hwsim.errors import ContractError, HwsimError, one_line
+from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions import Admission, Eviction
-from hwsim.simulation import check_parameters
+from hwsim.testing.rules import at_the_ends, check_rules, make
 
 _UNITS, _TOKENS = 40, 60
 _CAPACITIES = (0, 1, _UNITS // 4, _UNITS // 2, _UNITS - 1, _UNITS)
@@ -26,34 +26,10 @@ def check_eviction(eviction: type[Eviction] | Eviction) -> list[str]:
         The rules that were checked, in words.
 
     Raises:
-        ContractError: the first rule that is broken, and how.
+        BrokenRuleError: the first rule that is broken, and how; a `ContractError`.
     """
-    kind = eviction if isinstance(eviction, type) else type(eviction)
-    if not issubclass(kind, Eviction):
-        raise ContractError(f"{kind.__name__} is no subclass of hwsim.evictions.Eviction")
-    if not (kind.__doc__ or "").strip() or kind.__doc__ == Eviction.__doc__:
-        raise ContractError(f"{kind.__name__} has no docstring; its first line is what `hwsim evictions` prints")
-    made = _make(kind) if isinstance(eviction, type) else eviction
-    check_parameters(made, kind.__name__)
-    done = ["it has a summary, and default parameters that JSON can hold"]
-    checks: list[Callable[[Eviction], str]] = [
-        _lawful, _one_unit, _untouched, _same_twice, _sequences_apart, _caches_apart, _warm, _either_admission,
-    ]  # fmt: skip
-    return done + [check(made) for check in checks]
-
-
-def _make(kind: type[Eviction]) -> Eviction:
-    try:
-        return kind()
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ContractError(f"{kind.__name__}: every parameter needs a default: {field}: {first['msg']}") from error
-    except HwsimError:
-        raise
-    except (Exception, SystemExit) as error:
-        raised = f"{type(error).__name__}: {one_line(error)}"
-        raise ContractError(f"{kind.__name__}: cannot be made with its defaults: {raised}") from error
+    made = make(eviction, Eviction, [text for text, _ in _RULES])
+    return check_rules([(text, partial(check, made)) for text, check in _RULES])
 
 
 def _masks(density: float, seed: int = 0) -> np.ndarray:
@@ -101,21 +77,19 @@ def _serve(
     return held
 
 
-def _lawful(eviction: Eviction) -> str:
+def _lawful(eviction: Eviction) -> None:
     for density in (0.1, 0.4):
         for capacity in _CAPACITIES:
             _serve(eviction, _masks(density), capacity)
-    return "in caches of every size, and for masks larger than they are, exactly as many stay as there is room for"
 
 
-def _one_unit(eviction: Eviction) -> str:
+def _one_unit(eviction: Eviction) -> None:
     masks = np.eye(_UNITS, dtype=bool)[np.random.default_rng(3).zipf(1.3, _TOKENS) % _UNITS]
     for capacity in _CAPACITIES:
         _serve(eviction, masks, capacity)
-    return "masks of one unit are served, too"
 
 
-def _untouched(eviction: Eviction) -> str:
+def _untouched(eviction: Eviction) -> None:
     masks = _masks(0.3)
     future = masks.copy()
     cache = Cache(_UNITS, _UNITS // 2, eviction)
@@ -124,17 +98,15 @@ def _untouched(eviction: Eviction) -> str:
         cache.step(mask)
     if not np.array_equal(future, masks):
         raise ContractError(f"{_name(eviction)}: changes the future that start() is told; change a copy")
-    return "it leaves masks and future as they are" if eviction.needs_future else "it leaves masks as they are"
 
 
-def _same_twice(eviction: Eviction) -> str:
+def _same_twice(eviction: Eviction) -> None:
     masks = _masks(0.3)
     one, other = (_serve(eviction, masks, _UNITS // 2) for _ in range(2))
     _compare(eviction, one, other, "the same run gives another cache")
-    return "the same run gives the same cache"
 
 
-def _sequences_apart(eviction: Eviction) -> str:
+def _sequences_apart(eviction: Eviction) -> None:
     masks, other = _masks(0.3), _masks(0.3, seed=2)
     cache = _start(eviction, other, _UNITS // 2)
     for mask in other:
@@ -146,10 +118,9 @@ def _sequences_apart(eviction: Eviction) -> str:
         held.append(cache.view.tobytes())
     alone = _serve(eviction, masks, _UNITS // 2)
     _compare(eviction, alone, held, "what a cache holds depends on the sequence before")
-    return "every sequence begins anew"
 
 
-def _caches_apart(eviction: Eviction) -> str:
+def _caches_apart(eviction: Eviction) -> None:
     masks, others = _masks(0.3), _masks(0.3, seed=2)
     cache, beside = _start(eviction, masks, _UNITS // 2), _start(eviction, others, _UNITS // 3)
     held = []
@@ -159,26 +130,25 @@ def _caches_apart(eviction: Eviction) -> str:
         held.append(cache.view.tobytes())
     alone = _serve(eviction, masks, _UNITS // 2)
     _compare(eviction, alone, held, "what a cache holds depends on what another one serves")
-    return "caches do not influence each other"
 
 
-def _warm(eviction: Eviction) -> str:
+def _warm(eviction: Eviction) -> str | None:
     if not eviction.caches:
         return "it keeps nothing, so no cache can be warm"
     for count in (1, _UNITS // 4, _UNITS // 2):
         warm = np.arange(_UNITS)[::-1] < count
         _serve(eviction, _masks(0.3), _UNITS // 2, warm)
-    return "it can start with units in the cache"
+    return None
 
 
-def _either_admission(eviction: Eviction) -> str:
+def _either_admission(eviction: Eviction) -> str | None:
     if type(eviction).stay is not Eviction.stay:
         return f"it decides who stays by itself, so its admission is always {eviction.admission}"
     choices: tuple[Admission, ...] = ("always", "bypass")
     for admission in choices:
         for capacity in _CAPACITIES:
             _serve(eviction, _masks(0.3), capacity, admission=admission)
-    return "it ranks newcomers, too, so it can bypass"
+    return None
 
 
 def _compare(eviction: Eviction, one: list[bytes], other: list[bytes], what: str) -> None:
@@ -192,3 +162,20 @@ def _compare(eviction: Eviction, one: list[bytes], other: list[bytes], what: str
 
 def _name(eviction: Eviction) -> str:
     return type(eviction).__name__
+
+
+def _bounds(eviction: Eviction) -> str | None:
+    return at_the_ends(eviction, _lawful)
+
+
+_RULES: list[tuple[str, Callable[[Eviction], str | None]]] = [
+    ("in caches of every size, and for masks larger than they are, exactly as many stay as there is room for", _lawful),
+    ("masks of one unit are served, too", _one_unit),
+    ("what it is shown it leaves as it is", _untouched),
+    ("the same run gives the same cache", _same_twice),
+    ("every sequence begins anew", _sequences_apart),
+    ("caches do not influence each other", _caches_apart),
+    ("it can start with units in the cache", _warm),
+    ("it ranks newcomers, too, so it can bypass", _either_admission),
+    ("at the ends of its parameters' bounds it works, or gives a reason", _bounds),
+]

@@ -1,65 +1,34 @@
-"""The contract of policies, rule by rule.
-
-The checks run on a small made-up model with made-up signals, in well under a second; they need no trace and no weights.
-"""
+"""The contract of policies, rule by rule."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from hwsim.errors import ContractError, HwsimError, one_line
+from hwsim import kernels
+from hwsim.decider import Decider
+from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions.lru import Lru
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
-from hwsim.policy import Policy
+from hwsim.policy import Context, Policy
 from hwsim.profile import Profile
-from hwsim.select import scan
-from hwsim.simulation import Settings, check_parameters, layout
+from hwsim.select import scan, signal_blocks
+from hwsim.simulation import Settings, layout
+from hwsim.testing.drive import SMALL_MODEL, RandomSignals
+from hwsim.testing.rules import at_the_ends, check_rules, make
 from hwsim.trace.header import Sequence
 
-SMALL_MODEL = ModelShape(
-    name="small",
-    num_hidden_layers=3,
-    hidden_size=48,
-    intermediate_size=120,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=12,
-    vocab_size=100,
-)
 _SEQUENCES = [Sequence(tokens=14, prompt=2), Sequence(tokens=9)]
 _DEVICE = Profile.model_validate(
     {"name": "any", "dram": {"budget": "1 GB", "bandwidth": "1 GB/s"}, "flash": {"read_bandwidth": "1 GB/s"}}
 )
-
-
-class RandomSignals:
-    """Heavy-tailed signals that follow each other, the same for the same seed."""
-
-    def __init__(self, model: ModelShape, tokens: int, seed: int = 0) -> None:
-        self._model, self._tokens, self._seed = model, tokens, seed
-
-    def read(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """float32 ``[stop - start, width]``."""
-        if signal == "glu" and self._model.gated:
-            return self.read(layer, "up", start, stop) * self.read(layer, "gate", start, stop)
-        rng = np.random.default_rng([self._seed, layer, *signal.encode()])
-        width = self._model.signal_width(signal)
-        worth = np.exp(rng.normal(size=width))
-        noise = rng.standard_t(4, size=(self._tokens, width))
-        for token in range(1, self._tokens):
-            noise[token] = 0.7 * noise[token - 1] + 0.7 * noise[token]
-        return (worth * noise)[start:stop].astype(np.float32)
-
-    def norm(self, layer: int, name: str) -> np.ndarray:
-        """float32 ``[units]``."""
-        rng = np.random.default_rng([self._seed, layer, *name.encode()])
-        return np.exp(rng.normal(size=self._model.signal_width(name))).astype(np.float32)
+_DENSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 
 
 def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL) -> list[str]:
@@ -67,120 +36,216 @@ def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL)
 
     Args:
         policy: the class, made with its defaults, or an instance.
-        model: a shape to try it on; the default is small and has a gate.
+        model: a shape to try it on; the default is small and has a gate. A policy that reads a file of arrays fits
+            the model of that file only.
 
     Returns:
         The rules that were checked, in words.
 
     Raises:
-        ContractError: the first rule that is broken, and how.
+        BrokenRuleError: the first rule that is broken, and how; a `ContractError`.
     """
-    kind = policy if isinstance(policy, type) else type(policy)
-    if not issubclass(kind, Policy):
-        raise ContractError(f"{kind.__name__} is no subclass of hwsim.policy.Policy")
-    if not (kind.__doc__ or "").strip() or kind.__doc__ == Policy.__doc__:
-        raise ContractError(f"{kind.__name__} has no docstring; its first line is what `hwsim policies` prints")
-    made = _make(kind) if isinstance(policy, type) else policy
-    check_parameters(made, kind.__name__)
-    done = ["it has a summary, and default parameters that JSON can hold"]
-    checks: list[Callable[[Policy, ModelShape], str]] = [_groups, _masks, _same_twice, _layers_apart, _density]
-    return done + [check(made, model) for check in checks]
+    made = make(policy, Policy, [text for text, _ in _RULES])
+    return check_rules([(text, partial(check, made, model)) for text, check in _RULES])
 
 
-def _make(kind: type[Policy]) -> Policy:
-    try:
-        return kind()
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        rule = "has none" if first["type"] == "missing" else " ".join(first["msg"].split())
-        which = f"{field}: " if field else ""
-        raise ContractError(f"{kind.__name__}: every parameter needs a default: {which}{rule}") from error
-    except HwsimError:
-        raise
-    except (Exception, SystemExit) as error:
-        raised = f"{type(error).__name__}: {one_line(error)}"
-        raise ContractError(f"{kind.__name__}: cannot be made with its defaults: {raised}") from error
-
-
-def _plans(policy: Policy, model: ModelShape) -> tuple[GroupPlan, ...]:
+def plans_of(policy: Policy, model: ModelShape) -> tuple[GroupPlan, ...]:
+    """The policy's groups, with caches for 60 % of the weights."""
     return layout(model, _DEVICE, policy, max(each.tokens for each in _SEQUENCES), Settings(dram="60%")).groups
 
 
-def _groups(policy: Policy, model: ModelShape) -> str:
-    if _plans(policy, model) != _plans(policy, model):
-        raise ContractError(f"{type(policy).__name__}: groups() gives another answer when it is asked again")
-    return "its groups fit the model, and no mask is decided from what it must itself produce"
+Masks = dict[tuple[int, str, int], bytes]
+"""Masks of a run, by (layer, group, token)."""
 
 
-def _run(policy: Policy, model: ModelShape, layers: Iterable[int] | None = None) -> dict[tuple[int, str, int], bytes]:
-    """All masks by (layer, group, token); of some layers only, if asked."""
-    masks: dict[tuple[int, str, int], bytes] = {}
+def _run(policy: Policy, model: ModelShape, layers: Iterable[int] | None = None) -> Masks:
+    """The masks of the first layer, of one in the middle and of the last, or of those that are asked for."""
+    last = model.num_hidden_layers - 1
+    layers = sorted({0, last // 2, last}) if layers is None else layers
+    masks: Masks = {}
 
     def listen(layer: int, group: str, token: int, mask: np.ndarray) -> None:
         masks[layer, group, token] = mask.tobytes()
 
     tokens = sum(sequence.tokens for sequence in _SEQUENCES)
     source = RandomSignals(model, tokens)
-    scan(source, model, _SEQUENCES, policy, _plans(policy, model), Lru(), listener=listen, layers=layers)
+    scan(source, model, _SEQUENCES, policy, plans_of(policy, model), Lru(), listener=listen, layers=layers)
     return masks
 
 
-def _masks(policy: Policy, model: ModelShape) -> str:
-    _run(policy, model)  # the scan itself holds the policy to all of this
-    return "its masks have the right shape and hold what keep says, and signals are left as they are"
+def _first_difference(one: Masks, other: Masks) -> str:
+    layer, group, token = next(key for key in one if one[key] != other.get(key))
+    return f"layer {layer}, group {group}, token {token}"
 
 
-def _same_twice(policy: Policy, model: ModelShape) -> str:
-    if _run(policy, model) != _run(policy, model):
+def _groups(policy: Policy, model: ModelShape) -> None:
+    if plans_of(policy, model) != plans_of(policy, model):
         raise ContractError(
-            f"{type(policy).__name__}: the same run gives other masks; keep state in ctx.state, draw from ctx.rng"
+            f"{type(policy).__name__}: groups() gives another answer when it is asked again; "
+            "let it follow from the fields and the model alone"
         )
-    return "the same run gives the same masks"
 
 
-def _layers_apart(policy: Policy, model: ModelShape) -> str:
+def _untouched(policy: Policy, model: ModelShape) -> None:
+    """A run in which every context is compared with a copy that was made before the policy saw it."""
+    try:
+        _run(_watched(policy), model)
+    except HwsimError as error:
+        if isinstance(error.__cause__, _Touched):
+            raise ContractError(f"{type(policy).__name__}: {error.__cause__}") from error
+        if isinstance(error.__cause__, ValueError) and any(word in str(error) for word in ("read-only", "WRITEABLE")):
+            raise ContractError(f"{error}; signals and the cache are read-only: change a copy") from error
+        # what else goes wrong is told by the rule that it breaks
+
+
+class _Touched(Exception):  # noqa: N818
+    """A policy changed its context."""
+
+
+def _watched(policy: Policy) -> Policy:
+    """The same policy, which raises where a method of its own leaves the context changed."""
+    kind = type(policy)
+
+    def watch(name: str) -> Callable[[Policy, Context], object]:
+        def method(self: Policy, ctx: Context) -> object:
+            before, signals = _seen(ctx), dict(ctx.signals)
+            answer = getattr(kind, name)(self, ctx)
+            after = _seen(ctx)
+            changed = [field for field in before if before[field] != after[field]]
+            if ctx.signals.keys() != signals.keys() or any(ctx.signals[key] is not signals[key] for key in signals):
+                changed.append("signals")
+            if changed:
+                at = f"layer {before['layer']}, group {ctx.group.name}, token {before['token']}"
+                raise _Touched(f"{name}() at {at} changed ctx.{changed[0]}; what is to be kept belongs in ctx.state")
+            return answer
+
+        return method
+
+    own = [name for name in ("score", "select") if getattr(kind, name) is not getattr(Policy, name)]
+    made: Any = type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "__module__": kind.__module__} | {
+        name: watch(name) for name in own
+    })  # fmt: skip
+    watched: Policy = made.model_construct(**dict(policy))
+    return watched
+
+
+def _seen(ctx: Context) -> dict[str, Any]:
+    """A copy of what a policy must leave as it is; the arrays are read-only anyhow."""
+    return {
+        "layer": ctx.layer, "token": ctx.token, "units": ctx.units, "k": ctx.k, "rng": id(ctx.rng), "model": ctx.model,
+        "group": copy.deepcopy(ctx.group),
+    }  # fmt: skip
+
+
+def _masks(policy: Policy, model: ModelShape) -> None:
+    _run(policy, model)  # the scan itself holds the policy to all of this
+
+
+def _scores(policy: Policy, model: ModelShape) -> str | None:
+    """Scores of a block against those of single tokens, for a cache that holds some units, to the bit."""
+    tokens, rng, found = 9, np.random.default_rng(0), False
+    for index, plan in enumerate(plans_of(policy, model)):
+        seed = (0, 0, index)
+        many, single = (Decider(policy.in_layer(0), type(policy).__name__, plan, model, 0, seed) for _ in range(2))
+        if not many.scores_blocks:
+            continue
+        cached = rng.random(plan.units) < 0.5
+        for decider in (many, single):
+            decider.begin(0, kernels.read_only(cached))
+        for block in signal_blocks(RandomSignals(model, tokens), plan, 0, 0, tokens):
+            scores = many.scores(block)
+            if scores is None or scores.uncached is None:
+                continue
+            found = True
+            for at, row in enumerate(block.rows()):
+                ours = np.where(cached, scores.values[at], scores.uncached[at] * scores.values[at])
+                mask = single.decide(row)
+                if not np.array_equal(kernels.top_k(ours, plan.k[0]), mask):
+                    raise ContractError(
+                        f"{type(policy).__name__}: scores() at layer 0, group {plan.group.name}, token {at} choose "
+                        "other units than score(); give the very same numbers, or leave scores() out"
+                    )
+    return None if found else "it has no scores() of many tokens, so it is asked token by token"
+
+
+def _same_twice(policy: Policy, model: ModelShape) -> None:
+    one, other = _run(policy, model), _run(policy, model)
+    if one != other:
+        raise ContractError(
+            f"{type(policy).__name__}: the same run gives other masks, first at {_first_difference(one, other)}; "
+            "keep state in ctx.state, draw from ctx.rng"
+        )
+
+
+def _layers_apart(policy: Policy, model: ModelShape) -> None:
     last = model.num_hidden_layers - 1
     alone = _run(policy, model, [last])
     together = {key: mask for key, mask in _run(policy, model).items() if key[0] == last}
     if alone != together:
-        raise ContractError(f"{type(policy).__name__}: masks of one layer depend on another; keep state in ctx.state")
-    return "layers do not influence each other"
+        raise ContractError(
+            f"{type(policy).__name__}: masks of one layer depend on another, first at "
+            f"{_first_difference(alone, together)}; keep state in ctx.state"
+        )
 
 
-def _density(policy: Policy, model: ModelShape) -> str:
+def _bounds(policy: Policy, model: ModelShape) -> str | None:
+    return at_the_ends(policy, lambda made: _run(made, model))
+
+
+def _density(policy: Policy, model: ModelShape) -> str | None:
     kind: Any = type(policy)
     if "density" not in kind.model_fields:
         return "it has no density, so --density is refused"
-    read = []
-    for density in (0.3, 0.5, 0.7, 0.8, 0.9, 1.0):
+    read: list[tuple[float, float]] = []
+    for density in _DENSITIES:
         try:
-            plans = _plans(kind(**policy.model_dump() | {"density": density}), model)
+            made = kind(**dict(policy) | {"density": density})
+            plans = plans_of(made, model)
+            share = _share(made, plans, model)
         except (ValueError, HwsimError):
             continue  # it may refuse a density, with a reason
-        if all(plan.k[0] for plan in plans):
-            _check_density(kind, density, plans, policy, model)
-        masked = sum(plan.k[0] * plan.parameters for plan in plans)
-        whole = sum(plan.units * plan.parameters for plan in plans)
-        read.append((density, whole - masked))
-    for (low, spared), (high, then) in pairwise(read):
-        if then > spared:
-            raise ContractError(f"{kind.__name__}: density {high} reads less than density {low}")
-    return "its density is the share of the MLP that it reads, and a higher one never reads less"
+        read.append((density, share))
+        if all(plan.group.keep is not None for plan in plans):  # else select() decides, as the signals are
+            _check_density(made, density, share, plans, model)
+    for (low, before), (high, then) in pairwise(read):
+        if then < before:
+            raise ContractError(
+                f"{kind.__name__}: density {high} reads less than density {low}, {then:.3f} of the MLP after "
+                f"{before:.3f}; let keep grow with it"
+            )
+    return None
+
+
+def _share(policy: Policy, plans: tuple[GroupPlan, ...], model: ModelShape) -> float:
+    """Share of the MLP's weights that a mean token of a run reads, unmasked matrices and predictor counted."""
+    masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
+    read = float(sum(model.matrices()[name].elements for name in model.mlp if name not in masked))
+    sizes: dict[str, list[int]] = {}
+    for (_, group, _), mask in _run(policy, model).items():
+        sizes.setdefault(group, []).append(mask.count(1))
+    read += sum(float(np.mean(sizes[plan.group.name])) * plan.mlp_parameters for plan in plans)
+    return (read + policy.predictor_parameters(model) / model.num_hidden_layers) / model.mlp_parameters
 
 
 def _check_density(
-    kind: type[Policy], density: float, plans: tuple[GroupPlan, ...], policy: Policy, model: ModelShape
+    policy: Policy, density: float, share: float, plans: tuple[GroupPlan, ...], model: ModelShape
 ) -> None:
-    """`density` must be that of the whole MLP, unmasked matrices and predictor counted, to a unit of each group."""
-    made = kind(**policy.model_dump() | {"density": density})
-    masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
-    whole = sum(model.matrices()[name].elements for name in model.mlp if name not in masked)
-    read = whole + sum(plan.k[0] * plan.mlp_parameters for plan in plans)
-    share = (read + made.predictor_parameters(model) / model.num_hidden_layers) / model.mlp_parameters
+    """`density` must be that of the whole MLP, to a unit of each group."""
     slack = sum(plan.mlp_parameters for plan in plans) / model.mlp_parameters
     if abs(share - density) > slack + 1e-9:
         raise ContractError(
-            f"{kind.__name__}: density {density} reads {share:.3f} of the MLP; density counts all of its matrices, "
-            "masked or not: (2 keep_input + keep_down)/3 for DIP"
+            f"{type(policy).__name__}: density {density} reads {share:.3f} of the MLP; density counts all of its "
+            "matrices, masked or not: (2 keep_input + keep_down)/3 for DIP"
         )
+
+
+_RULES: list[tuple[str, Callable[[Policy, ModelShape], str | None]]] = [
+    ("its groups fit the model, and no mask is decided from what it must itself produce", _groups),
+    ("what it is shown it leaves as it is", _untouched),
+    ("its masks have the right shape and hold what keep says", _masks),
+    ("scores() of many tokens, where it has them, are those of score()", _scores),
+    ("the same run gives the same masks", _same_twice),
+    ("layers do not influence each other", _layers_apart),
+    ("at the ends of its parameters' bounds it works, or gives a reason", _bounds),
+    ("its density is the share of the MLP that it reads, and a higher one never reads less", _density),
+]

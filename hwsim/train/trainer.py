@@ -21,6 +21,7 @@ from hwsim.train.adapterfile import Partial
 _WARM_UP = 0.05  # share of the steps over which the learning rate rises
 _SAVE_EVERY = 10  # steps between two states that a killed training can go on from
 _CLIP = 1.0  # largest norm of a step's gradient
+_MEMORY = 0.98  # of the running mean of the weights, once it has seen enough steps
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Trainer:
         self._weights = {
             name: weight for name, weight in carried.wrapped.named_parameters() if ".lora_" in name
         }  # before the adapter is switched on: peft freezes it while it is off
+        self._mean = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._optimizer = self._torch.optim.AdamW(self._weights.values(), lr=training.learning_rate, weight_decay=0.0)
         self._curve: list[Look] = []
         self._best: dict[str, Any] = {}
@@ -167,6 +169,10 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self._weights.values(), _CLIP)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        fresh = 1 - min(_MEMORY, (step + 1) / (step + 10))
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                self._mean[name].lerp_(weight, fresh)
 
     def _masked(self, windows: np.ndarray) -> ExitStack:
         """The policy and the adapter in place, for some windows of the text."""
@@ -180,7 +186,8 @@ class Trainer:
     # ------------------------------------------------------------------ looks and states
 
     def _look(self, step: int, tell: Progress) -> None:
-        """Score the validation tokens."""
+        """Score the validation tokens with the mean of the weights: single steps of few windows are noisy."""
+        self._swap()
         into, training = Score(), self._training
         first, count = training.windows, training.validation // training.context
         for number in range(first, first + count):
@@ -197,6 +204,15 @@ class Trainer:
         if step and look.kl <= min((each.kl for each in self._curve[1:]), default=math.inf):
             self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._curve.append(look)
+        self._swap()
+
+    def _swap(self) -> None:
+        """Exchange the weights and their mean."""
+        with self._torch.no_grad():
+            for name, weight in self._weights.items():
+                kept = weight.clone()
+                weight.copy_(self._mean[name])
+                self._mean[name].copy_(kept)
 
     def _save(self, step: int) -> None:
         self._partial.save(
@@ -204,6 +220,7 @@ class Trainer:
             {
                 "step": step,
                 "weights": {name: weight.detach() for name, weight in self._weights.items()},
+                "mean": self._mean,
                 "best": self._best,
                 "optimizer": self._optimizer.state_dict(),
                 "curve": [list(look) for look in self._curve],
@@ -215,6 +232,7 @@ class Trainer:
         with self._torch.no_grad():
             for name, weight in self._weights.items():
                 weight.copy_(state["weights"][name])
+                self._mean[name].copy_(state["mean"][name])
         self._optimizer.load_state_dict(state["optimizer"])
         self._best = state["best"]
         self._curve = [Look(*look) for look in state["curve"]]

@@ -160,7 +160,7 @@ def same(told: Told, twin: Told, demand: Demand, stepped: list[Demand]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("family", "policy"), [("llama", "dip-ca"), ("phi3", "dip-ca"), ("opt", "predictor")])
+@pytest.mark.parametrize(("family", "policy"), [("llama", "dip-ca"), ("phi3", "dip-ca"), ("opt", "noisy-oracle")])
 def test_scores_are_those_of_token_by_token(family: str, policy: str, checkpoints: dict[str, Path]) -> None:
     """The same masks, hits and log-likelihoods as a decoder that reads each request alone, one token at a time."""
     import torch
@@ -433,7 +433,9 @@ def test_what_is_refused(checkpoints: dict[str, Path], folder: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "lm_eval", None)
         refused(
-            SettingError, r"lm-eval is not installed; install it with: pip install 'hwsim\[tasks\]'", "persuasion_names"
+            SettingError,
+            r"needs lm-eval, which is not installed; install it with: pip install 'hwsim\[tasks\]'",
+            "persuasion_names",
         )
 
 

@@ -121,7 +121,7 @@ def test_an_untrained_adapter_changes_nothing(
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
-@pytest.mark.parametrize("policy", ["dip", "dip-ca", "predictor"])
+@pytest.mark.parametrize("policy", ["dip", "dip-ca", "noisy-oracle"])
 def test_it_acts_as_if_it_were_merged(
     family: str, policy: str, checkpoints: dict[str, Path], adapters: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -1,0 +1,109 @@
+"""What plug-ins are tried on: a small made-up model, made-up signals, and the masks of a policy on signals of yours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from hwsim.errors import ContractError
+from hwsim.evictions.lru import Lru
+from hwsim.model import NORMS, Bits, ModelShape
+from hwsim.placement import plan_groups
+from hwsim.policy import Policy
+from hwsim.select import scan
+from hwsim.trace.header import Sequence
+
+SMALL_MODEL = ModelShape(
+    name="small",
+    num_hidden_layers=3,
+    hidden_size=48,
+    intermediate_size=120,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=12,
+    vocab_size=100,
+)
+
+
+class RandomSignals:
+    """Heavy-tailed signals that follow each other, the same for the same seed."""
+
+    def __init__(self, model: ModelShape, tokens: int, seed: int = 0) -> None:
+        self._model, self._tokens, self._seed = model, tokens, seed
+
+    def read(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """float32 ``[stop - start, width]``."""
+        if signal == "glu" and self._model.gated:
+            return self.read(layer, "up", start, stop) * self.read(layer, "gate", start, stop)
+        rng = np.random.default_rng([self._seed, layer, *signal.encode()])
+        width = self._model.signal_width(signal)
+        worth = np.exp(rng.normal(size=width))
+        noise = rng.standard_t(4, size=(self._tokens, width))
+        for token in range(1, self._tokens):
+            noise[token] = 0.7 * noise[token - 1] + 0.7 * noise[token]
+        return (worth * noise)[start:stop].astype(np.float32)
+
+    def norm(self, layer: int, name: str) -> np.ndarray:
+        """float32 ``[units]``."""
+        rng = np.random.default_rng([self._seed, layer, *name.encode()])
+        return np.exp(rng.normal(size=self._model.signal_width(name))).astype(np.float32)
+
+
+def decide(
+    policy: Policy, signals: Mapping[str, np.ndarray], model: ModelShape, *, capacity: float = 0.0, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """The masks that a policy decides in the first layer for one sequence of signals.
+
+    Args:
+        policy: an instance.
+        signals: what its groups need: ``[tokens, width]`` each, norms ``[units]``; widths are those of the model.
+        model: its shape; ``SMALL_MODEL`` with other sizes fits any signals.
+        capacity: share of each group's units that an LRU cache holds, 0 to 1.
+        seed: of the random numbers that the policy may draw.
+
+    Returns:
+        For each group its masks, bool ``[tokens, units]``.
+
+    Raises:
+        ContractError: the policy breaks its contract, or needs a signal that is not given.
+    """
+    plans = plan_groups(policy.groups(model), model, Bits())
+    plans = tuple(replace(plan, capacity=int(capacity * plan.units + 1e-9)) for plan in plans)
+    tokens = next(len(values) for name, values in signals.items() if name not in NORMS)
+    found: dict[str, list[np.ndarray]] = {}
+    scan(
+        _Given(signals),
+        model,
+        [Sequence(tokens=tokens)],
+        policy,
+        plans,
+        Lru(),
+        name=type(policy).__name__,
+        seed=seed,
+        layers=[0],
+        listener=lambda layer, group, token, mask: found.setdefault(group, []).append(mask.copy()),
+    )
+    return {group: np.stack(masks) for group, masks in found.items()}
+
+
+class _Given:
+    """The same signals in every layer."""
+
+    def __init__(self, signals: Mapping[str, np.ndarray]) -> None:
+        self._signals = signals
+
+    def read(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
+        """float32 ``[stop - start, width]``."""
+        return np.ascontiguousarray(self._given(signal)[start:stop], np.float32)
+
+    def norm(self, layer: int, name: str) -> np.ndarray:
+        """float32 ``[units]``."""
+        return np.ascontiguousarray(self._given(name), np.float32)
+
+    def _given(self, name: str) -> np.ndarray:
+        if name not in self._signals:
+            known = ", ".join(self._signals)
+            raise ContractError(f"the policy needs the signal {name!r}, the test gives {known}; give it, too")
+        return np.asarray(self._signals[name])

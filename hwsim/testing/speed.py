@@ -1,0 +1,135 @@
+"""How long a plug-in takes, beside the plain path: information for its author, never a verdict.
+
+In a replay nothing is added to a token's time for it; it tells how long a replay takes, and hints at what deciding
+might cost on a device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwsim.cache import Cache
+from hwsim.decider import Decider
+from hwsim.errors import HwsimError
+from hwsim.evictions import Eviction
+from hwsim.evictions.lru import Lru
+from hwsim.kernels import read_only, top_k
+from hwsim.model import NORMS, ModelShape
+from hwsim.placement import GroupPlan
+from hwsim.policy import Policy
+from hwsim.testing.drive import RandomSignals
+from hwsim.testing.policies import plans_of
+
+# the size of a real layer: that of Llama-3.2-1B
+_LAYER = ModelShape(
+    name="layer",
+    num_hidden_layers=1,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=64,
+    vocab_size=100,
+)
+_TOKENS, _ROUNDS = 12, 5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of one token in one layer.
+
+    Attributes:
+        seconds: of the plug-in.
+        plain: of the plain path: top-k of magnitudes for a policy, LRU for an eviction rule.
+        units: that were decided.
+    """
+
+    seconds: float
+    plain: float
+    units: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long as the plain path."""
+        return self.seconds / self.plain
+
+
+def policy_speed(policy: Policy, model: ModelShape | None = None) -> Speed | None:
+    """Time of deciding all masks of a layer, beside that of the best k of |v| of the same groups.
+
+    Args:
+        policy: an instance that keeps the contract.
+        model: whose first layer is decided; None: one of 2048 and 8192 wide, with a gate.
+
+    Returns:
+        The best of five rounds; None for a policy without groups, or one that refuses the model.
+    """
+    model = model or _LAYER
+    try:
+        plans = plans_of(policy, model)
+        if not plans:
+            return None
+        rounds = [_deciding(policy, plan, model) for plan in plans]
+        seconds = sum(_best(run) for run in rounds)
+        plain = sum(_best(_plain(plan.units, run())) for plan, run in zip(plans, rounds, strict=True))
+    except HwsimError:
+        return None
+    return Speed(seconds, plain, sum(plan.units for plan in plans))
+
+
+def _deciding(policy: Policy, plan: GroupPlan, model: ModelShape) -> Callable[[], int]:
+    """One round: all masks of one sequence, with a cache that holds every other unit; returns the last mask's size."""
+    decider = Decider(policy, type(policy).__name__, plan, model, 0, (0,))
+    cached = read_only(np.arange(plan.units) % 2 == 0)
+    source = RandomSignals(model, _TOKENS)
+    norms = {name: read_only(source.norm(0, name)) for name in plan.group.needs if name in NORMS}
+    signals = {name: read_only(source.read(0, name)) for name in plan.group.needs if name not in NORMS}
+    tokens = [norms | {name: values[token] for name, values in signals.items()} for token in range(_TOKENS)]
+
+    def run() -> int:
+        decider.begin(0, cached)
+        return int(np.count_nonzero([decider.decide(each) for each in tokens][-1]))
+
+    return run
+
+
+def _plain(units: int, k: int) -> Callable[[], None]:
+    """One round of the plain path: masks of the same size."""
+    values = np.random.default_rng(0).standard_t(4, (_TOKENS, units)).astype(np.float32)
+    out = np.empty(units, bool)
+
+    def run() -> None:
+        for row in values:
+            top_k(np.abs(row), k, out)
+
+    return run
+
+
+def eviction_speed(eviction: Eviction, units: int = 8192) -> Speed:
+    """Time of serving one mask of a third of `units` from a cache that holds half of them, beside that of LRU."""
+    masks = np.random.default_rng(0).random((_TOKENS, units)) < 1 / 3
+
+    def serve(rule: Eviction) -> Callable[[], None]:
+        def run() -> None:
+            cache = Cache(units, units // 2, rule)
+            cache.start(masks if rule.needs_future else None)
+            for mask in masks:
+                cache.step(mask)
+
+        return run
+
+    return Speed(_best(serve(eviction)), _best(serve(Lru())), units)
+
+
+def _best(run: Callable[[], object]) -> float:
+    """Seconds of one token: the best of some rounds, so that whatever else the machine does counts little."""
+    times = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times) / _TOKENS
