@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from hwsim.demand import Demand
 from hwsim.devices import compute_seconds, stream_seconds
 from hwsim.metrics import Times, Timing
 from hwsim.model import MLP
 from hwsim.placement import Placement
 from hwsim.profile import Profile
-from hwsim.select import Demand
 from hwsim.trace.header import Sequence
 
 
@@ -37,9 +37,8 @@ def closed_form(
     dram, flash = profile.dram.bandwidth, profile.flash.read_bandwidth
     kv = kv_lengths(sequences) * placement.kv_entry / dram
     resident, streamed = placement.pinned_weights / dram, placement.streamed / flash
-    unit_bytes = np.array([plan.unit_bytes for plan in placement.groups], np.int64)
-    from_flash = (demand.requests - demand.hits) * unit_bytes / flash
-    from_dram = demand.hits * unit_bytes / dram
+    from_flash = demand.miss_bytes(placement.groups) / flash
+    from_dram = demand.hit_bytes(placement.groups) / dram
     parts = np.maximum(from_flash, from_dram) if overlap else from_flash + from_dram
     by_group = parts.sum(axis=1)
     token_s = resident + kv + streamed + by_group.sum(axis=1)
@@ -68,7 +67,7 @@ def operations(demand: Demand, placement: Placement, sequences: list[Sequence]) 
     lengths = kv_lengths(sequences)
     unmasked = len(lengths) * unmasked_operations(placement, float(lengths.mean()))
     parameters = np.array([plan.parameters for plan in placement.groups], np.int64)
-    return unmasked + 2.0 * float((demand.requests.sum(axis=(0, 1), dtype=np.int64) * parameters).sum())
+    return unmasked + 2.0 * float((demand.indices(placement.groups).sum(axis=(0, 1)) * parameters).sum())
 
 
 def is_mlp(slices: list[str]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hwsim.arrayfile import read_arrays, write_arrays
-from hwsim.errors import SettingError
+from hwsim.errors import PluginError, SettingError
 from hwsim.units import printable
 
 FORMAT = "hwsim-units"
@@ -27,11 +27,30 @@ class UnitSets:
         sets: bool ``[units]`` by ``layers/000/GROUP``.
         name: how messages and results call it.
         sha256: of its file; None for sets without one.
+        units: what the file says that its units are, (indices of a unit, order of the neurons); None: nothing.
     """
 
     sets: dict[str, np.ndarray]
     name: str = "units"
     sha256: str | None = None
+    units: tuple[int, str | None] | None = None
+
+    def check(self, block: int, layout: str | None) -> None:
+        """Refuse sets of other units than those of a run.
+
+        Args:
+            block: indices that make up a unit.
+            layout: names the order of the neurons; None: the model's own.
+
+        Raises:
+            SettingError: they are others.
+        """
+        if self.units is not None and self.units != (block, layout if block > 1 else None):
+            own, order = self.units
+            raise SettingError(
+                f"{self.name}: its units are {_called(own, order)}, those of this run are {_called(block, layout)}; "
+                "make it with the same --block and --layout"
+            )
 
     def of(self, layer: int, group: str, units: int) -> np.ndarray:
         """One of the sets, bool ``[units]``.
@@ -62,8 +81,25 @@ def read_units(path: Path) -> UnitSets:
     Raises:
         PluginError: no such file, or one of another kind.
     """
-    sets = read_arrays(path, FORMAT).arrays
-    return UnitSets(sets, printable(path.name), hashlib.sha256(path.read_bytes()).hexdigest())
+    header, sets = read_arrays(path, FORMAT)
+    return UnitSets(sets, printable(path.name), hashlib.sha256(path.read_bytes()).hexdigest(), _units(path, header))
+
+
+def _units(path: Path, header: dict[str, Any]) -> tuple[int, str | None] | None:
+    """What the units are, as a replay that saves them writes it."""
+    settings = header.get("settings", {})
+    if not isinstance(settings, dict) or "block" not in settings:
+        return None
+    block, layout = settings["block"], settings.get("layout")
+    if not isinstance(block, int) or not isinstance(layout, str | None):
+        raise PluginError(f"{path}: header: settings must name block, a whole number, and layout, text or null")
+    return block, layout if block > 1 else None
+
+
+def _called(block: int, layout: str | None) -> str:
+    if block == 1:
+        return "single indices"
+    return f"blocks of {block}" + (f" in the order of the layout {layout[:12]}" if layout else "")
 
 
 def write_units(path: Path, header: dict[str, Any], sets: dict[str, np.ndarray]) -> None:

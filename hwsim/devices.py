@@ -40,25 +40,28 @@ def read_sizes(flash: Flash, slice_bytes: tuple[int, ...]) -> list[int]:
     return [-(-size // page) * page for size in slice_bytes]
 
 
-def flash_seconds(flash: Flash) -> Callable[[int, tuple[int, ...]], float]:
+def flash_seconds(flash: Flash) -> Callable[..., float]:
     """How long Flash takes to read `count` units whose slices have the given bytes; each slice is a read of its own.
 
     A read is rounded up to whole pages. With a measured table the rate follows from the size of a read and the number
     outstanding, which is the profile's queue depth or, for few reads, their number. Without one it is flat, after the
-    latency, which is paid once for all; a queue depth beside it bounds how many reads share one latency.
+    latency, which is paid once for all; a queue depth beside it bounds how many reads share one latency. Where one of
+    the units has smaller slices, they are the third argument.
     """
 
     @cache
-    def seconds(count: int, slice_bytes: tuple[int, ...]) -> float:
+    def seconds(count: int, slice_bytes: tuple[int, ...], last: tuple[int, ...] = ()) -> float:
         if count == 0:
             return 0.0
-        sizes = read_sizes(flash, slice_bytes)
+        sizes, lasts = read_sizes(flash, slice_bytes), read_sizes(flash, last)
+        full = count - 1 if last else count
         if flash.table is None:
             latency, depth = flash.latency or 0.0, flash.queue_depth or math.inf
             rounds = math.ceil(count * len(sizes) / depth)
-            return max(latency + count * sum(sizes) / flash.read_bandwidth, rounds * latency)
+            return max(latency + (full * sum(sizes) + sum(lasts)) / flash.read_bandwidth, rounds * latency)
         outstanding = min(flash.queue_depth or 1, count * len(sizes))
-        return sum(count * size / flash.table.bandwidth(size, outstanding) for size in sizes)
+        reads = [(full, size) for size in sizes] + [(1, size) for size in lasts]
+        return sum(number * size / flash.table.bandwidth(size, outstanding) for number, size in reads)
 
     return seconds
 

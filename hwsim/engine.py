@@ -13,11 +13,11 @@ import numpy as np
 import simpy
 
 from hwsim.bounds import is_mlp, kv_lengths, unmasked_operations
+from hwsim.demand import Demand
 from hwsim.devices import Device, compute_seconds, flash_seconds, stream_seconds
 from hwsim.metrics import Times, Timing
 from hwsim.placement import Placement
 from hwsim.profile import Profile
-from hwsim.select import Demand
 from hwsim.trace.header import Sequence
 
 _Steps = Generator[simpy.Event, Any, None]
@@ -30,7 +30,11 @@ class Decoder:
         self.env = simpy.Environment()
         self.flash, self.dram, self.unit = (Device(self.env, name) for name in ("flash", "dram", "compute"))
         self._placement, self._profile, self._overlap = placement, profile, overlap
-        self._requests, self._hits = demand.requests.tolist(), demand.hits.tolist()
+        groups = placement.groups
+        self._misses = (demand.requests - demand.hits).tolist()
+        self._hit_bytes, self._indices = demand.hit_bytes(groups).tolist(), demand.indices(groups).tolist()
+        last = demand.last_misses
+        self._last = np.zeros_like(demand.hits).tolist() if last is None else last.tolist()
         self._flash_seconds = flash_seconds(profile.flash)
         self._dram_bandwidth = profile.dram.bandwidth
         self._streamed_s = stream_seconds(profile.flash, placement.streamed)
@@ -47,14 +51,14 @@ class Decoder:
             yield from self._work("kv_cache", self.dram, length * entry / self._dram_bandwidth)
             yield from self._work("streamed", self.flash, self._streamed_s)
             unmasked = unmasked_operations(self._placement, length)
-            yield from self._compute(unmasked, len(self._requests[token]))
-            for requests, hits in zip(self._requests[token], self._hits[token], strict=True):
+            yield from self._compute(unmasked, len(self._misses[token]))
+            for layer, misses in enumerate(self._misses[token]):
                 for index, plan in enumerate(self._placement.groups):
-                    misses = requests[index] - hits[index]
-                    from_dram = hits[index] * plan.unit_bytes / self._dram_bandwidth
-                    from_flash = self._flash_seconds(misses, plan.slice_bytes)
+                    from_dram = self._hit_bytes[token][layer][index] / self._dram_bandwidth
+                    last = plan.last_slice_bytes if self._last[token][layer][index] else ()
+                    from_flash = self._flash_seconds(misses[index], plan.slice_bytes, last)
                     yield from self._read(self._kinds[index], from_dram, from_flash)
-                    yield from self._compute(2.0 * requests[index] * plan.parameters, 1)
+                    yield from self._compute(2.0 * self._indices[token][layer][index] * plan.parameters, 1)
             self.token_s.append(self.env.now - start)
             if progress:
                 progress(token + 1)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hwsim.cache import CacheSetup
+from hwsim.decider import Decider
 from hwsim.errors import PluginError, SettingError
 from hwsim.evictions import Eviction
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
-from hwsim.select import Decider, SignalSource, signal_blocks
+from hwsim.select import SignalSource, signal_blocks
 from hwsim.trace.header import Sequence
 
 

@@ -2,7 +2,7 @@
 
 A ``.npz`` without compression: ``header``, JSON with ``format`` "hwsim-masks" and ``version`` 1, the model, the
 sequences, the policy and its groups; and for each layer and group ``masks/000/NAME``, uint8
-``[decoded tokens, ceil(units / 8)]``, the bits of ``numpy.packbits``.
+``[decoded tokens, ceil(indices / 8)]``, the bits of ``numpy.packbits`` along the group's axis.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from hwsim.cache import CacheSetup
+from hwsim.demand import Demand, serve
 from hwsim.errors import OutputError, TraceError, one_line
 from hwsim.evictions import Eviction
+from hwsim.interleave import SharedCaches, count_shared
 from hwsim.model import ModelShape
-from hwsim.placement import GroupPlan
+from hwsim.placement import GroupPlan, Placement
 from hwsim.policy import Field, Group, Policy
-from hwsim.select import CacheListener, Demand
+from hwsim.select import CacheListener
 from hwsim.trace import Sequence, TraceHeader
 
 FORMAT = "hwsim-masks"
@@ -99,7 +101,7 @@ class MaskWriter:
             np.save(folder / "header.npy", np.array(json.dumps(about, sort_keys=True)))
             for layer in range(header.model.num_hidden_layers):
                 for plan in plans:
-                    shape = (header.decoded, -(-plan.units // 8))
+                    shape = (header.decoded, -(-plan.indices // 8))
                     file = folder / _flat(_member(layer, plan.group.name))
                     self._members[_member(layer, plan.group.name)] = np.lib.format.open_memmap(
                         file, "w+", np.uint8, shape
@@ -108,7 +110,7 @@ class MaskWriter:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
 
     def __call__(self, layer: int, group: str, token: int, masks: np.ndarray) -> None:
-        """Masks of decoded tokens from `token` on, bool ``[tokens, units]``."""
+        """Masks of decoded tokens from `token` on, bool ``[tokens, indices]``."""
         self._members[_member(layer, group)][token : token + len(masks)] = np.packbits(masks, axis=1)
 
     def finish(self) -> None:
@@ -190,45 +192,65 @@ class MaskFile:
 
     def demand(
         self,
-        plans: tuple[GroupPlan, ...],
+        placement: Placement,
         eviction: Eviction,
         setup: CacheSetup | None = None,
         contents: CacheListener | None = None,
     ) -> Demand:
-        """What the masks ask of caches of some capacity; `contents` is told what each holds at the end.
+        """What the masks ask of the caches of a placement. A unit of several indices is needed if any of them is.
+
+        Args:
+            placement: the groups and their caches.
+            eviction: picks who leaves a cache.
+            setup: how caches admit, and what is in them from the start; those that groups share have none.
+            contents: is told what each holds at the end.
 
         Raises:
             TraceError: masks are missing, or of another shape than the header says.
+            SettingError: the rule cannot serve a shared cache.
         """
-        decoded = sum(sequence.tokens - sequence.prompt for sequence in self.sequences)
-        shape = (decoded, self.model.num_hidden_layers, len(plans))
-        requests, hits = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        for layer in range(self.model.num_hidden_layers):
+        plans, layers = placement.groups, self.model.num_hidden_layers
+        tokens = [sequence.tokens - sequence.prompt for sequence in self.sequences]
+        decoded = sum(tokens)
+        if placement.shared:
+            return count_shared(
+                lambda layer, index: np.packbits(self._units(layer, plans[index], decoded), axis=1),
+                tokens,
+                SharedCaches(plans, layers, placement.shared, eviction),
+                contents=contents,
+            )
+        demand = Demand.none(decoded, layers, plans)
+        for layer in range(layers):
             for index, plan in enumerate(plans):
-                masks = self._read(layer, plan, decoded)
-                cache = (setup or CacheSetup()).cache(layer, plan.group.name, plan.units, plan.capacity, eviction)
-                start = 0
-                for sequence in self.sequences:
-                    end = start + sequence.tokens - sequence.prompt
+                masks = self._units(layer, plan, decoded)
+                capacity, start = plan.capacity_in(layer), 0
+                cache = (setup or CacheSetup()).cache(layer, plan.group.name, plan.units, capacity, eviction)
+                for length in tokens:
+                    end = start + length
                     cache.start(masks[start:end] if eviction.needs_future else None)
                     for row in range(start, end):
-                        requests[row, layer, index], hits[row, layer, index] = cache.step(masks[row])
+                        demand.put(row, layer, index, serve(cache, plan, masks[row]))
                     start = end
                 if contents:
                     contents(layer, plan.group.name, cache.view)
-        return Demand(requests, hits)
+        return demand
+
+    def _units(self, layer: int, plan: GroupPlan, decoded: int) -> np.ndarray:
+        """bool ``[decoded, units]``."""
+        masks, blocks = self._read(layer, plan, decoded), plan.blocks(layer)
+        return masks if blocks is None else np.stack([blocks.touched(mask) for mask in masks])
 
     def _read(self, layer: int, plan: GroupPlan, decoded: int) -> np.ndarray:
-        """bool ``[decoded, units]``."""
+        """bool ``[decoded, indices]``."""
         name = _member(layer, plan.group.name)
         try:
             packed = self._file[name]
         except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
             raise TraceError(f"{self.path}: {name} is missing or damaged") from error
-        wanted = (decoded, -(-plan.units // 8))
+        wanted = (decoded, -(-plan.indices // 8))
         if packed.shape != wanted or packed.dtype != np.uint8:
             raise TraceError(f"{self.path}: {name}: {packed.dtype} {packed.shape}, the header says uint8 {wanted}")
-        return np.unpackbits(packed, axis=1, count=plan.units).astype(bool)
+        return np.unpackbits(packed, axis=1, count=plan.indices).astype(bool)
 
 
 def is_mask_file(path: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hwsim.devices import flash_seconds, read_sizes
 from hwsim.evictions import Eviction
 from hwsim.placement import Placement
@@ -46,10 +48,12 @@ def notes(
         )
     elif placement.enough:
         short = [plan for plan in placement.groups if plan.capacity < plan.units]
-        shares = ", ".join(f"{plan.group.name} {plan.capacity} of {plan.units} units" for plan in short)
+        holds = ", ".join(f"{plan.group.name} {plan.capacity} of {plan.units} units" for plan in short)
+        uneven = any(plan.capacities for plan in short)
+        shares = "the shares of --cache-shares" if uneven else "equal shares for each matrix"
         found.append(
             f"{name}: the DRAM budget of {budget} is as large as the KV cache of {kv} and all weights, {whole}, but "
-            f"caches get equal shares for each matrix, and some cannot hold theirs ({shares}); give more with --dram."
+            f"caches get {shares}, and some cannot hold theirs ({holds}); give more with --dram."
         )
     if placement.streamed and not placement.groups:
         pinned = placement.pinned_weights
@@ -71,11 +75,15 @@ def notes(
 
 
 def _cache_notes(placement: Placement, name: str, bypass: bool) -> list[str]:
-    if not any(plan.capacity for plan in placement.groups):
+    held = {
+        plan.group.name: [plan.capacity_in(layer) for layer in range(placement.layers)] for plan in placement.groups
+    }
+    if not any(map(any, held.values())):
         return [f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."]
-    over = [plan for plan in placement.groups if min(plan.k) > plan.capacity]
-    if over and not bypass:
-        shares = ", ".join(f"{plan.group.name} {_span(plan.k)} of {plan.capacity}" for plan in over)
+    over = [plan for plan in placement.groups if all(k > n for k, n in zip(plan.k, held[plan.group.name], strict=True))]
+    alone = not placement.shared or len(over) == len(placement.groups)  # else a smaller mask leaves room for a choice
+    if over and not bypass and alone:
+        shares = ", ".join(f"{plan.group.name} {_span(plan.k)} of {_span(held[plan.group.name])}" for plan in over)
         return [
             f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills that cache "
             "and all eviction rules but none do the same there."
@@ -83,7 +91,7 @@ def _cache_notes(placement: Placement, name: str, bypass: bool) -> list[str]:
     return []
 
 
-def _span(values: tuple[int, ...]) -> str:
+def _span(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low}-{high}"
 

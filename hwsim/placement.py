@@ -5,51 +5,18 @@ All sizes are bytes and whole numbers; see docs/model.md for the rules in prose.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
-from graphlib import CycleError, TopologicalSorter
-
-import numpy as np
 
 from hwsim.adapter import Adapter
-from hwsim.errors import ContractError, SettingError, UnitError
-from hwsim.model import ATTENTION, MADE_BY, MLP, NORMS, Bits, ModelShape, footprint, stored_bytes
-from hwsim.policy import Group
+from hwsim.errors import SettingError, UnitError
+from hwsim.model import ATTENTION, Bits, ModelShape, footprint, stored_bytes
+from hwsim.plans import GroupPlan, plan_group, plan_groups, plan_layers
+from hwsim.shares import Scope, Shared, Shares, divide
 from hwsim.units import parse, show_size
 
-_MADE_BY = MADE_BY | dict.fromkeys(NORMS, frozenset())
+__all__ = ["GroupPlan", "Placement", "dram_budget", "place", "plan_group", "plan_groups", "plan_layers"]
+
 _LARGEST = 10**18  # bytes of a DRAM budget: more is a slip of the pen
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """A group of a policy, made concrete for a model; the same in every layer but for its keep.
-
-    Attributes:
-        group: as the first layer has it.
-        units: how many units the group has.
-        keep: of each layer; None where the policy decides.
-        k: units that a mask holds, of each layer: floor(keep x units), at least 1; 0 where the policy decides.
-        slice_bytes: bytes of each matrix slice of one unit: each is a read of its own in Flash.
-        unit_bytes: their sum.
-        parameters: weights in one unit.
-        mlp_parameters: those of them that belong to the MLP.
-        capacity: units that the group's cache holds.
-    """
-
-    group: Group
-    units: int
-    keep: tuple[float | None, ...]
-    k: tuple[int, ...]
-    slice_bytes: tuple[int, ...]
-    unit_bytes: int
-    parameters: int
-    mlp_parameters: int
-    capacity: int = 0
-
-    def in_layer(self, layer: int) -> Group:
-        """The group as a layer has it."""
-        return replace(self.group, keep=self.keep[layer])
 
 
 @dataclass(frozen=True)
@@ -65,6 +32,7 @@ class Placement:
         sparse: bytes of all matrices that masks cut.
         cache_bytes: what is left of the budget for the caches.
         groups: the policy's groups, in the order in which a layer decides them.
+        shared: the caches, where groups share them.
         weights: bytes of the whole model's weights.
         layers: how many layers the model has.
         parameters: weights (numbers, not bytes) of all layers and the LM head.
@@ -92,6 +60,7 @@ class Placement:
     attention_parameters: int
     macs_per_entry: int
     adapter: Adapter | None = None
+    shared: Shared | None = None
 
     @property
     def pinned_weights(self) -> int:
@@ -101,128 +70,14 @@ class Placement:
     @property
     def everything_fits(self) -> bool:
         """Whether the KV cache and all weights fit into the budget, and every cache holds all units of its group."""
+        if self.shared:
+            return self.enough and sum(self.shared.sizes) == self.sparse
         return self.enough and all(plan.capacity == plan.units for plan in self.groups)
 
     @property
     def enough(self) -> bool:
         """Whether the budget is as large as the KV cache and all weights; equal shares may still be too small."""
         return self.kv_reserved + self.resident_weights + self.sparse <= self.budget
-
-
-def plan_group(group: Group, model: ModelShape, bits: Bits) -> GroupPlan:
-    """Make a group concrete.
-
-    Raises:
-        ContractError: an unknown axis, slice, signal or keep, or a mask decided from what it must produce.
-    """
-    where = f"group {group.name!r}"
-    if not isinstance(group.name, str):
-        raise ContractError(f"{where}: its name must be text")
-    for field in ("slices", "needs"):
-        value = getattr(group, field)
-        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-            raise ContractError(f"{where}: {field} {value!r}; must be a list of names")
-    axes = {
-        "hidden": model.hidden_size,
-        "neuron": model.intermediate_size,
-        "attention": model.num_attention_heads * model.head_dim,
-        "kv": model.num_key_value_heads * model.head_dim,
-    }
-    if not isinstance(group.axis, str) or group.axis not in axes:
-        raise ContractError(f"{where}: axis {group.axis!r}; must be one of {', '.join(axes)}")
-    units, matrices = axes[group.axis], model.matrices()
-    if not group.slices:
-        raise ContractError(f"{where}: slices is empty; name at least one, such as 'down.column'")
-    sizes, parameters, of_mlp = [], 0, 0
-    for name in group.slices:
-        matrix, _, kind = name.partition(".")
-        if matrix not in matrices or kind not in ("row", "column"):
-            known = ", ".join(f"{m}.row, {m}.column" for m in matrices)
-            raise ContractError(f"{where}: slice {name!r}; must be one of {known}")
-        count, elements = matrices[matrix] if kind == "row" else reversed(matrices[matrix])
-        if count != units:
-            raise ContractError(f"{where}: {name} has {count} units, axis {group.axis!r} has {units}")
-        sizes.append(stored_bytes(elements, bits.of(matrix)))
-        parameters += elements
-        of_mlp += elements if matrix in MLP else 0
-    if group.keep is not None and not (isinstance(group.keep, float | int | np.floating) and 0 < group.keep <= 1):
-        raise ContractError(f"{where}: keep={group.keep!r}; must be more than 0 and at most 1")
-    _check_needs(group, where, model, units)
-    k = 0 if group.keep is None else max(1, int(group.keep * units + 1e-9))
-    layers = model.num_hidden_layers
-    keeps, ks = (group.keep,) * layers, (k,) * layers
-    return GroupPlan(group, units, keeps, ks, tuple(sizes), sum(sizes), parameters, of_mlp)
-
-
-def _check_needs(group: Group, where: str, model: ModelShape, units: int) -> None:
-    for signal in group.needs:
-        if signal not in _MADE_BY:
-            raise ContractError(f"{where}: needs {signal!r}; must be one of {', '.join(_MADE_BY)}")
-        width = model.signal_width(signal)
-        if signal in NORMS and width != units:
-            raise ContractError(f"{where}: needs {signal!r} of {width} units, axis {group.axis!r} has {units}")
-        made = _MADE_BY[signal] & {name.partition(".")[0] for name in group.slices}
-        if made and not group.oracle:
-            raise ContractError(
-                f"{where}: is decided from {signal!r}, which {', '.join(sorted(made))} must produce first, "
-                "and the mask cuts that; choose another signal, or say oracle=True"
-            )
-
-
-def plan_groups(groups: list[Group], model: ModelShape, bits: Bits) -> tuple[GroupPlan, ...]:
-    """Make all groups of a policy concrete, in the order in which a layer can decide them.
-
-    Raises:
-        ContractError: as `plan_group`; two groups share a name or a matrix; groups that wait for each other.
-    """
-    if not isinstance(groups, list | tuple) or not all(isinstance(group, Group) for group in groups):
-        raise ContractError("groups() must return a list of hwsim.policy.Group")
-    plans = [plan_group(group, model, bits) for group in groups]
-    names = Counter(group.name for group in groups)
-    cut_by = Counter(name.partition(".")[0] for group in groups for name in group.slices)
-    for what, counts in (("groups are called", names), ("times a slice cuts the matrix", cut_by)):
-        for name, count in counts.items():
-            if count > 1:
-                raise ContractError(f"{count} {what} {name!r}; it must be one")
-    cuts = {plan.group.name: {name.partition(".")[0] for name in plan.group.slices} for plan in plans}
-    waits = {
-        plan.group.name: {
-            other
-            for other, cut in cuts.items()
-            if other != plan.group.name and any(_MADE_BY[signal] & cut for signal in plan.group.needs)
-        }
-        for plan in plans
-        if not plan.group.oracle
-    }
-    try:
-        order = list(TopologicalSorter({name: waits.get(name, set()) for name in cuts}).static_order())
-    except CycleError as error:
-        raise ContractError(f"groups {', '.join(error.args[1])} wait for each other's masks") from error
-    return tuple(sorted(plans, key=lambda plan: order.index(plan.group.name)))
-
-
-def plan_layers(layers: list[list[Group]], model: ModelShape, bits: Bits) -> tuple[GroupPlan, ...]:
-    """Make the groups of a policy concrete that has others in each layer; only their keep may differ.
-
-    Raises:
-        ContractError: as `plan_groups`; two layers differ in more than the keep of their groups.
-    """
-    plans = [plan_groups(groups, model, bits) for groups in layers]
-
-    def but_for_keep(each: tuple[GroupPlan, ...]) -> list[Group]:
-        return [replace(plan.group, keep=None) for plan in each]
-
-    for layer, each in enumerate(plans):
-        if but_for_keep(each) != but_for_keep(plans[0]):
-            raise ContractError(f"groups() of layer {layer} differ from layer 0's in more than keep")
-    return tuple(
-        replace(
-            plan,
-            keep=tuple(each[index].keep[layer] for layer, each in enumerate(plans)),
-            k=tuple(each[index].k[layer] for layer, each in enumerate(plans)),
-        )
-        for index, plan in enumerate(plans[0])
-    )
 
 
 def dram_budget(text: str, weights: int, kv_reserved: int) -> int:
@@ -269,6 +124,8 @@ def place(
     *,
     adapter: Adapter | None = None,
     longest: int | None = None,
+    scope: Scope = "matrix",
+    shares: Shares | None = None,
 ) -> Placement:
     """Lay a model out in DRAM and Flash.
 
@@ -279,9 +136,11 @@ def place(
         predictor_parameters: parameters that the policy itself keeps, all layers.
         adapter: a LoRA adapter: what is not merged lies in DRAM, too.
         longest: tokens of the longest sequence, the least that the KV cache can be reserved for.
+        scope: who shares a cache.
+        shares: how its bytes are divided over layers and groups; None: equally.
 
     Raises:
-        SettingError: the budget cannot hold the KV cache.
+        SettingError: the budget cannot hold the KV cache; the shares are not those of these groups.
     """
     sizes, layers, matrices = footprint(model, bits), model.num_hidden_layers, model.matrices()
     kv_reserved = kv_tokens * sizes.kv_entry
@@ -302,11 +161,7 @@ def place(
     resident = layers * sum(whole.values()) + sizes.lm_head + extra
     streamed = max(0, kv_reserved + resident - budget)
     cache_bytes = max(0, budget - kv_reserved - resident)
-    # each masked matrix of each layer gets the same bytes; in whole numbers, so that the floor is exact. A matrix is
-    # cut by one slice of one group, so a group's share counts its slices
-    parts = layers * len(masked)
-    held = [cache_bytes * len(plan.slice_bytes) // (parts * plan.unit_bytes) for plan in plans]
-    groups = tuple(replace(plan, capacity=min(plan.units, units)) for plan, units in zip(plans, held, strict=True))
+    shared, groups = _caches(plans, layers, cache_bytes, scope, shares)
     attention = sum(matrices[name].elements for name in ATTENTION if name not in masked)
     return Placement(
         budget=budget,
@@ -315,7 +170,7 @@ def place(
         kv_entry=sizes.kv_entry,
         resident_weights=resident,
         streamed=streamed,
-        sparse=layers * sum(plan.units * plan.unit_bytes for plan in plans),
+        sparse=layers * sum(plan.total_bytes for plan in plans),
         cache_bytes=cache_bytes,
         groups=groups,
         weights=sizes.weights,
@@ -326,4 +181,42 @@ def place(
         adapter=adapter,
         attention_parameters=layers * attention + model.vocab_size * model.hidden_size,
         macs_per_entry=layers * 2 * model.num_attention_heads * model.head_dim,
+        shared=shared,
+    )
+
+
+def _caches(
+    plans: tuple[GroupPlan, ...], layers: int, size: int, scope: Scope, shares: Shares | None
+) -> tuple[Shared | None, tuple[GroupPlan, ...]]:
+    """Divide the cache's bytes: the caches that groups share, if any, and the groups with what theirs can hold."""
+    if not plans:
+        return None, plans
+    weights = shares.of(layers, [plan.group.name for plan in plans]) if shares else None
+    totals = [plan.total_bytes for plan in plans]
+    if scope != "matrix":
+        whole = sum(totals)
+        if scope == "global":
+            sizes: tuple[int, ...] = (min(size, layers * whole),)
+        elif weights is None:
+            sizes = (min(size // layers, whole),) * layers
+        else:
+            sizes = tuple(divide(size, [sum(row) for row in weights], [whole] * layers))
+        held = [tuple(plan.held(each) for each in sizes) for plan in plans]
+        return Shared(scope, sizes), _holding(plans, held if len(set(sizes)) > 1 else [each[:1] for each in held])
+    if weights is None:
+        # each masked matrix of each layer gets the same bytes; in whole numbers, so that the floor is exact. A matrix
+        # is cut by one slice of one group, so a group's share counts its slices
+        parts = layers * sum(len(plan.slice_bytes) for plan in plans)
+        equal = [plan.held(size * len(plan.slice_bytes) // parts) for plan in plans]
+        return None, _holding(plans, [(units,) for units in equal])
+    given = divide(size, [weight for row in weights for weight in row], totals * layers)
+    by_group = [given[index :: len(plans)] for index in range(len(plans))]
+    return None, _holding(plans, [tuple(map(plan.held, sizes)) for plan, sizes in zip(plans, by_group, strict=True)])
+
+
+def _holding(plans: tuple[GroupPlan, ...], held: list[tuple[int, ...]]) -> tuple[GroupPlan, ...]:
+    """The plans with their capacities, one for all layers or one for each."""
+    return tuple(
+        replace(plan, capacity=min(units), capacities=units if len(units) > 1 else ())
+        for plan, units in zip(plans, held, strict=True)
     )

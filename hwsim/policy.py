@@ -22,6 +22,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+BEFOREHAND = "belady must know all masks beforehand; choose another --eviction"
+
+
 @dataclass(frozen=True)
 class Group:
     """Units that are selected by one mask, cached in one cache and read together.
@@ -50,7 +53,8 @@ class Context:
     """What a policy sees when it decides one mask. All arrays are read-only.
 
     Attributes:
-        group: the group to decide; `units` is its size and `k` = floor(keep x units), at least 1.
+        group: the group to decide; `units` is its size and `k` = floor(keep x units), at least 1. Both count single
+            rows and columns, also where blocks of them are read: hwsim makes blocks of what the policy says.
         layer: layer of the model, from 0.
         token: decoded token of the sequence, from 0; prompt tokens do not count.
         signals: what the group named in `needs`: float32 ``[width]`` each, of this token; norms: of this
@@ -71,12 +75,13 @@ class Context:
     signals: dict[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     _cached: np.ndarray | None = None
+    _blind: str = BEFOREHAND
 
     @property
     def cached(self) -> np.ndarray:
         """bool ``[units]``; asking for it makes a policy cache-aware, which ``belady`` cannot serve."""
         if self._cached is None:
-            raise PluginError("reads ctx.cached, but belady must know all masks beforehand; choose another --eviction")
+            raise PluginError(f"reads ctx.cached, but {self._blind}")
         return self._cached
 
 

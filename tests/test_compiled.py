@@ -94,7 +94,7 @@ def test_a_scan_in_blocks_is_the_scan_token_by_token(name: str, rule: str, dram:
                 scan.begin(number)
                 middle = span[0] + 7  # blocks of several sizes follow each other
                 for part in ((span[0], middle), (middle, span[1])):
-                    for masks, requests, hits in scan.run(signal_blocks(source, plan, 1, *part)):
+                    for masks, requests, hits, *_ in scan.run(signal_blocks(source, plan, 1, *part)):
                         count = np.full(len(masks), requests)
                         found += list(zip(masks.copy().tolist(), count, np.full(len(masks), hits), strict=True))
             runs.append((found, scan.cached.tolist()))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import calibrate, check, evaluate, generate, lists, new, record, replay, synth, trace, train
+from hwsim.cli import calibrate, check, evaluate, generate, layout, lists, new, record, replay, synth, trace, train
 from hwsim.cli.common import Commands
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ generate.register(app)
 train.register(app)
 synth.register(app)
 trace.register(app)
+layout.register(app)
 lists.register(app)
 new.register(app)
 check.register(app)

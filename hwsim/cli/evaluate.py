@@ -43,6 +43,10 @@ def evaluate(
     warm: c.Warm = None,
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
+    cache_scope: o.CacheScope = o.Scope.MATRIX,
+    cache_shares: o.CacheShares = "equal",
+    block: o.Block = 1,
+    layout: o.NeuronLayout = None,
     dram: o.Dram = None,
     kv_tokens: o.KvTokens = None,
     bits: o.BitsOfParts = o.DEFAULT_BITS,
@@ -88,23 +92,16 @@ def evaluate(
     asked = t.read_tasks(ctx, tasks, tasks_path, limit, num_fewshot, dense_prompt)
     sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
     sources += [*o.lora_files(lora, lora_merged), *density_files(density), *t.task_files(tasks_path)]
-    sources += [path for path in (pin, warm) if path]
+    sources += [*o.cache_files(cache_shares, layout), *(path for path in (pin, warm) if path)]
     sources += [Path(each) for each in (text, model) if Path(each).is_file()]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
         spare(save_masks, sources)
     settings = Settings(
-        dram,
-        kv_tokens,
-        read_bits(bits),
-        timing.value,
-        overlap.value,
-        seed,
-        per_token,
-        lora,
-        lora_merged,
-        caches=c.make_setup(admission, pin, warm),
-    )
+        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged,
+        cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
+        neurons=o.read_layout(layout), caches=c.make_setup(admission, pin, warm),
+    )  # fmt: skip
     reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
     profile = load_profile(hw)
     rule_name, rule, pairs = c.make_rule(eviction, set_ or [])

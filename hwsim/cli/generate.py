@@ -39,6 +39,10 @@ def generate(
     eviction: o.EvictionRule = "lfu",
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
+    cache_scope: o.CacheScope = o.Scope.MATRIX,
+    cache_shares: o.CacheShares = "equal",
+    block: o.Block = 1,
+    layout: o.NeuronLayout = None,
     dram: o.Dram = None,
     bits: o.BitsOfParts = o.DEFAULT_BITS,
     timing: o.TimingModel = o.Timing.EVENTS,
@@ -61,10 +65,12 @@ def generate(
     from hwsim.simulation import Settings
 
     read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
-    check_target(json, *read, *o.lora_files(lora, lora_merged))
+    check_target(json, *read, *o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout))
     settings = Settings(
-        dram, None, read_bits(bits), timing.value, overlap.value, seed, lora=lora, lora_merged=lora_merged
-    )
+        dram, None, read_bits(bits), timing.value, overlap.value, seed, lora=lora, lora_merged=lora_merged,
+        cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
+        neurons=o.read_layout(layout),
+    )  # fmt: skip
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
     rule_name, rule, pairs = make_rule(eviction, set_ or [])
     made = make_policies([policy], density, pairs)

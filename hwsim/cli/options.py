@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hwsim.errors import SettingError
 from hwsim.units import parse
+
+if TYPE_CHECKING:
+    from hwsim.layout import Layout
+    from hwsim.shares import Shares
 
 
 class Timing(StrEnum):
@@ -17,6 +21,14 @@ class Timing(StrEnum):
 
     EVENTS = "events"
     CLOSED_FORM = "closed-form"
+
+
+class Scope(StrEnum):
+    """Who shares a cache."""
+
+    MATRIX = "matrix"
+    LAYER = "layer"
+    GLOBAL = "global"
 
 
 class Overlap(StrEnum):
@@ -103,6 +115,29 @@ Lora = Annotated[
 LoraMerged = Annotated[
     bool, typer.Option("--lora-merged", help="The adapter is merged into the weights: no bytes of its own.")
 ]
+CacheScope = Annotated[
+    Scope,
+    typer.Option(help="matrix: each group of each layer has a cache; layer: one for a layer; global: one for all."),
+]
+CacheShares = Annotated[
+    str,
+    typer.Option(
+        metavar="equal|traffic|FILE",
+        help="Bytes of the caches: equal, in proportion to Flash traffic under equal shares, or to that of a --json.",
+    ),
+]
+Block = Annotated[
+    int, typer.Option(min=1, max=10**8, help="Neighbouring rows or columns that are read and cached as one unit.")
+]
+NeuronLayout = Annotated[
+    Path | None,
+    typer.Option(
+        "--layout",
+        metavar="FILE",
+        help="Order of the neurons in Flash, from `hwsim layout`.",
+        show_default="the model's own",
+    ),
+]
 PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token in the JSON.")]
 
 
@@ -139,3 +174,34 @@ def read_size(text: str | None, option: str) -> int | None:
         return int(parse(text, "size"))
     except Exception as error:
         raise SettingError(f"{option} {text}: {error}") from error
+
+
+def read_shares(text: str) -> Shares | None:
+    """Read ``--cache-shares``; None: equal.
+
+    Raises:
+        SettingError: no such file, or it holds no shares.
+    """
+    from hwsim.shares import Shares
+    from hwsim.shares import read_shares as read
+
+    if text == "equal":
+        return None
+    return Shares(None, "traffic") if text == "traffic" else read(Path(text))
+
+
+def read_layout(path: Path | None) -> Layout | None:
+    """Read ``--layout``.
+
+    Raises:
+        PluginError: no such file, or it holds no layout.
+    """
+    from hwsim.layout import read_layout as read
+
+    return None if path is None else read(path)
+
+
+def cache_files(shares: str, layout: Path | None) -> list[Path]:
+    """The files that ``--cache-shares`` and ``--layout`` name."""
+    named = None if shares in ("equal", "traffic") else Path(shares)
+    return [path for path in (named, layout) if path is not None]

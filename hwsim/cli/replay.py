@@ -60,6 +60,10 @@ def replay(
     save_cache: c.SaveCache = None,
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
+    cache_scope: o.CacheScope = o.Scope.MATRIX,
+    cache_shares: o.CacheShares = "equal",
+    block: o.Block = 1,
+    layout: o.NeuronLayout = None,
     dram: o.Dram = None,
     kv_tokens: o.KvTokens = None,
     bits: o.BitsOfParts = o.DEFAULT_BITS,
@@ -82,14 +86,16 @@ def replay(
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
     sources = [trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs)]
-    sources += [*o.lora_files(lora, lora_merged), *density_files(density), *(path for path in (pin, warm) if path)]
+    sources += [*o.lora_files(lora, lora_merged), *density_files(density), *o.cache_files(cache_shares, layout)]
+    sources += [path for path in (pin, warm) if path]
     check_target(json, *sources, *([save_cache] if save_cache else []))
     if save_cache:
         check_new_file(save_cache)
         spare(save_cache, sources)
     settings = Settings(
         dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged,
-        caches=c.make_setup(admission, pin, warm),
+        cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
+        neurons=o.read_layout(layout), caches=c.make_setup(admission, pin, warm),
     )  # fmt: skip
     name, made_rule, pairs = c.make_rule(eviction, pairs)
     profile, rule = load_profile(hw), (name, made_rule)

@@ -6,9 +6,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from hwsim import simulation
+from hwsim.demand import Demand
 from hwsim.errors import SettingError
 from hwsim.evaluate.carried import Carried, carry, require_peft
 from hwsim.evaluate.masking import ClosedLoop
@@ -24,7 +23,7 @@ from hwsim.record.extras import told_as
 from hwsim.record.hooks import Layer
 from hwsim.record.prepare import Prepared, Progress, passes, prepare
 from hwsim.record.runner import Runner
-from hwsim.select import Demand, worth_compiling
+from hwsim.select import worth_compiling
 
 _WINDOWS = 8  # that go through the model together where it does not run on a CPU
 
@@ -136,7 +135,7 @@ def _loop(
 ) -> ClosedLoop:  # fmt: skip
     return ClosedLoop(
         layers, ready.header.model, each.policy, placement.groups, eviction, settings.caches,
-        name=each.name, seed=settings.seed, sink=masks,
+        name=each.name, seed=settings.seed, sink=masks, shared=placement.shared,
         fast=worth_compiling(ready.settings.tokens * len(layers) * len(placement.groups)),
     )  # fmt: skip
 
@@ -173,9 +172,7 @@ def _passes(
 def _result(
     ready: Prepared, run: _Run, profile: Profile, eviction: Eviction, eviction_name: str, settings: simulation.Settings
 ) -> Evaluation:
-    demand = Demand(
-        np.concatenate([each.requests for each in run.demands]), np.concatenate([each.hits for each in run.demands])
-    )
+    demand = Demand.joined(run.demands)
     origin: dict[str, Any] = {
         "name": ready.header.provenance["text"]["name"],
         "origin": "closed loop",

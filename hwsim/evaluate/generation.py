@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim import simulation
+from hwsim.demand import Demand
 from hwsim.errors import SettingError
 from hwsim.evaluate.carried import Carried, carry, require_peft
 from hwsim.evaluate.evaluation import Candidate
@@ -23,7 +24,6 @@ from hwsim.record.extras import libraries, require_extra, told_as
 from hwsim.record.loading import find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
 from hwsim.record.sources import find_source
-from hwsim.select import Demand
 from hwsim.trace import Sequence, TraceHeader
 
 
@@ -144,7 +144,7 @@ def generate(
     loop = ClosedLoop(
         carried.layers if carried else loaded.layers, structure.shape, candidate.policy, placement.groups, eviction,
         settings.caches,
-        name=candidate.name, seed=settings.seed,
+        name=candidate.name, seed=settings.seed, shared=placement.shared, steps=True,
     )  # fmt: skip
     stepper = Stepper(loaded.model, used.torch, loop, carried)
     with told_as(f"--model {source.name}: cannot be run"):
@@ -152,7 +152,7 @@ def generate(
     text = tokenizer.decode(made, skip_special_tokens=True)
     if not stepper.demands:
         return Generated(text, made, None)
-    demand = Demand(*(np.concatenate([getattr(d, part) for d in stepper.demands]) for part in ("requests", "hits")))
+    demand = Demand.joined(stepper.demands)
     header = TraceHeader.model_validate(
         {
             "origin": "recorded",

@@ -15,14 +15,18 @@ from typing import Any
 import numpy as np
 
 from hwsim.cache import CacheSetup
+from hwsim.decider import Block
+from hwsim.demand import Demand
 from hwsim.errors import ModelError
 from hwsim.evictions import Eviction
+from hwsim.interleave import SharedCaches, count_shared
 from hwsim.kernels import read_only
 from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
 from hwsim.record.hooks import Layer
-from hwsim.select import Block, Demand, GroupScan
+from hwsim.select import GroupScan
+from hwsim.shares import Shared
 from hwsim.trace import Sequence
 
 # the points of a layer at which masks are decided, in the order in which a pass reaches them; and which signals are
@@ -35,7 +39,7 @@ _MASKED = {
 }  # fmt: skip
 
 MaskSink = Callable[[int, str, int, np.ndarray], None]
-"""Is told (layer, group, first decoded token of the run, masks bool [tokens, units])."""
+"""Is told (layer, group, first decoded token of the run, masks bool [tokens, indices])."""
 
 
 class ClosedLoop:
@@ -47,14 +51,17 @@ class ClosedLoop:
         policy: decides the masks.
         plans: its groups, with their caches' capacities.
         eviction: picks who leaves a cache.
-        setup: how caches admit, and what is in them from the start.
+        setup: how caches admit, and what is in them from the start; not for those that groups share.
         name: of the policy, for messages.
         seed: of the random numbers that policies may draw.
         sink: is told every mask.
+        shared: the caches, where groups share them.
+        steps: each pass brings one token, so that a policy may read shared caches.
         fast: take the compiled scan where policy and caches allow it; it decides the same.
 
     Raises:
         ModelError: the policy cuts something that cannot be masked in a running model.
+        SettingError: the eviction cannot serve a shared cache.
     """
 
     def __init__(
@@ -69,26 +76,43 @@ class ClosedLoop:
         name: str,
         seed: int = 0,
         sink: MaskSink | None = None,
+        shared: Shared | None = None,
+        steps: bool = False,
         fast: bool = False,
     ) -> None:
         self._plans, self._model, self._sink = plans, model, sink
         _check(plans, layers[0], name)
         self._attention = _attention(plans)
         first = _QKV if self._attention else _UP  # where a group is decided that needs no signal
-        self._at = [[i for i, plan in enumerate(plans) if _known(plan, first) == point] for point in range(4)]
+        points = [_known(plan, first) for plan in plans]
+        self._at = [[index for index, at in enumerate(points) if at == point] for point in range(4)]
+        self._caches = SharedCaches(plans, model.num_hidden_layers, shared, eviction) if shared else None
+        self._later = shared is not None and not steps
+        blind = ""
+        if shared and steps:
+            _check_order(plans, points, name)
+        elif shared:  # the masks of a whole window are decided before they go through a cache
+            blind = (
+                f"--cache-scope {shared.scope} couples groups that the evaluation decides one after the other for all "
+                "tokens; choose matrix, or replay or generate"
+            )
         self._scans = [
             [
-                GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index), fast=fast)
+                GroupScan(
+                    policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index), blind=blind,
+                    cache=self._caches.part(layer, index) if self._caches and steps else None, fast=fast,
+                )
                 for index, plan in enumerate(plans)
             ]
             for layer in range(model.num_hidden_layers)
-        ]
+        ]  # fmt: skip
         self._sequences: list[Sequence] = []
         self._first = self._token = 0
         self._fresh = True
-        self._requests = self._hits = np.zeros((0, model.num_hidden_layers, len(plans)), np.int32)
+        self._demand = Demand.none(0, model.num_hidden_layers, plans)
+        self._units: dict[tuple[int, int], np.ndarray] = {}  # packed masks that go through shared caches later
         self._signals: dict[str, Any] = {}  # of the present layer
-        self._masks: dict[str, Any] = {}  # by slice, of the present layer: bool [tokens, units]
+        self._masks: dict[str, Any] = {}  # by slice, of the present layer: bool [tokens, indices]
         self._norms: dict[tuple[int, str], np.ndarray] = {}  # by layer and name, once they were needed
         self._handles: list[Any] = []
         self._layers = layers if plans else []
@@ -113,6 +137,8 @@ class ClosedLoop:
 
     def begin(self, number: int) -> None:
         """Sequence `number` begins, to be brought piece by piece with `continued`."""
+        if self._caches:
+            self._caches.start()
         for scans in self._scans:
             for scan in scans:
                 scan.begin(number)
@@ -124,15 +150,18 @@ class ClosedLoop:
 
     def demand(self) -> Demand:
         """What the last pass asked of the caches."""
-        return Demand(self._requests, self._hits)
+        if self._caches and self._units:
+            tokens = [sequence.tokens - sequence.prompt for sequence in self._sequences]
+            masks, self._units = self._units, {}
+            self._demand = count_shared(lambda *place: masks[place], tokens, self._caches, fresh=self._fresh)
+        return self._demand
 
     # ------------------------------------------------------------------ hooks
 
     def _start(self) -> None:
-        self._token += len(self._requests)  # those of the pass before
+        self._token += len(self._demand.requests)  # those of the pass before
         decoded = sum(sequence.tokens - sequence.prompt for sequence in self._sequences)
-        shape = (decoded, self._model.num_hidden_layers, len(self._plans))
-        self._requests, self._hits = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        self._demand = Demand.none(decoded, self._model.num_hidden_layers, self._plans)
 
     def _attach(self, index: int, layer: Layer) -> None:
         def before(module: Any, action: Callable[[Any], Any]) -> None:
@@ -188,16 +217,18 @@ class ClosedLoop:
         self._masks |= dict.fromkeys(plan.slices, masks)
 
     def _norm(self, layer: int, name: str) -> np.ndarray:
-        """Norms of the running model's weights, float32 ``[units]``, read-only."""
+        """Norms of the running model's weights, float32 ``[indices]``, read-only."""
         if (layer, name) not in self._norms:
             self._norms[layer, name] = read_only(self._layers[layer].norm(name))
         return self._norms[layer, name]
 
     def _scan(self, layer: int, group: int, arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> np.ndarray:
-        """Masks of all tokens, bool ``[tokens, units]``: prompts are dense."""
+        """Masks of all tokens, bool ``[tokens, indices]``: prompts are dense."""
         scan = self._scans[layer][group]
         total = sum(sequence.tokens for sequence in self._sequences)
-        masks = np.ones((total, scan.plan.units), bool)
+        masks = np.ones((total, scan.plan.indices), bool)
+        if self._later:
+            self._units[layer, group] = np.zeros((len(self._demand.requests), -(-scan.plan.units // 8)), np.uint8)
         row = start = 0
         for number, sequence in enumerate(self._sequences, self._first):
             if self._fresh:
@@ -205,11 +236,17 @@ class ClosedLoop:
             at, end = start + sequence.prompt, start + sequence.tokens
             first, token = row, at
             block = Block({signal: values[at:end] for signal, values in arrays.items()}, norms, end - at)
-            for decided, requests, hits in scan.run([block]):
-                here, there = slice(token, token + len(decided)), slice(row, row + len(decided))
-                masks[here] = decided
-                self._requests[there, layer, group], self._hits[there, layer, group] = requests, hits
-                token, row = here.stop, there.stop
+            if self._later:
+                for each in block.rows():
+                    units = scan.decide(each)
+                    self._units[layer, group][row] = np.packbits(units)
+                    masks[token] = scan.expand(units)
+                    token, row = token + 1, row + 1
+            else:
+                for served in scan.run([block]):
+                    masks[token : token + len(served.masks)] = served.masks
+                    self._demand.put(row, layer, group, served)
+                    token, row = token + len(served.masks), row + len(served.masks)
             if self._sink:
                 self._sink(layer, scan.plan.group.name, self._token + first, masks[at:end])
             start = end
@@ -221,6 +258,17 @@ def _array(values: Any) -> np.ndarray:
     array: np.ndarray = values.detach().reshape(-1, values.shape[-1]).float().cpu().numpy().copy()
     array.flags.writeable = False
     return array
+
+
+def _check_order(plans: tuple[GroupPlan, ...], points: list[int], name: str) -> None:
+    """Refuse groups that the running model decides in another order than a device would ask a shared cache for them."""
+    if points != sorted(points):
+        names = ", ".join(plan.group.name for plan in plans)
+        raise ModelError(
+            f"policy {name}: with a shared cache, groups must come in the order in which a layer knows what they need "
+            f"(attn_input, attn_output, input, then up, gate and glu); it is {names}; change it, or choose "
+            "--cache-scope matrix"
+        )
 
 
 def _known(plan: GroupPlan, first: int) -> int:

@@ -13,12 +13,10 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from hwsim.demand import Demand
 from hwsim.errors import ModelError, SettingError
 from hwsim.evaluate.carried import Carried
 from hwsim.evaluate.masking import ClosedLoop
-from hwsim.select import Demand
 from hwsim.trace import Sequence
 
 
@@ -87,8 +85,7 @@ class Passes:
 
     def demand(self) -> Demand:
         """Of all sequences."""
-        parts = ([getattr(each, part) for each in self._demands] for part in ("requests", "hits"))
-        return Demand(*map(np.concatenate, parts))
+        return Demand.joined(self._demands)
 
     def _densely(self, lengths: list[int]) -> bool:
         return self._dense_prompt and len(lengths) == 1

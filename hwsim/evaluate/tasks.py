@@ -122,11 +122,13 @@ def evaluate_tasks(
         done += 1
         tell("asking", done, total)
 
+    for placement in placements:
+        simulation.check_caches(placement, eviction, settings)
     layers = ready.carried.layers if ready.carried else ready.loaded.layers
     loops = [
         ClosedLoop(
-            layers, ready.structure.shape, each.policy, placement.groups, eviction,
-            name=each.name, seed=settings.seed,
+            layers, ready.structure.shape, each.policy, placement.groups, eviction, settings.caches,
+            name=each.name, seed=settings.seed, shared=placement.shared,
         )
         for each, placement in zip(candidates, placements, strict=True)
     ]  # fmt: skip

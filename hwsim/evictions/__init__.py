@@ -26,7 +26,7 @@ class Use(NamedTuple):
     """One token's demand on one cache.
 
     Attributes:
-        token: decoded token of the sequence, from 0.
+        token: decoded token of the sequence, from 0; where groups share a cache, the number of the use of that cache.
         mask: bool ``[units]``: the needed units.
         admitted: bool ``[units]``: those of them that enter the cache now; under bypass all that are not in it.
     """
@@ -43,6 +43,9 @@ class Eviction(BaseModel):
         caches: False for a rule that never keeps anything.
         needs_future: True for a rule that `start` must tell all masks of the sequence.
         admission: how units enter the cache, unless the user chooses.
+        shares: True for a rule whose ranks compare units of different groups, so that it can serve one cache for all
+            of them: it decides by `rank` alone, admits whatever is needed, and takes ``use.token`` for nothing but the
+            order of uses.
         rank_update: for speed: the state is the rank, int32 ``[units]``, and `use` does no more than this to it: notes
             the token where a unit was needed (``last``) or admitted (``first``), or adds one where needed (``count``).
     """
@@ -51,6 +54,7 @@ class Eviction(BaseModel):
     caches: ClassVar[bool] = True
     needs_future: ClassVar[bool] = False
     admission: ClassVar[Admission] = "always"
+    shares: ClassVar[bool] = False
     rank_update: ClassVar[RankUpdate | None] = None
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> Any:

@@ -13,6 +13,7 @@ from hwsim.evictions import Eviction, Use
 class Fifo(Eviction):
     """First in, first out: who was admitted first leaves first, however often it was needed since."""
 
+    shares: ClassVar[bool] = True
     rank_update: ClassVar[RankUpdate | None] = "first"
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:

@@ -13,6 +13,7 @@ from hwsim.evictions import Eviction, Use
 class Lfu(Eviction):
     """Least frequently used: who was needed the fewest times since the sequence began leaves first."""
 
+    shares: ClassVar[bool] = True
     rank_update: ClassVar[RankUpdate | None] = "count"
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:

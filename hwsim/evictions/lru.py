@@ -13,6 +13,7 @@ from hwsim.evictions import Eviction, Use
 class Lru(Eviction):
     """Least recently used: who was not needed for the longest time leaves first."""
 
+    shares: ClassVar[bool] = True
     rank_update: ClassVar[RankUpdate | None] = "last"
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:

@@ -11,3 +11,4 @@ class NoCache(Eviction):
     """No cache: every needed unit is read from Flash at every token."""
 
     caches: ClassVar[bool] = False
+    shares: ClassVar[bool] = True

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from hwsim import kernels
+from hwsim.decider import Decider
 from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions.lru import Lru
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Context, Policy
 from hwsim.profile import Profile
-from hwsim.select import Decider, scan, signal_blocks
+from hwsim.select import scan, signal_blocks
 from hwsim.simulation import Settings, layout
 from hwsim.testing.drive import SMALL_MODEL, RandomSignals
 from hwsim.testing.rules import at_the_ends, check_rules, make

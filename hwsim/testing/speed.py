@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwsim.cache import Cache
+from hwsim.decider import Decider
 from hwsim.errors import HwsimError
 from hwsim.evictions import Eviction
 from hwsim.evictions.lru import Lru
@@ -20,7 +21,6 @@ from hwsim.kernels import read_only, top_k
 from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
-from hwsim.select import Decider
 from hwsim.testing.drive import RandomSignals
 from hwsim.testing.policies import plans_of
 

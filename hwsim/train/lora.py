@@ -99,6 +99,10 @@ def train_lora(
     tell = progress or (lambda phase, done, total: None)
     if eviction.needs_future:
         raise SettingError("--eviction: a rule that must know the future cannot be trained with; choose another")
+    caches = settings.caches
+    asked = (settings.cache_scope, settings.cache_shares, settings.block, *vars(caches).values())
+    if asked != ("matrix", None, 1, None, None, None):
+        raise SettingError("settings: an adapter is trained with equal caches of single units that begin empty")
     reading = TextSettings(
         training.tokens + training.validation, training.context, 0, None,
         *((reading.device, reading.dtype, reading.max_memory) if reading else ()),

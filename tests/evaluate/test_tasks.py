@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("torch", reason="tasks need the extra `record`")
 pytest.importorskip("lm_eval", reason="tasks need the extra `tasks`")
 
+from hwsim.demand import Demand
 from hwsim.errors import HwsimError, ModelError, SettingError
 from hwsim.evaluate import Candidate, TaskSettings, evaluate_tasks, generate
 from hwsim.evaluate.generation import Stepper
@@ -31,7 +32,6 @@ from hwsim.record.extras import libraries
 from hwsim.record.hooks import find_layers
 from hwsim.record.loading import read_structure
 from hwsim.record.sources import find_source
-from hwsim.select import Demand
 from hwsim.simulation import Settings
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model, make_tokenizer, save

@@ -1,0 +1,204 @@
+"""Asking a policy for its masks, and holding it to the contract."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hwsim import kernels
+from hwsim.errors import ContractError, HwsimError, one_line
+from hwsim.model import ModelShape
+from hwsim.placement import GroupPlan
+from hwsim.plans import kept
+from hwsim.policy import BEFOREHAND, Context, Policy, Scores
+
+
+class Block(NamedTuple):
+    """What a group needs, for some tokens in a row.
+
+    Attributes:
+        signals: float32 ``[tokens, width]`` each, read-only.
+        norms: float32 ``[indices]`` each, read-only, the same for all tokens.
+        tokens: how many.
+    """
+
+    signals: dict[str, np.ndarray]
+    norms: dict[str, np.ndarray]
+    tokens: int
+
+    def rows(self) -> Iterator[dict[str, np.ndarray]]:
+        """What each token shows to the policy."""
+        for token in range(self.tokens):
+            yield self.norms | {signal: values[token] for signal, values in self.signals.items()}
+
+
+class Decider:
+    """Asks a policy for the masks of one group of one layer, and holds it to the contract."""
+
+    def __init__(
+        self, policy: Policy, name: str, plan: GroupPlan, model: ModelShape, layer: int, seed: tuple[int, ...]
+    ) -> None:
+        self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
+        # a policy sees single indices, whatever the units are
+        group, self._blocks, self._k_units = plan.in_layer(layer), plan.blocks(layer), plan.k[layer]
+        k = self._k_units if self._blocks is None or group.keep is None else kept(group.keep, plan.indices)
+        self._ctx = Context(model, group, layer, plan.indices, k, np.random.default_rng(self._seed))
+        self._scores = type(policy).select is Policy.select
+        self.scores_blocks = self._blocks is None and k > 0 and _scores_blocks(type(policy))
+        self._mask = np.empty(plan.units, bool)
+        self._view = kernels.read_only(self._mask)
+        self._cached: np.ndarray | None = None  # of units
+        self._indices, self._cached_indices = np.empty(plan.indices, bool), np.zeros(plan.indices, bool)
+        self._view_indices = kernels.read_only(self._indices)
+
+    @property
+    def token(self) -> int:
+        """The token that was decided last, from 0 in each sequence; -1 before the first."""
+        return self._ctx.token
+
+    def begin(self, number: int, cached: np.ndarray | None, blind: str = "") -> None:
+        """Sequence `number` begins: fresh state and random numbers.
+
+        Args:
+            number: of the sequence in the run.
+            cached: the cache's read-only view, bool ``[units]``; None: the policy may not read it.
+            blind: why; the default is what a rule that needs the future asks for.
+        """
+        ctx = self._ctx
+        ctx._blind = blind or BEFOREHAND
+        ctx.state, ctx.rng, ctx.token = {}, np.random.default_rng((*self._seed, number)), -1
+        ctx._cached = self._cached = cached
+        if self._blocks is not None and cached is not None:
+            ctx._cached = kernels.read_only(self._cached_indices)
+
+    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
+        """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
+
+        Raises:
+            ContractError: the policy raised, or returned something of the wrong shape or type, or NaN.
+        """
+        self._ctx.token += 1
+        self._ctx.signals = signals
+        if self._blocks is not None and self._cached is not None:
+            self._blocks.expand(self._cached, self._cached_indices)
+        if not self._scores:
+            mask = self._ask("select")
+            if mask is not None:
+                self._take(self._checked_mask(mask))
+                return self._view
+        scores = self._checked_scores(self._ask("score"))
+        kernels.top_k(scores if self._blocks is None else self._blocks.sums(scores), self._k(), self._mask)
+        return self._view
+
+    def _take(self, mask: np.ndarray) -> None:
+        """Make the policy's own mask of indices one of units."""
+        if self._blocks is None:
+            np.copyto(self._mask, mask)  # the policy may change its own, or return ctx.cached
+        elif self._k_units == 0:
+            np.copyto(self._mask, self._blocks.touched(mask))
+        elif (count := int(np.count_nonzero(mask))) != self._ctx.k:
+            raise self.wrong_size(self.token, count)
+        else:  # the blocks that hold most of it
+            kernels.top_k(self._blocks.sums(mask.astype(np.float32)), self._k_units, self._mask)
+
+    def expand(self, units: np.ndarray) -> np.ndarray:
+        """A mask of units as one of indices, read-only; valid until the next call."""
+        if self._blocks is None:
+            return units
+        self._blocks.expand(units, self._indices)
+        return self._view_indices
+
+    def scores(self, block: Block) -> Scores | None:
+        """The scores of all tokens of a block, with `uncached` set; None: the policy wants to be asked one by one.
+
+        Raises:
+            ContractError: the policy raised, or returned something of the wrong shape or type.
+        """
+        ctx = self._ctx
+        ctx.token, ctx.signals = ctx.token + 1, block.norms | block.signals
+        found = self._ask("scores")
+        if found is None:
+            ctx.token -= 1
+            return None
+        shape = (block.tokens, self._plan.indices)
+        values, uncached = found if isinstance(found, Scores) else (None, None)
+        uncached = np.ones(block.tokens, np.float32) if uncached is None else uncached
+        if values is None or not (_is_float32(values, shape) and _is_float32(uncached, shape[:1])):
+            raise ContractError(
+                f"{self._who('scores')}: needs Scores of float32 of shape {shape}, and {shape[:1]} of what is uncached"
+            )
+        if np.isnan(values.max()) or np.isnan(uncached.max()):  # told token by token, with its place
+            ctx.token -= 1
+            return None
+        ctx.token += block.tokens - 1
+        return Scores(values, uncached)
+
+    def wrong_size(self, token: int, count: int) -> ContractError:
+        """The error of a mask that holds `count` units where the group's keep asks for another number."""
+        return ContractError(
+            f"{self._who('select', token)}: the mask holds {count} units, keep asks for {self._ctx.k}; "
+            "give the group keep=None if select() decides"
+        )
+
+    def _ask(self, method: str) -> object:
+        try:
+            return getattr(self._policy, method)(self._ctx)
+        except HwsimError as error:
+            raise type(error)(f"{self._who(method)}: {error}") from error
+        except (Exception, SystemExit) as error:  # a plug-in must not end the program
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            at = f"{Path(last.filename).name}, line {last.lineno}"
+            raise ContractError(
+                f"{self._who(method)}: raised {type(error).__name__}: {one_line(error)} ({at})"
+            ) from error
+
+    def _k(self) -> int:
+        if self._k_units == 0:
+            raise ContractError(
+                f"{self._who('score')}: the group names no keep; give it one, or define select(self, ctx)"
+            )
+        return self._k_units
+
+    def _checked_scores(self, scores: object) -> np.ndarray:
+        units = (self._plan.indices,)
+        if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiub" or scores.shape != units:
+            raise ContractError(f"{self._who('score')}: returned {_describe(scores)}, needs float32 of shape {units}")
+        if scores.dtype != np.float32:
+            with np.errstate(over="ignore"):  # what is beyond float32 is infinite
+                scores = scores.astype(np.float32)
+        if np.isnan(scores.max()):  # the maximum of anything with a NaN is NaN
+            raise ContractError(
+                f"{self._who('score')}: returned NaN for unit {int(np.flatnonzero(np.isnan(scores))[0])}"
+            )
+        return scores
+
+    def _checked_mask(self, mask: object) -> np.ndarray:
+        units = (self._plan.indices,)
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != units:
+            raise ContractError(f"{self._who('select')}: returned {_describe(mask)}, needs bool of shape {units}")
+        return mask
+
+    def _who(self, method: str, token: int | None = None) -> str:
+        token = self._ctx.token if token is None else token
+        at = f"layer {self._ctx.layer}, group {self._plan.group.name}, token {token}"
+        return f"policy {self._name}: {method}() at {at}"
+
+
+def _is_float32(value: object, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape == shape
+
+
+def _scores_blocks(kind: type[Policy]) -> bool:
+    """Whether a policy's `scores` speaks for its `score`: a subclass with another `score` or `select` has its own."""
+    own = {name: next(each for each in kind.__mro__ if name in vars(each)) for name in ("score", "scores", "select")}
+    return own["scores"] is not Policy and all(issubclass(own["scores"], each) for each in own.values())
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__

@@ -1,0 +1,226 @@
+"""Demand, placement and device -> the result: time, bytes, energy, and where all of it comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel
+
+import hwsim
+from hwsim import bounds, metrics
+from hwsim.contents import UnitSets
+from hwsim.demand import Demand
+from hwsim.devices import read_sizes
+from hwsim.engine import run_events
+from hwsim.evictions import Eviction
+from hwsim.model import ModelShape
+from hwsim.notes import notes
+from hwsim.placement import GroupPlan, Placement
+from hwsim.policy import Policy
+from hwsim.profile import Profile
+from hwsim.settings import Settings
+from hwsim.trace import TraceHeader
+
+
+class Names(NamedTuple):
+    """How a result calls the plug-ins."""
+
+    policy: str
+    eviction: str
+
+
+def measure(
+    header: TraceHeader,
+    source: dict[str, Any],
+    demand: Demand,
+    placement: Placement,
+    profile: Profile,
+    policy: Policy,
+    eviction: Eviction,
+    settings: Settings,
+    names: Names,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> metrics.Result:
+    """Time, bytes and energy of a demand, however it came about.
+
+    Args:
+        header: the model and the sequences.
+        source: where the signals came from, for the result's provenance.
+        demand: requests and hits of every decoded token.
+        placement: where the bytes lie.
+        progress: is told how many tokens are done.
+    """
+    overlap = settings.overlap == "group"
+    if settings.timing == "closed-form":
+        timing = bounds.closed_form(demand, placement, profile, header.sequences, overlap=overlap)
+    else:
+        timing = run_events(demand, placement, profile, header.sequences, overlap=overlap, progress=progress)
+    return _result(header, source, profile, policy, settings, placement, demand, timing, eviction, names)
+
+
+def _result(
+    header: TraceHeader, source: dict[str, Any], profile: Profile, policy: Policy, settings: Settings,
+    placement: Placement, demand: Demand, timing: metrics.Timing, eviction: Eviction, names: Names,
+) -> metrics.Result:  # fmt: skip
+    plans = placement.groups
+    tokens = header.decoded
+    requests, hits = (array.astype(np.int64) for array in (demand.requests, demand.hits))
+    flash, dram = demand.miss_bytes(plans), demand.hit_bytes(plans)
+    kv = bounds.kv_lengths(header.sequences) * placement.kv_entry
+    flash_token = flash.sum(axis=(1, 2)) + placement.streamed
+    dram_token = dram.sum(axis=(1, 2)) + placement.pinned_weights + kv
+    groups = [
+        metrics.GroupResult(
+            layer=layer,
+            group=plan.group.name,
+            units=plan.units,
+            capacity_units=plan.capacity_in(layer) if eviction.caches else 0,
+            unit_bytes=plan.unit_bytes,
+            requests=int(requests[:, layer, index].sum()),
+            hits=int(hits[:, layer, index].sum()),
+            flash_bytes=int(flash[:, layer, index].sum()),
+            dram_bytes=int(dram[:, layer, index].sum()),
+        )
+        for layer in range(header.model.num_hidden_layers)
+        for index, plan in enumerate(plans)
+    ]
+    asked, found = int(requests.sum()), int(hits.sum())
+    flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
+    flash_read = flash_bytes
+    if settings.timing == "events":  # the closed form knows no pages
+        flash_read += _rounded_up(demand, plans, profile)
+    return metrics.Result(
+        provenance=_provenance(header, source, profile, policy, settings, placement, eviction, names),
+        notes=notes(
+            header.origin,
+            placement,
+            eviction,
+            profile,
+            names.policy,
+            settings.timing,
+            bypass=(settings.caches.admission or eviction.admission) == "bypass",
+        ),
+        tokens=tokens,
+        throughput_tok_s=tokens / timing.times.total,
+        latency_s=metrics.latency(timing.token_s),
+        ttft_s=bounds.prefill_seconds(placement, profile, header.sequences, flat=settings.timing == "closed-form"),
+        time_s=timing.times,
+        unit_requests=asked,
+        unit_hits=found,
+        hit_rate=found / asked if asked else None,
+        mlp_density=_density(header.model, placement, demand, tokens),
+        flash_bytes=flash_bytes,
+        flash_read_bytes=flash_read,
+        dram_bytes=dram_bytes,
+        resident_bytes=placement.kv_reserved + placement.pinned_weights,
+        kv_cache_bytes=placement.kv_reserved,
+        streamed_bytes=placement.streamed,
+        cache_bytes=placement.cache_bytes if plans else 0,
+        budget_bytes=placement.budget,
+        energy_j=_energy(
+            profile, flash_read, dram_bytes, bounds.operations(demand, placement, header.sequences), timing
+        ),
+        groups=groups,
+        per_token=_per_token(timing, requests, hits, flash_token, dram_token) if settings.per_token else None,
+    )
+
+
+def _rounded_up(demand: Demand, plans: tuple[GroupPlan, ...], profile: Profile) -> int:
+    """Bytes that Flash reads beyond the needed ones, because it reads whole pages."""
+    more = 0
+    last = demand.last_misses
+    for index, plan in enumerate(plans):
+        page = sum(read_sizes(profile.flash, plan.slice_bytes)) - plan.unit_bytes
+        more += int((demand.requests - demand.hits)[:, :, index].sum(dtype=np.int64)) * page
+        if plan.short and last is not None:
+            page_of_last = sum(read_sizes(profile.flash, plan.last_slice_bytes)) - plan.last_bytes
+            more += int(last[:, :, index].sum(dtype=np.int64)) * (page_of_last - page)
+    return more
+
+
+def _density(model: ModelShape, placement: Placement, demand: Demand, tokens: int) -> float:
+    per_index = np.array([plan.mlp_parameters for plan in placement.groups], np.int64)
+    read = int((demand.indices(placement.groups).sum(axis=(0, 1)) * per_index).sum())
+    every_token = placement.unmasked_mlp + placement.predictor_parameters
+    every_token += placement.adapter.counted_mlp if placement.adapter else 0
+    return (read + tokens * every_token) / (tokens * model.num_hidden_layers * model.mlp_parameters)
+
+
+def _energy(
+    profile: Profile, flash_read_bytes: int, dram_bytes: int, operations: float, timing: metrics.Timing
+) -> float | None:
+    if profile.energy is None:
+        return None
+    energy = profile.energy
+    moved = flash_read_bytes * energy.flash_read + dram_bytes * energy.dram_read
+    return moved + operations * (energy.compute or 0.0) + timing.times.total * (energy.base_power or 0.0)
+
+
+def _per_token(
+    timing: metrics.Timing, requests: np.ndarray, hits: np.ndarray, flash: np.ndarray, dram: np.ndarray
+) -> list[metrics.TokenResult]:
+    asked, found = requests.sum(axis=(1, 2)), hits.sum(axis=(1, 2))
+    rows = zip(timing.token_s.tolist(), asked.tolist(), found.tolist(), flash.tolist(), dram.tolist(), strict=True)
+    return [
+        metrics.TokenResult(latency_s=seconds, requests=r, hits=h, flash_bytes=f, dram_bytes=d)
+        for seconds, r, h, f, d in rows
+    ]
+
+
+def _provenance(
+    header: TraceHeader, source: dict[str, Any], profile: Profile, policy: Policy, settings: Settings,
+    placement: Placement, eviction: Eviction, names: Names,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "hwsim": hwsim.__version__,
+        "trace": source,
+        "model": header.model.model_dump(),
+        "policy": _plugin(names.policy, policy, type(policy.in_layer(0))),
+        "eviction": _plugin(names.eviction, eviction, type(eviction)),
+        **({"adapter": placement.adapter.provenance()} if placement.adapter else {}),
+        "device": profile.model_dump(mode="json", exclude_none=True),
+        "settings": {
+            "dram_budget_bytes": placement.budget,
+            "kv_tokens": placement.kv_tokens,
+            "bits": settings.bits.model_dump(),
+            "timing": settings.timing,
+            "overlap": settings.overlap,
+            "cache_scope": settings.cache_scope,
+            "cache_shares": settings.cache_shares.source if settings.cache_shares else "equal",
+            "block": settings.block,
+            "layout": settings.neurons.digest if settings.neurons else None,
+            "admission": settings.caches.admission or eviction.admission,
+            "pinned": _units(settings.caches.pinned, placement),
+            "warm": _units(settings.caches.warm, placement),
+        },
+        "seed": settings.seed,
+    }
+
+
+def _units(found: UnitSets | None, placement: Placement) -> dict[str, Any] | None:
+    """A file of units in the provenance, with what it names in the caches of all layers."""
+    if found is None:
+        return None
+    sets = [
+        (found.of(layer, plan.group.name, plan.units), plan.sizes())
+        for layer in range(placement.layers)
+        for plan in placement.groups
+    ]
+    units = sum(int(units.sum()) for units, _ in sets)
+    size = sum(int(sizes[units].sum()) for units, sizes in sets)
+    return {"name": found.name, "sha256": found.sha256, "units": units, "bytes": size}
+
+
+def _plugin(name: str, plugin: BaseModel, kind: type) -> dict[str, Any]:
+    """A plug-in in the provenance: two of one name are told apart by the file that defines them."""
+    try:
+        source = hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    except (OSError, TypeError):  # made in a session, without a file
+        source = None
+    return {"name": name, "sha256": source, "parameters": plugin.model_dump(mode="json")}
