@@ -14,6 +14,7 @@ from hypothesis import settings
 from hwsim.arrayfile import write_arrays
 from hwsim.calibration import KIND, calibrate
 from hwsim.model import ModelShape
+from hwsim.plugins import POLICIES
 from hwsim.profile import Profile
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
@@ -22,6 +23,10 @@ settings.register_profile("hwsim", deadline=None)  # a slow machine is no failur
 settings.load_profile("hwsim")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# the built-in policies that run with their defaults; others read a calibration or nets
+WITHOUT_A_FILE = [
+    name for name in POLICIES.names() if not {"predictor", "calibration"} & POLICIES.find(name)[1].model_fields.keys()
+]
 SEQUENCES = [Sequence(tokens=40, prompt=6), Sequence(tokens=25)]
 
 

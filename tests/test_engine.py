@@ -378,7 +378,7 @@ def test_a_table_moves_the_event_engine_and_not_the_closed_form(trace):
 
 @pytest.mark.parametrize("overlap", ["none", "group"])
 @pytest.mark.parametrize("dram", ["10%", "45%", "70%", "100%"], ids=["streamed", "little", "half", "all fits"])
-@pytest.mark.parametrize("name", POLICIES.names())
+@pytest.mark.parametrize("name", WITHOUT_A_FILE)
 def test_events_equal_the_closed_form(trace, name, dram, overlap):
     policy, rule, device = POLICIES.make(name)[1], EVICTIONS.make("lfu")[1], flat_profile()
     results = [

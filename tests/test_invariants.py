@@ -62,10 +62,6 @@ def by_sequence(masks):
 # ---------------------------------------------------------------------- accounting
 
 
-WITHOUT_A_FILE = [
-    name for name in POLICIES.names() if not {"predictor", "calibration"} & POLICIES.find(name)[1].model_fields.keys()
-]
-
 # rules with foresight must know all masks beforehand, and dip-ca reads the cache: those pairs are refused
 PAIRS = [
     (name, rule)
