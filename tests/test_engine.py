@@ -22,7 +22,7 @@ from hwsim.simulation import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace
 
-from .conftest import flat_profile, write_trace
+from .conftest import WITHOUT_A_FILE, flat_profile, write_trace
 
 # ---------------------------------------------------------------------- a toy, small enough for a pencil
 
