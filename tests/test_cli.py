@@ -171,12 +171,16 @@ def test_options_reach_the_run(here):
     assert found["settings"] == {
         "dram_budget_bytes": 10**6,
         "kv_tokens": 100,
-        "bits": {"mlp": 4.5, "attention": 4.0, "lm_head": 4.0, "kv_cache": 4.0, "predictor": 4.0},
+        "bits": {"mlp": 4.5, "attention": 4.0, "lm_head": 4.0, "kv_cache": 4.0, "predictor": 4.0, "adapter": 16.0},
         "timing": "closed-form",
         "overlap": "group",
         "admission": "always",
         "pinned": None,
         "warm": None,
+        "cache_scope": "matrix",
+        "cache_shares": "equal",
+        "block": 1,
+        "layout": None,
     }
     assert found["seed"] == 3
     assert found["device"]["dram"] == {"budget": 4 * 10**9, "bandwidth": 60e9}
@@ -187,7 +191,8 @@ def test_defaults_are_those_of_the_design(here):
     assert (found["policy"]["parameters"]["density"], found["policy"]["parameters"]["gamma"]) == (0.5, 0.2)
     assert (found["eviction"]["name"], found["seed"]) == ("lfu", 0)
     assert (found["settings"]["timing"], found["settings"]["overlap"]) == ("events", "none")
-    assert found["settings"]["bits"] == {"mlp": 4, "attention": 4, "lm_head": 4, "kv_cache": 8, "predictor": 4}
+    bits = {"mlp": 4, "attention": 4, "lm_head": 4, "kv_cache": 8, "predictor": 4, "adapter": 16}
+    assert found["settings"]["bits"] == bits
     assert found["settings"]["dram_budget_bytes"] == 4 * 10**9
 
 
@@ -418,7 +423,7 @@ BAD_OPTIONS = {
     "absurd DRAM": (replay("--dram", "1e300TB"), r"^--dram 1e300TB: is more than"),
     "too little DRAM": (replay("--dram", "1kB"), r"^DRAM budget 1\.00 kB cannot hold the KV cache of 40 tokens, 5\.76 kB: 4\.76 kB are missing; give more with --dram"),
     "too few KV tokens": (replay("--kv-tokens", "10"), r"^--kv-tokens 10 cannot hold the trace's longest sequence, 40 tokens$"),
-    "unknown bits": (replay("--bits", "mpl=4"), r"^--bits mpl: no such part of a model; did you mean 'mlp'\? Known: attention, kv_cache"),
+    "unknown bits": (replay("--bits", "mpl=4"), r"^--bits mpl: no such part of a model; did you mean 'mlp'\? Known: adapter, attention, kv_cache"),
     "bits of 0": (replay("--bits", "mlp=0"), r"^--bits mlp=0: Input should be greater than"),
     "hardly any bits": (replay("--bits", "mlp=1e-9"), r"^--bits mlp=1e-9: Input should be greater than"),
     "too many bits": (replay("--bits", "mlp=65"), r"^--bits mlp=65: Input should be less than or equal to 64$"),

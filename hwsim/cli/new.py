@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from hwsim.cli.common import guarded, output
+from hwsim.cli.common import JsonOption, check_target, guarded, output, to_json, write_json
 from hwsim.errors import OutputError, SettingError, one_line
 from hwsim.files import write_atomic
 from hwsim.units import printable, shorten
@@ -45,30 +45,36 @@ _EVICTION = _Starter(
 )
 
 
-def new_policy(name: Name, folder: Folder = Path(), package: Package = False) -> None:
+def new_policy(name: Name, folder: Folder = Path(), package: Package = False, json: JsonOption = None) -> None:
     """Write a policy that works, and its test, to start from. Nothing that is there is overwritten.
 
     Example: hwsim new-policy mine
     """
-    _write(_POLICY, name, folder, package=package)
+    _write(_POLICY, name, folder, json, package=package)
 
 
-def new_eviction(name: Name, folder: Folder = Path(), package: Package = False) -> None:
+def new_eviction(name: Name, folder: Folder = Path(), package: Package = False, json: JsonOption = None) -> None:
     """Write an eviction rule that works, and its test, to start from. Nothing that is there is overwritten.
 
     Example: hwsim new-eviction mine
     """
-    _write(_EVICTION, name, folder, package=package)
+    _write(_EVICTION, name, folder, json, package=package)
 
 
-def _write(starter: _Starter, name: str, folder: Path, *, package: bool) -> None:
+def _write(starter: _Starter, name: str, folder: Path, json: str | None, *, package: bool) -> None:
     """Write the files, all or none, and print what to type next."""
     files = _files(starter, name, package=package)
     _check_folder(folder, files)
+    check_target(json, *(folder / file for file in files))
     for file, text in files.items():
         write_atomic(folder / file, text)
-    console = output()
     where = "" if folder == Path() else f"{folder}/"
+    if json:
+        following = _next(starter, name, where, package=package)
+        write_json(json, to_json({"kind": starter.kind, "name": name, "files": list(files), "next": following}))
+    if json == "-":
+        return
+    console = output()
     for file in files:
         console.print(f"wrote {printable(where)}{file}", markup=False)
     console.print("\nnext:", markup=False)
