@@ -18,13 +18,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from hwsim import simulation
+from hwsim import compiled, simulation
 from hwsim.evaluate.masking import ClosedLoop
 from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.profile import load_profile
 from hwsim.record import Settings as TextSettings
 from hwsim.record.prepare import prepare
 from hwsim.record.runner import Runner
+from hwsim.select import worth_compiling
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -45,7 +46,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     for name in given.policy.split(","):
         policy = POLICIES.make(name, {"density": given.density})[1]
         plans = simulation.layout(header.model, profile, policy, given.context, settings, name).groups
-        loops[name] = ClosedLoop(loaded.layers, header.model, policy, plans, eviction, name=name)
+        fast = worth_compiling(given.tokens * len(loaded.layers) * len(plans))  # as `hwsim eval` decides it
+        loops[name] = ClosedLoop(loaded.layers, header.model, policy, plans, eviction, name=name, fast=fast)
     runner = Runner(loaded.model, ready.libraries)
     windows = ready.ids[: len(ready.ids) // given.context * given.context].reshape(-1, given.context)
     times: dict[str, list[float]] = {name: [] for name in loops}
@@ -65,7 +67,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "model": given.model, "windows": len(windows), "context": given.context, "density": given.density,
         "eviction": given.eviction, "dram": given.dram, "cores": os.cpu_count(),
         "threads": ready.libraries.torch.get_num_threads(), "machine": platform.machine(),
-        "torch": str(ready.libraries.torch.__version__),
+        "torch": str(ready.libraries.torch.__version__), "compiled": compiled.available(),
         "passes": {
             name: {"median_s": each, "tokens_per_s": given.context / each, "ratio": each / median["dense"]}
             for name, each in median.items()

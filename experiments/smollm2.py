@@ -1,10 +1,10 @@
 """The paper's experiment (arXiv 2412.01380) on SmolLM2-135M: accuracy and speed of policies, by hwsim's own commands.
 
-    python experiments/smollm2.py WORK [--only accuracy,lora,replays] [--page docs/results/smollm2.md]
+    python experiments/smollm2.py WORK [--only accuracy,lora,replays] [--densities 0.5,0.7] [--page FILE]
 
 Everything is kept in the folder WORK (about 4 GB) and made once: text, traces, calibration, nets, adapters, results.
-The same command goes on where it was stopped. In the end the tables of the page are written anew between their markers;
-what the page says about them is a person's.
+The same command goes on where it was stopped. Where accuracy and replays were run, the tables of the page are written
+anew between their markers; what the page says about them is a person's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import tables
 
 from hwsim.evaluate import Candidate, evaluate
+from hwsim.files import write_atomic
 from hwsim.plugins import EVICTIONS as EVICTION
 from hwsim.plugins import POLICIES as POLICY
 from hwsim.profile import load_profile
@@ -99,13 +100,13 @@ def recording(shop: Workshop, name: str, text: str, tokens: int, signals: str) -
     return shop.made(name, *arguments, "--signals", signals).name
 
 
-def accuracy(shop: Workshop) -> list[dict[str, Any]]:
+def accuracy(shop: Workshop, densities: list[float]) -> list[dict[str, Any]]:
     """Perplexity, speed and hit rate of every policy at every density, in the closed loop."""
     trace = recording(shop, "calibration-trace.npz", "train", CALIBRATION_TOKENS, "input,up,gate")
     calibration = shop.made("calibration.npz", "calibrate", trace)
     nets_trace = recording(shop, "nets-trace.npz", "train", NETS_TOKENS, "input,glu")
     rows = []
-    for density in DENSITIES:
+    for density in densities:
         nets = shop.made(f"nets-{density}.npz", "train", "predictor", nets_trace, "--density", density)
         names = [name for name in POLICIES if density > LEAST.get(name, 0) + 1e-9]
         files: dict[str, dict[str, Any]] = {
@@ -132,10 +133,12 @@ def evaluated(shop: Workshop, name: str, asked: list[Asked], lora: Path | None =
         asked: what to run.
         lora: folder of an adapter.
     """
-    path, labels = shop.path(f"results/{name}.json"), [label for label, *_ in asked]
-    if path.exists() and [row["label"] for row in json.loads(path.read_text())] == labels:
-        return list(json.loads(path.read_text()))
-    print(f"evaluating {name}: {', '.join(labels)}", flush=True)
+    path = shop.path(f"results/{name}.json")
+    adapter = json.loads((lora / "hwsim.json").read_text())["done"] if lora else None
+    key = json.loads(json.dumps([asked, TOKENS, CONTEXT, DEVICE, DRAM, adapter]))
+    if path.exists() and (kept := json.loads(path.read_text()))["key"] == key:
+        return list(kept["rows"])
+    print(f"evaluating {name}: {', '.join(label for label, *_ in asked)}", flush=True)
     start = time.monotonic()
     made = [POLICY.make(policy, {"density": density, **fields})[1] for _, density, policy, fields in asked]
     results = evaluate(
@@ -148,12 +151,12 @@ def evaluated(shop: Workshop, name: str, asked: list[Asked], lora: Path | None =
         {"label": label, "asked": density, **row.plain()}
         for (label, density, *_), row in zip(asked, results, strict=True)
     ]
-    path.write_text(json.dumps(rows))
+    write_atomic(path, json.dumps({"key": key, "rows": rows}))
     print(f"  {time.monotonic() - start:.0f} s", flush=True)
     return rows
 
 
-def lora(shop: Workshop) -> list[dict[str, Any]]:
+def lora(shop: Workshop, densities: list[float]) -> list[dict[str, Any]]:
     """DIP with an adapter that was trained at one density, judged at all of them."""
     training = ("--policy", "dip", "--density", LORA_DENSITY, "--tokens", LORA_TOKENS, "--validation", 4096)
     how = ("--batch", 2, "--learning-rate", 1e-3, "--every", 16)
@@ -161,7 +164,7 @@ def lora(shop: Workshop) -> list[dict[str, Any]]:
         f"lora-{LORA_DENSITY}", "train", "lora", "--model", MODEL, "--text", "text/train.txt", "--hw", DEVICE,
         "--dram", DRAM, *training, *how,
     )  # fmt: skip
-    return evaluated(shop, "lora", [("dip + LoRA", density, "dip", {}) for density in DENSITIES], folder)
+    return evaluated(shop, "lora", [("dip + LoRA", density, "dip", {}) for density in densities], folder)
 
 
 def curve(shop: Workshop) -> dict[str, Any]:
@@ -170,7 +173,7 @@ def curve(shop: Workshop) -> dict[str, Any]:
     return found
 
 
-def replays(shop: Workshop) -> dict[str, Any]:
+def replays(shop: Workshop, densities: list[float]) -> dict[str, Any]:
     """The open loop over the same held-out tokens: its gap to the closed one, evictions, DRAM sizes, Flash speeds."""
     trace = recording(shop, "test-trace.npz", "test", TOKENS, "input,glu")
 
@@ -181,8 +184,8 @@ def replays(shop: Workshop) -> dict[str, Any]:
     ) -> list[dict[str, Any]]:
         return shop.result(name, "replay", trace, "--hw", hw, "--dram", dram, "--policy", policy, *more)
 
-    found: dict[str, Any] = {"gap": [], "whole": {}, "eviction": [], "dram": [], "flash": []}
-    for density in (0.5, 0.7):
+    found: dict[str, Any] = {"gap": [], "eviction": [], "dram": [], "flash": []}
+    for density in densities:
         for label, policy, gamma in (("dip", "dip", ()), *((f"dip-ca, gamma {g}", "dip-ca", g) for g in (0.2, 0.5))):
             more = ("--set", f"gamma={gamma}") if gamma else ()
             name = f"open-{policy}{gamma or ''}-{density}"
@@ -213,20 +216,18 @@ def main() -> None:
     """Run what is asked for, then write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", default="accuracy,lora,replays", help="parts to run; tables need all of them")
+    parser.add_argument("--only", default="accuracy,lora,replays", help="parts to run")
+    parser.add_argument("--densities", default=",".join(map(str, DENSITIES)))
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results" / "smollm2.md")
     given = parser.parse_args()
     shop, parts = Workshop(given.work.resolve()), given.only.split(",")
+    densities = [float(each) for each in given.densities.split(",")]
     texts(shop)
-    rows, opened = [], {}
-    if "replays" in parts:
-        opened = replays(shop)
-    if "accuracy" in parts:
-        rows += accuracy(shop)
-    if "lora" in parts:
-        rows += lora(shop)
-    if rows and opened and "lora" in parts:
-        tables.write(given.page, rows, opened, curve(shop), shop.commands)
+    rows = accuracy(shop, densities) if "accuracy" in parts else []
+    rows += lora(shop, densities) if "lora" in parts else []
+    opened = replays(shop, densities) if "replays" in parts else {}
+    if rows and opened and "accuracy" in parts:  # else what was run is kept for the next time
+        tables.write(given.page, rows, opened, curve(shop) if "lora" in parts else {}, shop.commands)
 
 
 if __name__ == "__main__":

@@ -17,17 +17,24 @@ _KEPT = (
 
 
 def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, commands: dict[str, str]) -> None:
-    """Put every table between its markers, and the numbers into a JSON file beside the page."""
+    """Put every table between its markers, and the numbers into a JSON file beside the page.
+
+    Args:
+        page: with the markers.
+        rows: closed loop.
+        opened: open loop, by table.
+        training: what `hwsim train lora` wrote; empty: there was none, and the page has no table of it.
+        commands: of the open loop, by result.
+    """
     made = {
         "perplexity": perplexity(rows),
-        "cost": cost(rows, opened["dram"]),
         "speed": speed(rows),
-        "lora": lora(training),
+        "cost": cost(rows, opened["dram"]),
         "gap": gap(rows, opened["gap"]),
         "eviction": cells(opened["eviction"], "label", "rule", lambda row: _percent(row["hit_rate"])),
         "dram": cells(opened["dram"], "label", "share", _pace),
         "flash": cells(opened["flash"], "label", "rate", _pace),
-    }
+    } | ({"lora": lora(training)} if training else {})
     text = page.read_text(encoding="utf-8")
     for name, table in made.items():
         text = replaced(text, name, table)
@@ -35,8 +42,8 @@ def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, co
     numbers = {
         "commands": {name: f"hwsim {command}" for name, command in sorted(commands.items())},
         "closed_loop": [_kept(row) for row in rows],
-        "open_loop": {key: [_kept(row) for row in value] for key, value in opened.items() if isinstance(value, list)},
-        "training": training["done"] | training["training"],
+        "open_loop": {key: [_kept(row) for row in value] for key, value in opened.items()},
+        "training": training.get("done", {}) | training.get("training", {}),
     }
     page.with_suffix(".json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -118,9 +125,8 @@ def cost(rows: list[Row], dram: list[Row]) -> str:
             if found:
                 line.append(f"{found[0]:.3f}: {found[1]:.1f} tokens/s, {found[1] / dense:.2f} x")
             else:
-                line.append(
-                    f"costs less than that at {own[0]['asked']}" if points[0][1] < each else "costs more at 0.9"
-                )
+                least, most = own[0]["asked"], own[-1]["asked"]
+                line.append(f"costs less at {least}" if points[0][1] < each else f"costs more at {most}")
         body.append(line)
     head = ["", *(f"+{each} perplexity, at density" for each in COSTS)]
     return f"Dense streams {dense:.1f} tokens/s.\n\n{grid(head, body)}"

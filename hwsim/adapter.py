@@ -79,10 +79,10 @@ def read_adapter(folder: Path, model: ModelShape, *, merged: bool = False) -> Ad
     rank = config.get("r")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise SettingError(f"{where}: {CONFIG} has r={rank!r}; it must be a whole number from 1")
-    if config.get("use_dora") or config.get("modules_to_save") or config.get("bias", "none") != "none":
+    more = [key for key in ("use_dora", "modules_to_save", "rank_pattern") if config.get(key)]
+    if more or config.get("bias") not in (None, "none"):
         raise SettingError(
-            f"{where}: {CONFIG} asks for more than two matrices a module (DoRA, modules_to_save or bias); "
-            "hwsim counts plain LoRA only"
+            f"{where}: {CONFIG} has {(more or ['bias'])[0]}; hwsim knows plain LoRA of one rank, without biases"
         )
     weights = folder / WEIGHTS
     shapes = _shapes(weights, where)

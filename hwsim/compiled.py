@@ -9,7 +9,6 @@ over 11, 11 and 10 bits find the k-th largest, the later ones over the few that 
 
 from __future__ import annotations
 
-import importlib.util
 from functools import cache
 from typing import Any, Literal
 
@@ -22,9 +21,14 @@ _UPDATES: dict[str, int] = {"last": 0, "count": 1, "first": 2}
 _BINS = 2048
 
 
+@cache
 def available() -> bool:
-    """Whether numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether numba is installed and can be imported: it refuses versions of numpy that it does not know."""
+    try:
+        import numba  # noqa: F401
+    except Exception:
+        return False
+    return True
 
 
 def serve(

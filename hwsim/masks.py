@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from hwsim.adapter import Adapter
 from hwsim.cache import CacheSetup
 from hwsim.demand import Demand, serve
 from hwsim.errors import OutputError, TraceError, one_line
@@ -81,7 +82,13 @@ class MaskWriter:
         self._members: dict[str, np.memmap[Any, Any]] = {}
 
     def begin(
-        self, header: TraceHeader, plans: tuple[GroupPlan, ...], name: str, policy: Policy, predictor: int
+        self,
+        header: TraceHeader,
+        plans: tuple[GroupPlan, ...],
+        name: str,
+        policy: Policy,
+        predictor: int,
+        adapter: Adapter | None = None,
     ) -> None:
         """Make room for the masks of all decoded tokens."""
         about = {
@@ -96,6 +103,7 @@ class MaskWriter:
         }
         keeps = {plan.group.name: list(plan.keep) for plan in plans if len(set(plan.keep)) > 1}
         about |= {"keeps": keeps} if keeps else {}
+        about |= {"adapter": {"name": adapter.folder.name, "sha256": adapter.sha256}} if adapter else {}
         try:
             folder = self._folder = Path(mkdtemp(".partial", f"{self.path.name}.", self.path.parent))
             np.save(folder / "header.npy", np.array(json.dumps(about, sort_keys=True)))
@@ -181,6 +189,7 @@ class MaskFile:
                 predictor=about["predictor_parameters"],
             )
             self.provenance: dict[str, Any] = about["provenance"]
+            self._adapter: dict[str, str] = about.get("adapter") or {}
         except (OSError, ValueError, KeyError, TypeError, ValidationError, zipfile.BadZipFile) as error:
             raise TraceError(f"{path}: is no file of masks, or is damaged: {one_line(error)[:120]}") from error
 
@@ -189,6 +198,18 @@ class MaskFile:
         dense = copy(self)
         dense.policy = SavedPolicy(name="dense", parameters={}, cut=[])
         return dense
+
+    def check_adapter(self, adapter: Adapter | None) -> None:
+        """Whether the masks are replayed with the LoRA adapter that they were made with, which takes room in DRAM.
+
+        Raises:
+            SettingError: with another one, without it, or with one that they were made without.
+        """
+        given, needed = (adapter.sha256 if adapter else None), self._adapter.get("sha256")
+        if self.policy.cut and given != needed:
+            was = f"the adapter {self._adapter['name']}" if needed else "no adapter"
+            way = f"give --lora FOLDER of {self._adapter['name']}" if needed else "leave out --lora"
+            raise SettingError(f"{self.path}: the masks were made with {was}; {way}")
 
     def demand(
         self,

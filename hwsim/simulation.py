@@ -153,6 +153,7 @@ def replay_masks(
     header = TraceHeader.model_validate(fields)
     placement = layout(header.model, profile, masks.policy, header.longest, settings, masks.policy.name)
     check_caches(placement, eviction, settings)
+    masks.check_adapter(placement.adapter)
     demand = masks.demand(placement, eviction, settings.caches, contents)
     source = {"name": printable(masks.path.name), "origin": "saved masks", "provenance": masks.provenance}
     names = Names(masks.policy.name, eviction_name or type(eviction).__name__)

@@ -93,7 +93,7 @@ def evaluate(
     sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
     sources += [*o.lora_files(lora, lora_merged), *density_files(density), *t.task_files(tasks_path)]
     sources += [*o.cache_files(cache_shares, layout), *(path for path in (pin, warm) if path)]
-    sources += [Path(each) for each in (text, model) if Path(each).is_file()]
+    sources += [*([Path(text)] if Path(text).is_file() else []), *o.model_files(model)]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
         spare(save_masks, sources)

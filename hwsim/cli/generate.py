@@ -65,7 +65,9 @@ def generate(
     from hwsim.simulation import Settings
 
     read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
-    check_target(json, *read, *o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout))
+    check_target(
+        json, *read, *o.model_files(model), *o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout)
+    )
     settings = Settings(
         dram, None, read_bits(bits), timing.value, overlap.value, seed, lora=lora, lora_merged=lora_merged,
         cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,

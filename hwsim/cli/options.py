@@ -141,6 +141,15 @@ NeuronLayout = Annotated[
 PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token in the JSON.")]
 
 
+def model_files(model: str) -> list[Path]:
+    """The files of ``--model``, where it is one or a folder of them; no result may overwrite them."""
+    path = Path(model)
+    try:
+        return sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    except (OSError, ValueError):  # told by whoever reads the model
+        return []
+
+
 def lora_files(lora: Path | None, merged: bool) -> list[Path]:
     """The files of ``--lora``, which no result may overwrite.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import options as o
+from hwsim.cli.caching import make_rule
 from hwsim.cli.common import (
     JsonOption,
     check_target,
@@ -21,7 +22,7 @@ from hwsim.cli.common import (
     write_json,
 )
 from hwsim.cli.replay import density_files, make_policies
-from hwsim.errors import SettingError
+from hwsim.errors import OutputError, SettingError
 
 
 def lora(
@@ -57,27 +58,30 @@ def lora(
     Example: hwsim train lora --model smollm2-135m --text book.txt --hw pixel8 --policy dip --density 0.5 -o dip50
     """
     from hwsim.evaluate import Candidate
-    from hwsim.plugins import EVICTIONS
     from hwsim.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.training import render_lora
     from hwsim.simulation import Settings
+    from hwsim.train.adapterfile import partial_of
     from hwsim.train.lora import train_lora
     from hwsim.train.trainer import Training
 
     read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
-    check_target(json, *read, *(path for path in (Path(text), Path(model)) if path.is_file()))
+    check_target(json, *read, *([Path(text)] if Path(text).is_file() else []), *o.model_files(model))
+    made_there = {out.resolve(), partial_of(out)}
+    if json and json != "-" and made_there & {Path(json).resolve(), *Path(json).resolve().parents}:
+        raise OutputError(f"--json {json}: lies in the folder of the adapter, {out}; name a file elsewhere")
     training = Training(tokens, validation, context, batch, epochs, rank, learning_rate, every)
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
-    made = make_policies([policy], density, set_ or [])
+    _, rule, pairs = make_rule(eviction, set_ or [])
+    made = make_policies([policy], density, pairs)
     if len(made) != 1:
         raise SettingError("--policy: an adapter is trained under one policy")
-    _, rule = EVICTIONS.make(eviction)
     settings = Settings(dram, None, read_bits(bits), seed=seed)
     with progress_bar() as progress:
         trained = train_lora(
             out, model, text, load_profile(hw), Candidate(*made[0]), rule, training, reading, settings,
-            overwrite=overwrite, progress=progress,
+            overwrite=overwrite, progress=progress, writes=[Path(json)] if json and json != "-" else [],
         )  # fmt: skip
     if json:
         write_json(json, to_json(trained.plain()))

@@ -106,7 +106,7 @@ def evaluate(
     ]
     if masks:
         each, placement = candidates[0], placements[0]
-        masks.begin(header, placement.groups, each.name, each.policy, placement.predictor_parameters)
+        masks.begin(header, placement.groups, each.name, each.policy, placement.predictor_parameters, placement.adapter)
     runner = Runner(loaded.model, ready.libraries)
     try:
         with told_as(f"--model {ready.source.name}: cannot be run"):

@@ -23,9 +23,12 @@ def render_lora(trained: Any) -> ConsoleRenderable:
             str(look.step), f"{look.tokens:,}", f"{look.perplexity:.4g}",
             f"{look.perplexity - trained.dense_perplexity:+.3g}", f"{look.kl:.4g}", mark,
         )  # fmt: skip
+    gap = (
+        "there was no gap to dense to close" if trained.closed is None else f"it closes {trained.closed:.1%} of the gap"
+    )
     last = (
         f"{printable(trained.folder.name)}: rank {trained.rank}, {trained.parameters:,} parameters; on the validation "
-        f"tokens, never trained on, it closes {trained.closed:.1%} of the gap to dense ({trained.dense_perplexity:.4g})"
+        f"tokens, never trained on, {gap} ({trained.dense_perplexity:.4g})"
     )
     return Group(table, Text(last, style="bold"))
 

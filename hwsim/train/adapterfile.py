@@ -6,6 +6,7 @@ on from. The finished adapter is written there, too, and the folder gets its nam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -61,7 +62,14 @@ def finished(folder: Path, about: dict[str, Any], *, overwrite: bool) -> dict[st
         raise OutputError(
             f"{folder}: holds another adapter ({differences[0]}); name another folder with -o, or give --overwrite"
         )
+    if "done" not in theirs:
+        raise OutputError(f"{folder}: is an unfinished training; give the -o that it was begun with, or another")
     return dict(theirs["done"])
+
+
+def partial_of(folder: Path) -> Path:
+    """Where an adapter is trained, beside its folder."""
+    return folder.resolve().with_name(folder.resolve().name + ".partial")
 
 
 class Partial:
@@ -78,7 +86,7 @@ class Partial:
 
     def __init__(self, folder: Path, about: dict[str, Any], *, overwrite: bool) -> None:
         self._folder, self._about, self._overwrite = folder, about, overwrite
-        self.path = folder.resolve().with_name(folder.resolve().name + ".partial")
+        self.path = partial_of(folder)
         there = _read(self.path) if self.path.exists() else None
         if self.path.exists() and there is None:
             raise OutputError(f"{self.path}: is in the way and is no unfinished training; move it, or name another -o")
@@ -94,6 +102,15 @@ class Partial:
         """Make room."""
         try:
             self.path.mkdir(exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY)
+            with contextlib.suppress(ImportError):  # Windows has no fcntl; two processes are on their own there
+                import fcntl
+
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{self.path}: another process is training there; wait for it, or name another -o"
+            ) from error
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
         write_atomic(self.path / ABOUT, _text(self._about))
@@ -103,6 +120,7 @@ class Partial:
         """What is there stays: the same training goes on from it."""
         if self.path.exists() and not (self.path / _STATE).exists():
             shutil.rmtree(self.path)
+        os.close(self._lock)
 
     def state(self, torch: Any) -> dict[str, Any] | None:
         """Where an earlier run was; None: at the beginning.

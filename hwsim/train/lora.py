@@ -7,6 +7,7 @@ the loss is the KL divergence of the policy's next-token distribution from the d
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,10 +51,11 @@ class Trained(NamedTuple):
     parameters: int
 
     @property
-    def closed(self) -> float:
-        """Share of the gap between the policy's perplexity and the dense one that the adapter closed."""
+    def closed(self) -> float | None:
+        """Share of the gap between the policy's perplexity and the dense one that the adapter closed; None: no gap."""
         before, after = self.curve[0].perplexity, next(look.perplexity for look in self.curve if look.step == self.best)
-        return (before - after) / (before - self.dense_perplexity)
+        gap = before - self.dense_perplexity
+        return (before - after) / gap if gap > 0 else None
 
     def plain(self) -> dict[str, Any]:
         """For JSON; no path in it."""
@@ -74,6 +76,7 @@ def train_lora(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    writes: Iterable[Path] = (),
 ) -> Trained:
     """Train an adapter for a model under a policy.
 
@@ -91,6 +94,7 @@ def train_lora(
         settings: DRAM, bits and seed, as in a replay.
         overwrite: replace an adapter that is already there, or was begun with other arguments.
         progress: is told how far it is.
+        writes: what the caller is going to write besides; refused where it is the model's or the text.
 
     Raises:
         HwsimError: one of its kinds.
@@ -108,7 +112,7 @@ def train_lora(
         *((reading.device, reading.dtype, reading.max_memory) if reading else ()),
     )  # fmt: skip
     require_peft()
-    ready = prepare(model, text, reading, tell, writes=[folder])
+    ready = prepare(model, text, reading, tell, writes=[folder, *writes])
     shape = ready.header.model
     placement = simulation.layout(shape, profile, candidate.policy, training.context, settings, candidate.name)
     if not placement.groups:

@@ -50,6 +50,8 @@ class Training:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
+        if self.context < 2:
+            raise SettingError(f"--context {self.context}: must be at least 2: the first token predicts the second")
         for name in ("batch", "epochs", "rank", "every"):
             if getattr(self, name) < 1:
                 raise SettingError(f"--{name} {getattr(self, name)}: must be at least 1")
@@ -199,7 +201,8 @@ class Trainer:
             score(self.runner, ids, 0, dense, [hidden], [into])
             tell("validating", number - first + 1, count)
         self._dense_perplexity = into.dense_perplexity
-        tokens = min(step * training.batch * training.context, training.epochs * training.tokens)
+        epoch, rest = divmod(step, training.steps // training.epochs)
+        tokens = epoch * training.tokens + min(rest * training.batch * training.context, training.tokens)
         look = Look(step, tokens, into.kl, into.perplexity)
         if step and look.kl <= min((each.kl for each in self._curve[1:]), default=math.inf):
             self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}

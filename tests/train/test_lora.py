@@ -274,6 +274,8 @@ def test_what_is_there_is_spared(checkpoints: dict[str, Path], tmp_path: Path) -
 def test_settings_that_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     for change, message in (
         ({"rank": 0}, "--rank 0: must be at least 1"),
+        ({"context": 1}, "--context 1: must be at least 2"),
+        ({"context": 0}, "--context 0: must be at least 2"),
         ({"tokens": 100}, "--tokens 100: must be a multiple of --context 24"),
         ({"learning_rate": 0.0}, "--learning-rate 0.0: must be more than 0"),
     ):
@@ -304,7 +306,7 @@ def edit(folder: Path, name: str, **changes: Any) -> None:
         (lambda f: edit(f, "adapter_config.json", r=8), "has rank 4, adapter_config.json says r=8"),
         (lambda f: edit(f, "adapter_config.json", r="many"), "r='many'; it must be a whole number from 1"),
         (lambda f: edit(f, "adapter_config.json", peft_type="IA3"), "says 'IA3'; it must be a LORA adapter"),
-        (lambda f: edit(f, "adapter_config.json", use_dora=True), "hwsim counts plain LoRA only"),
+        (lambda f: edit(f, "adapter_config.json", use_dora=True), "has use_dora; hwsim knows plain LoRA of one rank"),
         (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json is damaged: no JSON"),
         (lambda f: (f / "adapter_config.json").unlink(), "adapter_config.json cannot be read: No such file"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "adapter_model.safetensors cannot be read"),
@@ -356,6 +358,43 @@ def test_order_of_windows_is_a_permutation() -> None:
     for epoch in (batches[:4], batches[4:]):
         assert sorted(np.concatenate(epoch).tolist()) == list(range(10))
     assert [training.rate(step) for step in range(8)][-1] == pytest.approx(training.learning_rate / 7)
+
+
+def test_masks_name_their_adapter(checkpoints: dict[str, Path], adapters: dict[str, Path], tmp_path: Path) -> None:
+    from hwsim.masks import MaskFile, MaskWriter
+    from hwsim.simulation import replay_masks
+
+    dip, rule = Candidate("dip", POLICIES.make("dip")[1]), EVICTIONS.make("lfu")[1]
+    settings = Settings(dram="110%", lora=adapters["llama"])
+    writer = MaskWriter(tmp_path / "m.npz")
+    model = str(checkpoints["llama"])
+    (loop,) = evaluate(model, "persuasion", flat_profile(), [dip], rule, READING, settings, masks=writer)
+    masks = MaskFile(tmp_path / "m.npz")
+    again = replay_masks(masks, flat_profile(), rule, settings)
+    assert (again.groups, again.time_s, again.mlp_density) == (loop.groups, loop.time_s, loop.mlp_density)
+    with pytest.raises(SettingError, match="the masks were made with the adapter llama; give --lora FOLDER of llama"):
+        replay_masks(masks, flat_profile(), rule, Settings(dram="110%"))
+
+
+def test_nothing_to_repair_is_no_error(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    trained = train(tmp_path / "a", checkpoints["llama"], fields={"density": 1.0})
+    assert trained.closed is None or trained.closed == pytest.approx(0, abs=1)
+    assert trained.plain()["gap_closed"] == trained.closed
+
+
+def test_one_training_at_a_time_in_one_place(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    def again(phase: str, done: int, total: int) -> None:
+        if phase == "training" and done == 1:
+            with pytest.raises(OutputError, match=r"a\.partial: another process is training there"):
+                train(tmp_path / "a", checkpoints["llama"])
+
+    train(tmp_path / "a", checkpoints["llama"], progress=again)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    edited = json.loads((tmp_path / "b" / "hwsim.json").read_text())
+    del edited["done"]
+    (tmp_path / "b" / "hwsim.json").write_text(json.dumps(edited))
+    with pytest.raises(OutputError, match="b: is an unfinished training"):
+        train(tmp_path / "b", checkpoints["llama"])
 
 
 # ---------------------------------------------------------------------- the command line
