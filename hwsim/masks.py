@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from hwsim.adapter import Adapter
 from hwsim.cache import CacheSetup
 from hwsim.demand import Demand, serve
-from hwsim.errors import OutputError, TraceError, one_line
+from hwsim.errors import OutputError, SettingError, TraceError, one_line
 from hwsim.evictions import Eviction
 from hwsim.interleave import SharedCaches, count_shared
 from hwsim.model import ModelShape
