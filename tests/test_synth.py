@@ -416,7 +416,11 @@ def test_command_refuses_in_one_line(options: list[str], words: str, hwsim: Hwsi
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_command_interrupted_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from hwsim.cli import main; main()", "synth", "--model", "phi3-medium"]
+    # a job in the background ignores the signal unless it asks for it
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from hwsim.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "synth", "--model", "phi3-medium"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("*.progress.json")) and process.poll() is None:
         time.sleep(0.02)
