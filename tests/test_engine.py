@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwsim import bounds
+from hwsim.demand import Demand
 from hwsim.devices import Device, flash_seconds, stream_seconds
 from hwsim.engine import run_events
 from hwsim.errors import SettingError
@@ -17,7 +18,6 @@ from hwsim.placement import place, plan_groups
 from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Group, Policy
 from hwsim.profile import Flash, Profile
-from hwsim.select import Demand
 from hwsim.simulation import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace
