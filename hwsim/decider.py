@@ -131,7 +131,8 @@ class Decider:
             raise ContractError(
                 f"{self._who('scores')}: needs Scores of float32 of shape {shape}, and {shape[:1]} of what is uncached"
             )
-        if np.isnan(values.max()) or np.isnan(uncached.max()):  # told token by token, with its place
+        weighed = np.isfinite(uncached).all() and (uncached.all() or np.isfinite(values).all())  # else 0 x infinity
+        if np.isnan(values.max()) or not weighed:  # told token by token, with its place
             ctx.token -= 1
             return None
         ctx.token += block.tokens - 1

@@ -22,7 +22,7 @@ from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
 from hwsim.trace.header import Sequence
 
-_WORTH = 20_000  # decisions that pay for loading the compiled scan
+_WORTH = 10_000  # decisions that pay for loading the compiled scan
 _BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
 
 

@@ -42,10 +42,11 @@ def plain(values: np.ndarray, uncached: np.ndarray, k: int, capacity: int, rule:
 @st.composite
 def cases(draw: Any) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Scores with ties, zeros of both signs, infinities, all equal; any k and capacity."""
-    units, tokens = draw(st.integers(1, 40)), draw(st.integers(1, 12))
+    units, tokens = draw(st.integers(1, 40) | st.integers(60, 300)), draw(st.integers(1, 12))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     values = rng.standard_t(3, size=(tokens, units)).astype(np.float32)
-    kind = draw(st.sampled_from(["any", "ties", "zeros", "infinite", "magnitudes", "equal", "tiny"]))
+    kinds = ["any", "ties", "zeros", "infinite", "magnitudes", "equal", "tiny", "half", "spread"]
+    kind = draw(st.sampled_from(kinds))
     if kind == "ties":
         values = np.round(values)
     elif kind == "zeros":
@@ -58,6 +59,10 @@ def cases(draw: Any) -> tuple[np.ndarray, np.ndarray, int, int]:
         values[:] = draw(st.sampled_from([0.0, 1.0, -2.5]))
     elif kind == "tiny":
         values *= np.float32(1e-42)
+    elif kind == "half":
+        values = np.abs(values).astype(np.float16).astype(np.float32)
+    elif kind == "spread":
+        values = np.float32(10.0 ** rng.uniform(-40, 38, values.shape)) * np.sign(values)
     factors = [1.0, 0.5, 0.2] if kind == "infinite" else [1.0, 0.5, 0.2, 0.0]  # 0 x infinity is NaN
     uncached = rng.choice(np.float32(factors), tokens)
     return values, uncached, draw(st.integers(1, units)), draw(st.integers(0, units))
@@ -75,6 +80,39 @@ def test_the_kernel_is_its_plain_twin(case: Any, rule: str) -> None:
     np.testing.assert_array_equal(cached, cache.view)
     if capacity:
         np.testing.assert_array_equal(rank, cache._state)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("size", ["mask above capacity", "some stay", "all stay"])
+def test_the_kernel_at_the_size_of_a_large_model(rule: str, size: str) -> None:
+    units, tokens = 5120, 40
+    rng = np.random.default_rng(7)
+    values = np.abs(rng.standard_t(3, units) + rng.standard_t(3, (tokens, units)))
+    values = values.astype(np.float16).astype(np.float32)
+    k = 2700
+    capacity = {"mask above capacity": 2000, "some stay": 3300, "all stay": 5000}[size]
+    test_the_kernel_is_its_plain_twin.hypothesis.inner_test(  # type: ignore[attr-defined]
+        case=(values, np.full(tokens, 0.2, np.float32), k, capacity), rule=rule
+    )
+
+
+class Infinite(Policy):
+    """Scores of which those that are not cached become 0 x infinity."""
+
+    def groups(self, model: Any) -> list[Group]:
+        return [Group("down", axis="neuron", slices=["down.column"], keep=0.5, needs=["glu"])]
+
+    def score(self, ctx: Context) -> np.ndarray:
+        return np.where(ctx.cached, 1, 0) * np.full(ctx.units, np.inf, np.float32)
+
+    def scores(self, ctx: Context) -> Scores:
+        values = np.full(ctx.signals["glu"].shape, np.inf, np.float32)
+        return Scores(values, np.zeros(len(values), np.float32))
+
+
+def test_zero_times_infinity_is_told_with_its_place() -> None:
+    with np.errstate(invalid="ignore"), pytest.raises(ContractError, match=r"token 0: returned NaN for unit 0"):
+        run(scan_of(Infinite()))
 
 
 @pytest.mark.parametrize("rule", ["lru", "lfu", "fifo", "none"])

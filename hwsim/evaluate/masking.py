@@ -213,8 +213,8 @@ class ClosedLoop:
         plan = self._plans[group].group
         arrays = {signal: _array(self._signals[signal]) for signal in plan.needs if signal not in NORMS}
         norms = {name: self._norm(index, name) for name in plan.needs if name in NORMS}
-        masks = like.new_tensor(self._scan(index, group, arrays, norms))  # of the model's type: it is multiplied
-        self._masks |= dict.fromkeys(plan.slices, masks)
+        masks = self._scan(index, group, arrays, norms).astype(np.float32)  # numpy is seven times faster at it
+        self._masks |= dict.fromkeys(plan.slices, like.new_tensor(masks))  # of the model's type: it is multiplied
 
     def _norm(self, layer: int, name: str) -> np.ndarray:
         """Norms of the running model's weights, float32 ``[indices]``, read-only."""
