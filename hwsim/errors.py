@@ -6,7 +6,8 @@ HwsimError
 ├── TraceError       a trace file that is missing, foreign, damaged, or lacks what is asked of it
 ├── ProfileError     a hardware profile that is missing or wrong
 ├── PluginError      a policy or eviction that cannot be found or loaded
-│   └── ContractError    a plug-in that broke the contract while it ran
+│   ├── ContractError    a plug-in that broke the contract while it ran
+│   └── BlindError       a policy reads a cache that its masks go through only later
 ├── SettingError     a parameter or setting that is unknown or out of bounds
 └── OutputError      a result that could not be written
 
@@ -45,6 +46,10 @@ class PluginError(HwsimError):
 
 class ContractError(PluginError):
     """A plug-in that broke the contract while it ran."""
+
+
+class BlindError(PluginError):
+    """A policy reads the cache where masks go through it only after all of them are decided."""
 
 
 class SettingError(HwsimError):

@@ -86,7 +86,7 @@ def _cache_notes(placement: Placement, name: str, bypass: bool) -> list[str]:
         shares = ", ".join(f"{plan.group.name} {_span(plan.k)} of {_span(held[plan.group.name])}" for plan in over)
         return [
             f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills that cache "
-            "and all eviction rules but none do the same there."
+            "and all eviction rules that admit whatever is needed do the same there."
         ]
     return []
 

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from hwsim.arrayfile import read_arrays
-from hwsim.errors import PluginError
+from hwsim.errors import BlindError, PluginError
 from hwsim.kernels import threshold, top_k
 from hwsim.model import ModelShape
 
@@ -79,9 +79,9 @@ class Context:
 
     @property
     def cached(self) -> np.ndarray:
-        """bool ``[units]``; asking for it makes a policy cache-aware, which ``belady`` cannot serve."""
+        """bool ``[units]``; asking for it makes a policy cache-aware: no rule that must know the future serves it."""
         if self._cached is None:
-            raise PluginError(f"reads ctx.cached, but {self._blind}")
+            raise BlindError(f"reads ctx.cached, but {self._blind}")
         return self._cached
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hwsim.cli import caching as c
 from hwsim.cli import options as o
-from hwsim.cli.caching import make_rule
 from hwsim.cli.common import (
     JsonOption,
     check_target,
@@ -37,6 +37,9 @@ def generate(
     density: o.Density = None,
     set_: o.Parameters = None,
     eviction: o.EvictionRule = "lfu",
+    admission: c.AdmissionOf = None,
+    pin: c.Pin = None,
+    warm: c.Warm = None,
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
     cache_scope: o.CacheScope = o.Scope.MATRIX,
@@ -65,16 +68,15 @@ def generate(
     from hwsim.simulation import Settings
 
     read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
-    check_target(
-        json, *read, *o.model_files(model), *o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout)
-    )
+    read += [*o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout), *(f for f in (pin, warm) if f)]
+    check_target(json, *read, *o.model_files(model))
     settings = Settings(
         dram, None, read_bits(bits), timing.value, overlap.value, seed, lora=lora, lora_merged=lora_merged,
         cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
-        neurons=o.read_layout(layout),
+        neurons=o.read_layout(layout), caches=c.make_setup(admission, pin, warm),
     )  # fmt: skip
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
-    rule_name, rule, pairs = make_rule(eviction, set_ or [])
+    rule_name, rule, pairs = c.make_rule(eviction, set_ or [])
     made = make_policies([policy], density, pairs)
     if len(made) != 1:
         raise SettingError("--policy: one policy writes at a time")

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from hwsim.cli import options as o
-from hwsim.cli.common import JsonOption, check_target, note, output, progress_bar, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, find_trace, note, output, progress_bar, to_json, write_json
 from hwsim.units import printable
 
 
 def predictor(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace with input, and glu or up and gate.")],
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="Trace with input, and glu or up and gate; sample: the bundled one.")
+    ],
     out: Annotated[Path, typer.Option("--output", "-o", help="File of nets to write.")],
     density: Annotated[
         float, typer.Option(help="MLP density at which the policy is going to run, the nets counted.")
@@ -40,6 +42,7 @@ def predictor(
     from hwsim.train.partial import partial_of
     from hwsim.train.predictor import Settings, train
 
+    trace, given = find_trace(trace), trace
     check_target(json, trace)
     writes = [Path(json)] if json and json != "-" else []
     settings = Settings(density, rank, epochs, patience, learning_rate, seed, device)
@@ -59,7 +62,7 @@ def predictor(
         console = output()
         console.print(_head(done.header, done.resumed), markup=False, soft_wrap=True)
         console.print(render_predictor(done.header))
-        console.print(_next(trace, done.path, density), markup=False, soft_wrap=True)
+        console.print(_next(given, done.path, density), markup=False, soft_wrap=True)
     if json and json != "-":
         note(f"Result written to {json}")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from hwsim import simulation
 from hwsim.demand import Demand
-from hwsim.errors import SettingError
+from hwsim.errors import BlindError, SettingError
 from hwsim.evaluate.carried import Carried, carry, require_peft
 from hwsim.evaluate.masking import ClosedLoop
 from hwsim.evaluate.scoring import Score, score
@@ -24,6 +27,7 @@ from hwsim.record.hooks import Layer
 from hwsim.record.prepare import Prepared, Progress, passes, prepare
 from hwsim.record.runner import Runner
 from hwsim.select import worth_compiling
+from hwsim.trace import Sequence
 
 _WINDOWS = 8  # that go through the model together where it does not run on a CPU
 
@@ -42,6 +46,7 @@ class _Run:
     candidate: Candidate
     placement: Placement
     loop: ClosedLoop
+    by_token: bool = False  # the model runs token by token, so that the policy may read shared caches
     score: Score = field(default_factory=Score)
     demands: list[Demand] = field(default_factory=list)
 
@@ -62,7 +67,8 @@ def evaluate(
 ) -> list[Evaluation]:
     """Run a model over a text under each policy, with the cache in the loop.
 
-    The policies share one dense pass. Each costs another forward pass and its scans.
+    The policies share one dense pass. Each costs another forward pass and its scans. Where groups share caches and the
+    policy reads them, the model runs token by token for it, which takes longer; the result says so.
 
     Args:
         model: as `hwsim.record.record` takes it.
@@ -161,12 +167,57 @@ def _passes(
         step("dense")
         hiddens = []
         for run in runs:
-            run.loop.window(sequences, first)
-            with carried or nullcontext(), run.loop:
-                hiddens.append(runner.hidden(ids) if run.placement.groups else dense)
-            run.demands.append(run.loop.demand())
+            if run.placement.groups:
+                hiddens.append(_masked(runner, run, carried, ids, sequences, first))
+            else:
+                hiddens.append(dense)
+                run.loop.window(sequences, first)
+                run.demands.append(run.loop.demand())
             step(run.candidate.name)
         score(runner, ids, settings.prompt, dense, hiddens, [run.score for run in runs])
+
+
+def _masked(
+    runner: Runner, run: _Run, carried: Carried | None, ids: np.ndarray, sequences: list[Sequence], first: int
+) -> Any:
+    """Hidden states of some windows under a policy, ``[windows, tokens, hidden]``."""
+    if not run.by_token and not (carried and sequences[0].prompt):
+        run.loop.window(sequences, first)
+        try:
+            with carried or nullcontext(), run.loop:
+                hidden = runner.hidden(ids)
+        except BlindError:
+            if not run.placement.shared:
+                raise
+            run.loop, run.by_token = run.loop.by_token(), True
+            return _masked(runner, run, carried, ids, sequences, first)
+        run.demands.append(run.loop.demand())
+        return hidden
+    return runner.torch.cat(
+        [
+            _in_pieces(runner, run, carried, window, sequence, number)
+            for number, (window, sequence) in enumerate(zip(ids, sequences, strict=True), first)
+        ]
+    )
+
+
+def _in_pieces(
+    runner: Runner, run: _Run, carried: Carried | None, ids: np.ndarray, sequence: Sequence, number: int
+) -> Any:
+    """One window, its prompt read without masks and adapter, ``[1, tokens, hidden]``."""
+    decoded = sequence.tokens - sequence.prompt
+    run.loop.begin(number)
+
+    @contextmanager
+    def masked(tokens: int) -> Iterator[None]:
+        run.loop.continued(tokens)
+        with carried or nullcontext(), run.loop:
+            yield
+        run.demands.append(run.loop.demand())
+
+    pieces = [1] * decoded if run.by_token else [decoded]
+    prompt = [(sequence.prompt, nullcontext())] if sequence.prompt else []
+    return runner.in_pieces(ids, [*prompt, *((tokens, masked(tokens)) for tokens in pieces)])
 
 
 def _result(
@@ -182,6 +233,9 @@ def _result(
     result = simulation.measure(
         ready.header, origin, demand, run.placement, profile, run.candidate.policy, eviction, settings, names
     )
+    if run.by_token:
+        note = f"{run.candidate.name}: reads caches that groups share, so the model ran token by token for it."
+        result = result.model_copy(update={"notes": [*result.notes, note]})
     return Evaluation(
         **dict(result),
         perplexity=run.score.perplexity,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,6 +22,7 @@ from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import libraries, require_extra, told_as
 from hwsim.record.loading import find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
+from hwsim.record.runner import kv_argument
 from hwsim.record.sources import find_source
 from hwsim.trace import Sequence, TraceHeader
 
@@ -71,11 +71,6 @@ class Stepper:
             out = self._model(tokens, **{self._kv: self._past}, use_cache=True, logits_to_keep=1)
         self._past = out[self._kv]
         return out.logits[0, -1].float()
-
-
-def kv_argument(model: Any) -> str:
-    """What transformers calls the KV cache of a forward pass: ``cache`` from 5.24 on, ``past_key_values`` before."""
-    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def generate(

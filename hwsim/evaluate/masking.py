@@ -10,6 +10,7 @@ GLU, which is what a skipped row of either gives.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,10 @@ class ClosedLoop:
         steps: bool = False,
         fast: bool = False,
     ) -> None:
+        self._again = partial(
+            ClosedLoop, layers, model, policy, plans, eviction, setup,
+            name=name, seed=seed, sink=sink, shared=shared, steps=True,
+        )  # fmt: skip
         self._plans, self._model, self._sink = plans, model, sink
         _check(plans, layers[0], name)
         self._attention = _attention(plans)
@@ -93,8 +98,8 @@ class ClosedLoop:
             _check_order(plans, points, name)
         elif shared:  # the masks of a whole window are decided before they go through a cache
             blind = (
-                f"--cache-scope {shared.scope} couples groups that the evaluation decides one after the other for all "
-                "tokens; choose matrix, or replay or generate"
+                f"--cache-scope {shared.scope} couples groups that are decided here one after the other for all "
+                "tokens; choose matrix, or read a text"
             )
         self._scans = [
             [
@@ -129,6 +134,16 @@ class ClosedLoop:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def by_token(self) -> ClosedLoop:
+        """The same from here on, but each pass brings one token; what the present pass was told to the sink is void.
+
+        Raises:
+            ModelError: the policy's groups come in another order than that of a layer.
+        """
+        loop = self._again()
+        loop._token = self._token
+        return loop
 
     def window(self, sequences: list[Sequence], first: int) -> None:
         """The next pass brings whole sequences, one after the other; `first` is the number of the first of them."""

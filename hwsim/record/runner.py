@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,26 @@ class Runner:
                     "the model makes its logits in a way that hwsim does not know, so losses would be wrong"
                 )
         return hidden
+
+    def in_pieces(self, ids: np.ndarray, pieces: Iterable[tuple[int, AbstractContextManager[Any]]]) -> Any:
+        """As `hidden`, for one window that is read piece by piece, with a KV cache.
+
+        Args:
+            ids: int ``[tokens]``.
+            pieces: how many tokens each has, and what they are read in.
+
+        Returns:
+            A tensor ``[1, tokens, hidden]``.
+        """
+        kv, past, found, start = kv_argument(self.model), None, [], 0
+        with self.torch.inference_mode():
+            for length, context in pieces:
+                tokens = self.tensor(ids[None, start : start + length])
+                with context:
+                    past = self.model(input_ids=tokens, **{kv: past}, use_cache=True, logits_to_keep=1)[kv]
+                found.append(self._hidden)
+                self._hidden, start = None, start + length
+            return self.torch.cat(found, 1)
 
     def forward(self, ids: np.ndarray) -> tuple[Any, Any]:
         """One forward pass, under whatever torch records of it: it is what training differentiates.
@@ -109,3 +131,8 @@ class Runner:
 
     def _keep(self, module: Any, args: Any, output: Any) -> None:
         self._hidden = output[0]
+
+
+def kv_argument(model: Any) -> str:
+    """What transformers calls the KV cache of a forward pass: ``cache`` from 5.24 on, ``past_key_values`` before."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"

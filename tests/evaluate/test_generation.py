@@ -128,6 +128,26 @@ def test_commands(checkpoints: dict[str, Path], tmp_path: Path, hwsim: Any) -> N
     assert "did you mean 'dip'" in refused.stderr
 
 
+def test_a_generation_takes_pinned_and_warm_units(checkpoints: dict[str, Path], tmp_path: Path, hwsim: Any) -> None:
+    common = ("--model", checkpoints["llama"], "--hw", "pixel8", "--dram", "70%", "--policy", "dip")
+    done = hwsim("record", "--model", checkpoints["llama"], "-o", "t.npz", "--tokens", 48, "--context", 24)
+    assert done.returncode == 0, done.stderr
+    done = hwsim("replay", "t.npz", *common[2:], "--save-cache", "c.npz")
+    assert done.returncode == 0, done.stderr
+    write = ("generate", *common, "--prompt", "Anne hoped", "--tokens", 8)
+    found = {}
+    for name, more in (("cold", ()), ("warm", ("--warm", "c.npz")), ("pinned", ("--pin", "c.npz"))):
+        done = hwsim(*write, *more, "--json", f"{name}.json")
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["cold"]["unit_hits"] < found["warm"]["unit_hits"]
+    assert found["warm"]["provenance"]["settings"]["warm"]["name"] == "c.npz"
+    assert found["pinned"]["provenance"]["settings"]["pinned"]["name"] == "c.npz"
+    done = hwsim(*write, "--admission", "bypass", "--cache-scope", "layer")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "--admission bypass: does not go with --cache-scope layer" in done.stderr
+
+
 def test_saved_masks_are_replayed_by_the_command(checkpoints: dict[str, Path], tmp_path: Path, hwsim: Any) -> None:
     common = ("--hw", "pixel8", "--dram", "60%")
     run = ("eval", "--model", checkpoints["llama"], *common, "--policy", "dip-ca", "--tokens", 48, "--context", 24)

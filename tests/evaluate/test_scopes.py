@@ -14,7 +14,7 @@ from hwsim.cache import CacheSetup
 from hwsim.contents import UnitSets, member_of
 from hwsim.demand import Demand
 from hwsim.errors import HwsimError, ModelError, SettingError
-from hwsim.evaluate import Candidate, TaskSettings, evaluate, evaluate_tasks, generate
+from hwsim.evaluate import Candidate, TaskSettings, evaluate, evaluate_tasks, evaluation, generate
 from hwsim.evaluate.evaluation import Evaluation
 from hwsim.evaluate.generation import Stepper
 from hwsim.evaluate.masking import ClosedLoop
@@ -64,10 +64,43 @@ def test_masks_that_do_not_look_at_the_cache_go_through_it_afterwards(
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_a_cache_aware_policy_is_refused_where_masks_come_first(scope: str, checkpoints: dict[str, Path]) -> None:
-    with pytest.raises(HwsimError, match=rf"reads ctx\.cached, but --cache-scope {scope} couples groups") as told:
-        run(checkpoints["llama"], "dip-ca", cache_scope=scope)
-    assert "\n" not in str(told.value)
+@pytest.mark.parametrize("family", ["llama", "phi3", "qwen2"])
+def test_a_policy_that_reads_shared_caches_is_run_token_by_token(
+    scope: str, family: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """And says so; the masks are those that it decides, the hits those of a replay of them."""
+    writer = MaskWriter(tmp_path / "m.npz")
+    loop = run(checkpoints[family], "dip-ca", writer, cache_scope=scope)
+    assert any("token by token" in note for note in loop.notes)
+    chosen = settings_of(cache_scope=scope)
+    again = replay_masks(MaskFile(tmp_path / "m.npz"), flat_profile(), EVICTIONS.make("lfu")[1], chosen)
+    assert again.groups == loop.groups
+    assert 0 < loop.unit_hits < loop.unit_requests
+    # with room for everything all scopes are the same
+    whole, alone = (run(checkpoints[family], "dip-ca", cache_scope=each, dram="100%") for each in (scope, "matrix"))
+    assert whole.unit_hits == alone.unit_hits
+    assert whole.perplexity == pytest.approx(alone.perplexity, rel=1e-6)
+    assert whole.kl == pytest.approx(alone.kl, rel=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_token_by_token_is_the_window_at_once(batch: int, checkpoints: dict[str, Path], monkeypatch: Any) -> None:
+    at_once = run(checkpoints["llama"], "dip", cache_scope="layer")
+    original = evaluation._masked
+
+    def masked(runner: Any, run: Any, *args: Any) -> Any:
+        if not run.by_token:
+            run.loop, run.by_token = run.loop.by_token(), True
+        return original(runner, run, *args)
+
+    monkeypatch.setattr(evaluation, "_masked", masked)
+    candidates = [Candidate("dip", POLICIES.make("dip")[1])]
+    rule, settings = EVICTIONS.make("lfu")[1], settings_of(cache_scope="layer")
+    (stepped,) = evaluate(
+        str(checkpoints["llama"]), "persuasion", flat_profile(), candidates, rule, READING, settings, batch=batch
+    )
+    assert stepped.groups == at_once.groups
+    assert stepped.perplexity == pytest.approx(at_once.perplexity, rel=1e-6)
 
 
 @pytest.mark.parametrize("scope", ["matrix", "layer", "global"])

@@ -17,12 +17,17 @@ pytest.importorskip("peft", reason="training needs the extra `train`")
 from hwsim.adapter import read_adapter
 from hwsim.errors import ModelError, OutputError, SettingError
 from hwsim.evaluate import Candidate, evaluate, generate
+from hwsim.evaluate.carried import carry
+from hwsim.evaluate.generation import Stepper
+from hwsim.evaluate.masking import ClosedLoop
+from hwsim.masks import MaskFile, MaskWriter
 from hwsim.metrics import Evaluation
 from hwsim.model import Bits
 from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.record import Settings as Reading
 from hwsim.record import record
-from hwsim.simulation import Settings, replay
+from hwsim.record.prepare import prepare
+from hwsim.simulation import Settings, layout, replay
 from hwsim.trace import Trace
 from hwsim.train.lora import Trained, train_lora
 from hwsim.train.trainer import Training
@@ -140,6 +145,41 @@ def test_windows_of_a_batch_are_judged_as_single_ones(checkpoints: dict[str, Pat
     one, two = (judge(checkpoints["llama"], adapters["llama"], "dip-ca", batch=batch) for batch in (1, 2))
     assert one.perplexity == pytest.approx(two.perplexity, rel=1e-6)
     assert (one.unit_requests, one.unit_hits, one.tokens) == (two.unit_requests, two.unit_hits, two.tokens)
+
+
+def test_prompts_are_read_without_it(checkpoints: dict[str, Path], adapters: dict[str, Path], tmp_path: Path) -> None:
+    """The prompt's keys and values are the dense model's: masked tokens see them in eval as in a generation."""
+    model, lora = checkpoints["llama"], adapters["llama"]
+    reading, settings = Reading(tokens=40, context=20, prompt=7), Settings(dram="60%", lora=lora)
+    candidate, rule = Candidate("dip", POLICIES.make("dip")[1]), EVICTIONS.make("lfu")[1]
+    writer = MaskWriter(tmp_path / "m.npz")
+    loop = evaluate(
+        str(model), "persuasion", flat_profile(), [candidate], rule, reading, settings, masks=writer, batch=2
+    )[0]  # fmt: skip
+    masks = MaskFile(tmp_path / "m.npz")
+    ready = prepare(str(model), "persuasion", reading, lambda *_: None)
+    loaded = ready.load(lambda *_: None)
+    carried = carry(loaded, lora, "model")
+    assert carried is not None
+    plans = layout(ready.header.model, flat_profile(), candidate.policy, 20, settings, "dip").groups
+    told: dict[tuple[int, str], list[np.ndarray]] = {}
+    with_masks = ClosedLoop(
+        carried.layers, ready.header.model, candidate.policy, plans, rule, name="dip",
+        sink=lambda layer, group, first, mask: told.setdefault((layer, group), []).append(mask.copy()),
+    )  # fmt: skip
+    losses = []
+    for window in ready.ids.reshape(-1, 20):
+        stepper = Stepper(loaded.model, ready.libraries.torch, with_masks, carried)
+        stepper.prefill(window[:7].tolist())
+        for at in range(7, 19):
+            logits = stepper.step(int(window[at]))
+            losses.append(-float(logits.log_softmax(-1)[int(window[at + 1])]))
+        stepper.step(int(window[19]))
+    assert loop.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    for plan in plans:
+        for layer in range(ready.header.model.num_hidden_layers):
+            name = plan.group.name
+            np.testing.assert_array_equal(masks._read(layer, plan, 26), np.concatenate(told[layer, name]))
 
 
 def test_it_writes_token_by_token_too(checkpoints: dict[str, Path], adapters: dict[str, Path]) -> None:

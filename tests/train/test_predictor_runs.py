@@ -46,3 +46,8 @@ def test_trained_nets_run_open_and_closed(
         ["generate", "--model", model, "--prompt", "a"],
     ):
         assert told in refused(*command, *other)
+
+
+def test_the_bundled_trace_is_found_by_its_name() -> None:
+    told = refused("train", "predictor", "sample", "-o", "nets.npz")
+    assert "has one sequence of 78 tokens; training holds whole sequences out" in told
