@@ -27,6 +27,13 @@ def available() -> bool:
     return True
 
 
+def top_k(values: np.ndarray, k: int) -> np.ndarray:
+    """Masks of the `k` best scores of each token: float32 ``[tokens, units]``, no NaN -> bool ``[tokens, units]``."""
+    units = values.shape[1]
+    ones = np.ones(len(values), np.float32)
+    return serve(values, ones, k, 0, "count", np.zeros(units, bool), np.zeros(units, np.int32), 0)[0]
+
+
 def serve(
     values: np.ndarray, uncached: np.ndarray, k: int, capacity: int, update: RankUpdate, cached: np.ndarray,
     rank: np.ndarray, token: int,

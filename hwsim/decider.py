@@ -112,8 +112,12 @@ class Decider:
         self._blocks.expand(units, self._indices)
         return self._view_indices
 
-    def scores(self, block: Block) -> Scores | None:
-        """The scores of all tokens of a block, with `uncached` set; None: the policy wants to be asked one by one.
+    def scores(self, block: Block, *, aware: bool = True) -> Scores | None:
+        """The scores of all tokens of a block; None: the policy wants to be asked one by one.
+
+        Args:
+            block: of tokens, the next ones.
+            aware: scores that depend on the cache will do.
 
         Raises:
             ContractError: the policy raised, or returned something of the wrong shape or type.
@@ -126,14 +130,13 @@ class Decider:
             return None
         shape = (block.tokens, self._plan.indices)
         values, uncached = found if isinstance(found, Scores) else (None, None)
-        uncached = np.ones(block.tokens, np.float32) if uncached is None else uncached
-        if values is None or not (_is_float32(values, shape) and _is_float32(uncached, shape[:1])):
+        right = _is_float32(values, shape) and (uncached is None or _is_float32(uncached, shape[:1]))
+        if values is None or not right:
             raise ContractError(
                 f"{self._who('scores')}: needs Scores of float32 of shape {shape}, and {shape[:1]} of what is uncached"
             )
-        weighed = np.isfinite(uncached).all() and (uncached.all() or np.isfinite(values).all())  # else 0 x infinity
-        if np.isnan(values.max()) or not weighed:  # told token by token, with its place
-            ctx.token -= 1
+        if np.isnan(values.max()) or not (uncached is None or (aware and _weighs(values, uncached))):
+            ctx.token -= 1  # an error is told token by token, with its place
             return None
         ctx.token += block.tokens - 1
         return Scores(values, uncached)
@@ -191,6 +194,11 @@ class Decider:
 
 def _is_float32(value: object, shape: tuple[int, ...]) -> bool:
     return isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape == shape
+
+
+def _weighs(values: np.ndarray, uncached: np.ndarray) -> bool:
+    """Whether no NaN comes of the product: no 0 x infinity, no NaN."""
+    return bool(np.isfinite(uncached).all() and (uncached.all() or np.isfinite(values).all()))
 
 
 def _scores_blocks(kind: type[Policy]) -> bool:

@@ -1,4 +1,4 @@
-"""Flash and DRAM as SimPy resources that serve one request at a time, and how long a request takes on them."""
+"""Flash, DRAM and compute in SimPy: each serves one request at a time; and how long a request takes on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from hwsim.profile import Flash, Profile
 
 
 class Device:
-    """Something that serves requests one after the other.
+    """Something that serves requests one after the other, in the order in which they come.
+
+    Of such a server all that a request must know is when the one before it is done, so that a service is one event of
+    SimPy; with a `simpy.Resource` it was three.
 
     Attributes:
         busy: seconds for which it has worked.
@@ -23,13 +26,14 @@ class Device:
     def __init__(self, env: simpy.Environment, name: str) -> None:
         self.name, self.busy, self.requests = name, 0.0, 0
         self._env = env
-        self._turn = simpy.Resource(env, capacity=1)
+        self._free = 0.0  # when all that came before is done
 
     def serve(self, seconds: float) -> Generator[simpy.Event, Any, None]:
         """Wait for a turn, then work for `seconds`."""
-        with self._turn.request() as turn:
-            yield turn
-            yield self._env.timeout(seconds)
+        now = self._env.now
+        delay = max(self._free - now, 0.0) + seconds
+        self._free = now + delay
+        yield self._env.timeout(delay)
         self.busy += seconds
         self.requests += 1
 

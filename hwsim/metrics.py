@@ -83,6 +83,7 @@ class Result(_Record):
     cache_bytes: int
     budget_bytes: int
     energy_j: float | None
+    events: int  # services of Flash, DRAM and compute that the event engine went through; 0 with the closed form
     groups: list[GroupResult]
     per_token: list[TokenResult] | None = None
 

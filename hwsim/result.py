@@ -126,6 +126,7 @@ def _result(
         energy_j=_energy(
             profile, flash_read, dram_bytes, bounds.operations(demand, placement, header.sequences), timing
         ),
+        events=timing.events,
         groups=groups,
         per_token=_per_token(timing, requests, hits, flash_token, dram_token) if settings.per_token else None,
     )

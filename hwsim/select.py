@@ -7,7 +7,9 @@ of a trace and the closed loop share this scan; they differ only in where the si
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -58,8 +60,11 @@ def scan(
     listener: MaskListener | None = None,
     contents: CacheListener | None = None,
     progress: Callable[[int], None] | None = None,
+    threads: int = 1,
 ) -> Demand:
     """Decide all masks and count all hits.
+
+    Layers do not influence each other, so that threads may share them; the result is the same to the bit.
 
     Args:
         source: gives the signals.
@@ -75,6 +80,7 @@ def scan(
         listener: is told every mask.
         contents: is told what each cache holds at the end.
         progress: is called with the number of layers done.
+        threads: that share the layers, where numpy and the compiled scan do the work; Python's own would gain nothing.
 
     Raises:
         ContractError: the policy or the eviction broke its contract.
@@ -84,13 +90,17 @@ def scan(
     demand = Demand.none(decoded, model.num_hidden_layers, plans)
     fast = worth_compiling(decoded * model.num_hidden_layers * len(plans))
     every = range(model.num_hidden_layers) if layers is None else layers
-    for layer in every if plans else ():
-        for index, plan in enumerate(plans):
-            group = GroupScan(
-                policy, plan, model, layer, eviction, setup,
-                name=name, seed=(seed, layer, index), fast=fast,
-            )  # fmt: skip
-            first = row = 0
+
+    def begun(layer: int) -> list[GroupScan]:
+        return [
+            GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index), fast=fast)
+            for index, plan in enumerate(plans)
+        ]
+
+    def one(layer: int) -> list[tuple[str, np.ndarray]]:
+        held = []
+        for index, group in enumerate(begun(layer)):
+            plan, first, row = group.plan, 0, 0
             for number, sequence in enumerate(sequences):
                 group.begin(number)
                 span = (first + sequence.prompt, first + sequence.tokens)
@@ -100,11 +110,31 @@ def scan(
                         listener(layer, plan.group.name, token, mask)  # type: ignore[misc]
                     row += len(served.masks)
                 first = span[1]
-            if contents:
-                contents(layer, plan.group.name, group.cached)
-        if progress:
-            progress(layer + 1)
+            held.append((plan.group.name, group.cached))
+        return held
+
+    each = list(every) if plans else []
+    alone = threads == 1 or listener is not None or len(each) < 2 or not all(group.compiled for group in begun(each[0]))
+    with _workers(1 if alone else threads) as run:
+        for layer, held in zip(each, run(one, each), strict=True):
+            for group_name, cached in held if contents else ():
+                contents(layer, group_name, cached)  # type: ignore[misc]
+            if progress:
+                progress(layer + 1)
     return demand
+
+
+@contextmanager
+def _workers(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` that is done by some threads: results in order, and the first error ends it."""
+    if threads <= 1:
+        yield map
+        return
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class GroupScan:
@@ -142,12 +172,18 @@ class GroupScan:
         self.plan, self._eviction, self._blind = plan, eviction, blind
         self._k = plan.k[layer]
         self._decider = Decider(policy.in_layer(layer), name, plan, model, layer, seed)
-        self._fast = fast and cache is None and self._decider.scores_blocks
+        self._blocks = fast and self._decider.scores_blocks  # masks of many tokens are decided at once
+        self._fast = self._blocks and cache is None  # and go through the cache at once
         if cache is None:
             setup, capacity = setup or CacheSetup(), plan.capacity_in(layer)
             cache = setup.cache(layer, plan.group.name, plan.units, capacity, eviction)
         self._cache = cache
         self._fast &= cache.rank_update is not None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled scan decides, unless the policy wants to be asked one by one after all."""
+        return self._fast
 
     @property
     def cached(self) -> np.ndarray:
@@ -178,18 +214,30 @@ class GroupScan:
         """
         if self._eviction.needs_future:
             first = self._decider.token + 1
-            masks = [self._decider.decide(row).copy() for block in blocks for row in block.rows()]
-            self._cache.start(np.stack(masks))
+            masks = np.concatenate([self._masks(block) for block in blocks])
+            self._cache.start(masks)
             yield from (self._serve(token, mask) for token, mask in enumerate(masks, first))
             return
         for block in blocks:
-            scores = self._decider.scores(block) if self._fast else None
-            if scores is not None and scores.uncached is not None:
-                found, hits = self._cache.serve(scores.values, scores.uncached, self._k)
-                yield Served(found, self._k, hits)
-            else:
+            scores = self._decider.scores(block, aware=self._fast) if self._blocks else None
+            if scores is None:
                 for row in block.rows():
                     yield self.step(row)
+            elif self._fast:
+                uncached = np.ones(block.tokens, np.float32) if scores.uncached is None else scores.uncached
+                found, hits = self._cache.serve(scores.values, uncached, self._k)
+                yield Served(found, self._k, hits)
+            else:
+                first = self._decider.token + 1 - block.tokens
+                for token, mask in enumerate(compiled.top_k(scores.values, self._k), first):
+                    yield self._serve(token, mask)
+
+    def _masks(self, block: Block) -> np.ndarray:
+        """Masks of all tokens of a block, bool ``[tokens, units]``, of a policy that does not see the cache."""
+        scores = self._decider.scores(block, aware=False) if self._blocks else None
+        if scores is None:
+            return np.array([self._decider.decide(row).copy() for row in block.rows()])
+        return compiled.top_k(scores.values, self._k)
 
     def step(self, signals: dict[str, np.ndarray]) -> Served:
         """Decide the next token and let it go through the cache; as `run`, for one token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -48,6 +49,7 @@ def replay(
     listener: MaskListener | None = None,
     contents: CacheListener | None = None,
     progress: Progress | None = None,
+    threads: int | None = None,
 ) -> metrics.Result:
     """Replay a trace on a device under a policy.
 
@@ -62,11 +64,14 @@ def replay(
         listener: is told every mask.
         contents: is told what each cache holds at the end.
         progress: is told how far it is.
+        threads: that decide masks and count hits; None: as many as there are cores. The result is the same.
 
     Raises:
         HwsimError: one of its kinds; the trace lacks a signal, the policy broke its contract, a setting is impossible.
     """
     settings = settings or Settings()
+    if threads is not None and not is_whole(threads, 1):
+        raise impossible("threads", threads, "a whole number from 1, or None")
     header = trace.header
     check_parameters(policy, f"policy {policy_name or type(policy).__name__}")
     check_parameters(eviction, f"eviction {eviction_name or type(eviction).__name__}")
@@ -81,7 +86,7 @@ def replay(
 
     demand = _demand(
         trace, policy, placement, eviction, settings, policy_name, listener, contents,
-        phase("masks and hits", header.model.num_hidden_layers),
+        phase("masks and hits", header.model.num_hidden_layers), threads or _cores(),
     )  # fmt: skip
     names = Names(policy_name or type(policy).__name__, eviction_name or type(eviction).__name__)
     origin = {"name": printable(trace.path.name), "hash": trace.hash, "origin": header.origin}
@@ -94,7 +99,7 @@ def replay(
 def _demand(
     trace: Trace, policy: Policy, placement: Placement, eviction: Eviction, settings: Settings, name: str,
     listener: MaskListener | None = None, contents: CacheListener | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None, threads: int = 1,
 ) -> Demand:  # fmt: skip
     """The scan of a trace, with the caches of a placement."""
     header = trace.header
@@ -105,8 +110,13 @@ def _demand(
         )  # fmt: skip
     return scan(
         trace, header.model, header.sequences, policy, placement.groups, eviction, setup=settings.caches,
-        name=name, seed=settings.seed, listener=listener, contents=contents, progress=progress,
+        name=name, seed=settings.seed, listener=listener, contents=contents, progress=progress, threads=threads,
     )  # fmt: skip
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _traffic(

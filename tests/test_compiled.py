@@ -19,8 +19,10 @@ from hwsim.evictions.lru import Lru
 from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Context, Group, Policy, Scores
 from hwsim.select import GroupScan, signal_blocks
+from hwsim.select import scan as scan_layers
 from hwsim.simulation import Settings, layout
 from hwsim.testing import SMALL_MODEL, RandomSignals
+from hwsim.trace import Sequence
 from tests.conftest import flat_profile
 
 RULES = {"lru": "last", "lfu": "count", "fifo": "first"}
@@ -115,23 +117,26 @@ def test_zero_times_infinity_is_told_with_its_place() -> None:
         run(scan_of(Infinite()))
 
 
-@pytest.mark.parametrize("rule", ["lru", "lfu", "fifo", "none"])
+@pytest.mark.parametrize("rule", ["lru", "lfu", "fifo", "none", "s3fifo", "arc", "belady", "belady-bypass"])
 @pytest.mark.parametrize("name", ["dip", "dip-ca", "magnitude", "oracle", "up", "gate"])
 @pytest.mark.parametrize("dram", ["75%", "95%"])
 def test_a_scan_in_blocks_is_the_scan_token_by_token(name: str, rule: str, dram: str) -> None:
     policy, eviction = POLICIES.make(name, {"density": 0.8})[1], EVICTIONS.make(rule)[1]
+    if eviction.needs_future and name == "dip-ca":
+        pytest.skip("looks at the cache")
     plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram=dram), name).groups
     source = RandomSignals(SMALL_MODEL, 60)
     for plan in plans:
         runs = []
         for fast in (False, True):
             scan = GroupScan(policy, plan, SMALL_MODEL, 1, eviction, name=name, seed=(0,), fast=fast)
-            assert scan._fast is fast
+            assert scan.compiled is (fast and scan._cache.rank_update is not None)
             found = []
             for number, span in enumerate(((0, 33), (33, 60))):
                 scan.begin(number)
                 middle = span[0] + 7  # blocks of several sizes follow each other
-                for part in ((span[0], middle), (middle, span[1])):
+                parts = [span] if eviction.needs_future else [(span[0], middle), (middle, span[1])]
+                for part in parts:
                     for masks, requests, hits, *_ in scan.run(signal_blocks(source, plan, 1, *part)):
                         count = np.full(len(masks), requests)
                         found += list(zip(masks.copy().tolist(), count, np.full(len(masks), hits), strict=True))
@@ -243,3 +248,35 @@ def test_check_policy_holds_scores_to_score() -> None:
     assert "scores() of many tokens, where it has them, are those of score()" in check_policy(
         POLICIES.find("dip-ca")[1]
     )
+
+
+# ---------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize("rule", ["lru", "lfu", "belady", "s3fifo"])
+@pytest.mark.parametrize("name", ["dip", "dip-ca", "random", "up"])
+def test_threads_find_the_same(name: str, rule: str, monkeypatch: Any) -> None:
+    """Whoever decides which layer: requests, hits, contents, and who is told of layers in which order."""
+    monkeypatch.setattr("hwsim.select._WORTH", 0)
+    policy, eviction = POLICIES.make(name, {"density": 0.8})[1], EVICTIONS.make(rule)[1]
+    if rule == "belady" and name == "dip-ca":
+        eviction = Lru()
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="85%"), name).groups
+    runs = []
+    for threads in (1, 3):
+        told: list[Any] = []
+        demand = scan_layers(
+            RandomSignals(SMALL_MODEL, 60), SMALL_MODEL, [Sequence(tokens=40, prompt=3), Sequence(tokens=20)], policy,
+            plans, eviction, name=name, contents=lambda *args, to=told: to.append((*args[:2], args[2].tolist())),
+            progress=told.append, threads=threads,
+        )  # fmt: skip
+        runs.append((demand.requests.tolist(), demand.hits.tolist(), told))
+    assert runs[0] == runs[1]
+
+
+def test_the_first_error_of_several_threads_is_told(monkeypatch: Any) -> None:
+    monkeypatch.setattr("hwsim.select._WORTH", 0)
+    policy, sequences = Infinite(), [Sequence(tokens=20)]
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).groups
+    with np.errstate(invalid="ignore"), pytest.raises(ContractError, match=r"at layer 0, group down, token 0"):
+        scan_layers(RandomSignals(SMALL_MODEL, 20), SMALL_MODEL, sequences, policy, plans, Lru(), threads=3)

@@ -394,8 +394,10 @@ def test_events_equal_the_closed_form(trace, name, dram, overlap):
         parts = [seconds for part, seconds in result.time_s if part != "total"]
         assert sum(parts) == pytest.approx(result.time_s.total, rel=1e-9)
         assert sum(times(result)) == pytest.approx(result.time_s.total, rel=1e-9)
-    same = {"time_s", "latency_s", "throughput_tok_s", "energy_j", "per_token", "provenance"}
+    same = {"time_s", "latency_s", "throughput_tok_s", "energy_j", "events", "per_token", "provenance"}
     assert events.model_dump(exclude=same) == closed.model_dump(exclude=same)
+    assert events.events > 0
+    assert closed.events == 0
 
 
 MODELS = st.builds(
@@ -481,6 +483,34 @@ def test_a_device_serves_one_request_after_the_other():
         env.process(device.serve(seconds))
     env.run()
     assert (env.now, device.busy, device.requests) == (5.0, 5.0, 2)
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), max_size=20))
+def test_a_device_is_a_resource_of_simpy_in_fewer_events(requests: list[tuple[float, float]]):
+    """Requests that come at any time, also while others wait."""
+
+    def run(serve, env):
+        done = {}
+
+        def ask(number, at, seconds):
+            yield env.timeout(at)
+            yield from serve(seconds)
+            done[number] = env.now
+
+        for number, (at, seconds) in enumerate(requests):
+            env.process(ask(number, at, seconds))
+        env.run()
+        return done
+
+    env, twin = simpy.Environment(), simpy.Environment()
+    turn = simpy.Resource(twin, capacity=1)
+
+    def plain(seconds):
+        with turn.request() as request:
+            yield request
+            yield twin.timeout(seconds)
+
+    assert run(Device(env, "flash").serve, env) == pytest.approx(run(plain, twin), rel=1e-12, abs=1e-12)
 
 
 def test_a_group_of_attention_is_reported_as_attention(trace):

@@ -70,6 +70,10 @@ def replay(
     timing: o.TimingModel = o.Timing.EVENTS,
     overlap: o.OverlapOf = o.Overlap.NONE,
     seed: o.Seed = 0,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="That decide masks and count hits; the result is the same.", show_default="all cores"),
+    ] = None,
     json: JsonOption = None,
     per_token: o.PerToken = False,
 ) -> None:
@@ -110,7 +114,7 @@ def replay(
         names = [name for option in asked for name in option.split(",") if name]
         if save_cache and len(names) != 1:
             raise SettingError("--save-cache: holds the caches of one policy; name one --policy")
-        results, dense = _decided(trace, profile, make_policies(names, density, pairs), rule, settings, held)
+        results, dense = _decided(trace, profile, make_policies(names, density, pairs), rule, settings, held, threads)
     held.write(results[0])
     write_results(json, results)
     if json != "-":
@@ -128,6 +132,7 @@ def _decided(
     rule: tuple[str, Any],
     settings: Settings,
     held: c.Held,
+    threads: int | None,
 ) -> tuple[list[Result], Result]:
     """Replay the signals of a trace: the results, and that of `dense`."""
     from hwsim.plugins import POLICIES
@@ -139,7 +144,7 @@ def _decided(
         def one(name: str, made: Any) -> Result:
             return run(
                 opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
-                progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total),
+                progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total), threads=threads,
             )  # fmt: skip
 
         results = {name: one(name, made) for name, made in policies}

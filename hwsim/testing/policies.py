@@ -154,11 +154,13 @@ def _scores(policy: Policy, model: ModelShape) -> str | None:
             decider.begin(0, kernels.read_only(cached))
         for block in signal_blocks(RandomSignals(model, tokens), plan, 0, 0, tokens):
             scores = many.scores(block)
-            if scores is None or scores.uncached is None:
+            if scores is None:
                 continue
             found = True
             for at, row in enumerate(block.rows()):
-                ours = np.where(cached, scores.values[at], scores.uncached[at] * scores.values[at])
+                ours = scores.values[at]
+                if scores.uncached is not None:
+                    ours = np.where(cached, ours, scores.uncached[at] * ours)
                 mask = single.decide(row)
                 if not np.array_equal(kernels.top_k(ours, plan.k[0]), mask):
                     raise ContractError(
