@@ -75,22 +75,27 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--model", default="smollm2-135m")
+    options.add_argument("--text", default="persuasion")
+    options.add_argument("--tokens", type=int, default=4096)
+    options.add_argument("--context", type=int, default=512)
+    options.add_argument("--policy", default="dip,dip-ca")
+    options.add_argument("--density", type=float, default=0.5)
+    options.add_argument("--eviction", default="lfu")
+    options.add_argument("--hw", default="iphone16-a18")
+    options.add_argument("--dram", default="50%")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--dtype", default="auto")
+    options.add_argument("--json", action="store_true")
+    return options
+
+
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--text", default="persuasion")
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--policy", default="dip,dip-ca")
-    parser.add_argument("--density", type=float, default=0.5)
-    parser.add_argument("--eviction", default="lfu")
-    parser.add_argument("--hw", default="iphone16-a18")
-    parser.add_argument("--dram", default="50%")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+    given = parser().parse_args()
     found = measure(given)
     if given.json:
         print(json.dumps(found, indent=2))
