@@ -85,7 +85,8 @@ def show_closed(found: dict[str, Any]) -> str:
         f"| {name} | {each['median_s']:.2f} s | {each['tokens_per_s']:.0f} | {each['ratio']:.2f} x |"
         for name, each in found["passes"].items()
     ]
-    about = f"{found['model']}, windows of {found['context']} tokens, density {found['density']}, {found['threads']} threads:"
+    about = f"{found['model']}, windows of {found['context']} tokens, density {found['density']}, "
+    about += f"{found['threads']} threads:"
     return "\n".join([about, "", *lines])
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def paired(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median wall time of each work in seconds; they alternate, so that a machine that slows down meets all of them."""
     times: dict[str, list[float]] = {name: [] for name in works}
-    for name, work in works.items():  # the first time is another thing: code is loaded, memory is got
+    for work in works.values():  # the first time is another thing: code is loaded, memory is got
         work()
     for _ in range(rounds):
         for name, work in works.items():

@@ -185,7 +185,7 @@ def show(found: dict[str, Any]) -> str:
     """As a table in Markdown."""
     names = {units: name for name, units in SHAPES.items()}
     lines = [
-        "| | rule | compiled, us a token | plain numpy | torch | libCacheSim, M accesses/s | compiled | of memory bandwidth |",
+        "| | rule | compiled, us | plain numpy | torch | libCacheSim, M accesses/s | compiled | of the bandwidth |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in found["rows"]:
