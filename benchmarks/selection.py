@@ -37,12 +37,14 @@ def signals(units: int, tokens: int, seed: int = 0) -> np.ndarray:
     return values.astype(np.float16).astype(np.float32)
 
 
-def ours(values: np.ndarray, k: int, capacity: int, rule: str) -> tuple[np.ndarray, np.ndarray]:
+def ours(
+    values: np.ndarray, k: int, capacity: int, rule: str, space: compiled.Workspace | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The compiled scan."""
     units, rank = values.shape[1], -1 if rule == "lru" else 0
     cached, ranks = np.zeros(units, bool), np.full(units, rank, np.int32)
     factors = np.full(len(values), GAMMA, np.float32)
-    return compiled.serve(values, factors, k, capacity, RULES[rule], cached, ranks, 0)  # type: ignore[arg-type]
+    return compiled.serve(values, factors, k, capacity, RULES[rule], cached, ranks, 0, space)  # type: ignore[arg-type]
 
 
 def plain(values: np.ndarray, k: int, capacity: int, rule: str) -> tuple[np.ndarray, np.ndarray]:
@@ -132,11 +134,12 @@ def measure(units: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
     for rule in RULES:
         check(units, k, capacity, rule)
         masks, _ = ours(values, k, capacity, rule)
+        space = compiled.Workspace(units)  # as the replay keeps one for each cache
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "requests.oracleGeneral"
             requests = stream_file(masks, path)
             works: dict[str, Callable[[], object]] = {
-                "compiled": lambda rule=rule: ours(values, k, capacity, rule),
+                "compiled": lambda rule=rule, space=space: ours(values, k, capacity, rule, space),
                 "plain": lambda rule=rule: plain(values, k, capacity, rule),
                 "torch": lambda rule=rule: with_torch(tensor, k, capacity, rule),
                 "libCacheSim": peer(path, capacity, rule),

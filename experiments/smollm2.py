@@ -33,11 +33,11 @@ MODEL = "smollm2-135m"
 DEVICE, DRAM = "iphone16-a18", "50%"  # the paper's
 TOKENS, CONTEXT = 8192, 512  # of the held-out text
 SHORT = 2048  # of its tokens, for the ablations of the device
-DENSITIES = (0.5, 0.6, 0.7, 0.8)
+DENSITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 LEAST = {"magnitude": 2 / 3, "up": 1 / 3, "gate": 1 / 3, "cats": 1 / 3}  # densities that a policy can only exceed
 POLICIES = ("oracle", "magnitude", "gate", "up", "cats", "predictor", "dip")
 GAMMAS = (0.2, 0.5)
-LORA_DENSITY, LORA_TOKENS = 0.5, 131_072  # that the adapter is trained at, and on
+LORA_DENSITY, LORA_TOKENS = 0.5, 196_608  # that the adapter is trained at, and on
 NETS_TOKENS = 8192
 CALIBRATION_TOKENS = 4096
 FLASH = ("0.5 GB/s", "1 GB/s", "2 GB/s", "4 GB/s")
@@ -159,7 +159,7 @@ def evaluated(shop: Workshop, name: str, asked: list[Asked], lora: Path | None =
 def lora(shop: Workshop, densities: list[float]) -> list[dict[str, Any]]:
     """DIP with an adapter that was trained at one density, judged at all of them."""
     training = ("--policy", "dip", "--density", LORA_DENSITY, "--tokens", LORA_TOKENS, "--validation", 4096)
-    how = ("--batch", 2, "--learning-rate", 1e-3, "--every", 16)
+    how = ("--batch", 2, "--learning-rate", 1e-3, "--every", 32)
     folder = shop.made(
         f"lora-{LORA_DENSITY}", "train", "lora", "--model", MODEL, "--text", "text/train.txt", "--hw", DEVICE,
         "--dram", DRAM, *training, *how,

@@ -96,6 +96,7 @@ class Cache:
         self._check(where)
         self._room = self.capacity - (0 if pinned is None else int(np.count_nonzero(pinned)))
         self._state: Any = None
+        self._space: compiled.Workspace | None = None  # of the compiled scan
         self._token = 0
         self._occupied = 0
         self._cached = np.zeros(units, bool)  # without the pinned ones
@@ -142,12 +143,16 @@ class Cache:
             k: units of each mask.
 
         Returns:
-            Masks, bool ``[tokens, units]``, and hits, int32 ``[tokens]``.
+            Masks, bool ``[tokens, units]``, valid until the next call, and hits, int32 ``[tokens]``.
         """
         update = self.rank_update
         assert update is not None
         rank = self._state if self.capacity else np.zeros(self.units, np.int32)
-        masks, hits = compiled.serve(values, uncached, k, self.capacity, update, self._cached, rank, self._token)
+        if self._space is None:
+            self._space = compiled.Workspace(self.units)
+        masks, hits = compiled.serve(
+            values, uncached, k, self.capacity, update, self._cached, rank, self._token, self._space
+        )
         if self.capacity:
             self._token += len(values)
             self._occupied = int(np.count_nonzero(self._cached))

@@ -27,6 +27,25 @@ def available() -> bool:
     return True
 
 
+class Workspace:
+    """Memory that a scan of one group uses again for every block: what is new from the system must be cleared first.
+
+    Args:
+        units: of the group.
+    """
+
+    def __init__(self, units: int) -> None:
+        self.scores, self.one = np.empty(units, np.float32), np.empty(1, np.float32)
+        self.ranks, self.flags = np.empty(units, np.int32), np.empty(units, np.uint8)
+        self._masks = np.empty((0, units), bool)
+
+    def masks(self, tokens: int) -> np.ndarray:
+        """Room for masks, bool ``[tokens, units]``."""
+        if len(self._masks) < tokens:
+            self._masks = np.empty((tokens, self._masks.shape[1]), bool)
+        return self._masks[:tokens]
+
+
 def top_k(values: np.ndarray, k: int) -> np.ndarray:
     """Masks of the `k` best scores of each token: float32 ``[tokens, units]``, no NaN -> bool ``[tokens, units]``."""
     units = values.shape[1]
@@ -36,7 +55,7 @@ def top_k(values: np.ndarray, k: int) -> np.ndarray:
 
 def serve(
     values: np.ndarray, uncached: np.ndarray, k: int, capacity: int, update: RankUpdate, cached: np.ndarray,
-    rank: np.ndarray, token: int,
+    rank: np.ndarray, token: int, space: Workspace | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Decide the masks of some tokens, each after the one before it went through the cache.
 
@@ -49,6 +68,7 @@ def serve(
         cached: bool ``[units]``: what is in the cache; changed.
         rank: int32 ``[units]``: who stays; changed.
         token: number of the first of the tokens in its sequence.
+        space: to work in; the masks lie in it.
 
     Returns:
         Masks, bool ``[tokens, units]``, and hits, int32 ``[tokens]``.
@@ -56,12 +76,12 @@ def serve(
     from hwsim.compiled_loops import loop
 
     tokens, units = values.shape
-    masks, hits = np.empty((tokens, units), bool), np.zeros(tokens, np.int32)
-    one, scores = np.empty(1, np.float32), np.empty(units, np.float32)
+    space = space or Workspace(units)
+    masks, hits = space.masks(tokens), np.zeros(tokens, np.int32)
     values = np.require(values, requirements=["C", "W"])  # others would be compiled anew
     loop(
         values, uncached, min(k, units), capacity, _UPDATES[update], cached.view(np.uint8), rank, token,
-        masks.view(np.uint8), hits, scores, scores.view(np.int32), np.empty(units, np.int32),
-        np.empty(units, np.uint8), one, one.view(np.int32),
+        masks.view(np.uint8), hits, space.scores, space.scores.view(np.int32), space.ranks, space.flags,
+        space.one, space.one.view(np.int32),
     )  # fmt: skip
     return masks, hits

@@ -75,7 +75,7 @@ def process(*arguments, cwd, **environment):
 KEYS = {
     "format", "version", "provenance", "notes", "tokens", "throughput_tok_s", "latency_s", "ttft_s", "time_s",
     "unit_requests", "unit_hits", "hit_rate", "mlp_density", "flash_bytes", "flash_read_bytes", "dram_bytes",
-    "resident_bytes", "kv_cache_bytes", "streamed_bytes", "cache_bytes", "budget_bytes", "energy_j", "groups",
+    "resident_bytes", "kv_cache_bytes", "streamed_bytes", "cache_bytes", "budget_bytes", "energy_j", "groups", "events",
 }  # fmt: skip
 GROUP = {
     "layer", "group", "units", "capacity_units", "unit_bytes", "requests", "hits", "flash_bytes", "dram_bytes",
