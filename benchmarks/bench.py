@@ -36,20 +36,30 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+_LAUNCH = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(time.perf_counter() - start, usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def command(*arguments: object, **environment: str) -> tuple[float, int]:
-    """Run `hwsim` as a process: wall time in seconds, peak resident memory in bytes."""
+    """Run `hwsim` as a process: wall time in seconds, peak resident memory in bytes.
+
+    A small process of its own starts it: Linux counts the memory of whoever starts a process in that process's peak.
+    """
     words = [sys.executable, "-c", "from hwsim.cli import main; main()", *map(str, arguments)]
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | environment, cwd=ROOT
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - start
-    told = process.stderr.read().decode() if process.stderr else ""
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"hwsim {' '.join(map(str, arguments))}: {told}")
-    return wall, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _LAUNCH, *words], capture_output=True, text=True, env=os.environ | environment,
+        cwd=ROOT, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"hwsim {' '.join(map(str, arguments))}: {done.stderr}")
+    wall, peak = done.stdout.split()
+    return float(wall), int(peak) * (1 if sys.platform == "darwin" else 1024)
 
 
 def slope(sizes: list[float], times: list[float]) -> float:

@@ -42,11 +42,11 @@ class Training:
     tokens: int = 131_072
     validation: int = 4_096
     context: int = 512
-    batch: int = 1
+    batch: int = 2
     epochs: int = 1
     rank: int = 16
-    learning_rate: float = 5e-4
-    every: int = 64
+    learning_rate: float = 1e-3
+    every: int = 32
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
