@@ -123,7 +123,9 @@ Asked = tuple[str, float, str, dict[str, Any]]
 """Label, density, policy and its other parameters."""
 
 
-def evaluated(shop: Workshop, name: str, asked: list[Asked], lora: Path | None = None) -> list[dict[str, Any]]:
+def evaluated(
+    shop: Workshop, name: str, asked: list[Asked], lora: Path | None = None, *, merged: bool = False
+) -> list[dict[str, Any]]:
     """The closed loop over the held-out text; all that is asked for shares one dense pass.
 
     As `hwsim eval` does it, but for several settings of one policy, which only Python can ask for.
@@ -132,10 +134,11 @@ def evaluated(shop: Workshop, name: str, asked: list[Asked], lora: Path | None =
         name: of the file that keeps the results.
         asked: what to run.
         lora: folder of an adapter.
+        merged: its product is taken as added to the weights.
     """
     path = shop.path(f"results/{name}.json")
     adapter = json.loads((lora / "hwsim.json").read_text())["done"] if lora else None
-    key = json.loads(json.dumps([asked, TOKENS, CONTEXT, DEVICE, DRAM, adapter]))
+    key = json.loads(json.dumps([asked, TOKENS, CONTEXT, DEVICE, DRAM, adapter, merged]))
     if path.exists() and (kept := json.loads(path.read_text()))["key"] == key:
         return list(kept["rows"])
     print(f"evaluating {name}: {', '.join(label for label, *_ in asked)}", flush=True)
@@ -144,7 +147,8 @@ def evaluated(shop: Workshop, name: str, asked: list[Asked], lora: Path | None =
     results = evaluate(
         MODEL, str(shop.path("text/test.txt")), load_profile(DEVICE),
         [Candidate(policy, each) for (_, _, policy, _), each in zip(asked, made, strict=True)],
-        EVICTION.make("lfu")[1], Reading(tokens=TOKENS, context=CONTEXT), Settings(dram=DRAM, lora=lora),
+        EVICTION.make("lfu")[1], Reading(tokens=TOKENS, context=CONTEXT),
+        Settings(dram=DRAM, lora=lora, lora_merged=merged),
         eviction_name="lfu",
     )  # fmt: skip
     rows = [
@@ -164,7 +168,11 @@ def lora(shop: Workshop, densities: list[float]) -> list[dict[str, Any]]:
         f"lora-{LORA_DENSITY}", "train", "lora", "--model", MODEL, "--text", "text/train.txt", "--hw", DEVICE,
         "--dram", DRAM, *training, *how,
     )  # fmt: skip
-    return evaluated(shop, "lora", [("dip + LoRA", density, "dip", {}) for density in densities], folder)
+
+    def judged(label: str, name: str, *, merged: bool) -> list[dict[str, Any]]:
+        return evaluated(shop, name, [(label, density, "dip", {}) for density in densities], folder, merged=merged)
+
+    return judged("dip + LoRA", "lora", merged=False) + judged("dip + LoRA, merged", "lora-merged", merged=True)
 
 
 def curve(shop: Workshop) -> dict[str, Any]:

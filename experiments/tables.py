@@ -28,6 +28,7 @@ def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, co
     """
     made = {
         "perplexity": perplexity(rows),
+        "kl": cells(rows, "label", "asked", lambda row: f"{row['kl']:.4f} ({_percent(row['top1'])})"),
         "speed": speed(rows),
         "cost": cost(rows, opened["dram"]),
         "gap": gap(rows, opened["gap"]),

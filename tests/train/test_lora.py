@@ -236,7 +236,7 @@ class Killed(BaseException):
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    longer = Training(tokens=1152, validation=24, context=24, rank=2, learning_rate=5e-3, every=8)
+    longer = Training(tokens=1152, validation=24, context=24, batch=1, rank=2, learning_rate=5e-3, every=8)
     undisturbed = train(tmp_path / "a", checkpoints["llama"], "dip-ca", longer)
     assert undisturbed.resumed == 0
 
@@ -269,8 +269,8 @@ def test_another_rank_is_not_mixed_into_an_unfinished_one(checkpoints: dict[str,
         if phase == "training" and done == 12:
             raise Killed
 
-    short = Training(tokens=480, validation=24, context=24, rank=2, every=50)
-    other = Training(tokens=480, validation=24, context=24, rank=3, every=50)
+    short = Training(tokens=480, validation=24, context=24, batch=1, rank=2, every=50)
+    other = Training(tokens=480, validation=24, context=24, batch=1, rank=3, every=50)
     with pytest.raises(Killed):
         train(tmp_path / "a", checkpoints["llama"], training=short, progress=stop)
     with pytest.raises(OutputError, match=r"a.partial: was begun with other settings \(training.rank 2, now 3\)"):
@@ -286,7 +286,7 @@ def test_a_damaged_state_is_told_and_can_be_left_behind(checkpoints: dict[str, P
         if phase == "training" and done == 12:
             raise Killed
 
-    short = Training(tokens=480, validation=24, context=24, rank=2, every=50)
+    short = Training(tokens=480, validation=24, context=24, batch=1, rank=2, every=50)
     with pytest.raises(Killed):
         train(tmp_path / "a", checkpoints["llama"], training=short, progress=stop)
     (tmp_path / "a.partial" / "state.pt").write_bytes(b"no state")
