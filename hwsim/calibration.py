@@ -42,8 +42,9 @@ def calibrate(trace: Trace, *, progress: Progress | None = None) -> ArrayFile:
         of all units and decoded tokens, and ``layers/000/SIGNAL/mean`` ``[width]``, the mean magnitude of each unit.
 
     Raises:
-        TraceError: the trace is damaged.
+        TraceError: the trace is damaged, or leaves values out.
     """
+    trace.check_whole("a calibration")
     header, signals = trace.header, [signal for signal in SIGNALS if trace.has(signal)]
     arrays: dict[str, np.ndarray] = {}
     for signal in signals:

@@ -51,8 +51,9 @@ def order_trace(trace: Trace, progress: Progress | None = None) -> tuple[Layout,
         progress: called as f(what, layers done, layers).
 
     Raises:
-        TraceError: the trace lacks ``glu``, or is damaged.
+        TraceError: the trace lacks ``glu``, leaves values out, or is damaged.
     """
+    trace.check_whole("an order of neurons")
     model = trace.model
     if not trace.has("glu"):
         raise TraceError(

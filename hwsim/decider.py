@@ -13,7 +13,6 @@ from hwsim import kernels
 from hwsim.errors import ContractError, HwsimError, one_line
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
-from hwsim.plans import kept
 from hwsim.policy import BEFOREHAND, Context, Policy, Scores
 
 
@@ -45,7 +44,7 @@ class Decider:
         self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
         # a policy sees single indices, whatever the units are
         group, self._blocks, self._k_units = plan.in_layer(layer), plan.blocks(layer), plan.k[layer]
-        k = self._k_units if self._blocks is None or group.keep is None else kept(group.keep, plan.indices)
+        k = self._k_units if self._blocks is None or group.keep is None else kernels.kept(group.keep, plan.indices)
         self._ctx = Context(model, group, layer, plan.indices, k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
         self.scores_blocks = self._blocks is None and k > 0 and _scores_blocks(type(policy))

@@ -19,6 +19,11 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return np.frombuffer(array.data.toreadonly(), array.dtype).reshape(array.shape)
 
 
+def kept(keep: float, count: int) -> int:
+    """How many of `count` a share holds: the floor that a person expects, at least 1."""
+    return max(1, int(keep * count + 1e-9))
+
+
 def top_k(scores: np.ndarray, k: int, out: np.ndarray | None = None) -> np.ndarray:
     """Mask of the `k` best scores; among equals the lower index is better.
 

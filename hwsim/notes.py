@@ -8,6 +8,7 @@ from hwsim.devices import flash_seconds, read_sizes
 from hwsim.evictions import Eviction
 from hwsim.placement import Placement
 from hwsim.profile import Profile
+from hwsim.trace import FLOAT16, Encoding
 from hwsim.units import show_rate, show_size
 
 _MUCH = 1.5  # times the bytes that are needed: worth a word
@@ -22,6 +23,7 @@ def notes(
     name: str,
     timing: str,
     *,
+    encoding: Encoding = FLOAT16,
     bypass: bool = False,
 ) -> list[str]:
     """The notes of one replay.
@@ -33,6 +35,7 @@ def notes(
         profile: the device.
         name: of the policy.
         timing: ``events`` or ``closed-form``.
+        encoding: of the trace.
         bypass: whether the caches may refuse what a token needs.
     """
     found = []
@@ -41,6 +44,7 @@ def notes(
     budget = show_size(placement.budget)
     if origin == "synthetic":
         found.append("The trace is synthetic: no model produced it.")
+    found += _encoding_notes(encoding)
     if placement.everything_fits:
         found.append(
             f"Everything fits: the KV cache of {kv} and all weights, {whole}, lie within the DRAM budget of {budget}; "
@@ -71,6 +75,19 @@ def notes(
     found += _energy(profile)
     if timing == "events":
         found += _small_reads(placement, profile, name)
+    return found
+
+
+def _encoding_notes(encoding: Encoding) -> list[str]:
+    """What the trace has lost of the signals."""
+    found = []
+    if encoding.name == "int8":
+        found.append("The trace holds signals in 8 bits: each value is off by 1/254 of its row's largest at most.")
+    if encoding.share is not None:
+        found.append(
+            f"The trace keeps the largest {encoding.share:.4g} of each row; the others read as 0, which changes the "
+            "masks of policies that look at the cache or at earlier tokens."
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 import numpy as np
 
 from hwsim.errors import ContractError
+from hwsim.kernels import kept
 from hwsim.layout import AXIS, Blocks, Layout
 from hwsim.model import MADE_BY, MLP, NORMS, Bits, ModelShape, stored_bytes
 from hwsim.policy import Group
@@ -143,11 +144,6 @@ def plan_group(group: Group, model: ModelShape, bits: Bits, block: int = 1, layo
         group, units, (group.keep,) * layers, (k,) * layers, tuple(sizes), sum(sizes), parameters, of_mlp,
         indices=indices, block=block, last_slice_bytes=tuple(lasts), layout=layout,
     )  # fmt: skip
-
-
-def kept(keep: float, count: int) -> int:
-    """How many of `count` a mask holds: the floor that a person expects, at least 1."""
-    return max(1, int(keep * count + 1e-9))
 
 
 def _check_needs(group: Group, where: str, model: ModelShape, indices: int) -> None:

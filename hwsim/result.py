@@ -104,6 +104,7 @@ def _result(
             profile,
             names.policy,
             settings.timing,
+            encoding=header.encoding,
             bypass=(settings.caches.admission or eviction.admission) == "bypass",
         ),
         tokens=tokens,

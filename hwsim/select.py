@@ -22,7 +22,7 @@ from hwsim.evictions import Eviction
 from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
-from hwsim.trace.header import Sequence
+from hwsim.trace import Sequence, Trace
 
 _WORTH = 10_000  # decisions that pay for loading the compiled scan
 _BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
@@ -277,6 +277,47 @@ def signal_blocks(source: SignalSource, plan: GroupPlan, layer: int, start: int,
         end = min(at + step, stop)
         found = {signal: kernels.read_only(source.read(layer, signal, at, end)) for signal in signals}
         yield Block(found, norms, end - at)
+
+
+def check_trace(trace: Trace, policy: Policy, plans: tuple[GroupPlan, ...], name: str) -> None:
+    """Refuse a trace that lacks what a policy needs: a signal, or values that its encoding left out.
+
+    Args:
+        trace: open trace.
+        policy: decides the masks.
+        plans: its groups.
+        name: of the policy, for messages.
+
+    Raises:
+        TraceError: as said.
+    """
+    check_signals(trace.has, plans, trace.path, trace.model.name)
+    if (share := trace.header.encoding.share) is None:
+        return
+    name = name or type(policy).__name__
+    for plan in plans:
+        if plan.group.needs and (why := _needs_more(trace, policy, plan)):
+            raise TraceError(
+                f"{trace.path}: keeps only the largest {share:.4g} of each row, but policy {name}, group "
+                f"{plan.group.name}, {why}; give the trace that it was made from, or record one without --encoding top"
+            )
+
+
+def _needs_more(trace: Trace, policy: Policy, plan: GroupPlan) -> str:
+    """Why a group may need values that are not among the largest of their rows; empty: it takes the best of those."""
+    signal, *others = plan.group.needs
+    width, asked, there = trace.model.signal_width(signal), max(plan.k), trace.header.encoding.kept(plan.indices)
+    own = any(type(policy.in_layer(layer)).select is not Policy.select for layer in range(len(plan.k)))
+    rules = {
+        "makes its masks itself, of all values": own,
+        "names no keep": plan.group.keep is None,
+        f"weighs {signal} by {', '.join(others)}": bool(others),
+        f"decides {plan.indices} units by the {width} values of {signal}": width != plan.indices,
+        "adds values up in blocks": plan.block > 1,
+        f"needs {signal}, a product of two that were cut one by one": signal not in trace.header.signals,
+        f"takes {asked} of {plan.indices} units, of which {there} are there": asked > there,
+    }
+    return next((why for why, broken in rules.items() if broken), "")
 
 
 def check_signals(trace_has: Callable[[str], bool], plans: tuple[GroupPlan, ...], path: object, name: str) -> None:

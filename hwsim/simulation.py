@@ -22,7 +22,7 @@ from hwsim.placement import GroupPlan, Placement, place, plan_groups, plan_layer
 from hwsim.policy import Policy
 from hwsim.profile import Profile
 from hwsim.result import Names, measure
-from hwsim.select import CacheListener, MaskListener, check_signals, scan
+from hwsim.select import CacheListener, MaskListener, check_trace, scan
 from hwsim.settings import Settings, impossible, is_whole, shown
 from hwsim.shared_cache import check_shared
 from hwsim.shares import Shares, measured
@@ -79,7 +79,7 @@ def replay(
         settings = replace(settings, cache_shares=_traffic(trace, profile, policy, eviction, settings, policy_name))
     placement = layout(header.model, profile, policy, header.longest, settings, policy_name)
     check_caches(placement, eviction, settings)
-    check_signals(trace.has, placement.groups, trace.path, header.model.name)
+    check_trace(trace, policy, placement.groups, policy_name)
 
     def phase(name: str, total: int) -> Callable[[int], None] | None:
         return None if progress is None else lambda done: progress(name, done, total)
@@ -126,7 +126,7 @@ def _traffic(
     header = trace.header
     placement = layout(header.model, profile, policy, header.longest, replace(settings, cache_shares=None), name)
     check_caches(placement, eviction, settings)
-    check_signals(trace.has, placement.groups, trace.path, header.model.name)
+    check_trace(trace, policy, placement.groups, name)
     if not placement.groups:
         return None
     demand = _demand(trace, policy, placement, eviction, settings, name)

@@ -122,9 +122,9 @@ def test_files_of_numpy_are_read_at_odd_offsets(extra: dict[str, np.ndarray], tm
 
 
 def test_fields_of_later_versions_are_kept(tmp_path: Path) -> None:
-    write(tmp_path / "t.npz", encoding={"glu": "float16"})
+    write(tmp_path / "t.npz", codec={"glu": "float16"})
     with Trace(tmp_path / "t.npz") as trace:
-        assert trace.header.model_dump()["encoding"] == {"glu": "float16"}
+        assert trace.header.model_dump()["codec"] == {"glu": "float16"}
 
 
 def test_names_beyond_ascii(tmp_path: Path) -> None:

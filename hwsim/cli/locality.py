@@ -62,7 +62,7 @@ def locality(
     from hwsim.locality import locality as count
     from hwsim.plugins import EVICTIONS
     from hwsim.report.locality import render_locality
-    from hwsim.select import check_signals
+    from hwsim.select import check_trace
     from hwsim.simulation import Settings, layout
     from hwsim.trace import Trace
 
@@ -82,7 +82,7 @@ def locality(
     with Trace(trace) as opened, progress_bar() as progress:
         header = opened.header
         placement = layout(header.model, None, made, header.longest, settings, shown)
-        check_signals(opened.has, placement.groups, opened.path, header.model.name)
+        check_trace(opened, made, placement.groups, shown)
         layers = header.model.num_hidden_layers
         found = count(
             opened, header.model, header.sequences, made, placement.groups, rules, name=shown, seed=seed,

@@ -14,6 +14,7 @@ from hwsim.units import parse
 if TYPE_CHECKING:
     from hwsim.layout import Layout
     from hwsim.shares import Shares
+    from hwsim.trace import Encoding
 
 
 class Timing(StrEnum):
@@ -62,6 +63,47 @@ MaxMemory = Annotated[
         show_default="what is free",
     ),
 ]
+
+
+class EncodingName(StrEnum):
+    """How a trace stores its signals."""
+
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    TOP = "top"
+
+
+EncodingOf = Annotated[
+    EncodingName,
+    typer.Option(
+        "--encoding",
+        help="float16: 2 bytes a value. int8: 1 byte, off by 1/254 of the row's largest or less. top: the largest.",
+    ),
+]
+KeepShare = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="What --encoding top keeps of each row.", show_default="0.75"),
+]
+_KEEP_SHARE = 0.75
+
+
+def read_encoding(name: EncodingName, share: float | None) -> Encoding:
+    """The encoding that ``--encoding`` and ``--keep-share`` name.
+
+    Raises:
+        SettingError: the share is out of bounds, or given where all is kept.
+    """
+    from hwsim.trace import Encoding
+
+    if name is not EncodingName.TOP:
+        if share is not None:
+            raise SettingError(f"--keep-share {share:g}: {name} keeps all; leave it out, or give --encoding top")
+        return Encoding.model_validate({"name": name.value})
+    share = _KEEP_SHARE if share is None else share
+    if not 0 < share < 1:
+        raise SettingError(f"--keep-share {share:g}: must be more than 0 and less than 1; float16 and int8 keep all")
+    return Encoding(name="top", share=share)
+
 
 # --- policy, cache and device
 

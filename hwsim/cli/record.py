@@ -31,6 +31,8 @@ def record(
     norms: Annotated[
         bool, typer.Option("--norms", help="Also the norms of the weights' columns, for policies that weigh by them.")
     ] = False,
+    encoding: o.EncodingOf = o.EncodingName.FLOAT16,
+    keep_share: o.KeepShare = None,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
     max_memory: o.MaxMemory = None,
@@ -60,6 +62,7 @@ def record(
         dtype=dtype,
         max_memory=o.read_size(max_memory, "--max-memory"),
         norms=norms,
+        encoding=o.read_encoding(encoding, keep_share),
     )
     if settings.signals == ():
         raise SettingError("--signals: names none; leave it out for the default")

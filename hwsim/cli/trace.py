@@ -1,4 +1,4 @@
-"""``hwsim trace``: what a trace holds, whether it is sound, and where a cache's hits on it come from."""
+"""``hwsim trace``: what a trace holds, whether it is sound, where a cache's hits come from; another encoding."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hwsim.cli.common import (
     to_json,
     write_json,
 )
+from hwsim.cli.convert import convert
 from hwsim.cli.locality import locality
 from hwsim.errors import TraceError
 
@@ -58,6 +59,7 @@ def info(
                 "origin": header.origin,
                 "model": header.model.model_dump(),
                 "signals": list(header.signals),
+                "encoding": header.encoding.model_dump(exclude_none=True),
                 "tokens": header.tokens,
                 "decoded": header.decoded,
                 "sequences": [sequence.model_dump() for sequence in header.sequences],
@@ -101,7 +103,7 @@ def verify(trace: TraceArgument, json: JsonOption = None) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Look into a trace, or check it.")
-    for command in (info, verify, locality):
+    group = typer.Typer(no_args_is_help=True, help="Look into a trace, check it, or store it anew.")
+    for command in (info, verify, locality, convert):
         group.command(no_args_is_help=True)(guarded(command))
     app.add_typer(group, name="trace")

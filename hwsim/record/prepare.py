@@ -29,7 +29,7 @@ from hwsim.record.loading import (
 )
 from hwsim.record.sources import Source, find_source, weights_hash
 from hwsim.record.text import Text, find_text, read_windows
-from hwsim.trace import Sequence, TraceHeader
+from hwsim.trace import FLOAT16, Encoding, Sequence, TraceHeader
 
 Progress = Callable[[str, int, int], None]
 """Is told (phase, done, of how many)."""
@@ -52,6 +52,7 @@ class Settings:
         dtype: float32, bfloat16 or float16; auto: float32 on a CPU, else the checkpoint's own.
         max_memory: bytes that weights may take; None: what is free.
         norms: also the norms of the weights' columns, for policies that weigh by them.
+        encoding: how the trace stores the signals.
     """
 
     tokens: int = 512
@@ -62,6 +63,7 @@ class Settings:
     dtype: str = "auto"
     max_memory: int | None = None
     norms: bool = False
+    encoding: Encoding = FLOAT16
 
 
 class Prepared(NamedTuple):
@@ -197,6 +199,7 @@ def _header(
         "model": structure.shape,
         "signals": list(settings.signals or ()),
         "sequences": [Sequence(tokens=length, prompt=settings.prompt) for length in lengths],
+        "encoding": settings.encoding,
         "provenance": {
             "hwsim": hwsim.__version__,
             "python": platform.python_version(),

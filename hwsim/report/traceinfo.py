@@ -74,7 +74,7 @@ def _head(trace: Trace) -> ConsoleRenderable:
         "model": f"{model.name}: {model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
         f"intermediate size {model.intermediate_size}, {model.hidden_act}{'' if model.gated else ', no gate'}",
         "tokens": f"{header.tokens} in {sequences}, prompt {_span(prompts)}; {header.decoded} are decoded",
-        "signals": ", ".join(header.signals),
+        "signals": f"{', '.join(header.signals)}; {header.encoding}",
         "file": f"{trace.path}, {show_size(trace.size)}, {header.origin}",
         "dense model": f"perplexity {perplexity:.4g}" if perplexity is not None else unknown,
     }

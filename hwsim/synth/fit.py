@@ -60,10 +60,11 @@ class Fitter:
         trace: the recorded trace, open.
 
     Raises:
-        TraceError: it has too few tokens.
+        TraceError: it has too few tokens, or leaves values out.
     """
 
     def __init__(self, trace: Trace) -> None:
+        trace.check_whole("a fit")
         self._trace = trace
         self._found: dict[tuple[int, str], SignalFit] = {}
         self._runs = _runs(trace)

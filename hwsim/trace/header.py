@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hwsim.errors import TraceError
 from hwsim.model import SIGNALS, ModelShape
+from hwsim.trace.encoding import FLOAT16, Encoding
 
 FORMAT = "hwsim-trace"
 VERSION = 1
@@ -43,6 +44,7 @@ class TraceHeader(BaseModel):
     model: ModelShape
     signals: list[_Signal] = Field(min_length=1)
     sequences: list[Sequence] = Field(min_length=1)
+    encoding: Encoding = FLOAT16
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -68,17 +70,22 @@ class TraceHeader(BaseModel):
         """Tokens of the longest sequence: what the KV cache must hold."""
         return max(sequence.tokens for sequence in self.sequences)
 
-    def members(self) -> dict[str, tuple[int, int]]:
-        """Names and shapes ``[tokens, width]`` of the signals' members."""
+    def members(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Names, shapes ``[tokens, ...]`` and types of the signals' members."""
         return {
-            member_name(layer, signal): (self.tokens, self.model.signal_width(signal))
+            member_name(layer, signal) + part: ((self.tokens, *shape), dtype)
             for layer in range(self.model.num_hidden_layers)
             for signal in self.signals
+            for part, (shape, dtype) in self.encoding.parts(self.model.signal_width(signal)).items()
         }
 
     def to_array(self) -> np.ndarray:
         """The member ``header``: a 0-d unicode array of JSON, the same bytes for the same header."""
-        return np.array(json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=True, allow_nan=False))
+        data = self.model_dump()
+        del data["encoding"]
+        if self.encoding != FLOAT16:  # which goes without saying, as it did before there were others
+            data["encoding"] = self.encoding.model_dump(exclude_none=True)
+        return np.array(json.dumps(data, sort_keys=True, ensure_ascii=True, allow_nan=False))
 
 
 def member_name(layer: int, signal: str) -> str:

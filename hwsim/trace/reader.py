@@ -16,12 +16,13 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hwsim.errors import TraceError
 from hwsim.model import NORMS, ModelShape
+from hwsim.trace.encoding import RowError
 from hwsim.trace.header import TraceHeader, member_name, parse_header
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -110,12 +111,25 @@ class Trace:
             return self.read(layer, "up", start, stop) * self.read(layer, "gate", start, stop)
         if not self.has(signal):
             raise TraceError(f"{self.path}: has no signal {signal!r}; it holds {', '.join(self.header.signals)}")
-        name = member_name(layer, signal)
-        block = self._rows(name, start, stop).astype(np.float32)
-        if not np.isfinite(block).all():
-            token = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-            raise TraceError(f"{self.path}: {name}: token {token} holds NaN or infinity; the recording is damaged")
-        return block
+        name, width, encoding = member_name(layer, signal), self.model.signal_width(signal), self.header.encoding
+        try:
+            parts = {part: self._rows(name + part, start, stop) for part in encoding.parts(width)}
+            return encoding.decode(parts, width)
+        except RowError as broken:
+            message = f"{self.path}: {name}{broken.part}: token {start + broken.row} {broken.what}"
+            raise TraceError(message) from broken
+
+    def check_whole(self, purpose: str) -> None:
+        """Refuse a trace that leaves values out, for a `purpose` that needs all of them.
+
+        Raises:
+            TraceError: it keeps a share of each row only.
+        """
+        if (share := self.header.encoding.share) is not None:
+            raise TraceError(
+                f"{self.path}: keeps only the largest {share:.4g} of each row, and {purpose} needs all values; "
+                "give the trace that it was made from, or record one without --encoding top"
+            )
 
     def norm(self, layer: int, name: str) -> np.ndarray:
         """The Euclidean norm of each unit's weights, one of `hwsim.model.NORMS`: float32 ``[units]``.
@@ -313,7 +327,7 @@ class Trace:
             raise TraceError(f"{self.path}: header is not text; this is no hwsim trace") from error
 
     def _check_members(self) -> None:
-        wanted: dict[str, tuple[tuple[int, ...], str]] = {n: (s, "<f2") for n, s in self.header.members().items()}
+        wanted: dict[str, tuple[tuple[int, ...], Any]] = {**self.header.members()}
         for name, kind in (("tokens", "<i4"), ("nll", "<f4")):
             if name in self._members:
                 wanted[name] = ((self.header.tokens,), kind)

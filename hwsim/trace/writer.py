@@ -25,11 +25,11 @@ import numpy as np
 from hwsim.errors import OutputError, TraceError, one_line
 from hwsim.files import check_new_file, write_atomic
 from hwsim.model import NORMS
+from hwsim.trace.encoding import FLOAT16_MAX
 from hwsim.trace.header import TraceHeader, member_name
 from hwsim.units import show_size
 
 ALIGNMENT = 64  # bytes; payloads begin at multiples of it, so that they can be memory-mapped as they are
-_FLOAT16_MAX = 65504.0
 _CHUNK = 4 * 2**20
 _BIG = 0xFFFFFFFF
 _STAMP = (0, 0x21)  # 1980-01-01: no clock in the file
@@ -40,7 +40,7 @@ class _Slot(NamedTuple):
     name: str
     head: bytes  # the .npy header
     dtype: np.dtype
-    width: int  # values of one token
+    width: int  # numbers of one token
     size: int  # bytes of the whole .npy
     local: int  # offset of the zip's local header
     start: int  # offset of the .npy
@@ -132,8 +132,8 @@ class TraceWriter:
         self._fingerprint = hashlib.sha256(str(header.to_array()[()]).encode()).hexdigest()
         self._slots: dict[str, _Slot] = {}
         self._end = 0
-        for name, (_, width) in header.members().items():
-            self._place(name, (header.tokens, width), np.dtype("<f2"))
+        for name, (shape, dtype) in header.members().items():
+            self._place(name, shape, dtype)
         if tokens:
             self._place("tokens", (header.tokens,), np.dtype("<i4"))
         if nll:
@@ -152,26 +152,27 @@ class TraceWriter:
             TraceError: a value is NaN or infinite, or the shape is wrong.
             OutputError: the disk is full.
         """
-        slot = self._slots[member_name(layer, signal)]
-        self._check_shape(slot, start, values)
+        name = member_name(layer, signal)
+        self._check_shape(name, (self.header.model.signal_width(signal),), start, values)
         worst = float(np.abs(values).max(initial=0.0))
         if not np.isfinite(worst):
             token = start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-            raise TraceError(f"{slot.name}: the model produced NaN or infinity at token {token}")
-        if worst > _FLOAT16_MAX:
+            raise TraceError(f"{name}: the model produced NaN or infinity at token {token}")
+        if worst > FLOAT16_MAX:
             # beyond 65504 but below 65520 rounds to 65504: count what rounds differently, too
-            self.clipped += int(np.count_nonzero(np.abs(values) > _FLOAT16_MAX))
-            values = np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX)
-        self._put(slot, start, values)
+            self.clipped += int(np.count_nonzero(np.abs(values) > FLOAT16_MAX))
+            values = np.clip(values, -FLOAT16_MAX, FLOAT16_MAX)
+        for part, stored in self.header.encoding.encode(values).items():
+            self._put(self._slots[name + part], start, stored)
 
     def write_tokens(self, start: int, ids: np.ndarray) -> None:
         """Put token ids, integers ``[n]``, at `start`."""
-        self._check_shape(self._slots["tokens"], start, ids)
+        self._check_shape("tokens", (), start, ids)
         self._put(self._slots["tokens"], start, ids)
 
     def write_nll(self, start: int, nats: np.ndarray) -> None:
         """Put losses in nats, floats ``[n]``, at `start`; NaN where nothing predicts the token."""
-        self._check_shape(self._slots["nll"], start, nats)
+        self._check_shape("nll", (), start, nats)
         self._put(self._slots["nll"], start, nats)
 
     def write_norm(self, layer: int, name: str, values: np.ndarray) -> None:
@@ -334,11 +335,11 @@ class TraceWriter:
             self._pwrite(slot.head, slot.start)
         self.commit(0)
 
-    def _check_shape(self, slot: _Slot, start: int, values: np.ndarray) -> None:
-        wanted = (len(values), slot.width) if slot.name.startswith("layers/") else (len(values),)
+    def _check_shape(self, name: str, row: tuple[int, ...], start: int, values: np.ndarray) -> None:
+        wanted = (len(values), *row)
         if values.shape != wanted or start < 0 or start + len(values) > self.header.tokens:
             raise TraceError(
-                f"{slot.name}: shape {values.shape} at token {start}; needs {wanted} within {self.header.tokens} tokens"
+                f"{name}: shape {values.shape} at token {start}; needs {wanted} within {self.header.tokens} tokens"
             )
 
     def _put(self, slot: _Slot, start: int, values: np.ndarray) -> None:

@@ -148,6 +148,7 @@ def train(
         spare(other, own, "writes the nets to")
     with Trace(trace) as opened:
         _need_signals(opened)
+        opened.check_whole("training")
         planned = plan(opened.model, settings)
         torch = import_torch("training")
         device = find_device(settings.device, torch)

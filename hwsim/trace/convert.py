@@ -1,0 +1,132 @@
+"""A trace stored anew: in another encoding, or with fewer signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from hwsim.errors import OutputError, SettingError, TraceError, did_you_mean
+from hwsim.files import check_new_file, spare
+from hwsim.model import NORMS, SIGNALS
+from hwsim.trace.encoding import Encoding
+from hwsim.trace.header import TraceHeader
+from hwsim.trace.reader import Trace
+from hwsim.trace.writer import TraceWriter, unfinished
+
+_BLOCK = 2**20  # values that are held at once
+
+Progress = Callable[[str, int, int], None]
+"""Is told (phase, done, of how many)."""
+
+
+def convert(
+    source: Trace,
+    path: str | Path,
+    encoding: Encoding,
+    *,
+    signals: Iterable[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TraceHeader:
+    """Write a trace in another encoding; token ids, losses and norms are copied as they are.
+
+    What the source's encoding has lost stays lost: values are read from it as `Trace.read` gives them, and a share of
+    each row that it keeps is told in the new header, whatever the encoding.
+
+    Args:
+        source: open trace.
+        path: to write.
+        encoding: of the new file.
+        signals: those to write; ``glu`` is made of ``up`` and ``gate`` where it was not recorded. None: all recorded.
+        overwrite: replace a file that is already there.
+        progress: is told how far it is.
+
+    Returns:
+        The header that was written.
+
+    Raises:
+        SettingError: an unknown signal, or a larger share than the source keeps.
+        TraceError: the source lacks a signal, or is damaged.
+        OutputError: the file cannot be written, or is there.
+    """
+    path, tell = Path(path), progress or (lambda phase, done, total: None)
+    check_new_file(path)
+    for target in (path, *unfinished(path)):
+        spare(target, [source.path])
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists; name another file with -o, or give --overwrite")
+    wanted = _signals(source, signals)
+    header = _header(source, _encoding(source, encoding), wanted)
+    ids, losses, norms = source.tokens(), source.nll(), source.has(next(iter(NORMS)))
+    layers, steps = source.model.num_hidden_layers, _steps(source)
+    writer = TraceWriter(path, header, tokens=ids is not None, nll=losses is not None, norms=norms, overwrite=overwrite)
+    with writer:
+        # nothing is committed before the end: an interrupted conversion leaves no file, and begins anew
+        for layer in range(layers):
+            for signal in wanted:
+                for start, stop in steps:
+                    writer.write(layer, signal, start, source.read(layer, signal, start, stop))
+            for name in NORMS if norms else ():
+                writer.write_norm(layer, name, source.norm(layer, name))
+            tell("converting", layer + 1, layers)
+        if ids is not None:
+            writer.write_tokens(0, ids)
+        if losses is not None:
+            writer.write_nll(0, losses)
+        writer.commit(header.tokens)
+        clipped = header.provenance.get("clipped_values")
+        writer.finish({"clipped_values": writer.clipped + (clipped if isinstance(clipped, int) else 0)})
+    return header
+
+
+def _encoding(source: Trace, wanted: Encoding) -> Encoding:
+    """The new encoding, with the share that the source has left of each row."""
+    share = source.header.encoding.share
+    if share is None:
+        return wanted
+    if wanted.share is None:
+        return Encoding(name=wanted.name, share=share)
+    if wanted.share > share:
+        raise SettingError(
+            f"--keep-share {wanted.share:g}: {source.path} keeps {share:g} of each row, and the rest is lost; "
+            f"give at most {share:g}"
+        )
+    return wanted
+
+
+def _signals(source: Trace, wanted: Iterable[str] | None) -> list[str]:
+    there = source.header.signals
+    if wanted is None:
+        return list(there)
+    wanted = list(wanted)
+    for signal in wanted:
+        if signal not in SIGNALS:
+            raise SettingError(f"--signals {signal}: no such signal{did_you_mean(signal, SIGNALS)}")
+        if not source.has(signal):
+            raise TraceError(f"{source.path}: has no signal {signal!r}; it holds {', '.join(there)}")
+        if signal == "glu" and "glu" not in there:
+            source.check_whole("glu, the product of up and gate,")
+    return [signal for signal in SIGNALS if signal in wanted]
+
+
+def _header(source: Trace, encoding: Encoding, signals: list[str]) -> TraceHeader:
+    header = source.header
+    origin: dict[str, Any] = {"hash": source.hash, "encoding": header.encoding.model_dump(exclude_none=True)}
+    if list(header.signals) != signals:
+        origin["signals"] = list(header.signals)
+    if "converted_from" in header.provenance:
+        origin["converted_from"] = header.provenance["converted_from"]
+    changed = {
+        "signals": signals,
+        "encoding": encoding.model_dump(),
+        "provenance": header.provenance | {"converted_from": origin},
+    }
+    return TraceHeader.model_validate(header.model_dump() | changed)
+
+
+def _steps(source: Trace) -> list[tuple[int, int]]:
+    """Blocks of tokens: first, beyond the last."""
+    tokens, shape = source.header.tokens, source.model
+    step = max(1, _BLOCK // max(shape.signal_width(signal) for signal in SIGNALS))
+    return [(start, min(start + step, tokens)) for start in range(0, tokens, step)]

@@ -1,0 +1,151 @@
+"""How a trace stores the rows of its signals: float16, 8-bit numbers with a scale each, or the largest of each row.
+
+Every encoding has rows of fixed size, so that tokens are read by their offset, and is a few plain arrays, the *parts*
+of a signal: ``layers/000/glu`` and what a suffix is added to, ``layers/000/glu_scale``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hwsim import kernels
+
+FLOAT16_MAX = 65504.0
+LEVELS = 127  # of int8, to either side of 0
+_SCALE, _PLACES = "_scale", "_places"
+_LARGEST_SCALE = np.float32(FLOAT16_MAX / LEVELS)
+
+Parts = dict[str, np.ndarray]
+"""By suffix, the arrays that rows are stored as, ``[rows, ...]`` each."""
+
+
+class RowError(Exception):
+    """A stored row that no encoder wrote: its number, the suffix of the part, and what is wrong."""
+
+    def __init__(self, row: int, part: str, what: str) -> None:
+        super().__init__(what)
+        self.row, self.part, self.what = row, part, what
+
+
+class Encoding(BaseModel):
+    """How signals are stored.
+
+    Attributes:
+        name: ``float16``; ``int8``: signed numbers of 8 bits, and for each row a float32 scale, its largest magnitude
+            / 127; ``top``: the largest of each row as float16, and a bit for each index that says whether it is there.
+        share: of each row's values that are there, the largest, floor(share x width) and at least one; the others
+            read as 0. None: all. What was once left out stays so, in whatever encoding it is stored later.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Literal["float16", "int8", "top"] = "float16"
+    share: float | None = Field(None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Encoding:
+        if self.name == "top" and self.share is None:
+            raise ValueError("encoding top needs a share, more than 0 and less than 1")
+        return self
+
+    def __str__(self) -> str:
+        """For people: ``top, the largest 75% of each row``."""
+        return self.name if self.share is None else f"{self.name}, the largest {self.share:.4g} of each row"
+
+    def kept(self, width: int) -> int:
+        """How many values of a row of `width` are there."""
+        return width if self.share is None else kernels.kept(self.share, width)
+
+    def parts(self, width: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """By suffix: the shape of what is stored of one row, and its type."""
+        if self.name == "int8":
+            return {"": ((width,), np.dtype("i1")), _SCALE: ((), np.dtype("<f4"))}
+        if self.name == "top":
+            return {"": ((self.kept(width),), np.dtype("<f2")), _PLACES: ((-(-width // 8),), np.dtype("u1"))}
+        return {"": ((width,), np.dtype("<f2"))}
+
+    def encode(self, values: np.ndarray) -> Parts:
+        """Store rows.
+
+        Args:
+            values: any float ``[rows, width]``, finite and within float16. All encodings begin from its float16 values,
+                so that what is recorded in one is what a float16 recording is converted to.
+        """
+        if self.name == "float16" and self.share is None:
+            return {"": values}
+        values = values.astype(np.float16).astype(np.float32)
+        kept = self.kept(values.shape[1])
+        there = largest(values, kept)
+        if self.name == "top":
+            return {"": values[there].reshape(len(values), kept), _PLACES: np.packbits(there, axis=1)}
+        values = np.where(there, values, np.float32(0))
+        if self.name == "float16":
+            return {"": values}
+        scale = np.abs(values).max(axis=1, initial=0) / np.float32(LEVELS)
+        steps = np.rint(values / np.where(scale > 0, scale, np.float32(1))[:, None])
+        return {"": np.clip(steps, -LEVELS, LEVELS).astype(np.int8), _SCALE: scale}
+
+    def decode(self, parts: Parts, width: int) -> np.ndarray:
+        """Read rows: float32 ``[rows, width]``.
+
+        Raises:
+            RowError: the first that cannot have been written: NaN, infinity, an impossible scale or place.
+        """
+        stored = parts[""]
+        if self.name == "int8":
+            scale = parts[_SCALE]
+            wrong = np.logical_not((scale >= 0) & (scale <= _LARGEST_SCALE))  # NaN is neither
+            _refuse(wrong, _SCALE, lambda row: f"has {scale[row]}; must be a scale from 0 to {_LARGEST_SCALE:.6g}")
+            _refuse(np.any(stored < -LEVELS, axis=1), "", lambda row: f"holds -128; must be from -{LEVELS} to {LEVELS}")
+            return stored.astype(np.float32) * scale[:, None]
+        _refuse(
+            np.logical_not(np.isfinite(stored).all(axis=1)),
+            "",
+            lambda row: "holds NaN or infinity; the recording is damaged",
+        )
+        if self.name == "float16":
+            return stored.astype(np.float32)
+        kept, places = self.kept(width), parts[_PLACES]
+        if width % 8:
+            beyond = places[:, -1] & (0xFF >> width % 8) > 0
+            _refuse(beyond, _PLACES, lambda row: f"names an index beyond the width, {width}")
+        there = np.unpackbits(places, axis=1, count=width).view(bool)
+        counts = np.count_nonzero(there, axis=1)
+        _refuse(counts != kept, _PLACES, lambda row: f"names {counts[row]} indices; share {self.share} keeps {kept}")
+        block = np.zeros((len(stored), width), np.float32)
+        block[there] = stored.ravel()
+        return block
+
+
+FLOAT16 = Encoding()
+
+
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Where each row's `count` largest magnitudes are; among equals the lower index, as in `hwsim.kernels.top_k`.
+
+    Args:
+        values: float32 ``[rows, width]``, no NaN.
+        count: 1 to width.
+
+    Returns:
+        bool ``[rows, width]``, `count` set in each row.
+    """
+    width = values.shape[1]
+    if count >= width:
+        return np.ones(values.shape, bool)
+    sizes = np.abs(values)
+    least = np.partition(sizes, width - count, axis=1)[:, width - count, None]
+    above, equal = sizes > least, sizes == least
+    missing = count - np.count_nonzero(above, axis=1)
+    return above | (equal & (np.cumsum(equal, axis=1) <= missing[:, None]))
+
+
+def _refuse(wrong: np.ndarray, part: str, why: Callable[[int], str]) -> None:
+    """Refuse the first row that is `wrong`, bool ``[rows]``."""
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise RowError(row, part, why(row))
