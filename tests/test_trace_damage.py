@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hwsim.errors import TraceError
 from hwsim.model import ModelShape
-from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
+from hwsim.trace import FLOAT16, Encoding, Sequence, Trace, TraceHeader, TraceWriter
 from hwsim.trace.header import parse_header
 from tests.conftest import Hwsim
 from tests.test_trace import arrays
@@ -31,14 +31,24 @@ TOKENS = 4
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of a few kB: small enough to break it in every place."""
+    return make_tiny(tmp_path_factory.mktemp("damage") / "tiny.npz", FLOAT16)
+
+
+@pytest.fixture(scope="module", params=[Encoding(name="int8"), Encoding(name="top", share=0.7)], ids=str)
+def compact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in the compact encodings."""
+    return make_tiny(tmp_path_factory.mktemp("damage") / "compact.npz", request.param)
+
+
+def make_tiny(path: Path, encoding: Encoding) -> Path:
     header = TraceHeader(
         origin="recorded",
         model=TINY,
         signals=["input", "glu"],
         sequences=[Sequence(tokens=3, prompt=1), Sequence(tokens=1)],
+        encoding=encoding,
         provenance={"text": "some"},
     )
-    path = tmp_path_factory.mktemp("damage") / "tiny.npz"
     rng = np.random.default_rng(0)
     with TraceWriter(path, header, tokens=True, nll=True) as writer:
         for layer in range(2):
@@ -223,6 +233,77 @@ def test_names_that_would_break_a_message(tiny: Path, tmp_path: Path) -> None:
 )
 def test_members_that_lie(name: str, value: np.ndarray, words: str, tiny: Path, tmp_path: Path) -> None:
     assert words in refused(savez(tmp_path / "t.npz", arrays(tiny) | {name: value}))
+
+
+def test_compact_traces_with_changed_bytes(compact: Path, tmp_path: Path) -> None:
+    data, wanted = bytearray(compact.read_bytes()), content(compact)
+    path = tmp_path / "flipped.npz"
+    for place in range(0, len(data), 5):
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        _same_or_refused(path, wanted)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data[:place])
+        refused(path)
+
+
+@pytest.mark.parametrize(
+    ("share", "name", "value", "words"),
+    [
+        (None, "layers/000/glu", np.zeros((TOKENS, 5), np.uint8), "layers/000/glu: type uint8, a trace needs int8"),
+        (None, "layers/000/glu", np.zeros((TOKENS, 5), np.float16), "type float16, a trace needs int8"),
+        (None, "layers/001/glu", np.full((TOKENS, 5), -128, np.int8), "layers/001/glu: token 0 holds -128"),
+        (None, "layers/000/glu_scale", np.ones(TOKENS, np.float16), "type float16, a trace needs float32"),
+        (None, "layers/000/glu_scale", np.ones((TOKENS, 1), np.float32), "shape (4, 1), the header says (4,)"),
+        (
+            None,
+            "layers/000/glu_scale",
+            np.array([0, 1, np.nan, 1], np.float32),
+            "glu_scale: token 2 has nan; must be a",
+        ),
+        (
+            None,
+            "layers/000/glu_scale",
+            np.array([0, np.inf, 0, 1], np.float32),
+            "glu_scale: token 1 has inf; must be a",
+        ),
+        (
+            None,
+            "layers/000/glu_scale",
+            np.array([0, 1, 2, -1], np.float32),
+            "scale: token 3 has -1.0; must be a scale from 0",
+        ),
+        (0.7, "layers/000/glu", np.zeros((TOKENS, 5), np.float16), "shape (4, 5), the header says (4, 3)"),
+        (
+            0.7,
+            "layers/000/glu",
+            np.full((TOKENS, 3), np.inf, np.float16),
+            "layers/000/glu: token 0 holds NaN or infinity",
+        ),
+        (0.7, "layers/000/glu_places", np.zeros((TOKENS, 1), np.int8), "type int8, a trace needs uint8"),
+        (0.7, "layers/000/glu_places", np.zeros((TOKENS, 2), np.uint8), "shape (4, 2), the header says (4, 1)"),
+        (
+            0.7,
+            "layers/000/glu_places",
+            np.full((TOKENS, 1), 0b11100001, np.uint8),
+            "names an index beyond the width, 5",
+        ),
+        (
+            0.7,
+            "layers/000/glu_places",
+            np.full((TOKENS, 1), 0b11110000, np.uint8),
+            "names 4 indices; share 0.7 keeps 3",
+        ),
+    ],
+)
+def test_compact_members_that_lie(
+    share: float | None, name: str, value: np.ndarray, words: str, tmp_path: Path
+) -> None:
+    encoding = Encoding(name="int8") if share is None else Encoding(name="top", share=share)
+    found = arrays(make_tiny(tmp_path / "whole.npz", encoding))
+    assert words in refused(savez(tmp_path / "t.npz", found | {name: value}))
+    less = {key: array for key, array in found.items() if key != name}
+    assert f"has no member {name!r}, which its header promises" in refused(savez(tmp_path / "less.npz", less))
 
 
 def test_a_payload_that_is_shorter_than_its_header_says(tiny: Path, tmp_path: Path) -> None:

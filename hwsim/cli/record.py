@@ -101,6 +101,7 @@ def _summary(path: Path, resumed: int, tokens: int) -> dict[str, Any]:
             "tokens": header.tokens,
             "sequences": len(header.sequences),
             "signals": list(header.signals),
+            "encoding": header.encoding.model_dump(exclude_none=True),
             "bytes": trace.size,
             "dense_perplexity": finite_perplexity(trace),
             "resumed_at": resumed,
@@ -119,7 +120,8 @@ def _print(summary: dict[str, Any]) -> None:
     windows = summary["sequences"]
     in_windows = f" in {windows} windows" if windows > 1 else ""
     loss = f"; dense perplexity {summary['dense_perplexity']:.4g}" if summary["dense_perplexity"] else ""
-    signals = ", ".join(summary["signals"])
+    signals, encoding = ", ".join(summary["signals"]), summary["encoding"]["name"]
+    signals += f" in {encoding}" if encoding != "float16" else ""
     console.print(
         f"{head}: {summary['tokens']} tokens of {printable(summary['model'])}{in_windows}, signals {signals}, "
         f"{show_size(summary['bytes'])}{loss}",

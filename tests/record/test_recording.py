@@ -18,7 +18,7 @@ from hwsim.errors import HwsimError, ModelError, OutputError, SettingError
 from hwsim.record import Settings, record
 from hwsim.record.layerwise import load_layerwise
 from hwsim.record.prepare import passes
-from hwsim.trace import Trace
+from hwsim.trace import Encoding, Trace, convert
 from tests.record.conftest import FAMILIES, make_model, make_tokenizer, save
 
 
@@ -40,6 +40,23 @@ def test_header_tells_where_it_comes_from(checkpoints: dict[str, Path], tmp_path
         assert made["command"]["dtype"] == "float32"
         assert str(tmp_path) not in json.dumps(header.model_dump())
         assert list(trace.verify())
+
+
+@pytest.mark.parametrize("encoding", [Encoding(name="int8"), Encoding(name="top", share=0.75)], ids=str)
+def test_recorded_in_an_encoding_is_what_is_converted_to_it(
+    encoding: Encoding, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    model = str(checkpoints["llama"])
+    record(tmp_path / "plain.npz", model, settings=Settings(40, 16))
+    record(tmp_path / "t.npz", model, settings=Settings(40, 16, encoding=encoding))
+    with Trace(tmp_path / "plain.npz") as plain:
+        convert(plain, tmp_path / "converted.npz", encoding)
+    with np.load(tmp_path / "t.npz") as one, np.load(tmp_path / "converted.npz") as other:
+        assert one.files == other.files
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one.files if name != "header")
+    assert record(tmp_path / "t.npz", model, settings=Settings(40, 16, encoding=encoding)).resumed == 40
+    with pytest.raises(OutputError, match="exists and holds something else"):
+        record(tmp_path / "t.npz", model, settings=Settings(40, 16))
 
 
 KILLED = """
