@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hwsim.cache import CacheSetup
-from hwsim.decider import Decider
-from hwsim.errors import PluginError, SettingError
+from hwsim.errors import SettingError
 from hwsim.evictions import Eviction
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
-from hwsim.select import SignalSource, signal_blocks
+from hwsim.select import SignalSource, decided
 from hwsim.trace.header import Sequence
+
+_BLIND = "its masks change with the rule and cannot be shuffled"
 
 
 @dataclass
@@ -103,33 +104,11 @@ def locality(
     found = {plan.group.name: GroupLocality(plan.units, plan.capacity) for plan in plans}
     for layer in range(model.num_hidden_layers):
         for index, plan in enumerate(plans):
-            masks = _masks(source, model, sequences, policy, plan, layer, name, (seed, layer, index))
+            each = decided(source, model, sequences, policy, plan, layer, name, (seed, layer, index), _BLIND)
+            masks = [np.stack([mask.copy() for mask in sequence]) for sequence in each]
             _count(found[plan.group.name], masks, rules, layer, plan, seed)
         if progress:
             progress(layer + 1)
-    return found
-
-
-def _masks(
-    source: SignalSource, model: ModelShape, sequences: list[Sequence], policy: Policy, plan: GroupPlan, layer: int,
-    name: str, seed: tuple[int, ...],
-) -> list[np.ndarray]:  # fmt: skip
-    """The masks of each sequence, bool ``[tokens, units]``."""
-    decider, found, first = Decider(policy.in_layer(layer), name, plan, model, layer, seed), [], 0
-    for number, sequence in enumerate(sequences):
-        decider.begin(number, None)
-        span = (first + sequence.prompt, first + sequence.tokens)
-        blocks = signal_blocks(source, plan, layer, *span)
-        try:
-            found.append(np.stack([decider.decide(row).copy() for block in blocks for row in block.rows()]))
-        except PluginError as error:
-            if "ctx.cached" in str(error):
-                raise PluginError(
-                    f"policy {name}: looks at the cache, so its masks change with the rule and cannot be shuffled; "
-                    "choose one that does not, such as dip"
-                ) from error
-            raise
-        first = span[1]
     return found
 
 

@@ -17,7 +17,7 @@ from hwsim import compiled, kernels
 from hwsim.cache import Cache, CacheSetup
 from hwsim.decider import Block, Decider
 from hwsim.demand import Demand, Served, serve
-from hwsim.errors import TraceError
+from hwsim.errors import PluginError, TraceError
 from hwsim.evictions import Eviction
 from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
@@ -277,6 +277,49 @@ def signal_blocks(source: SignalSource, plan: GroupPlan, layer: int, start: int,
         end = min(at + step, stop)
         found = {signal: kernels.read_only(source.read(layer, signal, at, end)) for signal in signals}
         yield Block(found, norms, end - at)
+
+
+def decided(
+    source: SignalSource, model: ModelShape, sequences: list[Sequence], policy: Policy, plan: GroupPlan, layer: int,
+    name: str, seed: tuple[int, ...], blind: str,
+) -> Iterator[Iterator[np.ndarray]]:  # fmt: skip
+    """The masks of a policy that does not look at the cache, sequence by sequence, each to be read to its end.
+
+    Args:
+        source: gives the signals.
+        model: its shape.
+        sequences: windows of the trace.
+        policy: decides the masks.
+        plan: the group.
+        layer: of the model.
+        name: of the policy, for messages.
+        seed: of the random numbers that the policy may draw here.
+        blind: what follows if the policy looks at the cache, for messages.
+
+    Yields:
+        For each sequence its masks, bool ``[units]``, read-only, valid until the next one.
+
+    Raises:
+        PluginError: the policy looks at the cache, or broke its contract.
+    """
+    decider, first = Decider(policy.in_layer(layer), name, plan, model, layer, seed), 0
+
+    def masks(span: tuple[int, int]) -> Iterator[np.ndarray]:
+        for block in signal_blocks(source, plan, layer, *span):
+            for row in block.rows():
+                try:
+                    yield decider.decide(row)
+                except PluginError as error:
+                    if "ctx.cached" not in str(error):
+                        raise
+                    raise PluginError(
+                        f"policy {name}: looks at the cache, so {blind}; choose one that does not, such as dip"
+                    ) from error
+
+    for number, sequence in enumerate(sequences):
+        decider.begin(number, None)
+        yield masks((first + sequence.prompt, first + sequence.tokens))
+        first += sequence.tokens
 
 
 def check_trace(trace: Trace, policy: Policy, plans: tuple[GroupPlan, ...], name: str) -> None:

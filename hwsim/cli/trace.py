@@ -19,6 +19,7 @@ from hwsim.cli.common import (
     write_json,
 )
 from hwsim.cli.convert import convert
+from hwsim.cli.curve import curve
 from hwsim.cli.locality import locality
 from hwsim.errors import TraceError
 
@@ -104,6 +105,6 @@ def verify(trace: TraceArgument, json: JsonOption = None) -> None:
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(no_args_is_help=True, help="Look into a trace, check it, or store it anew.")
-    for command in (info, verify, locality, convert):
+    for command in (info, verify, locality, curve, convert):
         group.command(no_args_is_help=True)(guarded(command))
     app.add_typer(group, name="trace")

@@ -1,0 +1,109 @@
+"""``hwsim trace curve``: the hit rate of LRU for caches of every size, from one pass over the masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hwsim.cli import options as o
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    find_trace,
+    note,
+    output,
+    plugin_files,
+    progress_bar,
+    read_bits,
+    setting_files,
+    to_json,
+    write_json,
+)
+from hwsim.cli.replay import make_policies
+
+_SHARES = tuple(tenth / 10 for tenth in range(1, 11))  # of the units: the columns of the table
+
+
+def curve(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")],
+    policy: Annotated[
+        str, typer.Option(metavar="NAME|FILE.py", help="Policy that decides the masks, without a look at the cache.")
+    ],
+    density: o.Density = None,
+    set_: o.Parameters = None,
+    hw: Annotated[
+        str | None,
+        typer.Option(
+            "--hw", metavar="NAME|FILE", help="Mark the size that caches have on this device.", show_default="none"
+        ),
+    ] = None,
+    dram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE|SHARE",
+            help="Mark the size that caches have with this DRAM: a size (4GB), or a share of the weight bytes (50%).",
+            show_default="the budget of --hw",
+        ),
+    ] = None,
+    kv_tokens: o.KvTokens = None,
+    bits: o.BitsOfParts = o.DEFAULT_BITS,
+    seed: o.Seed = 0,
+    json: JsonOption = None,
+) -> None:
+    """Show the hit rate of LRU for caches of every size at once; --json holds every size, the table ten.
+
+    Example: hwsim trace curve sample --policy dip --dram 70%
+    """
+    from hwsim.curve import curve as count
+    from hwsim.profile import find_profile, load_profile
+    from hwsim.report.curve import render_curve
+    from hwsim.select import check_trace
+    from hwsim.simulation import Settings, layout
+    from hwsim.trace import Trace
+
+    trace = find_trace(trace)
+    files = [trace, *plugin_files([policy]), *setting_files(set_ or []), *([find_profile(hw)] if hw else [])]
+    check_target(json, *files)
+    profile = load_profile(hw) if hw else None
+    known = profile is not None or dram is not None
+    ((shown, made),) = make_policies([policy], density, set_ or [])
+    settings = Settings(dram if known else "100%", kv_tokens, read_bits(bits), seed=seed)
+    with Trace(trace) as opened, progress_bar() as progress:
+        header = opened.header
+        placement = layout(header.model, profile, made, header.longest, settings, shown)
+        check_trace(opened, made, placement.groups, shown)
+        layers = header.model.num_hidden_layers
+        found = count(
+            opened, header.model, header.sequences, made, placement.groups, _SHARES, known=known, name=shown, seed=seed,
+            progress=lambda done: progress("masks and stacks", done, layers),
+        )  # fmt: skip
+        data: dict[str, Any] = {
+            "format": "hwsim-curve",
+            "version": 1,
+            "trace": {"name": opened.path.name, "hash": opened.hash, "origin": header.origin},
+            "policy": {"name": shown, "parameters": made.model_dump(mode="json")},
+            "eviction": "lru",
+            "dram_budget_bytes": placement.budget if known else None,
+            "seed": seed,
+            "groups": {
+                name: {
+                    "units": group.units,
+                    "capacity": group.capacity,
+                    "requests": group.requests,
+                    "first_requests": group.first,
+                    "largest_mask": group.largest,
+                    "capacities": list(group.hits),
+                    "hits": list(group.hits.values()),
+                }
+                for name, group in found.items()
+            },
+        }
+    if json:
+        write_json(json, to_json(data))
+    if json != "-":
+        title = f"{shown} on {trace.name} ({header.origin}), {header.decoded} tokens, {layers} layers, eviction lru"
+        output().print(render_curve(found, _SHARES, title))
+    if json and json != "-":
+        note(f"Written to {json}")

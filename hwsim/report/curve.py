@@ -1,0 +1,44 @@
+"""The hit rate of LRU at sizes of the cache, as a table: a line a group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import ConsoleRenderable, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hwsim.curve import GroupCurve, units_of
+from hwsim.units import printable
+
+_MEANING = (
+    "Hit rate of a cache that holds so much of a group's units, in each layer. mask: units of the largest. first: requests\n"
+    "for units that were not needed before in their sequence; no cache hits them, and the rate ends at what is left."
+)
+
+
+def render_curve(found: dict[str, GroupCurve], shares: Sequence[float], title: str) -> ConsoleRenderable:
+    """Everything that ``hwsim trace curve`` shows.
+
+    Args:
+        found: by group.
+        shares: of the units, a column each; their sizes are among the groups' hits.
+        title: what was counted.
+    """
+    known = any(group.capacity is not None for group in found.values())
+    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    shown.add_column("group", style="bold")
+    for head in ("units", "mask", "first", *(f"{share:.0%}" for share in shares)):
+        shown.add_column(head, justify="right")
+    if known:
+        shown.add_column("cache now")
+    for name, group in found.items():
+        cells = [str(group.units), str(group.largest), f"{group.first / max(1, group.requests):.1%}"]
+        cells += [f"{group.rate(units_of(share, group.units)):.1%}" for share in shares]
+        if group.capacity is not None:
+            now = f"{group.capacity} units, {group.capacity / group.units:.0%}: {group.rate(group.capacity):.1%}"
+            cells.append(now)
+        shown.add_row(Text(printable(name)), *cells)
+    head = Padding(Text(printable(title), style="bold"), (1, 0, 1, 0))
+    return Group(head, shown, Padding(Text(_MEANING, style="dim"), (1, 0, 0, 0)))
