@@ -13,8 +13,8 @@ from hwsim.curve import GroupCurve, units_of
 from hwsim.units import printable
 
 _MEANING = (
-    "Hit rate of a cache that holds so much of a group's units, in each layer. mask: units of the largest. first: requests\n"
-    "for units that were not needed before in their sequence; no cache hits them, and the rate ends at what is left."
+    "Hit rate of a cache that holds so much of a group's units, in each layer. mask: units of the largest. first:\n"
+    "requests for units that were not needed before in their sequence; no cache hits them, and the rate ends at the rest."
 )
 
 
@@ -40,5 +40,5 @@ def render_curve(found: dict[str, GroupCurve], shares: Sequence[float], title: s
             now = f"{group.capacity} units, {group.capacity / group.units:.0%}: {group.rate(group.capacity):.1%}"
             cells.append(now)
         shown.add_row(Text(printable(name)), *cells)
-    head = Padding(Text(printable(title), style="bold"), (1, 0, 1, 0))
-    return Group(head, shown, Padding(Text(_MEANING, style="dim"), (1, 0, 0, 0)))
+    above = Padding(Text(printable(title), style="bold"), (1, 0, 1, 0))
+    return Group(above, shown, Padding(Text(_MEANING, style="dim"), (1, 0, 0, 0)))
