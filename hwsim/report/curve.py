@@ -14,7 +14,7 @@ from hwsim.units import printable
 
 _MEANING = (
     "Hit rate of a cache that holds so much of a group's units, in each layer. mask: units of the largest. first:\n"
-    "requests for units that were not needed before in their sequence; no cache hits them, and the rate ends at the rest."
+    "requests for units that were not needed before in their sequence; no cache hits them, and 100% shows the rest."
 )
 
 
