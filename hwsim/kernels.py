@@ -9,6 +9,9 @@ import numpy as np
 
 _FLOAT16_MAX = 65504.0
 _BINS = 0x7C00  # magnitudes of finite float16 values, by their bit pattern
+_SIGN_AND_SIZE = np.int32(-0x80000000 | 0x7FFF << 13)  # where a float16's bits lie in a float32
+_REBIAS = np.float32(2.0**112)  # between the exponents of the two
+_SUBNORMAL = np.float32(2.0**-136)  # the least positive float16, where it lies
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -22,6 +25,27 @@ def read_only(array: np.ndarray) -> np.ndarray:
 def kept(keep: float, count: int) -> int:
     """How many of `count` a share holds: the floor that a person expects, at least 1."""
     return max(1, int(keep * count + 1e-9))
+
+
+def finite(halves: np.ndarray) -> np.ndarray:
+    """Where float16 values of any shape are neither NaN nor infinite, told by their bits: bool, the same shape."""
+    return (halves.view(np.uint16) & np.uint16(0x7FFF)) < _BINS
+
+
+def widen(halves: np.ndarray) -> np.ndarray:
+    """Finite float16 values as float32, any shape: exactly `astype`, a third of its time.
+
+    numpy converts one value after the other. Here the bits are moved to where a float32 has them, for many at once, and
+    a product with a power of two, which is exact, mends the exponent.
+    """
+    if np.float32(2.0**-24) != _SUBNORMAL * _REBIAS:  # this thread takes subnormal numbers for 0
+        return halves.astype(np.float32)
+    bits = halves.view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= _SIGN_AND_SIZE
+    values = bits.view(np.float32)
+    values *= _REBIAS
+    return values
 
 
 def top_k(scores: np.ndarray, k: int, out: np.ndarray | None = None) -> np.ndarray:

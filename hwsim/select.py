@@ -25,7 +25,7 @@ from hwsim.policy import Policy
 from hwsim.trace import Sequence, Trace
 
 _WORTH = 10_000  # decisions that pay for loading the compiled scan
-_BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
+_BLOCK_VALUES = 2**18  # values of one signal that are held at once: 1 MiB, which memory allocators keep to use again
 
 
 class SignalSource(Protocol):

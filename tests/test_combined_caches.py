@@ -295,6 +295,7 @@ def test_what_a_shared_cache_holds_is_written(hwsim: Any, small_trace: Path, tmp
 
 @pytest.mark.parametrize(("block", "shared", "fast"), [(1, False, True), (7, False, False), (1, True, False)])
 def test_blocks_and_shared_caches_are_asked_token_by_token(block: int, shared: bool, fast: bool) -> None:
+    pytest.importorskip("numba")
     policy = POLICIES.make("dip")[1]
     plan = layout(SMALL_MODEL, flat_profile(), policy, 9, Settings(dram="70%", block=block)).groups[0]
     cache = Cache(plan.units, plan.capacity, Lru()) if shared else None

@@ -44,3 +44,24 @@ def test_stay(data, rank):
 @given(arrays(bool, st.integers(1, 40)), st.integers(0, 50))
 def test_first_k(mask, k):
     assert np.flatnonzero(kernels.first_k(mask, k)).tolist() == np.flatnonzero(mask).tolist()[:k]
+
+
+EVERY_HALF = np.arange(2**16, dtype=np.uint16).view(np.float16)
+
+
+def test_finite():
+    assert np.array_equal(kernels.finite(EVERY_HALF), np.isfinite(EVERY_HALF))
+
+
+def test_widen_is_astype_for_every_float16_to_the_bit():
+    halves = EVERY_HALF[np.isfinite(EVERY_HALF)].reshape(-1, 64)
+    wide = kernels.widen(halves)
+    assert wide.dtype == np.float32
+    assert wide.shape == halves.shape
+    assert np.array_equal(wide.view(np.uint32), halves.astype(np.float32).view(np.uint32))
+
+
+def test_widen_where_subnormal_numbers_are_taken_for_0(monkeypatch):
+    monkeypatch.setattr(kernels, "_SUBNORMAL", np.float32(0))
+    halves = EVERY_HALF[np.isfinite(EVERY_HALF)]
+    assert np.array_equal(kernels.widen(halves), halves.astype(np.float32))

@@ -14,9 +14,10 @@ import numpy as np
 
 from hwsim.errors import ModelError
 from hwsim.model import NORMS
+from hwsim.trace.encoding import FLOAT16_MAX
 
 Emit = Callable[[int, str, np.ndarray], None]
-"""Is given (layer, signal or norm, float32 [tokens, width] or [units])."""
+"""Is given (layer, signal or norm, float32 [tokens, width] or [units]); signals are float16 where that was asked for."""
 
 
 class Layer(NamedTuple):
@@ -114,14 +115,17 @@ class Taps:
         signals: names of what is wanted.
         emit: gets each signal as soon as its layer has made it, so that none is kept.
         on_norm: is told (layer, name, float32 [units]) of the norms of weights, in the first pass.
+        half: signals are rounded to float16, unless one of their values is beyond it.
 
     Raises:
         ModelError: during a pass: the activated gate times up is not what enters the down projection, so the model
             computes something else than hwsim takes it for.
     """
 
-    def __init__(self, layers: list[Layer], signals: list[str], emit: Emit, on_norm: Emit | None = None) -> None:
-        self._emit, self._signals, self._on_norm = emit, set(signals), on_norm
+    def __init__(
+        self, layers: list[Layer], signals: list[str], emit: Emit, on_norm: Emit | None = None, *, half: bool = False
+    ) -> None:
+        self._emit, self._signals, self._on_norm, self._half = emit, set(signals), on_norm, half
         self._weighed: set[int] = set()  # layers whose norms were told
         self._made: dict[str, Any] = {}  # up and gate of the present layer, until down has confirmed them
         self._handles: list[Any] = []
@@ -162,10 +166,9 @@ class Taps:
 
     def _down(self, index: int, glu: Any) -> None:
         if self._made:
-            made = self._made["up"] * self._made["gate"]
-            bound = float(glu.abs().max())
+            apart = (self._made["up"] * self._made["gate"]).sub_(glu)
             # one rounding apart at most: a hundredth is coarse for bfloat16 and still tells gate from up
-            if float((made - glu).abs().max()) > 1e-2 * bound:
+            if _largest(apart) > 1e-2 * _largest(glu):
                 raise ModelError(
                     f"layer {index}: activated gate times up is not what enters the down projection; "
                     "the model's MLP is not the one that hwsim takes it for"
@@ -178,5 +181,13 @@ class Taps:
             self._take(index, "glu", glu)
 
     def _take(self, index: int, signal: str, values: Any) -> None:
-        rows = values.detach().reshape(-1, values.shape[-1]).float().cpu().numpy()
-        self._emit(index, signal, rows)
+        rows = values.detach().reshape(-1, values.shape[-1])
+        # torch rounds as numpy does, many at once; what does not fit is clipped and counted by the writer
+        rows = rows.half() if self._half and _largest(rows) <= FLOAT16_MAX else rows.float()
+        self._emit(index, signal, rows.cpu().numpy())
+
+
+def _largest(values: Any) -> float:
+    """The largest magnitude of a tensor; NaN where it holds one."""
+    low, high = values.aminmax()
+    return max(abs(float(low)), abs(float(high)))

@@ -100,7 +100,7 @@ def _run(ready: Prepared, loaded: Loaded, writer: TraceWriter, tell: Progress) -
     tell("recording", at, settings.tokens)
     # what was committed holds the norms, too: they are written in the first pass
     on_norm = writer.write_norm if settings.norms and not writer.done else None
-    taps = Taps(loaded.layers, list(settings.signals or ()), emit, on_norm)
+    taps = Taps(loaded.layers, list(settings.signals or ()), emit, on_norm, half=True)
     runner = Runner(loaded.model, ready.libraries)
     try:
         for at, windows, each in passes(writer.done, settings, loaded.from_disk):

@@ -97,8 +97,11 @@ class Runner:
         logits = self.model.get_output_embeddings()(hidden)
         if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
             logits = cap * self.torch.tanh(logits / cap)
-        logits = logits * (getattr(config, "logit_scale", None) or 1.0)  # Cohere
-        return logits / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
+        if (scale := getattr(config, "logit_scale", None) or 1.0) != 1.0:  # Cohere
+            logits = logits * scale
+        if (scaling := getattr(config, "logits_scaling", None) or 1.0) != 1.0:  # Granite
+            logits = logits / scaling
+        return logits
 
     def blocks(self, tokens: int) -> Iterator[slice]:
         """Slices of `tokens` tokens whose logits may be held at once."""

@@ -103,12 +103,12 @@ class Encoding(BaseModel):
             _refuse(np.any(stored < -LEVELS, axis=1), "", lambda row: f"holds -128; must be from -{LEVELS} to {LEVELS}")
             return stored.astype(np.float32) * scale[:, None]
         _refuse(
-            np.logical_not(np.isfinite(stored).all(axis=1)),
+            np.logical_not(kernels.finite(stored).all(axis=1)),
             "",
             lambda row: "holds NaN or infinity; the recording is damaged",
         )
         if self.name == "float16":
-            return stored.astype(np.float32)
+            return kernels.widen(stored)
         kept, places = self.kept(width), parts[_PLACES]
         if width % 8:
             beyond = places[:, -1] & (0xFF >> width % 8) > 0

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hwsim import kernels
 from hwsim.errors import OutputError, TraceError, one_line
 from hwsim.files import check_new_file, write_atomic
 from hwsim.model import NORMS
@@ -154,8 +155,9 @@ class TraceWriter:
         """
         name = member_name(layer, signal)
         self._check_shape(name, (self.header.model.signal_width(signal),), start, values)
-        worst = float(np.abs(values).max(initial=0.0))
-        if not np.isfinite(worst):
+        half = values.dtype == np.float16
+        worst = 0.0 if half else float(np.abs(values).max(initial=0.0))
+        if not (kernels.finite(values).all() if half else np.isfinite(worst)):
             token = start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise TraceError(f"{name}: the model produced NaN or infinity at token {token}")
         if worst > FLOAT16_MAX:
