@@ -17,7 +17,7 @@ from hwsim.model import NORMS
 from hwsim.trace.encoding import FLOAT16_MAX
 
 Emit = Callable[[int, str, np.ndarray], None]
-"""Is given (layer, signal or norm, float32 [tokens, width] or [units]); signals are float16 where that was asked for."""
+"""Is given (layer, signal or norm, values): float32 [tokens, width], or float16 where that is asked for, or [units]."""
 
 
 class Layer(NamedTuple):
