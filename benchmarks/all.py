@@ -1,6 +1,6 @@
 """All benchmarks in one command, and the page that shows them.
 
-    python benchmarks/all.py WORK [--only selection,threads,replays,start,recording,closed-loop] [--large]
+    python benchmarks/all.py WORK [--only selection,threads,replays,sweep,start,recording,closed-loop] [--large]
 
 Results are kept in docs/benchmarks.json with machine, date and commit, and docs/benchmarks.md is written from them; a
 part that is not run keeps its former figures. A quiet machine, please: medians forgive little.
@@ -18,6 +18,7 @@ import closed_loop
 import recording
 import replays
 import selection
+import sweeping
 from bench import ROOT, command, machine, paired
 
 import hwsim.select
@@ -94,6 +95,7 @@ PARTS: dict[str, tuple[str, Any, Any]] = {
     "selection": ("Masks and caches, decided", lambda work: selection.run(), selection.show),
     "threads": ("Two threads", threads, show_threads),
     "replays": ("Whole replays", replays.run, replays.show),
+    "sweep": ("Sweeps", lambda work: sweeping.run(), sweeping.show),
     "start": ("From a cold start", start, show_start),
     "recording": ("Recording", lambda work: recording.run(), recording.show),
     "closed-loop": ("The closed loop", closed, show_closed),

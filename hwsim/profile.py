@@ -12,15 +12,14 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hwsim.errors import ProfileError, UnitError, did_you_mean
 from hwsim.files import data_folder
 from hwsim.units import ComputeRate, EnergyPerByte, EnergyPerOperation, Power, Rate, Size, Time, parse, shorten
+from hwsim.yamlfile import read_yaml
 
 Confidence = Literal["measured", "vendor", "derived", "assumed"]
-_MAX_FILE = 2**20
 
 
 class _Section(BaseModel):
@@ -197,25 +196,6 @@ _SECTIONS: dict[str, type[_Section]] = {
 }
 
 
-class _UniqueLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice and aliases, which can make a small file explode."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
 def known_profiles() -> dict[str, Path]:
     """Names and files of the profiles that come with hwsim."""
     return {path.stem: path for path in sorted(data_folder("hw_profiles").glob("*.yaml"))}
@@ -244,22 +224,7 @@ def load_profile(name: str | Path) -> Profile:
         ProfileError: not found, not YAML, or a field that is missing, unknown, without unit or out of bounds.
     """
     path = find_profile(str(name))
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_FILE + 1)
-    except OSError as error:
-        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(text) > _MAX_FILE:
-        raise ProfileError(f"{path}: is larger than 1 MiB; this is no hardware profile")
-    try:
-        data = yaml.load(text, _UniqueLoader)  # derives from SafeLoader
-    except yaml.MarkedYAMLError as error:
-        at = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ProfileError(f"{path}: {at}{error.problem or 'not YAML'}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ProfileError(f"{path}: is not YAML") from error
-    if not isinstance(data, dict):
-        raise ProfileError(f"{path}: is no hardware profile; it needs at least name, dram and flash")
+    data = read_yaml(path, ProfileError, "hardware profile", "name, dram and flash")
     try:
         return Profile.model_validate(data)
     except ValidationError as error:

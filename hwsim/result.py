@@ -96,7 +96,7 @@ def _result(
     if settings.timing == "events":  # the closed form knows no pages
         flash_read += _rounded_up(demand, plans, profile)
     return metrics.Result(
-        provenance=_provenance(header, source, profile, policy, settings, placement, eviction, names),
+        provenance=provenance(header, source, profile, policy, settings, placement, eviction, names),
         notes=notes(
             header.origin,
             placement,
@@ -175,10 +175,11 @@ def _per_token(
     ]
 
 
-def _provenance(
+def provenance(
     header: TraceHeader, source: dict[str, Any], profile: Profile, policy: Policy, settings: Settings,
     placement: Placement, eviction: Eviction, names: Names,
 ) -> dict[str, Any]:  # fmt: skip
+    """Everything that decides a result, as the result tells it; known before anything is simulated."""
     return {
         "hwsim": hwsim.__version__,
         "trace": source,

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import hwsim
-from hwsim.cli import calibrate, check, evaluate, generate, layout, lists, new, record, replay, synth, trace, train
+from hwsim.cli import (
+    calibrate,
+    check,
+    evaluate,
+    generate,
+    layout,
+    lists,
+    new,
+    record,
+    replay,
+    sweep,
+    synth,
+    trace,
+    train,
+)
 from hwsim.cli.common import Commands
 
 app = typer.Typer(
@@ -44,6 +58,7 @@ replay.register(app)
 calibrate.register(app)
 evaluate.register(app)
 generate.register(app)
+sweep.register(app)
 train.register(app)
 synth.register(app)
 trace.register(app)

@@ -1,0 +1,185 @@
+"""``hwsim sweep``: a grid of runs, in processes or on a cluster; ``hwsim runs``: what a store holds."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    guarded,
+    key_values,
+    note,
+    output,
+    progress_bar,
+    to_json,
+    write_json,
+)
+from hwsim.errors import SettingError
+from hwsim.files import check_new_file, spare
+
+_MOST_SHOWN = 40  # rows of the table that follows a sweep
+
+Values = Annotated[str | None, typer.Option(metavar="A,B,...", show_default=False)]
+
+
+class Backend(StrEnum):
+    """Where runs are done."""
+
+    LOCAL = "local"
+    DASK = "dask"
+    RAY = "ray"
+
+
+def _option(text: str, default: str | bool = False) -> Any:
+    return typer.Option(metavar="A,B,...", help=text, show_default=default)
+
+
+def sweep(
+    store: Annotated[Path, typer.Option("--store", "-o", metavar="FILE", help="Keeps each finished run; SQLite.")],
+    spec: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SPEC.yaml]", help="What to run; options stand above it.", show_default=False),
+    ] = None,
+    trace: Annotated[str | None, _option("Traces; sample: the bundled one.")] = None,
+    model: Annotated[str | None, _option("Models to run in the closed loop, as for `hwsim eval`.")] = None,
+    text: Annotated[str | None, _option("Texts for the models.")] = None,
+    tokens: Annotated[str | None, _option("Tokens of the texts.", "2048")] = None,
+    hw: Annotated[str | None, _option("Hardware profiles.")] = None,
+    policy: Annotated[str | None, _option("Policies.")] = None,
+    density: Annotated[str | None, _option("MLP densities, of the policies that have one.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=A,B,...", help="Values of a parameter: KEY, POLICY.KEY or eviction.KEY."),
+    ] = None,
+    eviction: Annotated[str | None, _option("Eviction rules.", "lfu")] = None,
+    dram: Annotated[str | None, _option("DRAM sizes or shares.")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B,...", help="Values of any other key of SPEC.yaml, such as overlap or block."),
+    ] = None,
+    per_token: Annotated[bool, typer.Option("--per-token", help="Keep every token in the results.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Processes of this machine.", show_default="all cores")
+    ] = None,
+    backend: Annotated[Backend, typer.Option(help="local: processes of this machine; or a cluster's.")] = Backend.LOCAL,
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of Dask's scheduler or Ray's head.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Run every combination of traces or models, devices, policies, parameters, rules and sizes of DRAM.
+
+    Each finished run is stored at once, under a hash of all that decides it. A run that is in the store is not run
+    again: the same command goes on after a kill, and a larger grid runs only what is new.
+
+    Example: hwsim sweep --trace sample --hw pixel8,iphone16-a18 --policy dip,dip-ca --density 0.5,0.7 --dram 50%,70%
+    -o runs.db
+    """
+    from hwsim.report.runs import render_runs
+    from hwsim.sweep import Store, make_spec, read_spec
+    from hwsim.sweep import sweep as run
+
+    given: dict[str, Any] = {
+        "trace": trace, "model": model, "text": text, "tokens": tokens, "hw": hw, "policy": policy,
+        "density": density, "eviction": eviction, "dram": dram,
+    }  # fmt: skip
+    options: dict[str, Any] = {key: _values(value) for key, value in given.items() if value is not None}
+    options |= {key: _values(value) for key, value in key_values(vary or [], "--vary").items()}
+    parameters = {key: _values(value) for key, value in key_values(set_ or [], "--set").items()}
+    if parameters:
+        options["set"] = parameters
+    if per_token:
+        options["per_token"] = True
+    specs = read_spec(spec, options) if spec else [make_spec(options, "options")]
+    check_new_file(store)
+    read = [spec] if spec else []
+    for each in specs:
+        read += [Path(name) for name in (*(each.trace or ()), *each.hw, *each.policy)]
+    spare(store, read)
+    check_target(json, *read, store)
+    with Store(store) as kept, progress_bar() as progress:
+        try:
+            swept = run(specs, kept, jobs=jobs or _cores(), backend=backend.value, address=address, progress=progress)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"{len(kept)} runs are in {store}; the same command goes on") from error
+        shown = list(kept.results(swept.keys if json else swept.keys[:_MOST_SHOWN]))
+    if json:
+        write_json(json, to_json({"format": "hwsim-results", "version": 1, "results": shown}))
+    if json != "-" and shown:
+        console = output()
+        console.print(render_runs(shown[:_MOST_SHOWN], width=console.width))
+    if len(swept.keys) > _MOST_SHOWN:
+        note(f"{len(swept.keys) - _MOST_SHOWN} more: hwsim runs {store}")
+    note(f"{swept.done} run now, {swept.stored} stored before, {len(swept.failed)} failed; all in {store}")
+    _tell_failures([why for _, why in swept.failed])
+    if swept.failed:
+        raise typer.Exit(1)
+
+
+def runs(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="File of `hwsim sweep`.")],
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only runs with this: policy, device, eviction, trace, model, ..."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 200,
+    json: JsonOption = None,
+) -> None:
+    """Show the runs of a store, or write them as one result file.
+
+    Example: hwsim runs runs.db --where policy=dip-ca --json runs.json
+    """
+    from hwsim.report.runs import render_runs, settings_of
+    from hwsim.sweep import Store
+
+    check_target(json, store)
+    wanted = key_values(where or [], "--where")
+    with Store(store, create=False) as kept:
+        found = []
+        for result in kept.results():
+            told = settings_of(result)
+            for key in wanted.keys() - told.keys():
+                raise SettingError(f"--where {key}: a run has no such setting; it has {', '.join(told)}")
+            if all(told[key] == value for key, value in wanted.items()):
+                found.append(result)
+        failures = kept.failures()
+    if json:
+        write_json(json, to_json({"format": "hwsim-results", "version": 1, "results": found}))
+    if json == "-":
+        return
+    console = output()
+    if found:
+        console.print(render_runs(found[:limit], width=console.width))
+    note(f"{len(found)} runs" + (f", {len(found) - limit} more than are shown" if len(found) > limit else ""))
+    _tell_failures([why for _, why in failures])
+
+
+def _tell_failures(reasons: list[str]) -> None:
+    """Each reason once, with how many runs it stopped."""
+    for reason, count in Counter(reasons).items():
+        note(f"failed, {count} {'run' if count == 1 else 'runs'}: {reason}")
+
+
+def _values(text: str) -> list[Any]:
+    """What stands between commas, each read as YAML reads a value; a list or mapping in brackets is one."""
+    try:
+        found = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        found = text.split(",")
+    return [None if value == "none" else value for value in found]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(no_args_is_help=True)(guarded(sweep))
+    app.command(no_args_is_help=True)(guarded(runs))

@@ -1,0 +1,134 @@
+"""Where tasks are done: in processes of this machine, or wherever a backend of joblib takes them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hwsim.errors import SettingError, one_line
+from hwsim.sweep.work import Outcome, Task, perform
+
+TRIES = 3  # of a task whose worker dies; then the task is taken for the cause
+CONNECT_S = 20  # that a scheduler may take to answer
+BACKENDS = ("local", "dask", "ray")
+
+Done = Callable[[list[Outcome]], None]
+
+
+def run_tasks(tasks: list[Task], done: Done, *, jobs: int, backend: str = "local", address: str | None = None) -> None:
+    """Do all tasks and hand over what comes of each, as it comes.
+
+    Args:
+        tasks: in the order in which they are begun.
+        done: is given the outcomes of each task.
+        jobs: processes of this machine; other backends have workers of their own.
+        backend: one of `BACKENDS`.
+        address: of Dask's scheduler or Ray's head; None: the one that the library finds or starts.
+
+    Raises:
+        SettingError: the backend is unknown, not installed, or cannot be reached.
+    """
+    if backend not in BACKENDS:
+        raise SettingError(f"--backend {backend}: must be one of {', '.join(BACKENDS)}")
+    if backend == "local" and address is not None:
+        raise SettingError(f"--address {address}: is for --backend dask or ray; processes of this machine have none")
+    if not tasks:
+        return
+    found = _in_processes(tasks, jobs) if backend == "local" else _with_joblib(tasks, backend, address)
+    for outcomes in found:
+        done(outcomes)
+
+
+def _in_processes(tasks: list[Task], jobs: int) -> Iterator[list[Outcome]]:
+    """In processes of this machine.
+
+    A worker that dies costs the run that it was at: that is tried again, and the others go on. (joblib's own pool ends
+    all of its workers then.)
+    """
+    if jobs == 1:
+        yield from map(perform, tasks)
+        return
+    from pebble import ProcessExpired, ProcessPool
+
+    from concurrent.futures import FIRST_COMPLETED, Future, wait
+    from multiprocessing import get_context
+
+    waiting = [(task, 1) for task in reversed(tasks)]
+    # spawn: a fork would share torch's threads and open files
+    pool = ProcessPool(max_workers=jobs, context=get_context("spawn"), initializer=_begin, initargs=(jobs,))
+    running: dict[Future[Any], tuple[Task, int]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < 2 * jobs:  # one in work and one in wait for each
+                task, attempt = waiting.pop()
+                running[pool.schedule(perform, args=[task])] = (task, attempt)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                task, attempt = running.pop(future)
+                try:
+                    yield future.result()
+                except ProcessExpired as error:
+                    if attempt < TRIES:
+                        waiting.append((task, attempt + 1))
+                    else:
+                        why = f"the process died {TRIES} times ({_cause(error.exitcode)})"
+                        yield [Outcome(key, run, None, why, 0.0) for key, run in task.runs]
+        pool.close()
+    finally:
+        pool.stop()  # nothing to do where all went well
+        pool.join()
+
+
+def _begin(jobs: int) -> None:
+    """A worker begins: Ctrl-C is for the parent, and its own threads are as many as its share of the cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    share = str(max(1, (os.cpu_count() or 1) // jobs))
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ.setdefault(name, share)
+
+
+def _cause(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "killed; out of memory?"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _with_joblib(tasks: list[Task], backend: str, address: str | None) -> Iterator[list[Outcome]]:
+    """Wherever a backend of joblib takes them: Dask's and Ray's schedulers begin anew what a dead worker held."""
+    try:
+        from joblib import Parallel, delayed, parallel_config
+    except ImportError as error:
+        raise SettingError(f"--backend {backend} needs joblib: pip install 'hwsim[{backend}]'") from error
+    options: dict[str, Any] = {}
+    try:
+        close = _connect(backend, address, options)
+    except ImportError as error:
+        raise SettingError(f"--backend {backend}: {one_line(error)}; pip install 'hwsim[{backend}]'") from error
+    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        raise SettingError(
+            f"--backend {backend}: {address or 'a scheduler'} cannot be reached: {one_line(error)}"
+        ) from error
+    try:
+        with parallel_config(backend=backend, **options):
+            yield from Parallel(n_jobs=-1, return_as="generator_unordered", batch_size=1)(
+                delayed(perform)(task) for task in tasks
+            )
+    finally:
+        close()
+
+
+def _connect(backend: str, address: str | None, options: dict[str, Any]) -> Callable[[], None]:
+    """Reach the scheduler: what ends that again."""
+    if backend == "dask":
+        from dask.distributed import Client
+
+        client = Client(address, set_as_default=False, timeout=CONNECT_S) if address else Client(set_as_default=False)
+        options["client"] = client
+        return client.close
+    import ray
+    from ray.util.joblib import register_ray
+
+    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+    register_ray()
+    return ray.shutdown
