@@ -26,9 +26,9 @@ def run() -> dict[str, Any]:
     times: dict[str, list[float]] = {"1": [], str(cores): []}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(2):
-            for jobs in times:
+            for jobs, each in times.items():
                 store = Path(folder) / f"{jobs}-{number}.db"
-                times[jobs].append(command("sweep", *GRID, "--jobs", jobs, "--store", store)[0])
+                each.append(command("sweep", *GRID, "--jobs", jobs, "--store", store)[0])
         again = command("sweep", *GRID, "--store", Path(folder) / "1-0.db")[0]
     best = {jobs: min(each) for jobs, each in times.items()}
     return {

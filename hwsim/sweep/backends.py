@@ -50,10 +50,10 @@ def _in_processes(tasks: list[Task], jobs: int) -> Iterator[list[Outcome]]:
     if jobs == 1:
         yield from map(perform, tasks)
         return
-    from pebble import ProcessExpired, ProcessPool
-
     from concurrent.futures import FIRST_COMPLETED, Future, wait
     from multiprocessing import get_context
+
+    from pebble import ProcessExpired, ProcessPool
 
     waiting = [(task, 1) for task in reversed(tasks)]
     # spawn: a fork would share torch's threads and open files

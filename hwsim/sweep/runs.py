@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,12 +90,13 @@ def expand(specs: list[Spec]) -> Iterator[Run]:
     for spec in specs:
         kinds = {each: POLICIES.find(each) for each in spec.policy}
         owned = _owned(spec, {name: set(kind.model_fields) for name, kind in kinds.values()})
-        rules = _grid({key.partition(".")[2]: spec.set[key] for key in spec.set if key.startswith("eviction.")})
+        rules = {each: EVICTIONS.find(each)[1].model_fields for each in spec.eviction}
+        grids = {each: _grid(own) for each, own in _of_rules(spec, rules).items()}
         for source in spec.sources:
             for hw in spec.hw:
                 for settings in spec.settings:
                     for eviction in spec.eviction:
-                        for rule_parameters in rules:
+                        for rule_parameters in grids[eviction]:
                             for each, (name, kind) in kinds.items():
                                 densities = spec.density if "density" in kind.model_fields else [None]
                                 for density in densities if name != "dense" else [None]:
@@ -122,6 +123,18 @@ def _owned(spec: Spec, fields: dict[str, set[str]]) -> dict[str, dict[str, list[
         for name in takers:
             found[name][field] = values
     return found
+
+
+def _of_rules(spec: Spec, rules: Mapping[str, Collection[str]]) -> dict[str, dict[str, list[Any]]]:
+    """Values of the parameters of each eviction rule."""
+    given = {key.partition(".")[2]: values for key, values in spec.set.items() if key.startswith("eviction.")}
+    for field in given:
+        if not any(field in known for known in rules.values()):
+            all_known = {each for known in rules.values() for each in known}
+            raise SettingError(
+                f"set: eviction.{field}: no rule here has a parameter {field!r}{did_you_mean(field, all_known)}"
+            )
+    return {each: {field: given[field] for field in given if field in known} for each, known in rules.items()}
 
 
 def _grid(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -63,7 +63,7 @@ def cluster(tmp_path):
     start(
         "dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", "scheduler.json"
     )
-    wait_for(lambda: (tmp_path / "scheduler.json").exists())
+    wait_for((tmp_path / "scheduler.json").exists)
     workers = [
         start(
             "dask_worker",
@@ -140,7 +140,7 @@ def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("hwsim.sweep.backends.CONNECT_S", 1)
     with (
         Store(Path("r.db")) as store,
-        pytest.raises(SettingError, match="--backend dask: tcp://127.0.0.1:9 cannot be reached"),
+        pytest.raises(SettingError, match=r"--backend dask: tcp://127\.0\.0\.1:9 cannot be reached"),
     ):
         sweep(
             [make_spec({"trace": "t.npz", "hw": "pixel8", "policy": "dip"}, "here")],

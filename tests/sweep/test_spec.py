@@ -39,12 +39,19 @@ def test_only_what_a_policy_has_is_varied_for_it():
 
 def test_parameters_of_one_policy_and_of_the_rule():
     keys = {"dip-ca.gamma": [0.1, 0.2], "eviction.ghost": [1, 2], "weighted": True}
-    spec = make_spec(LEAST | {"policy": ["dip", "dip-ca"], "set": keys}, "here")
+    spec = make_spec(LEAST | {"policy": ["dip", "dip-ca"], "eviction": "s3fifo", "set": keys}, "here")
     assert [(run.policy, run.parameters, run.rule_parameters) for run in expand([spec])] == [
         ("dip", {"weighted": True}, {"ghost": 1}),
         ("dip-ca", {"gamma": 0.1, "weighted": True}, {"ghost": 1}), ("dip-ca", {"gamma": 0.2, "weighted": True}, {"ghost": 1}),
         ("dip", {"weighted": True}, {"ghost": 2}),
         ("dip-ca", {"gamma": 0.1, "weighted": True}, {"ghost": 2}), ("dip-ca", {"gamma": 0.2, "weighted": True}, {"ghost": 2}),
+    ]  # fmt: skip
+
+
+def test_only_what_a_rule_has_is_varied_for_it():
+    spec = make_spec(LEAST | {"eviction": ["lru", "s3fifo"], "set": {"eviction.ghost": [0.5, 0.9]}}, "here")
+    assert [(run.eviction, run.rule_parameters) for run in expand([spec])] == [
+        ("lru", {}), ("s3fifo", {"ghost": 0.5}), ("s3fifo", {"ghost": 0.9}),
     ]  # fmt: skip
 
 
@@ -86,6 +93,7 @@ def test_options_stand_above_the_file(tmp_path):
         ({"tokens": "many"}, r"here: tokens: Input should be a valid integer.* \(got 'many'\)"),
         ({"policy": None}, "here: policy: "),
         ({"set": {"gamma": 0.5}}, "set: gamma: no policy here has a parameter 'gamma'"),
+        ({"set": {"eviction.ghost": 1}}, "set: eviction.ghost: no rule here has a parameter 'ghost'"),
         ({"set": {"dip-ca.gamma": 0.5}}, "set: dip-ca.gamma: policy 'dip-ca' is not part of this sweep"),
     ],
 )

@@ -238,12 +238,38 @@ def test_no_store_is_damaged_and_no_run_lost_by_ten_kills(here):
         os.kill(started.pid, signal.SIGKILL)
         started.communicate()
         if Path("killed.db").exists():
-            before = dict((key, rest) for key, *rest in content("killed.db"))
-            assert before.items() <= dict((key, rest) for key, *rest in content("whole.db")).items()
+            before = {key: rest for key, *rest in content("killed.db")}
+            assert before.items() <= {key: rest for key, *rest in content("whole.db")}.items()
     code, _, err = process("sweep", *specs, "-o", "killed.db", cwd=here)
     assert code == 0, err
     assert content("killed.db") == content("whole.db")
     assert _left_over(here) == []
+
+
+def test_a_full_disk_is_told_and_leaves_a_whole_store(here):
+    """A limit on the size of files stands for it."""
+    specs = [
+        "--trace",
+        "t.npz",
+        "--hw",
+        "pixel8",
+        "--policy",
+        "dip",
+        "--density",
+        ",".join(f"{0.3 + n / 100:.2f}" for n in range(60)),
+    ]
+    code = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\nfrom hwsim.cli import main\nmain()"
+    command = [sys.executable, "-c", code, "sweep", *specs, "-o", "runs.db", "--jobs", "1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("hwsim: runs.db: cannot be read or written: ")
+    assert len(done.stderr.splitlines()) == 1
+    kept = content("runs.db")
+    assert 0 < len(kept) < 60
+    assert process("sweep", *specs, "-o", "runs.db", cwd=here)[0] == 0
+    assert len(content("runs.db")) == 60
+    assert set(kept) <= set(content("runs.db"))
 
 
 def _left_over(folder):
