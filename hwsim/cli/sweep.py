@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from hwsim.cli.common import (
     JsonOption,
@@ -168,6 +167,8 @@ def _tell_failures(reasons: list[str]) -> None:
 
 def _values(text: str) -> list[Any]:
     """What stands between commas, each read as YAML reads a value; a list or mapping in brackets is one."""
+    import yaml
+
     try:
         found = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
