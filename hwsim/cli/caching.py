@@ -14,7 +14,6 @@ from hwsim.errors import SettingError
 if TYPE_CHECKING:
     import numpy as np
 
-    from hwsim.cache import CacheSetup
     from hwsim.evictions import Eviction
     from hwsim.metrics import Result
 
@@ -61,20 +60,6 @@ def make_rule(spec: str, pairs: list[str]) -> tuple[str, Eviction, list[str]]:
     parameters = {key.partition(".")[2]: value for key, value in key_values(own, "--set").items()}
     name, rule = EVICTIONS.make(spec, parameters)
     return name, rule, [pair for pair in pairs if pair not in own]
-
-
-def make_setup(admission: Admission | None, pin: Path | None, warm: Path | None) -> CacheSetup:
-    """How caches admit and what is in them.
-
-    Raises:
-        PluginError: a file is none of units.
-    """
-    from hwsim.cache import CacheSetup
-    from hwsim.contents import read_units
-
-    return CacheSetup(
-        admission.value if admission else None, read_units(pin) if pin else None, read_units(warm) if warm else None
-    )
 
 
 class Held:

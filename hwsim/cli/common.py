@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
-from hwsim.errors import HwsimError, OutputError, SettingError, did_you_mean, one_line
+from hwsim.errors import HwsimError, OutputError, SettingError, one_line
 from hwsim.files import spare, write_atomic
-from hwsim.model import Bits
 from hwsim.units import printable, shorten
 
 if TYPE_CHECKING:
     from hwsim.metrics import Result
+    from hwsim.model import Bits
 
 JsonOption = Annotated[
     str | None,
@@ -252,27 +252,14 @@ def key_values(pairs: list[str], option: str) -> dict[str, str]:
 
 
 def read_bits(text: str) -> Bits:
-    """Read ``--bits mlp=4.5,attention=4``; what is not named keeps its default.
+    """Read ``--bits mlp=4.5,attention=4``, as `hwsim.choices.read_bits` does."""
+    from hwsim.choices import read_bits as read
 
-    Raises:
-        SettingError: an unknown part, or a number out of bounds.
-    """
-    values = key_values([part for part in text.split(",") if part.strip()], "--bits")
-    for name in values:
-        if name not in Bits.model_fields:
-            raise SettingError(f"--bits {name}: no such part of a model{did_you_mean(name, Bits.model_fields)}")
-    try:
-        return Bits.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        raise SettingError(f"--bits {first['loc'][0]}={first['input']}: {message}") from error
+    return read(text)
 
 
 def find_trace(trace: Path) -> Path:
-    """A file; ``sample`` stands for the trace that comes with hwsim where no file has that name."""
-    if str(trace) == "sample" and not trace.exists():
-        from hwsim.synth import bundled
+    """A file, or the bundled trace, as `hwsim.choices.find_trace` finds it."""
+    from hwsim.choices import find_trace as find
 
-        return bundled()
-    return trace
+    return find(trace)

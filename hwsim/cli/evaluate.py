@@ -18,7 +18,6 @@ from hwsim.cli.common import (
     output,
     plugin_files,
     progress_bar,
-    read_bits,
     setting_files,
     write_results,
 )
@@ -78,6 +77,7 @@ def evaluate(
 
     Example: hwsim eval --model smollm2-135m --hw pixel8 --dram 50% --policy dip,dip-ca --density 0.7
     """
+    from hwsim.choices import make_settings
     from hwsim.evaluate import Candidate
     from hwsim.evaluate import evaluate as run
     from hwsim.masks import MaskWriter
@@ -86,7 +86,6 @@ def evaluate(
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import render_accuracy
     from hwsim.report.table import print_results
-    from hwsim.simulation import Settings
 
     o.check_per_token(per_token, json)
     asked = t.read_tasks(ctx, tasks, tasks_path, limit, num_fewshot, dense_prompt)
@@ -97,10 +96,11 @@ def evaluate(
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
         spare(save_masks, sources)
-    settings = Settings(
-        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged,
-        cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
-        neurons=o.read_layout(layout), caches=c.make_setup(admission, pin, warm),
+    settings = make_settings(
+        dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed,
+        per_token=per_token, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope.value,
+        cache_shares=cache_shares, block=block, layout=layout, admission=admission and admission.value,
+        pin=pin, warm=warm,
     )  # fmt: skip
     reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
     profile = load_profile(hw)

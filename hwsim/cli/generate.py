@@ -17,7 +17,6 @@ from hwsim.cli.common import (
     output,
     plugin_files,
     progress_bar,
-    read_bits,
     setting_files,
     write_json,
     write_text,
@@ -60,20 +59,20 @@ def generate(
 
     Example: hwsim generate --model smollm2-135m --prompt "The sea was" --hw pixel8 --dram 60% --policy dip
     """
+    from hwsim.choices import make_settings
     from hwsim.evaluate import Candidate
     from hwsim.evaluate import generate as run
     from hwsim.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import speed
-    from hwsim.simulation import Settings
 
     read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
     read += [*o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout), *(f for f in (pin, warm) if f)]
     check_target(json, *read, *o.model_files(model))
-    settings = Settings(
-        dram, None, read_bits(bits), timing.value, overlap.value, seed, lora=lora, lora_merged=lora_merged,
-        cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
-        neurons=o.read_layout(layout), caches=c.make_setup(admission, pin, warm),
+    settings = make_settings(
+        dram=dram, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed, lora=lora, lora_merged=lora_merged,
+        cache_scope=cache_scope.value, cache_shares=cache_shares, block=block, layout=layout,
+        admission=admission and admission.value, pin=pin, warm=warm,
     )  # fmt: skip
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
     rule_name, rule, pairs = c.make_rule(eviction, set_ or [])

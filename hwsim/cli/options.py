@@ -12,8 +12,6 @@ from hwsim.errors import SettingError
 from hwsim.units import parse
 
 if TYPE_CHECKING:
-    from hwsim.layout import Layout
-    from hwsim.shares import Shares
     from hwsim.trace import Encoding
 
 
@@ -225,31 +223,6 @@ def read_size(text: str | None, option: str) -> int | None:
         return int(parse(text, "size"))
     except Exception as error:
         raise SettingError(f"{option} {text}: {error}") from error
-
-
-def read_shares(text: str) -> Shares | None:
-    """Read ``--cache-shares``; None: equal.
-
-    Raises:
-        SettingError: no such file, or it holds no shares.
-    """
-    from hwsim.shares import Shares
-    from hwsim.shares import read_shares as read
-
-    if text == "equal":
-        return None
-    return Shares(None, "traffic") if text == "traffic" else read(Path(text))
-
-
-def read_layout(path: Path | None) -> Layout | None:
-    """Read ``--layout``.
-
-    Raises:
-        PluginError: no such file, or it holds no layout.
-    """
-    from hwsim.layout import read_layout as read
-
-    return None if path is None else read(path)
 
 
 def cache_files(shares: str, layout: Path | None) -> list[Path]:

@@ -20,7 +20,6 @@ from hwsim.cli.common import (
     output,
     plugin_files,
     progress_bar,
-    read_bits,
     setting_files,
     write_results,
 )
@@ -31,7 +30,7 @@ from hwsim.units import printable, shorten
 if TYPE_CHECKING:
     from hwsim.metrics import Result
     from hwsim.profile import Profile
-    from hwsim.simulation import Settings
+    from hwsim.settings import Settings
 
 
 def replay(
@@ -81,10 +80,10 @@ def replay(
 
     Example: hwsim replay smollm2.npz --hw pixel8 --dram 50% --policy dip,dip-ca
     """
+    from hwsim.choices import make_settings
     from hwsim.masks import is_mask_file
     from hwsim.profile import find_profile, load_profile
     from hwsim.report.table import print_results
-    from hwsim.simulation import Settings
 
     o.check_per_token(per_token, json)
     pairs, asked = set_ or [], policy or []
@@ -96,10 +95,11 @@ def replay(
     if save_cache:
         check_new_file(save_cache)
         spare(save_cache, sources)
-    settings = Settings(
-        dram, kv_tokens, read_bits(bits), timing.value, overlap.value, seed, per_token, lora, lora_merged,
-        cache_scope=cache_scope.value, cache_shares=o.read_shares(cache_shares), block=block,
-        neurons=o.read_layout(layout), caches=c.make_setup(admission, pin, warm),
+    settings = make_settings(
+        dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed,
+        per_token=per_token, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope.value,
+        cache_shares=cache_shares, block=block, layout=layout, admission=admission and admission.value,
+        pin=pin, warm=warm,
     )  # fmt: skip
     name, made_rule, pairs = c.make_rule(eviction, pairs)
     profile, rule = load_profile(hw), (name, made_rule)
@@ -204,8 +204,8 @@ def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> li
     Raises:
         PluginError, SettingError: unknown policy, unknown parameter, value out of bounds.
     """
-    from hwsim.densities import Layered, read_densities
-    from hwsim.plugins import POLICIES, build, check_density
+    from hwsim.choices import make_policy
+    from hwsim.plugins import POLICIES
 
     if not specs:
         raise SettingError("--policy names no policy")
@@ -218,7 +218,7 @@ def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> li
     others = [name for name in names if name not in takers]
     if density is not None and takers and others:
         note(f"--density {density} is for {', '.join(takers)}; {', '.join(others)} as without it")
-    layers = [each for file in density_files(density) for each in read_densities(file)]
+    chosen = density_files(density)[0] if density_files(density) else None if density is None else float(density)
     made: list[tuple[str, Any]] = []
     for name, kind in found:
         own = {}
@@ -226,17 +226,8 @@ def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> li
             owner, _, field = key.rpartition(".")
             if owner == name or (not owner and (len(found) == 1 or field in kind.model_fields)):
                 own[field] = value
-        if density is not None and (name in takers or not takers):
-            if "density" in own:
-                raise SettingError("--density and --set density=... both set the density; give one")
-            check_density(name, kind)
-            if layers:
-                at = [f"--density {density}: layer {layer}: policy {name}" for layer in range(len(layers))]
-                copies = [build(kind, who, own | {"density": each}) for who, each in zip(at, layers, strict=True)]
-                made.append((name, Layered(layers=tuple(copies), source=f"--density {density}")))
-                continue
-            own["density"] = str(float(density))
-        made.append((name, build(kind, f"policy {name}", own)))
+        takes = name in takers or not takers
+        made.append((name, make_policy(name, kind, own, chosen if takes else None)))
     for key in given:
         owner, _, field = key.rpartition(".")
         if owner and owner not in names:

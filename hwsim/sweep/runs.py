@@ -9,21 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
-from hwsim.cache import CacheSetup
-from hwsim.contents import read_units
-from hwsim.densities import Layered, read_densities
+from hwsim.choices import make_policy, make_settings
 from hwsim.errors import SettingError, did_you_mean
 from hwsim.evictions import Eviction
-from hwsim.layout import read_layout
-from hwsim.model import Bits
-from hwsim.plugins import EVICTIONS, POLICIES, build, check_density
+from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Policy
 from hwsim.profile import Profile, load_profile
 from hwsim.result import Names, provenance
 from hwsim.settings import Settings
-from hwsim.shares import Shares, read_shares
 from hwsim.simulation import check_caches, layout
 from hwsim.sweep.spec import Spec
 from hwsim.trace import TraceHeader
@@ -153,52 +146,9 @@ def resolve(run: Run) -> Parts:
     """
     rule_name, rule = EVICTIONS.make(run.eviction, run.rule_parameters)
     name, kind = POLICIES.find(run.policy)
-    who, own = f"policy {name}", run.parameters
-    if run.density is not None:
-        check_density(name, kind)
-    if isinstance(run.density, str):
-        at = f"density {run.density}"
-        densities = read_densities(Path(run.density))
-        policy: Policy = Layered(
-            layers=tuple(
-                build(kind, f"{at}: layer {n}: {who}", {**own, "density": d}) for n, d in enumerate(densities)
-            ),
-            source=at,
-        )
-    else:
-        policy = build(kind, who, own if run.density is None else {**own, "density": run.density})
-    return Parts(load_profile(run.hw), Names(name, rule_name), policy, rule, _settings(run))
-
-
-def _settings(run: Run) -> Settings:
-    given = run.settings
-    shares, order = given["cache_shares"], given["layout"]
-    pinned, warm = (read_units(Path(given[name])) if given[name] else None for name in ("pin", "warm"))
-    if shares == "equal":
-        divided = None
-    else:
-        divided = Shares(None, "traffic") if shares == "traffic" else read_shares(Path(shares))
-    return Settings(
-        dram=given["dram"], kv_tokens=given["kv_tokens"], bits=_bits(given["bits"]), timing=given["timing"],
-        overlap=given["overlap"], seed=given["seed"], per_token=run.per_token,
-        lora=Path(given["lora"]) if given["lora"] else None, lora_merged=given["lora_merged"],
-        cache_scope=given["cache_scope"], cache_shares=divided, block=given["block"],
-        neurons=read_layout(Path(order)) if order else None,
-        caches=CacheSetup(given["admission"], pinned, warm),
-    )  # fmt: skip
-
-
-def _bits(text: str) -> Bits:
-    parts = [part.partition("=") for part in text.split(",") if part.strip()]
-    values = {name.strip(): value.strip() for name, _, value in parts}
-    for name in values:
-        if name not in Bits.model_fields:
-            raise SettingError(f"bits: {name}: no such part of a model{did_you_mean(name, Bits.model_fields)}")
-    try:
-        return Bits.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingError(f"bits: {first['loc'][0]}={first['input']}: {first['msg']}") from error
+    policy = make_policy(name, kind, run.parameters, run.density)
+    settings = make_settings(**run.settings, per_token=run.per_token)
+    return Parts(load_profile(run.hw), Names(name, rule_name), policy, rule, settings)
 
 
 def key_of(run: Run, parts: Parts, header: TraceHeader, source: dict[str, Any]) -> str:

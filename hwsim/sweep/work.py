@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from hwsim.choices import find_trace
 from hwsim.errors import HwsimError, TraceError, one_line
 from hwsim.simulation import replay
 from hwsim.sweep.runs import Parts, Run, key_of, resolve
-from hwsim.synth import bundled
 from hwsim.trace import Trace
 
 _OPEN = 4  # traces that a worker keeps open
@@ -99,7 +98,7 @@ def open_trace(name: str) -> Trace:
     Raises:
         TraceError: there is none, or it is damaged.
     """
-    path = bundled() if name == "sample" and not Path(name).exists() else Path(name)
+    path = find_trace(name)
     try:
         status = path.stat()
     except (OSError, ValueError):

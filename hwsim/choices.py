@@ -1,0 +1,121 @@
+"""What a user chooses, in plain values, made into objects: for the command line, Python and sweeps alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hwsim.cache import CacheSetup
+from hwsim.contents import read_units
+from hwsim.densities import Layered, read_densities
+from hwsim.errors import SettingError, did_you_mean
+from hwsim.layout import read_layout
+from hwsim.model import Bits
+from hwsim.plugins import build, check_density
+from hwsim.policy import Policy
+from hwsim.settings import Settings
+from hwsim.shares import Shares, read_shares
+from hwsim.synth import bundled
+
+
+def find_trace(name: str | Path) -> Path:
+    """A file; ``sample`` stands for the trace that comes with hwsim where no file has that name."""
+    return bundled() if str(name) == "sample" and not Path(name).exists() else Path(name)
+
+
+def read_bits(text: str) -> Bits:
+    """Read ``mlp=4.5,attention=4``; what is not named keeps its default.
+
+    Raises:
+        SettingError: an unknown part, or a number out of bounds.
+    """
+    values = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not part.strip():
+            continue
+        if not equals or not name.strip():
+            raise SettingError(f"--bits {part}: write --bits key=value")
+        values[name.strip()] = value.strip()
+    for name in values:
+        if name not in Bits.model_fields:
+            raise SettingError(f"--bits {name}: no such part of a model{did_you_mean(name, Bits.model_fields)}")
+    try:
+        return Bits.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        raise SettingError(f"--bits {first['loc'][0]}={first['input']}: {message}") from error
+
+
+def make_settings(
+    *,
+    dram: int | str | None = None,
+    kv_tokens: int | None = None,
+    bits: str | Bits = "",
+    timing: str = "events",
+    overlap: str = "none",
+    seed: int = 0,
+    per_token: bool = False,
+    lora: str | Path | None = None,
+    lora_merged: bool = False,
+    cache_scope: str = "matrix",
+    cache_shares: str | Path = "equal",
+    block: int = 1,
+    layout: str | Path | None = None,
+    admission: str | None = None,
+    pin: str | Path | None = None,
+    warm: str | Path | None = None,
+) -> Settings:
+    """Settings by the names and values of the command line's options.
+
+    Raises:
+        HwsimError: one is impossible, or a file is missing or something else.
+    """
+    if lora_merged and lora is None:
+        raise SettingError("--lora-merged: no adapter is given; give --lora FOLDER, too")
+    shares = None
+    if str(cache_shares) != "equal":
+        traffic = str(cache_shares) == "traffic"
+        shares = Shares(None, "traffic") if traffic else read_shares(Path(cache_shares))
+    pinned, warmed = (None if each is None else read_units(Path(each)) for each in (pin, warm))
+    return Settings(
+        dram=dram, kv_tokens=kv_tokens, bits=bits if isinstance(bits, Bits) else read_bits(bits),
+        timing=timing, overlap=overlap, seed=seed, per_token=per_token,  # type: ignore[arg-type]
+        lora=None if lora is None else Path(lora), lora_merged=lora_merged,
+        cache_scope=cache_scope, cache_shares=shares, block=block,  # type: ignore[arg-type]
+        neurons=None if layout is None else read_layout(Path(layout)),
+        caches=CacheSetup(admission, pinned, warmed),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def make_policy(
+    name: str, kind: type[Policy], parameters: Mapping[str, Any], density: float | str | Path | None = None
+) -> Policy:
+    """A policy of a class, with its parameters.
+
+    Args:
+        name: what messages call it.
+        kind: the class.
+        parameters: its fields; text is read as the field's type.
+        density: a number, or a file of one for each layer; None: its own.
+
+    Raises:
+        SettingError: a parameter is unknown or out of bounds, or it takes no density.
+    """
+    if density is None:
+        return build(kind, f"policy {name}", parameters)
+    check_density(name, kind)
+    if "density" in parameters:
+        raise SettingError("--density and --set density=... both set the density; give one")
+    if isinstance(density, int | float):
+        return build(kind, f"policy {name}", {**parameters, "density": density})
+    at = f"--density {density}"
+    copies = [
+        build(kind, f"{at}: layer {layer}: policy {name}", {**parameters, "density": each})
+        for layer, each in enumerate(read_densities(Path(density)))
+    ]
+    return Layered(layers=tuple(copies), source=at)
