@@ -1,3 +1,18 @@
 """hwsim: a discrete-event simulator of LLM token generation on devices whose weights do not fit into DRAM."""
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["Results", "__version__", "closed_loop", "load", "replay"]
+
+if TYPE_CHECKING:
+    from hwsim.api import Results, closed_loop, load, replay
+
+
+def __getattr__(name: str) -> Any:
+    """The interface is loaded when it is first used: the command line must begin at once."""
+    if name in __all__:
+        from hwsim import api  # noqa: PLC0415
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'hwsim' has no attribute {name!r}")

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from hwsim.frames import Kind, frame, rows_of, to_html
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,6 +96,21 @@ class Result(_Record):
     def to_json(self) -> str:
         """The result file: the same run gives the same bytes."""
         return self.model_dump_json(indent=2, exclude=self._left_out()) + "\n"
+
+    def to_frame(self, kind: Kind = "summary") -> Any:
+        """As a DataFrame of pandas.
+
+        Args:
+            kind: ``summary``, all single numbers in one row; ``groups``, a row for each group of each layer;
+                ``tokens``, a row for each token, of a replay with `per_token`.
+
+        Raises:
+            SettingError: pandas is not installed, there is no such table, or tokens were not kept.
+        """
+        return frame(rows_of(self.plain(), kind))
+
+    def _repr_html_(self) -> str:
+        return to_html([self.plain()])
 
     def _left_out(self) -> set[str]:
         return {"per_token"} if self.per_token is None else set()

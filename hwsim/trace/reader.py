@@ -210,6 +210,11 @@ class Trace:
         """Close the file."""
         self._file.close()
 
+    def __del__(self) -> None:
+        """A notebook that forgets a trace need not close it."""
+        if hasattr(self, "_file"):
+            self._file.close()
+
     def __enter__(self) -> Trace:
         return self
 
