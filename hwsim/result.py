@@ -184,7 +184,8 @@ def provenance(
         "hwsim": hwsim.__version__,
         "trace": source,
         "model": header.model.model_dump(),
-        "policy": _plugin(names.policy, policy, type(policy.in_layer(0))),
+        "policy": _plugin(names.policy, policy, type(policy.in_layer(0)))
+        | ({"oracle": True} if any(plan.group.oracle for plan in placement.groups) else {}),
         "eviction": _plugin(names.eviction, eviction, type(eviction)),
         **({"adapter": placement.adapter.provenance()} if placement.adapter else {}),
         "device": profile.model_dump(mode="json", exclude_none=True),

@@ -17,6 +17,7 @@ from hwsim.cli import (
     new,
     record,
     replay,
+    report,
     sweep,
     synth,
     trace,
@@ -59,6 +60,7 @@ calibrate.register(app)
 evaluate.register(app)
 generate.register(app)
 sweep.register(app)
+report.register(app)
 train.register(app)
 synth.register(app)
 trace.register(app)

@@ -40,6 +40,8 @@ def settings_of(result: Row) -> dict[str, str]:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, str) and "/" in value:  # a file
+        return value.rpartition("/")[2]
     if isinstance(value, float):
         return f"{value:.4g}"
     return "-" if value is None else str(value) if not isinstance(value, dict | list) else json.dumps(value)

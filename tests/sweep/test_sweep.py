@@ -63,8 +63,9 @@ def content(path):
 
 def process(*arguments, cwd, wait=True):
     command = [sys.executable, "-c", "from hwsim.cli import main; main()", *map(str, arguments)]
-    started = subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    started = subprocess.Popen(  # where the tests run in the background of a shell, SIGINT is ignored
+        command,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     if not wait:

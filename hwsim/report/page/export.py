@@ -1,0 +1,121 @@
+"""The report's tables and plots as files, for papers and other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from hwsim.errors import OutputError, SettingError, one_line
+from hwsim.files import check_new_file, spare, write_atomic
+from hwsim.frames import rows_of
+from hwsim.report.page import digest, figures
+from hwsim.report.page.inputs import Inputs
+
+FORMATS = ("csv", "parquet", "latex", "svg", "png")
+_LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {each: f"\\{each}" for each in "&%$#_"}
+
+
+def read_formats(text: str | None) -> list[str]:
+    """The formats that ``--export`` names.
+
+    Raises:
+        SettingError: one is not known.
+    """
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if name not in FORMATS:
+            raise SettingError(f"--export {name}: must be some of {', '.join(FORMATS)}")
+    return list(dict.fromkeys(names))
+
+
+def write_exports(inputs: Inputs, page: Path, formats: list[str], sources: list[Path]) -> list[Path]:
+    """Write files beside the page, named after it: ``report.csv``, ``report-groups.csv``, ``report-pareto.svg``.
+
+    Args:
+        inputs: what the report is made of.
+        page: its file.
+        formats: some of `FORMATS`.
+        sources: files that must not be overwritten.
+
+    Raises:
+        OutputError: one cannot be written, or would overwrite a source.
+        SettingError: a library is missing.
+    """
+    found = digest.name(inputs.results)
+    made: dict[str, bytes | str] = {}
+    if "csv" in formats:
+        made[".csv"] = _csv([{"run": each.label} | row for each in found for row in rows_of(each.row)])
+        made["-groups.csv"] = _csv([{"run": each.label} | row for each in found for row in rows_of(each.row, "groups")])
+    if "parquet" in formats:
+        made[".parquet"] = _parquet([{"run": each.label} | row for each in found for row in rows_of(each.row)])
+    if "latex" in formats:
+        made[".tex"] = latex(*digest.table(found))
+    for kind in ("svg", "png"):
+        if kind in formats:
+            for plot in figures.all_figures(found, inputs.curves):
+                made[f"-{plot.key}.{kind}"] = _image(plot, kind)
+    paths = [page.with_name(page.stem + ending) for ending in made]
+    for path in paths:
+        check_new_file(path)
+        spare(path, sources)
+    for path, content in zip(paths, made.values(), strict=True):
+        write_atomic(path, content)
+    return paths
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    try:
+        import pandas
+    except ImportError as error:
+        raise SettingError("--export parquet needs pandas and pyarrow: pip install pandas pyarrow") from error
+    table = pandas.DataFrame(rows)
+    mixed = [name for name in table if table[name].map(type).nunique() > 1]
+    table[mixed] = table[mixed].map(
+        lambda value: value if isinstance(value, int | float) else None if value is None else str(value)
+    )
+    text = io.BytesIO()
+    try:
+        table.convert_dtypes().to_parquet(text, index=False)
+    except ImportError as error:
+        raise SettingError("--export parquet needs pandas and pyarrow: pip install pandas pyarrow") from error
+    return text.getvalue()
+
+
+def latex(heads: list[str], body: list[list[str]]) -> str:
+    """A table for ``\\input``, with rules of the package booktabs."""
+    lines = [r"\begin{tabular}{ll" + "r" * (len(heads) - 2) + "}", r"\toprule"]
+    lines += [" & ".join(map(_escaped, heads)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(_escaped, row)) + r" \\" for row in body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _image(plot: figures.Figure, kind: str) -> bytes:
+    try:
+        import plotly.io
+    except ImportError as error:
+        raise SettingError(f"--export {kind} needs plotly and kaleido: pip install 'hwsim[report]' kaleido") from error
+    layout = {"template": "plotly_white", "width": 900, "height": 500, "font": {"size": 16}, **plot.layout}
+    try:
+        image: bytes = plotly.io.to_image({"data": plot.data, "layout": layout}, format=kind, scale=2)
+    except (ImportError, ValueError, RuntimeError, OSError) as error:
+        why = one_line(error)[:200]
+        raise OutputError(
+            f"--export {kind}: plotly cannot draw it: {why}; it needs kaleido and Chrome or Chromium"
+        ) from error
+    return image
