@@ -10,6 +10,7 @@ import hwsim
 from hwsim.cli import (
     calibrate,
     check,
+    compare,
     evaluate,
     generate,
     layout,
@@ -61,6 +62,7 @@ evaluate.register(app)
 generate.register(app)
 sweep.register(app)
 report.register(app)
+compare.register(app)
 train.register(app)
 synth.register(app)
 trace.register(app)

@@ -1,0 +1,97 @@
+"""What makes two results differ, in words and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import ConsoleRenderable, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from hwsim.report.runs import Row, settings_of
+from hwsim.units import printable, show_energy, show_size, show_time
+
+_PARTS = {
+    "resident": "what is resident", "kv_cache": "the KV cache", "streamed": "what is streamed", "mlp": "masked MLP",
+    "attention": "masked attention", "compute": "computing",
+}  # fmt: skip
+
+
+def differences(first: Row, second: Row) -> list[tuple[str, str, str]]:
+    """Settings that differ: (name, of the first, of the second)."""
+    one, two = settings_of(first), settings_of(second)
+    names = [key for key in dict.fromkeys((*one, *two)) if one.get(key) != two.get(key)]
+    return [(key, one.get(key, ""), two.get(key, "")) for key in names]
+
+
+def parts(first: Row, second: Row) -> list[tuple[str, float, float]]:
+    """Where the time of a mean token goes, s: (part, of the first, of the second), those that changed most first."""
+    found = [(name, *(row["time_s"][part] / row["tokens"] for row in (first, second))) for part, name in _PARTS.items()]
+    return sorted((each for each in found if each[1] or each[2]), key=lambda each: -abs(each[2] - each[1]))
+
+
+def sentences(first: Row, second: Row) -> list[str]:
+    """The difference in words: which is faster and by what, what that comes from, and what it costs."""
+    speeds = first["throughput_tok_s"], second["throughput_tok_s"]
+    if speeds[0] == speeds[1]:
+        told = [f"Both make {speeds[0]:.4g} tokens/s."]
+    else:
+        names = ("the first", "the second") if speeds[0] > speeds[1] else ("the second", "the first")
+        told = [f"{names[0].capitalize()} is {max(speeds) / min(speeds):.3g} x as fast as {names[1]}."]
+    # what only one of two policies has is in the table
+    shared = [f"{key} ({one} and {two})" for key, one, two in differences(first, second) if one and two]
+    told.append(f"What was asked for differs in {', '.join(shared)}." if shared else "Both were asked for the same.")
+    changed = [each for each in parts(first, second) if each[1] != each[2]]
+    if changed:
+        name, before, after = changed[0]
+        share = abs(after - before) / sum(abs(two - one) for _, one, two in changed)
+        told.append(
+            f"{share:.0%} of the change is in {name}: {show_time(before)} and {show_time(after)} of a mean token."
+        )
+    flash = [row["flash_bytes"] / row["tokens"] for row in (first, second)]
+    if flash[0] != flash[1]:
+        told.append(f"A mean token needs {show_size(flash[0])} and {show_size(flash[1])} from Flash.")
+    if "perplexity" in first and "perplexity" in second:
+        told.append(f"Perplexity is {first['perplexity']:.4g} and {second['perplexity']:.4g}.")
+    elif "perplexity" in first or "perplexity" in second:
+        told.append("Accuracy was measured of one of them only.")
+    if first["provenance"]["trace"].get("hash") != second["provenance"]["trace"].get("hash"):
+        told.append("They decode different tokens: only rates, not sums, can be compared.")
+    return told
+
+
+def render_comparison(first: Row, second: Row, names: tuple[str, str]) -> ConsoleRenderable:
+    """Sentences, then what differs and what came of it side by side."""
+    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for head in ("", *names, "second / first"):
+        shown.add_column(printable(head), justify="left" if not head else "right", overflow="fold")
+    for key, one, two in differences(first, second):
+        shown.add_row(printable(key), printable(one), printable(two), "", style="dim")
+    for head, one, two, show in _numbers(first, second):
+        ratio = f"{two / one:.3f}" if isinstance(one, int | float) and isinstance(two, int | float) and one else ""
+        shown.add_row(head, "-" if one is None else show(one), "-" if two is None else show(two), ratio)
+    words = Text(printable(" ".join(sentences(first, second))))
+    return Group(Padding(words, (1, 0)), shown)
+
+
+def _numbers(first: Row, second: Row) -> list[tuple[str, Any, Any, Any]]:
+    both = (first, second)
+
+    def pair(get: Any) -> tuple[Any, Any]:
+        return get(first), get(second)
+
+    rows: list[tuple[str, Any, Any, Any]] = [
+        ("tokens/s", *pair(lambda row: row["throughput_tok_s"]), lambda value: f"{value:.4g}"),
+        ("latency p50", *pair(lambda row: row["latency_s"]["p50"]), show_time),
+        ("latency p95", *pair(lambda row: row["latency_s"]["p95"]), show_time),
+        ("hit rate", *pair(lambda row: row["hit_rate"]), lambda value: f"{value:.1%}"),
+        ("MLP density", *pair(lambda row: row["mlp_density"]), lambda value: f"{value:.3f}"),
+        ("Flash a token", *pair(lambda row: row["flash_bytes"] / row["tokens"]), show_size),
+        ("DRAM a token", *pair(lambda row: row["dram_bytes"] / row["tokens"]), show_size),
+        ("energy a token", *pair(lambda row: row["energy_j"] and row["energy_j"] / row["tokens"]), show_energy),
+    ]
+    rows += [(name, one, two, show_time) for name, one, two in parts(first, second)]
+    for key in ("perplexity", "kl") if any("perplexity" in row for row in both) else ():
+        rows.append((key, first.get(key), second.get(key), lambda value: f"{value:.4g}"))
+    return rows

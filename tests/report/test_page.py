@@ -1,0 +1,267 @@
+"""The page of a report: the answer, its numbers, its files, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hwsim.cli.app import app
+from hwsim.report.page import digest, figures
+from hwsim.report.page.export import latex
+from hwsim.report.page.inputs import Inputs, read_inputs
+from tests.report.conftest import as_closed
+
+pytest.importorskip("plotly")
+pytest.importorskip("jinja2")
+from hwsim.report.page import build_page
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def text_of(page: str) -> str:
+    """What a reader of the page sees, without scripts."""
+    page = re.sub(r"<(script|style).*?</\1>", " ", page, flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]*>", " ", page))
+
+
+# ---------------------------------------------------------------------- the answer
+
+
+def test_without_accuracy_the_fastest_is_named_and_what_is_missing(rows):
+    (answer,) = digest.answers(digest.name(rows))
+    best, dense = rows[2]["throughput_tok_s"], rows[0]["throughput_tok_s"]
+    assert answer.startswith(
+        f"On Google Pixel 8, dip-ca, density 0.5 is fastest: {best:.4g} tokens/s, {best / dense:.2f} x the dense"
+    )
+    assert answer.endswith("What it costs in accuracy is not in these results: hwsim eval measures it.")
+
+
+def test_with_accuracy_the_fastest_of_those_that_cost_little(rows):
+    closed = [as_closed(row, 20 + cost) for row, cost in zip(rows, (0, 0.4, 3), strict=True)]
+    (answer,) = digest.answers(digest.name(closed))
+    assert "On Google Pixel 8, dip, density 0.5 is fastest" in answer
+    assert "perplexity 20.4 against the dense model's 20" in answer
+    dear = [as_closed(row, 20 + cost) for row, cost in zip(rows, (0, 2, 3), strict=True)]
+    assert "No run costs at most 0.5" in digest.answers(digest.name(dear))[0]
+
+
+def test_an_oracle_is_no_answer(rows):
+    rows[2]["provenance"]["policy"]["oracle"] = True
+    assert "dip, density 0.5 is fastest" in digest.answers(digest.name(rows))[0]
+
+
+def test_labels_hold_what_differs(rows):
+    other = json.loads(json.dumps(rows[2]))
+    other["provenance"]["policy"]["parameters"]["gamma"] = 0.5
+    labels = [each.label for each in digest.name([rows[2], other])]
+    assert labels == ["dip-ca, gamma 0.2", "dip-ca, gamma 0.5"]
+    assert digest.name([rows[2]])[0].label == "dip-ca"
+
+
+def test_the_front_holds_what_nothing_beats(rows):
+    costs = (20.0, 20.5, 20.4)
+    found = digest.name([as_closed(row, cost) for row, cost in zip(rows, costs, strict=True)])
+    # dip-ca is faster and better than dip
+    assert [each.policy for each in figures.best_of(found)] == ["dip-ca", "dense"]
+
+
+# ---------------------------------------------------------------------- the numbers
+
+
+def test_every_number_of_the_tables_is_one_of_the_results(rows):
+    found = digest.name([*rows, *(as_closed(row, 21) for row in rows)])
+    heads, body = digest.table(found)
+    assert [row[heads.index("tokens/s")] for row in body] == [f"{each.row['throughput_tok_s']:.4g}" for each in found]
+    assert [row[heads.index("perplexity")] for row in body] == [""] * 3 + ["21"] * 3
+    for plot in figures.all_figures(found, []):
+        assert len({len(row) for row in plot.rows} | {len(plot.heads)}) == 1, plot.key
+    times = figures.time(found)
+    for at, each in enumerate(found):
+        shown = sum(trace["x"][at] for trace in times.data)
+        assert shown == pytest.approx(1000 * each.row["time_s"]["total"] / each.row["tokens"])
+
+
+def test_open_and_closed_loop_are_put_side_by_side(rows):
+    closed = [as_closed(row, 21) for row in rows]
+    _, body = digest.loops(digest.name([*rows, *closed]))
+    assert [row[0] for row in body] == ["dense", "dip, density 0.5", "dip-ca, density 0.5"]
+    assert digest.loops(digest.name(rows))[1] == []
+
+
+def test_synthetic_data_is_called_synthetic(rows):
+    page = build_page(Inputs(rows, [], ["x.json"]), "Title")
+    assert "Synthetic data:" in text_of(page)
+    for row in rows:
+        row["provenance"]["trace"]["origin"] = "recorded"
+    assert "Synthetic data:" not in text_of(build_page(Inputs(rows, [], ["x.json"]), "Title"))
+
+
+def test_what_users_name_cannot_run(rows):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    for row in rows:
+        told = row["provenance"]
+        told["device"]["name"] = told["model"]["name"] = told["trace"]["name"] = told["policy"]["name"] = evil
+        row["notes"] = [evil]
+    page = build_page(Inputs(rows, [], [evil]), evil)
+    # plotly's own script is the only one that holds such words
+    from plotly.offline import get_plotlyjs
+
+    rest = page.replace(get_plotlyjs(), "")
+    assert "<script>alert" not in rest
+    assert "<img" not in rest
+    assert evil in text_of(rest)
+
+
+def test_the_page_needs_no_network(rows):
+    from plotly.offline import get_plotlyjs
+
+    page = build_page(Inputs(rows, [], ["x.json"]), "Title").replace(get_plotlyjs(), "")
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
+
+
+def test_many_runs_are_cut_to_the_fastest_and_that_is_said(here):
+    found = digest.name(json.loads(Path("many.json").read_text())["results"])
+    plot = next(each for each in figures.all_figures(found, []) if each.key == "time")
+    assert len(plot.rows) == figures.BARS
+    assert plot.says.endswith(" Of 200 runs those of dense and the fastest, 30 in all.")
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def test_the_command(here):
+    code, _, err = run("report", "open.json", "closed.json", "-o", "r.html", "--title", "Mine", "--export", "csv,latex")
+    assert code == 0
+    assert err == "6 runs in r.html; r.csv, r-groups.csv, r.tex\n"
+    page = Path("r.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "<title>Mine</title>" in page
+    rows = list(csv.DictReader(Path("r.csv").read_text().splitlines()))
+    assert len(rows) == 6
+    source = json.loads(Path("open.json").read_text())["results"]
+    assert [float(row["throughput_tok_s"]) for row in rows[:3]] == [row["throughput_tok_s"] for row in source]
+    groups = list(csv.DictReader(Path("r-groups.csv").read_text().splitlines()))
+    assert sum(int(row["hits"]) for row in groups) == 2 * sum(row["unit_hits"] for row in source)
+
+
+def test_stores_and_curves_are_read_too(here):
+    assert (
+        run(
+            "sweep",
+            "--trace",
+            "t.npz",
+            "--hw",
+            "pixel8",
+            "--policy",
+            "dip",
+            "--dram",
+            "50%,60%",
+            "-o",
+            "s.db",
+            "--jobs",
+            1,
+        )[0]
+        == 0
+    )
+    assert run("trace", "curve", "t.npz", "--policy", "dip", "--dram", "60%", "--json", "c.json")[0] == 0
+    code, _, err = run("report", "s.db", "c.json", "-o", "r.html")
+    assert (code, err) == (0, "2 runs in r.html\n")
+    assert "Miss ratio of LRU by size of the cache: dip on t.npz" in text_of(Path("r.html").read_text())
+
+
+def test_what_is_in_several_files_is_there_once(here):
+    found = read_inputs([Path("open.json"), Path("open.json")], lambda _: [])
+    assert len(found.results) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "x.json: cannot be read: is no JSON"),
+        ("[]", "x.json: holds no result of hwsim; give what --json wrote, or a store of a sweep"),
+        ('{"format": "hwsim-result"}', "x.json: holds no result of hwsim"),
+        ('{"format": "hwsim-results", "results": 3}', "x.json: results must be a list"),
+        ('{"format": "hwsim-results", "results": []}', "x.json: no result in it"),
+        (None, "x.json: cannot be read: No such file"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("x.json").write_text(content)
+    code, _, err = run("report", "x.json", "-o", "r.html")
+    assert code == 1
+    assert err.startswith(f"hwsim: {message}")
+    assert len(err.splitlines()) == 1
+    assert not Path("r.html").exists()
+
+
+def test_sources_are_spared(here):
+    assert (
+        run("report", "open.json", "-o", "open.json")[2]
+        == "hwsim: open.json: cannot be written: the command reads it; choose another name\n"
+    )
+    Path("r.csv").symlink_to("open.json")
+    code, _, err = run("report", "open.json", "-o", "r.html", "--export", "csv")
+    assert code == 1
+    assert err.startswith("hwsim: r.csv: cannot be written")
+    assert not Path("r.html").exists()
+    assert run("report", "open.json", "-o", "r.html", "--export", "docx")[2].startswith(
+        "hwsim: --export docx: must be some of csv, parquet"
+    )
+
+
+def test_latex_is_escaped():
+    made = latex(["run", "tokens/s"], [["50% of a_b & c", "1"]])
+    assert r"50\% of a\_b \& c & 1 \\" in made
+
+
+def test_parquet(here):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    assert run("report", "open.json", "-o", "r.html", "--export", "parquet")[0] == 0
+    table = pandas.read_parquet("r.parquet")
+    assert list(table.policy) == ["dense", "dip", "dip-ca"]
+
+
+# ---------------------------------------------------------------------- compare
+
+
+def test_compare_says_what_differs_and_where_it_comes_from(here):
+    code, out, _ = run("compare", "open.json:2", "open.json:3")
+    assert code == 0
+    words = " ".join(out.split())
+    rows = json.loads(Path("open.json").read_text())["results"]
+    ratio = rows[2]["throughput_tok_s"] / rows[1]["throughput_tok_s"]
+    assert (
+        f"The second is {ratio:.3g} x as fast as the first. What was asked for differs in policy (dip and dip-ca)."
+        in words
+    )
+    assert "100% of the change is in masked MLP" in words
+    assert f"{rows[1]['throughput_tok_s']:.4g}" in words
+
+
+def test_compare_with_itself(here):
+    words = " ".join(run("compare", "open.json:1", "open.json:1")[1].split())
+    assert "tokens/s. Both were asked for the same." in words
+
+
+def test_compare_wants_one_result(here):
+    assert (
+        run("compare", "open.json", "open.json:1")[2]
+        == "hwsim: open.json: holds 3 results; name one, such as open.json:1\n"
+    )
+    assert (
+        run("compare", "open.json:4", "open.json:1")[2] == "hwsim: open.json:4: there are 3 results, counted from 1\n"
+    )
