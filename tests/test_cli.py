@@ -539,7 +539,8 @@ def test_every_command_has_an_example_and_json():
         commands |= {f"{name} {inner}": command for inner, command in commands.pop(name).commands.items()}
     for name, command in commands.items():
         assert "Example" in command.help, name
-        assert any("--json" in option.opts for option in command.params), name
+        if name != "report":  # it writes what --json wrote
+            assert any("--json" in option.opts for option in command.params), name
 
 
 def test_version():

@@ -7,31 +7,35 @@ from typing import Annotated, Any
 
 import typer
 
-from hwsim.cli.common import guarded, output
+from hwsim.cli.common import JsonOption, check_target, guarded, output, to_json, write_json
 from hwsim.errors import SettingError
 
 
 def compare(
     first: Annotated[str, typer.Argument(metavar="A.json", help="A result; FILE:N is the Nth of a file of several.")],
     second: Annotated[str, typer.Argument(metavar="B.json", help="Another.")],
+    json: JsonOption = None,
 ) -> None:
     """Explain the difference between two results in words and numbers.
 
     Example: hwsim compare runs.json:1 runs.json:2
     """
-    from hwsim.report.compare import render_comparison
+    from hwsim.report.compare import plain, render_comparison
 
+    check_target(json, *(_file(name) for name in (first, second)))
     rows = [_read(name) for name in (first, second)]
-    output().print(render_comparison(rows[0], rows[1], (first, second)))
+    if json:
+        write_json(json, to_json(plain(rows[0], rows[1])))
+    if json != "-":
+        output().print(render_comparison(rows[0], rows[1], (first, second)))
 
 
 def _read(name: str) -> dict[str, Any]:
     from hwsim.report.page.inputs import read_inputs
     from hwsim.sweep import Store
 
-    path, _, number = name.rpartition(":")
-    if not path or not number.isdigit():
-        path, number = name, ""
+    path = str(_file(name))
+    number = name.removeprefix(path).removeprefix(":")
 
     def stored(file: Path) -> list[dict[str, Any]]:
         with Store(file, create=False) as store:
@@ -43,6 +47,12 @@ def _read(name: str) -> dict[str, Any]:
     if number and not 1 <= int(number) <= len(found):
         raise SettingError(f"{name}: there are {len(found)} results, counted from 1")
     return found[int(number or 1) - 1]
+
+
+def _file(name: str) -> Path:
+    """The file of ``FILE`` or ``FILE:N``."""
+    path, _, number = name.rpartition(":")
+    return Path(path if path and number.isdigit() else name)
 
 
 def register(app: typer.Typer) -> None:

@@ -61,6 +61,15 @@ def sentences(first: Row, second: Row) -> list[str]:
     return told
 
 
+def plain(first: Row, second: Row) -> dict[str, Any]:
+    """The comparison as JSON holds it."""
+    return {
+        "words": sentences(first, second),
+        "settings": [{"name": name, "first": one, "second": two} for name, one, two in differences(first, second)],
+        "numbers": [{"name": name, "first": one, "second": two} for name, one, two, _ in _numbers(first, second)],
+    }
+
+
 def render_comparison(first: Row, second: Row, names: tuple[str, str]) -> ConsoleRenderable:
     """Sentences, then what differs and what came of it side by side."""
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")

@@ -252,6 +252,20 @@ def test_compare_says_what_differs_and_where_it_comes_from(here):
     assert f"{rows[1]['throughput_tok_s']:.4g}" in words
 
 
+def test_compare_writes_json(here):
+    code, out, _ = run("compare", "open.json:2", "open.json:3", "--json", "-")
+    assert code == 0
+    found = json.loads(out)
+    assert {"name": "policy", "first": "dip", "second": "dip-ca"} in found["settings"]
+    rows = json.loads(Path("open.json").read_text())["results"]
+    assert found["numbers"][0] == {
+        "name": "tokens/s",
+        "first": rows[1]["throughput_tok_s"],
+        "second": rows[2]["throughput_tok_s"],
+    }
+    assert run("compare", "open.json:2", "open.json:3", "--json", "open.json")[0] == 1
+
+
 def test_compare_with_itself(here):
     words = " ".join(run("compare", "open.json:1", "open.json:1")[1].split())
     assert "tokens/s. Both were asked for the same." in words

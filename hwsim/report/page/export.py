@@ -110,7 +110,12 @@ def _image(plot: figures.Figure, kind: str) -> bytes:
         import plotly.io
     except ImportError as error:
         raise SettingError(f"--export {kind} needs plotly and kaleido: pip install 'hwsim[report]' kaleido") from error
-    layout = {"template": "plotly_white", "width": 900, "height": 500, "font": {"size": 16}, **plot.layout}
+    layout = {"template": "plotly_white", "width": 900, "height": 500, "font": {"size": 14}, **plot.layout}
+    layout |= {
+        "margin": {"l": 70, "r": 20, "t": 50, "b": 60},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    }
+    layout["height"] = max(layout["height"], 300)
     try:
         image: bytes = plotly.io.to_image({"data": plot.data, "layout": layout}, format=kind, scale=2)
     except (ImportError, ValueError, RuntimeError, OSError) as error:
