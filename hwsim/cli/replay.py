@@ -40,7 +40,14 @@ def replay(
             help="Trace, from `hwsim record` or `hwsim synth`, or masks, from `hwsim eval`; sample: the bundled trace."
         ),
     ],
-    hw: o.Hardware,
+    hw: Annotated[
+        list[str],
+        typer.Option(
+            "--hw",
+            metavar="NAME|FILE",
+            help="Hardware profile, several by commas or by repeating the option; `hwsim devices` lists them.",
+        ),
+    ],
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,23 +83,29 @@ def replay(
     json: JsonOption = None,
     per_token: o.PerToken = False,
 ) -> None:
-    """Replay a trace on a device under one or more policies.
+    """Replay a trace on one or more devices under one or more policies.
 
     Example: hwsim replay smollm2.npz --hw pixel8 --dram 50% --policy dip,dip-ca
     """
     from hwsim.choices import make_settings
     from hwsim.masks import is_mask_file
     from hwsim.profile import find_profile, load_profile
+    from hwsim.report.matrix import print_matrix
     from hwsim.report.table import print_results
 
     o.check_per_token(per_token, json)
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
-    sources = [trace, find_profile(hw), *plugin_files([eviction, *asked]), *setting_files(pairs)]
+    devices = [each for option in hw for each in ([option] if is_file(Path(option)) else option.split(",")) if each]
+    if len(set(devices)) < len(devices) or not devices:
+        raise SettingError(f"--hw {','.join(devices)}: must name at least one device, each once")
+    sources = [trace, *map(find_profile, devices), *plugin_files([eviction, *asked]), *setting_files(pairs)]
     sources += [*o.lora_files(lora, lora_merged), *density_files(density), *o.cache_files(cache_shares, layout)]
     sources += [path for path in (pin, warm) if path]
     check_target(json, *sources, *([save_cache] if save_cache else []))
     if save_cache:
+        if len(devices) > 1:
+            raise SettingError("--save-cache: holds the caches of one device; name one --hw")
         check_new_file(save_cache)
         spare(save_cache, sources)
     settings = make_settings(
@@ -102,23 +115,26 @@ def replay(
         pin=pin, warm=warm,
     )  # fmt: skip
     name, made_rule, pairs = c.make_rule(eviction, pairs)
-    profile, rule = load_profile(hw), (name, made_rule)
-    held = c.Held(save_cache)
+    rule, held = (name, made_rule), c.Held(save_cache)
+    profiles = [load_profile(each) for each in devices]
     if is_mask_file(trace):
         if asked or pairs or density is not None:
             raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
-        results, dense = _saved(trace, profile, rule, settings, held)
+        found = [_saved(trace, profile, rule, settings, held) for profile in profiles]
     else:
         if not asked:
             raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
         names = [name for option in asked for name in option.split(",") if name]
         if save_cache and len(names) != 1:
             raise SettingError("--save-cache: holds the caches of one policy; name one --policy")
-        results, dense = _decided(trace, profile, make_policies(names, density, pairs), rule, settings, held, threads)
-    held.write(results[0])
-    write_results(json, results)
-    if json != "-":
-        print_results(output(), results, dense)
+        policies = make_policies(names, density, pairs)
+        found = [_decided(trace, profile, policies, rule, settings, held, threads) for profile in profiles]
+    held.write(found[0][0][0])
+    write_results(json, [result for results, _ in found for result in results])
+    if json != "-" and len(devices) == 1:
+        print_results(output(), *found[0])
+    elif json != "-":
+        print_matrix(output(), [(each, *pair) for each, pair in zip(devices, found, strict=True)])
     if json and json != "-":
         note(f"Result written to {json}")
     if save_cache:

@@ -1,0 +1,60 @@
+"""Several policies on several devices: tokens/s, a policy a line, a device a column."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from hwsim.metrics import Result
+from hwsim.report.columns import Column, fit, rows, table, widen
+from hwsim.report.table import notes
+from hwsim.units import printable
+
+Device = tuple[str, list[Result], Result]
+"""How the user calls it, the results of all policies on it, and that of `dense`."""
+
+
+def print_matrix(console: Console, devices: list[Device]) -> None:
+    """Print the matrix, beside each rate how much faster than dense it is, and the notes of all."""
+    first = devices[0][1][0].provenance
+    told = f"{first['model']['name']}, {devices[0][1][0].tokens} tokens decoded from {first['trace']['name']} "
+    told += f"({first['trace']['origin']}); tokens/s, and how that compares with dense"
+    console.print(Text(printable(told)))
+    console.print()
+    names = [_name(result) for result in devices[0][1]]
+    with_dense = names if "dense" in names else ["dense", *names]
+    columns = [Column("policy", with_dense, folds=True)]
+    for number, (device, results, dense) in enumerate(devices):
+        by_name = {_name(result): result for result in (dense, *results)}
+        cells = [
+            f"{by_name[name].throughput_tok_s:.4g}  {by_name[name].throughput_tok_s / dense.throughput_tok_s:.2f} x"
+            for name in with_dense
+        ]
+        columns.append(Column(printable(device), cells, drop=number))
+    shown, dropped = fit(columns, console.width, 2)
+    made = table(shown, 2)
+    for row in rows(shown):
+        made.add_row(*row)
+    console.print(made)
+    console.print()
+    said = dict.fromkeys(f"{device}: {note}" for device, results, dense in devices for note in notes(results, dense))
+    everywhere = [
+        note for note in dict.fromkeys(each.partition(": ")[2] for each in said) if _shared(note, said, devices)
+    ]
+    for note in everywhere + [each for each in said if each.partition(": ")[2] not in everywhere]:
+        console.print(
+            Text(f"- {printable(note)}"),
+            style="yellow" if "warning" in note else None,
+            soft_wrap=not console.is_terminal,
+        )
+    if dropped:
+        console.print(Text("\n").append(widen(dropped)))
+
+
+def _shared(note: str, said: dict[str, None], devices: list[Device]) -> bool:
+    """Whether a note is that of every device: then it is told once."""
+    return all(f"{device}: {note}" in said for device, _, _ in devices)
+
+
+def _name(result: Result) -> str:
+    return printable(str(result.provenance["policy"]["name"]))
