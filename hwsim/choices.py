@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -93,29 +94,66 @@ def make_settings(
 
 
 def make_policy(
-    name: str, kind: type[Policy], parameters: Mapping[str, Any], density: float | str | Path | None = None
+    name: str,
+    kind: type[Policy],
+    parameters: Mapping[str, Any],
+    density: float | str | Path | list[float] | None = None,
 ) -> Policy:
     """A policy of a class, with its parameters.
 
     Args:
         name: what messages call it.
         kind: the class.
-        parameters: its fields; text is read as the field's type.
-        density: a number, or a file of one for each layer; None: its own.
+        parameters: its fields; text is read as the field's type. Of a field that is one number, a list has one for each
+            layer.
+        density: a number, a list or a file of one for each layer; None: its own.
 
     Raises:
-        SettingError: a parameter is unknown or out of bounds, or it takes no density.
+        SettingError: a parameter is unknown or out of bounds, lists differ in length, or it takes no density.
     """
-    if density is None:
-        return build(kind, f"policy {name}", parameters)
-    check_density(name, kind)
-    if "density" in parameters:
-        raise SettingError("--density and --set density=... both set the density; give one")
-    if isinstance(density, int | float):
-        return build(kind, f"policy {name}", {**parameters, "density": density})
-    at = f"--density {density}"
+    values, by_layer, sources = dict(parameters), {}, []
+    if density is not None:
+        check_density(name, kind)
+        if "density" in parameters:
+            raise SettingError("--density and --set density=... both set the density; give one")
+        if isinstance(density, str | Path):
+            by_layer["density"] = read_densities(Path(density))
+            sources.append(f"--density {density}")
+        else:
+            values["density"] = density
+    for key, value in (
+        parameters.items() if density is None else (*parameters.items(), ("density", values.get("density")))
+    ):
+        found = _by_layer(kind, key, value)
+        if found is not None:
+            by_layer[key] = found
+            sources.append(f"--set {key}")
+    if not by_layer:
+        return build(kind, f"policy {name}", values)
+    lengths = {len(each) for each in by_layer.values()}
+    at = sources[0]
+    if len(lengths) > 1:
+        told = ", ".join(f"{key} {len(each)}" for key, each in by_layer.items())
+        raise SettingError(f"{at}: lists of one value for each layer must have one length: {told}")
     copies = [
-        build(kind, f"{at}: layer {layer}: policy {name}", {**parameters, "density": each})
-        for layer, each in enumerate(read_densities(Path(density)))
+        build(
+            kind, f"{at}: layer {layer}: policy {name}", values | {key: each[layer] for key, each in by_layer.items()}
+        )
+        for layer in range(lengths.pop())
     ]
-    return Layered(layers=tuple(copies), source=at)
+    if not copies:
+        raise SettingError(f"{at}: the list is empty; give one value for each layer")
+    return Layered(layers=tuple(copies), source=at, named=tuple(by_layer))
+
+
+def _by_layer(kind: type[Policy], key: str, value: Any) -> list[Any] | None:
+    """The list that stands for a field of one number, or its text; None: it is something else."""
+    field = kind.model_fields.get(key)
+    if field is None or not {field.annotation, *get_args(field.annotation)} & {int, float}:
+        return None
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, list) else None

@@ -1,4 +1,4 @@
-"""Densities layer by layer: a file of them, and a policy that has one in each layer."""
+"""Layer by layer: a file of densities, and a policy whose parameters differ by layer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from hwsim.policy import Group, ModelShape, Policy
 
 
 class Layered(Policy):
-    """One policy whose density differs by layer: a copy of it decides in each.
+    """One policy whose density or other parameters differ by layer: a copy of it decides in each.
 
     Attributes:
-        layers: the copies, equal but for their ``density``.
-        source: where the densities are from, for messages.
+        layers: the copies.
+        source: what names the values, for messages.
+        named: fields that were given layer by layer.
     """
 
     layers: tuple[SerializeAsAny[Policy], ...]
     source: str
+    named: tuple[str, ...] = ("density",)
 
     def groups(self, model: ModelShape) -> list[Group]:
         """Those of the first layer.
@@ -33,8 +35,8 @@ class Layered(Policy):
         """
         if len(self.layers) != model.num_hidden_layers:
             raise SettingError(
-                f"{self.source}: has {len(self.layers)} densities, {model.name} has {model.num_hidden_layers} layers; "
-                "give one for each"
+                f"{self.source}: has {len(self.layers)} {'densities' if self.named == ('density',) else 'values'}, "
+                f"{model.name} has {model.num_hidden_layers} layers; give one for each"
             )
         return self.layers[0].groups(model)
 
@@ -48,9 +50,9 @@ class Layered(Policy):
 
     @model_serializer
     def _parameters(self) -> dict[str, Any]:
-        """Those of the policy, and the density of each layer."""
-        densities = [layer.model_dump(mode="json")["density"] for layer in self.layers]
-        return self.layers[0].model_dump(mode="json") | {"density": densities}
+        """Those of the policy, and the values of each layer."""
+        dumped = [layer.model_dump(mode="json") for layer in self.layers]
+        return dumped[0] | {name: [each[name] for each in dumped] for name in self.named}
 
 
 def read_densities(path: Path) -> list[float]:

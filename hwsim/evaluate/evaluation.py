@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +25,17 @@ from hwsim.profile import Profile
 from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import told_as
 from hwsim.record.hooks import Layer
+from hwsim.record.loading import Loaded
 from hwsim.record.prepare import Prepared, Progress, passes, prepare
 from hwsim.record.runner import Runner
 from hwsim.select import worth_compiling
 from hwsim.trace import Sequence
 
 _WINDOWS = 8  # that go through the model together where it does not run on a CPU
+
+
+Watch = Callable[[list[Score]], bool]
+"""Is given the scores of all policies after each pass; False ends the run."""
 
 
 class Candidate(NamedTuple):
@@ -87,43 +93,154 @@ def evaluate(
         HwsimError: one of its kinds.
     """
     settings = settings or simulation.Settings()
-    tell = progress or (lambda phase, done, total: None)
     if masks and len(candidates) != 1:
         raise SettingError("masks can be saved of one policy at a time; name one --policy")
     if batch is not None and batch < 1:
         raise SettingError(f"--batch {batch}: must be at least 1")
     if settings.lora:
         require_peft()
-    ready = prepare(model, text, reading or TextSettings(), tell)
-    _check_lengths(ready)
-    header = ready.header
-    placements = [
-        simulation.layout(header.model, profile, each.policy, header.longest, settings, each.name)
-        for each in candidates
-    ]
-    for placement in placements:
-        simulation.check_caches(placement, eviction, settings)
-    loaded = ready.load(tell)
-    carried = carry(loaded, settings.lora, ready.source.name)
-    layers = carried.layers if carried else loaded.layers
-    runs = [
-        _Run(each, placement, _loop(ready, each, placement, eviction, settings, layers, masks))
-        for each, placement in zip(candidates, placements, strict=True)
-    ]
-    if masks:
-        each, placement = candidates[0], placements[0]
-        masks.begin(header, placement.groups, each.name, each.policy, placement.predictor_parameters, placement.adapter)
-    runner = Runner(loaded.model, ready.libraries)
-    try:
-        with told_as(f"--model {ready.source.name}: cannot be run"):
-            _passes(ready, runner, runs, carried, loaded.from_disk, batch, tell)
+    with Loops(model, text, reading, batch=batch, progress=progress) as loops:
+        return loops.run(profile, candidates, eviction, settings, eviction_name=eviction_name, masks=masks)
+
+
+class Loops:
+    """A model and a text, to run under one set of policies after the other; the weights are loaded once, when needed.
+
+    Args:
+        model: as for `evaluate`.
+        text: as for `evaluate`.
+        reading: which tokens.
+        batch: windows that go through the model together.
+        keep_dense: keep the hidden states of the dense pass, tokens x hidden size x 4 bytes, for the next run.
+        progress: is told how far it is.
+
+    Raises:
+        HwsimError: the model or the text cannot be had.
+    """
+
+    def __init__(
+        self, model: str, text: str, reading: TextSettings | None = None, *, batch: int | None = None,
+        keep_dense: bool = False, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self._tell = progress or (lambda phase, done, total: None)
+        self._batch = batch
+        self.ready = prepare(model, text, reading or TextSettings(), self._tell)
+        _check_lengths(self.ready)
+        self._loaded: Loaded | None = None
+        self._runner: Runner | None = None
+        self._carried: Carried | None = None
+        self._lora: Path | None = None
+        self._dense: dict[int, Any] | None = {} if keep_dense else None
+
+    def run(
+        self,
+        profile: Profile,
+        candidates: list[Candidate],
+        eviction: Eviction,
+        settings: simulation.Settings,
+        *,
+        eviction_name: str = "",
+        masks: MaskWriter | None = None,
+        watch: Watch | None = None,
+    ) -> list[Evaluation]:
+        """One set of policies, as `evaluate`.
+
+        Args:
+            profile: the device.
+            candidates: the policies.
+            eviction: picks who leaves the caches.
+            settings: as for `evaluate`; the adapter, if there is one, is the same in all runs.
+            eviction_name: how results call the eviction.
+            masks: a file that the masks are written to.
+            watch: is given the scores after each pass; with False the run ends, without results.
+
+        Raises:
+            HwsimError: as `evaluate`.
+        """
+        ready, header = self.ready, self.ready.header
+        placements = [
+            simulation.layout(header.model, profile, each.policy, header.longest, settings, each.name)
+            for each in candidates
+        ]
+        for placement in placements:
+            simulation.check_caches(placement, eviction, settings)
+        if self._loaded is None:
+            self._loaded = ready.load(self._tell)
+        if settings.lora and self._carried is None:
+            self._carried, self._lora = carry(self._loaded, settings.lora, ready.source.name), settings.lora
+        if settings.lora and settings.lora != self._lora:
+            raise SettingError(f"--lora {settings.lora}: the model carries {self._lora}; one adapter at a time")
+        layers = self._carried.layers if self._carried else self._loaded.layers
+        runs = [
+            _Run(each, placement, _loop(ready, each, placement, eviction, settings, layers, masks))
+            for each, placement in zip(candidates, placements, strict=True)
+        ]
         if masks:
-            masks.finish()
-    finally:
-        runner.remove()
-        if masks:
-            masks.discard()
-    return [_result(ready, run, profile, eviction, eviction_name, settings) for run in runs]
+            each, placement = candidates[0], placements[0]
+            parts = (each.name, each.policy, placement.predictor_parameters, placement.adapter)
+            masks.begin(header, placement.groups, *parts)
+        if self._runner is None:
+            self._runner = Runner(self._loaded.model, ready.libraries)
+        try:
+            with told_as(f"--model {ready.source.name}: cannot be run"):
+                carried = self._carried if settings.lora else None
+                whole = self._passes(self._runner, runs, carried, self._loaded.from_disk, watch)
+            if not whole:
+                return []
+            if masks:
+                masks.finish()
+        finally:
+            if masks:
+                masks.discard()
+        return [_result(ready, run, profile, eviction, eviction_name, settings) for run in runs]
+
+    def _passes(
+        self, runner: Runner, runs: list[_Run], carried: Carried | None, from_disk: bool, watch: Watch | None
+    ) -> bool:
+        ready, settings, total = self.ready, self.ready.settings, self.ready.settings.tokens
+        work, done = (len(runs) + 1) * total, 0
+        together = self._batch or (1 if settings.device == "cpu" else _WINDOWS)
+        for start, windows, length in passes(0, settings, from_disk, together):
+            ids = ready.ids[start : start + windows * length].reshape(windows, length)
+            first = start // settings.context
+            sequences = ready.header.sequences[first : first + windows]
+
+            def step(name: str, count: int = ids.size) -> None:
+                nonlocal done
+                done += count
+                self._tell("evaluating", done, work)
+
+            dense = None if self._dense is None else self._dense.get(start)
+            if dense is None:
+                dense = runner.hidden(ids)
+                if self._dense is not None:
+                    self._dense[start] = dense
+            step("dense")
+            hiddens = []
+            for run in runs:
+                if run.placement.groups:
+                    hiddens.append(_masked(runner, run, carried, ids, sequences, first))
+                else:
+                    hiddens.append(dense)
+                    run.loop.window(sequences, first)
+                    run.demands.append(run.loop.demand())
+                step(run.candidate.name)
+            score(runner, ids, settings.prompt, dense, hiddens, [run.score for run in runs])
+            if watch and not watch([run.score for run in runs]):
+                return False
+        return True
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        if self._runner is not None:
+            self._runner.remove()
+            self._runner = None
+
+    def __enter__(self) -> Loops:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def _check_lengths(ready: Prepared) -> None:
@@ -144,37 +261,6 @@ def _loop(
         name=each.name, seed=settings.seed, sink=masks, shared=placement.shared,
         fast=worth_compiling(ready.settings.tokens * len(layers) * len(placement.groups)),
     )  # fmt: skip
-
-
-def _passes(
-    ready: Prepared, runner: Runner, runs: list[_Run], carried: Carried | None, from_disk: bool, batch: int | None,
-    tell: Progress,
-) -> None:  # fmt: skip
-    settings, total = ready.settings, ready.settings.tokens
-    work, done = (len(runs) + 1) * total, 0
-    together = batch or (1 if settings.device == "cpu" else _WINDOWS)
-    for start, windows, length in passes(0, settings, from_disk, together):
-        ids = ready.ids[start : start + windows * length].reshape(windows, length)
-        first = start // settings.context
-        sequences = ready.header.sequences[first : first + windows]
-
-        def step(name: str, count: int = ids.size) -> None:
-            nonlocal done
-            done += count
-            tell("evaluating", done, work)
-
-        dense = runner.hidden(ids)
-        step("dense")
-        hiddens = []
-        for run in runs:
-            if run.placement.groups:
-                hiddens.append(_masked(runner, run, carried, ids, sequences, first))
-            else:
-                hiddens.append(dense)
-                run.loop.window(sequences, first)
-                run.demands.append(run.loop.demand())
-            step(run.candidate.name)
-        score(runner, ids, settings.prompt, dense, hiddens, [run.score for run in runs])
 
 
 def _masked(
