@@ -23,6 +23,7 @@ from hwsim.cli import (
     synth,
     trace,
     train,
+    tune,
 )
 from hwsim.cli.common import Commands
 
@@ -64,6 +65,7 @@ sweep.register(app)
 report.register(app)
 compare.register(app)
 train.register(app)
+tune.register(app)
 synth.register(app)
 trace.register(app)
 layout.register(app)

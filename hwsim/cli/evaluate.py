@@ -29,7 +29,10 @@ def evaluate(
     ctx: typer.Context,
     model: o.Model,
     hw: o.Hardware,
-    policy: o.Policies,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option("--policy", metavar="NAME|FILE.py", help="Policy; several by commas or by repeating the option."),
+    ] = None,
     text: o.Text = "persuasion",
     tokens: o.Tokens = 2048,
     context: o.Context = 512,
@@ -67,6 +70,7 @@ def evaluate(
     limit: t.Limit = None,
     num_fewshot: t.NumFewshot = None,
     dense_prompt: t.DensePrompt = False,
+    settings_file: o.SettingsFile = None,
     json: JsonOption = None,
     per_token: o.PerToken = False,
 ) -> None:
@@ -88,10 +92,14 @@ def evaluate(
     from hwsim.report.table import print_results
 
     o.check_per_token(per_token, json)
+    chosen = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged)
+    policy, density, set_, eviction, dram, lora, lora_merged = o.with_settings(ctx, settings_file, chosen)
+    if not policy:
+        raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
     asked = t.read_tasks(ctx, tasks, tasks_path, limit, num_fewshot, dense_prompt)
     sources = [find_profile(hw), *plugin_files([eviction, *policy]), *setting_files(set_ or [])]
     sources += [*o.lora_files(lora, lora_merged), *density_files(density), *t.task_files(tasks_path)]
-    sources += [*o.cache_files(cache_shares, layout), *(path for path in (pin, warm) if path)]
+    sources += [*o.cache_files(cache_shares, layout), *(path for path in (pin, warm, settings_file) if path)]
     sources += [*([Path(text)] if Path(text).is_file() else []), *o.model_files(model)]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:

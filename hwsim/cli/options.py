@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from hwsim.errors import SettingError
-from hwsim.units import parse
+from hwsim.errors import SettingError, did_you_mean
+from hwsim.units import parse, shorten
 
 if TYPE_CHECKING:
     from hwsim.trace import Encoding
@@ -179,6 +180,50 @@ NeuronLayout = Annotated[
     ),
 ]
 PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token in the JSON.")]
+
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="FILE.yaml", help="Settings that `hwsim tune` wrote; options stand above them."),
+]
+
+
+class Chosen(NamedTuple):
+    """What a file of settings may say in place of options."""
+
+    policy: list[str] | None
+    density: str | None
+    set_: list[str] | None
+    eviction: str
+    dram: str | None
+    lora: Path | None
+    lora_merged: bool
+
+
+def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chosen:
+    """What was chosen, with a file's word where an option was not given; ``--set`` adds to the file's.
+
+    Raises:
+        SettingError: the file cannot be read, or says something else.
+    """
+    from hwsim.yamlfile import read_yaml
+
+    if path is None:
+        return chosen
+    found = read_yaml(path, SettingError, "file of settings", "policy")
+    known = [name.rstrip("_") for name in Chosen._fields]
+    for key, value in found.items():
+        if key not in known:
+            raise SettingError(f"{path}: {key} is not a known key{did_you_mean(str(key), known)}")
+        if not isinstance(value, {"set": dict, "lora_merged": bool, "density": float | int | list}.get(key, str)):
+            raise SettingError(f"{path}: {key}: {shorten(repr(value))} is no value of this key; see docs/tune.md")
+    texts: dict[str, Any] = {"set_": [f"{key}={dumps(value)}" for key, value in found.get("set", {}).items()]}
+    texts["set_"] += chosen.set_ or []
+    for key in known:
+        if key in found and key != "set" and ctx.get_parameter_source(key).name == "DEFAULT":  # type: ignore[union-attr]
+            read: Any = {"policy": lambda v: [v], "density": dumps, "lora": Path}.get(key, lambda v: v)
+            texts[key] = read(found[key])
+    return chosen._replace(**texts)
 
 
 def model_files(model: str) -> list[Path]:

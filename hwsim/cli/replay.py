@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 def replay(
+    ctx: typer.Context,
     trace: Annotated[
         Path,
         typer.Argument(
@@ -80,6 +82,7 @@ def replay(
         int | None,
         typer.Option(min=1, help="That decide masks and count hits; the result is the same.", show_default="all cores"),
     ] = None,
+    settings_file: o.SettingsFile = None,
     json: JsonOption = None,
     per_token: o.PerToken = False,
 ) -> None:
@@ -94,6 +97,8 @@ def replay(
     from hwsim.report.table import print_results
 
     o.check_per_token(per_token, json)
+    chosen = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged)
+    policy, density, set_, eviction, dram, lora, lora_merged = o.with_settings(ctx, settings_file, chosen)
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
     devices = [each for option in hw for each in ([option] if is_file(Path(option)) else option.split(",")) if each]
@@ -101,7 +106,7 @@ def replay(
         raise SettingError(f"--hw {','.join(devices)}: must name at least one device, each once")
     sources = [trace, *map(find_profile, devices), *plugin_files([eviction, *asked]), *setting_files(pairs)]
     sources += [*o.lora_files(lora, lora_merged), *density_files(density), *o.cache_files(cache_shares, layout)]
-    sources += [path for path in (pin, warm) if path]
+    sources += [path for path in (pin, warm, settings_file) if path]
     check_target(json, *sources, *([save_cache] if save_cache else []))
     if save_cache:
         if len(devices) > 1:
@@ -195,13 +200,26 @@ def density_files(density: str | None) -> list[Path]:
     Raises:
         BadParameter: it is neither a number nor a file.
     """
-    if density is None or _is_number(density):
+    if density is None or _is_number(density) or density.startswith("["):
         return []
     if not is_file(Path(density)):
         raise typer.BadParameter(
             f"{printable(shorten(repr(density)))} is not a valid float, and no file", param_hint="'--density'"
         )
     return [Path(density)]
+
+
+def _density(text: str | None) -> float | Path | list[Any] | None:
+    """What ``--density`` says: a number, a file, or a list in brackets."""
+    if text is None or density_files(text):
+        return Path(text) if text else None
+    if not text.startswith("["):
+        return float(text)
+    try:
+        found = loads(text)
+    except ValueError as error:
+        raise SettingError(f"--density {shorten(text)}: is no list; write [0.5, 0.6, ...]") from error
+    return found if isinstance(found, list) else [found]
 
 
 def _is_number(text: str) -> bool:
@@ -234,7 +252,7 @@ def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> li
     others = [name for name in names if name not in takers]
     if density is not None and takers and others:
         note(f"--density {density} is for {', '.join(takers)}; {', '.join(others)} as without it")
-    chosen = density_files(density)[0] if density_files(density) else None if density is None else float(density)
+    chosen = _density(density)
     made: list[tuple[str, Any]] = []
     for name, kind in found:
         own = {}

@@ -1,0 +1,99 @@
+"""``hwsim tune``: the fastest settings that stay within a loss of perplexity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwsim.cli import options as o
+from hwsim.cli.common import JsonOption, check_target, guarded, note, output, progress_bar, to_json, write_json
+from hwsim.errors import SettingError
+from hwsim.files import check_new_file, spare
+
+
+def tune(
+    model: o.Model,
+    hw: o.Hardware,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE.yaml", help="Settings to write; of several losses one file each."),
+    ],
+    study: Annotated[Path, typer.Option(metavar="FILE", help="Keeps the trials; the same command goes on with them.")],
+    text: o.Text = "persuasion",
+    tokens: o.Tokens = 2048,
+    context: o.Context = 512,
+    loss: Annotated[
+        str, typer.Option(metavar="A,B,...", help="Perplexity above dense that may be lost.")
+    ] = "0.1,0.2,0.5",
+    trials: Annotated[int, typer.Option(min=1, max=10**6, help="In all, those that the study holds included.")] = 100,
+    least_density: Annotated[float, typer.Option(help="Least MLP density to try.")] = 0.4,
+    dram: o.Dram = None,
+    lora: o.Lora = None,
+    lora_merged: o.LoraMerged = False,
+    overlap: o.OverlapOf = o.Overlap.NONE,
+    bits: o.BitsOfParts = o.DEFAULT_BITS,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Find the fastest DIP-CA on a device whose perplexity, with the cache in the loop, stays within a loss.
+
+    Searched are density, split between input and down, and gamma, each by thirds of the layers, and the eviction rule;
+    with --lora also whether the adapter is on. Judge the outcome on another text: `hwsim eval --settings FILE.yaml`.
+
+    Example: hwsim tune --model smollm2-135m --hw iphone16-a18 --dram 50% --text book.txt --study study.db -o tuned.yaml
+    """
+    from hwsim.choices import make_settings
+    from hwsim.profile import find_profile, load_profile
+    from hwsim.record import Settings as Reading
+    from hwsim.report.tuning import render_tuned
+    from hwsim.tune import Goal, write_settings
+    from hwsim.tune import tune as run
+    from hwsim.tune.study import told
+
+    losses = _losses(loss)
+    names = {each: out if len(losses) == 1 else out.with_name(f"{out.stem}-{each:g}{out.suffix}") for each in losses}
+    read = [find_profile(hw), *o.model_files(model), *([Path(text)] if Path(text).is_file() else [])]
+    read += o.lora_files(lora, lora_merged)
+    for path in (*names.values(), study):
+        check_new_file(path)
+        spare(path, read)
+    check_target(json, *read, study, *names.values())
+    settings = make_settings(dram=dram, bits=bits, overlap=overlap.value, seed=seed, lora=lora, lora_merged=lora_merged)
+    reading = Reading(tokens=tokens, context=context, device=device, dtype=dtype)
+    goal = Goal(model, text, reading, load_profile(hw), settings, losses, least_density)
+    with progress_bar() as progress:
+        found = run(goal, study, trials, seed=seed, progress=progress)
+    for each, best in found.best.items():
+        if best:
+            about = f"hwsim tune: {model} on {hw}, {tokens} tokens of {Path(text).name}, at most +{each:g}"
+            write_settings(names[each], best, f"{about}\n{told(best)}")
+    if json:
+        write_json(json, to_json({"format": "hwsim-tuned", "version": 1, **_plain(found)}))
+    if json != "-":
+        output().print(render_tuned(found))
+    for each, best in found.best.items():
+        note(f"+{each:g}: {names[each]}" if best else f"+{each:g}: no trial stays within it; give more --trials")
+
+
+def _losses(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise SettingError(f"--loss {text}: must be numbers above 0, such as 0.1,0.5") from error
+    return tuple(dict.fromkeys(found))
+
+
+def _plain(found: object) -> dict[str, object]:
+    from dataclasses import asdict
+
+    plain = asdict(found)  # type: ignore[call-overload]
+    return plain | {key: {f"{loss:g}": each for loss, each in plain[key].items()} for key in ("best", "base")}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(no_args_is_help=True)(guarded(tune))

@@ -1,0 +1,51 @@
+"""What a study found: the fastest setting within each loss, beside DIP-CA as the authors set it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from rich.console import ConsoleRenderable
+from rich.table import Table
+
+Best = dict[float, dict[str, Any] | None]
+
+
+class Found(Protocol):
+    """What is shown of a study."""
+
+    trials: int
+    dense: float
+    best: Best
+    base: Best
+
+
+def render_tuned(found: Found) -> ConsoleRenderable:
+    """A row for each loss."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.title = f"{found.trials} trials; dense perplexity {found.dense:.4g}"
+    for head in (
+        "at most",
+        "tokens/s",
+        "perplexity",
+        "MLP density",
+        "hit rate",
+        "authors' split, gamma 0.2",
+        "against it",
+    ):
+        table.add_column(head, justify="right")
+    for loss, best in found.best.items():
+        base = found.base[loss]
+        cells = [f"+{loss:g}"]
+        cells += [*_cells(best)] if best else ["-"] * 4
+        cells.append(f"{base['throughput_tok_s']:.4g}" if base else "none so close")
+        cells.append(f"{best['throughput_tok_s'] / base['throughput_tok_s']:.3f} x" if best and base else "")
+        table.add_row(*cells)
+    return table
+
+
+def _cells(best: dict[str, Any]) -> list[str]:
+    rate = best["hit_rate"]
+    return [
+        f"{best['throughput_tok_s']:.4g}", f"{best['perplexity']:.4g}", f"{best['mlp_density']:.3f}",
+        "-" if rate is None else f"{rate:.1%}",
+    ]  # fmt: skip

@@ -1,0 +1,79 @@
+"""What is searched: density, split between input and down, gamma, each by thirds of the layers; eviction; adapter."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+from hwsim.policy import ModelShape
+
+THIRDS = ("first", "middle", "last")  # of the layers
+EVICTIONS = ("lfu", "lru")
+_SLOPE, _SHIFT = 0.9849930711, 0.2997647759  # the authors' split, on the scale of logits (arXiv 2412.01380)
+_LEAST = 0.02  # of a group's units
+
+Point = dict[str, Any]
+"""A point of the space: ``density``, ``gamma_first`` and so on, each a plain value."""
+
+
+class Trial(Protocol):
+    """What is asked of a trial of Optuna."""
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        """A number."""
+
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
+        """One of several."""
+
+
+def suggest(trial: Trial, low: float, *, adapter: bool) -> Point:
+    """A point to try.
+
+    Args:
+        trial: of the study.
+        low: least MLP density.
+        adapter: there is one, which may be on or off.
+    """
+    point: Point = {"density": trial.suggest_float("density", low, 0.98)}
+    for third in THIRDS[1:]:  # beside the first; on the scale of logits
+        point[f"density_{third}"] = trial.suggest_float(f"density_{third}", -1.0, 1.0)
+    for third in THIRDS:
+        point[f"split_{third}"] = trial.suggest_float(f"split_{third}", -1.5, 1.5)  # of input above the authors'
+        point[f"gamma_{third}"] = trial.suggest_float(f"gamma_{third}", 0.05, 1.0)
+    point["eviction"] = trial.suggest_categorical("eviction", list(EVICTIONS))
+    if adapter:
+        point["lora"] = trial.suggest_categorical("lora", [False, True])
+    return point
+
+
+def uniform(density: float, gamma: float, *, adapter: bool = False) -> Point:
+    """The point of DIP-CA as the authors set it: one density, their split, one gamma, LFU."""
+    point: Point = {"density": density, **{f"density_{third}": 0.0 for third in THIRDS[1:]}}
+    for third in THIRDS:
+        point |= {f"split_{third}": 0.0, f"gamma_{third}": gamma}
+    return point | {"eviction": "lfu"} | ({"lora": False} if adapter else {})
+
+
+def settings_of(point: Point, model: ModelShape) -> dict[str, Any]:
+    """What a point comes down to, by the names of a sweep's keys: lists have one value for each layer.
+
+    Keeps are held within their bounds: where the split asks for more of one group than there is, it gets all of it.
+    """
+    layers, matrices = model.num_hidden_layers, len(model.mlp)
+    densities, inputs, gammas = [], [], []
+    for layer in range(layers):
+        third = THIRDS[3 * layer // layers]
+        logit = math.log(point["density"] / (1 - point["density"])) + point.get(f"density_{third}", 0.0)
+        density = round(1 / (1 + math.exp(-logit)), 6)
+        keep = 1 / (1 + math.exp(-(_SLOPE * logit + _SHIFT + point[f"split_{third}"])))
+        # down = matrices x density - (matrices - 1) x keep must lie between the least and 1
+        least, most = (matrices * density - 1) / (matrices - 1), (matrices * density - _LEAST) / (matrices - 1)
+        keep = min(max(keep, least, _LEAST), most, 1.0)
+        densities.append(density)
+        # rounded up where all of down is kept, so that down does not ask for more than that
+        inputs.append(math.ceil(keep * 1e6) / 1e6 if keep == least else math.floor(keep * 1e6) / 1e6)
+        gammas.append(round(point[f"gamma_{third}"], 6))
+    return {
+        "policy": "dip-ca", "density": densities, "set": {"keep_input": inputs, "gamma": gammas},
+        "eviction": point["eviction"],
+    }  # fmt: skip

@@ -1,0 +1,229 @@
+"""The study: trials are closed loops, kept in SQLite by Optuna; the answer is the fastest of those that cost little."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hwsim.choices import make_policy
+from hwsim.errors import HwsimError, SettingError, one_line
+from hwsim.evaluate import Candidate, Loops
+from hwsim.files import write_atomic
+from hwsim.metrics import Evaluation
+from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.profile import Profile
+from hwsim.record import Settings as Reading
+from hwsim.settings import Settings
+from hwsim.tune.space import Point, settings_of, suggest, uniform
+
+BASE_DENSITIES = (0.6, 0.7, 0.8, 0.9)
+BASE_GAMMA = 0.2  # the authors'
+_HOPELESS = 2.0  # times the greatest loss, after the first windows: such a trial is ended
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is tuned for.
+
+    Attributes:
+        model: as `hwsim.evaluate.evaluate` takes it.
+        text: to tune on; judge on another.
+        reading: which tokens.
+        profile: the device.
+        settings: DRAM and the rest; `lora` is the adapter that may be on or off.
+        losses: perplexity above dense that may be lost.
+        low: least MLP density.
+    """
+
+    model: str
+    text: str
+    reading: Reading
+    profile: Profile
+    settings: Settings
+    losses: tuple[float, ...] = (0.1, 0.2, 0.5)
+    low: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if not self.losses or any(not 0 < loss < 1e6 for loss in self.losses):
+            raise SettingError(f"--loss {','.join(map(str, self.losses))}: must be numbers above 0")
+        if not 0 < self.low < 0.98:
+            raise SettingError(f"--least-density {self.low}: must be above 0 and below 0.98")
+
+
+@dataclass
+class Tuned:
+    """What a study found.
+
+    Attributes:
+        trials: that ended with a result.
+        now: how many of them were run now.
+        best: by loss: the fastest trial that stays within it, as `_told` tells it; None: there is none.
+        base: the same among DIP-CA with one density, the authors' split and gamma.
+        dense: perplexity of the dense model.
+    """
+
+    trials: int
+    now: int
+    dense: float
+    best: dict[float, dict[str, Any] | None] = field(default_factory=dict)
+    base: dict[float, dict[str, Any] | None] = field(default_factory=dict)
+
+
+def tune(goal: Goal, study: Path, trials: int, *, seed: int = 0, progress: Progress | None = None) -> Tuned:
+    """Search; a study that is there goes on.
+
+    Args:
+        goal: what is tuned for.
+        study: SQLite file that Optuna keeps the trials in.
+        trials: how many there are to be in all, those of an earlier call included.
+        seed: of the search.
+        progress: is told how far it is.
+
+    Raises:
+        SettingError: Optuna is not installed, or the study is of another goal.
+        HwsimError: the model or the text cannot be had.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise SettingError("tuning needs optuna: pip install 'hwsim[tune]'") from error
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # errors are told in one line
+    tell = progress or (lambda phase, done, total: None)
+    with Loops(goal.model, goal.text, goal.reading, keep_dense=True, progress=tell) as loops:
+        model = loops.ready.header.model
+        about = _about(goal, loops.ready.header.provenance, seed)
+        found = _open(optuna, study, about, seed)
+        adapter = goal.settings.lora is not None
+        if not found.get_trials(deepcopy=False):
+            for density in BASE_DENSITIES:
+                found.enqueue_trial(uniform(density, BASE_GAMMA, adapter=adapter), user_attrs={"base": True})
+            for density in BASE_DENSITIES:
+                found.enqueue_trial(uniform(density, 1.0, adapter=adapter))
+
+        def objective(trial: Any) -> tuple[float, float]:
+            point = suggest(trial, goal.low, adapter=adapter)
+            result = _run(loops, goal, point, settings_of(point, model))
+            if result is None:
+                raise optuna.TrialPruned
+            for key in ("perplexity", "dense_perplexity", "kl", "throughput_tok_s", "hit_rate", "mlp_density"):
+                trial.set_user_attr(key, getattr(result, key))
+            return result.perplexity - result.dense_perplexity, result.throughput_tok_s
+
+        ended = {optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED}
+        before = sum(trial.state in ended for trial in found.get_trials(deepcopy=False))
+        for number in range(before, trials):
+            tell("trials", number, trials)
+            found.optimize(objective, n_trials=1)
+        tell("trials", trials, trials)
+        return _answer(optuna, found, goal, model, max(0, trials - before))
+
+
+def _about(goal: Goal, provenance: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What a study belongs to: whatever decides what a trial finds."""
+    return {
+        "source": provenance,
+        "device": goal.profile.model_dump(mode="json", exclude_none=True),
+        "dram": str(goal.settings.dram),
+        "lora": str(goal.settings.lora) if goal.settings.lora else None,
+        "overlap": goal.settings.overlap,
+        "bits": goal.settings.bits.model_dump(),
+        "low": goal.low,
+        "greatest_loss": max(goal.losses),
+        "seed": seed,
+    }
+
+
+def _open(optuna: Any, path: Path, about: dict[str, Any], seed: int) -> Any:
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        # the number of trials that are there is part of the seed: a study that goes on must not repeat itself
+        done = optuna.get_all_study_summaries(storage)
+        sampler = optuna.samplers.TPESampler(seed=seed + sum(each.n_trials for each in done), multivariate=True)
+        found = optuna.create_study(
+            storage=storage,
+            study_name="hwsim",
+            directions=["minimize", "maximize"],
+            sampler=sampler,
+            load_if_exists=True,
+        )
+    except Exception as error:  # of SQLAlchemy, whose errors are many
+        raise SettingError(f"--study {path}: cannot be used: {one_line(error)[:120]}") from error
+    text = json.dumps(about, sort_keys=True)
+    kept = found.user_attrs.get("about")
+    if kept is not None and kept != text:
+        differ = sorted(key for key in about if json.loads(kept).get(key) != json.loads(text)[key])
+        raise SettingError(
+            f"--study {path}: is of another {', '.join(differ)}; name another file, or tune for the same"
+        )
+    found.set_user_attr("about", text)
+    return found
+
+
+def _run(loops: Loops, goal: Goal, point: Point, chosen: dict[str, Any]) -> Evaluation | None:
+    """One trial; None: it cannot be, or it is hopeless."""
+    name, kind = POLICIES.find(chosen["policy"])
+    rule = EVICTIONS.make(chosen["eviction"])[1]
+    settings = goal.settings if point.get("lora") else replace(goal.settings, lora=None, lora_merged=False)
+    most = _HOPELESS * max(goal.losses) + 1
+
+    def hopeful(scores: list[Any]) -> bool:
+        return all(score.perplexity - score.dense_perplexity <= most for score in scores)
+
+    policy = make_policy(name, kind, chosen["set"], chosen["density"])
+    found = loops.run(
+        goal.profile, [Candidate(name, policy)], rule, settings, eviction_name=chosen["eviction"], watch=hopeful
+    )
+    return found[0] if found else None
+
+
+def _answer(optuna: Any, study: Any, goal: Goal, model: Any, now: int) -> Tuned:
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state == optuna.trial.TrialState.COMPLETE]
+    if not ended:
+        raise SettingError("no trial came to an end: the device or the losses leave nothing to try; allow more loss")
+    tuned = Tuned(len(ended), now, ended[0].user_attrs["dense_perplexity"])
+    for loss in goal.losses:
+        tuned.best[loss] = _fastest(ended, loss, goal, model)
+        tuned.base[loss] = _fastest([each for each in ended if each.user_attrs.get("base")], loss, goal, model)
+    return tuned
+
+
+def _fastest(trials: list[Any], loss: float, goal: Goal, model: Any) -> dict[str, Any] | None:
+    within = [trial for trial in trials if trial.values[0] <= loss]
+    if not within:
+        return None
+    best = max(within, key=lambda trial: trial.values[1])
+    chosen = settings_of(best.params, model)
+    if goal.settings.dram is not None:
+        chosen["dram"] = str(goal.settings.dram)
+    if best.params.get("lora"):
+        chosen |= {"lora": str(goal.settings.lora), "lora_merged": goal.settings.lora_merged}
+    numbers = {key: value for key, value in best.user_attrs.items() if key != "base"}
+    return {"trial": best.number, "settings": chosen, **numbers}
+
+
+def write_settings(path: Path, found: dict[str, Any], about: str) -> None:
+    """Write the settings of a trial as a file that `replay`, `eval` and `sweep` take.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    lines = "".join(f"# {line}\n" for line in about.splitlines())
+    write_atomic(path, lines + yaml.safe_dump(found["settings"], sort_keys=False, default_flow_style=None, width=118))
+
+
+def told(found: dict[str, Any]) -> str:
+    """One line about a trial."""
+    try:
+        cost = found["perplexity"] - found["dense_perplexity"]
+        speed, density = found["throughput_tok_s"], found["mlp_density"]
+        return f"trial {found['trial']}: {speed:.4g} tokens/s at {cost:+.3f} perplexity, MLP density {density:.3f}"
+    except KeyError as error:
+        raise HwsimError(f"trial {found.get('trial')}: lacks {error}") from error

@@ -1,0 +1,90 @@
+"""Tuning on a small model: the study resumes, its best settings give what it says, and it refuses what is not its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hwsim.cli.app import app
+
+pytest.importorskip("torch")
+pytest.importorskip("optuna")
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.fixture
+def words(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["--model", str(checkpoints["llama"]), "--hw", "pixel8", "--dram", "60%", "--tokens", "64", "--context", "32"]
+    return ["tune", *common, "--study", "s.db", "-o", "tuned.yaml", "--loss", "0.3,50"]
+
+
+def test_a_study_finds_what_can_be_found_again(words):
+    code, out, err = run(*words, "--trials", 12, "--json", "found.json")
+    assert code == 0, err
+    found = json.loads(Path("found.json").read_text())
+    assert found["trials"] <= 12
+    assert found["now"] == 12
+    best = found["best"]["50"]
+    assert best["throughput_tok_s"] >= found["base"]["50"]["throughput_tok_s"]
+    assert f"{best['throughput_tok_s']:.4g}" in out
+    written = yaml.safe_load(Path("tuned-50.yaml").read_text())
+    assert written == best["settings"]
+    # the file gives the numbers of the study: in eval, and in a sweep
+    options = [*words[1:3], "--hw", "pixel8", "--tokens", "64", "--context", "32"]
+    code, out, err = run("eval", *options, "--settings", "tuned-50.yaml", "--json", "-")
+    assert code == 0, err
+    again = json.loads(out)
+    assert (again["perplexity"], again["throughput_tok_s"]) == (best["perplexity"], best["throughput_tok_s"])
+    code, out, err = run("sweep", "tuned-50.yaml", "--model", words[2], "--hw", "pixel8", "--tokens", "64", "--vary", "context=32", "-o", "r.db", "--jobs", 1, "--json", "-")
+    assert code == 0, err
+    assert json.loads(out)["results"][0]["perplexity"] == best["perplexity"]
+
+
+def test_a_study_goes_on(words):
+    assert run(*words, "--trials", 5)[0] == 0
+    code, _, _ = run(*words, "--trials", 9, "--json", "found.json")
+    assert code == 0
+    assert json.loads(Path("found.json").read_text())["now"] == 4
+    assert run(*words, "--trials", 9, "--json", "found.json")[0] == 0
+    assert json.loads(Path("found.json").read_text())["now"] == 0
+
+
+def test_another_goal_is_refused(words):
+    assert run(*words, "--trials", 4)[0] == 0
+    changed = ["70%" if word == "60%" else word for word in words]
+    code, _, err = run(*changed, "--trials", 5)
+    assert code == 1
+    assert err == "hwsim: --study s.db: is of another dram; name another file, or tune for the same\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loss", "x"], "--loss x: must be numbers above 0, such as 0.1,0.5"),
+        (["--loss", "-1"], "--loss -1.0: must be numbers above 0"),
+        (["--least-density", "1"], "--least-density 1.0: must be above 0 and below 0.98"),
+    ],
+)
+def test_what_is_impossible_is_told(words, options, message):
+    code, _, err = run(*words, *options)
+    assert (code, err) == (1, f"hwsim: {message}\n")
+
+
+def test_a_file_that_is_no_study_is_told(words):
+    Path("s.db").write_text("no study")
+    code, _, err = run(*words)
+    assert code == 1
+    assert err.startswith("hwsim: --study s.db: cannot be used: ")
+    assert len(err.splitlines()) == 1
