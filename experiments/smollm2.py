@@ -1,6 +1,6 @@
 """The paper's experiment (arXiv 2412.01380) on SmolLM2-135M: accuracy and speed of policies, by hwsim's own commands.
 
-    python experiments/smollm2.py WORK [--only accuracy,lora,replays] [--densities 0.5,0.7] [--page FILE]
+    python experiments/smollm2.py WORK [--only accuracy,lora,replays,tuned] [--densities 0.5,0.7] [--page FILE]
 
 Everything is kept in the folder WORK (about 4 GB) and made once: text, traces, calibration, nets, adapters, results.
 The same command goes on where it was stopped. Where accuracy and replays were run, the tables of the page are written
@@ -41,6 +41,8 @@ LORA_DENSITY, LORA_TOKENS = 0.5, 196_608  # that the adapter is trained at, and 
 NETS_TOKENS = 8192
 CALIBRATION_TOKENS = 4096
 FLASH = ("0.5 GB/s", "1 GB/s", "2 GB/s", "4 GB/s")
+LOSSES = (0.1, 0.2, 0.5)  # of perplexity, that is tuned for
+TUNING_TOKENS, TRIALS = 4096, 80
 SHARES = ("40%", "50%", "60%", "70%", "80%", "90%")
 EVICTIONS = ("none", "fifo", "lru", "lfu", "belady")
 
@@ -67,11 +69,18 @@ class Workshop:
         subprocess.run([sys.executable, "-c", program, *words], cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
         print(f"  {time.monotonic() - start:.0f} s", flush=True)
 
-    def made(self, name: str, *arguments: object) -> Path:
-        """A file that a command makes with ``-o``; made once, as its command stands beside it."""
+    def made(self, name: str, *arguments: object, there: str = "") -> Path:
+        """A file that a command makes with ``-o``; made once, as its command stands beside it.
+
+        Args:
+            name: of the file.
+            arguments: of the command.
+            there: another file that shows that the command was run.
+        """
         path, beside = self.path(name), self.path(f"{name}.command")
         command = shlex.join(str(each) for each in arguments)
-        if not path.exists() or not beside.exists() or beside.read_text() != command:
+        done = self.path(there or name).exists() and beside.exists() and beside.read_text() == command
+        if not done:
             self.hwsim(*arguments, "-o", name)
             beside.write_text(command)
         return path
@@ -220,11 +229,29 @@ def replays(shop: Workshop, densities: list[float]) -> dict[str, Any]:
     return found
 
 
+def tuned(shop: Workshop) -> list[dict[str, Any]]:
+    """DIP-CA tuned on text that is not the one it is judged by: what the study says, and what held-out text says."""
+    losses = ",".join(map(str, LOSSES))
+    search = (
+        "tune", "--model", MODEL, "--hw", DEVICE, "--dram", DRAM, "--text", "text/train.txt", "--tokens", TUNING_TOKENS,
+        "--loss", losses, "--study", "study.db", "--trials", TRIALS, "--least-density", 0.6, "--json", "tuned.json",
+    )  # fmt: skip
+    shop.made("tuned.yaml", *search, there="tuned.json")
+    study, rows = json.loads(shop.path("tuned.json").read_text()), []
+    judge = ("eval", "--model", MODEL, "--hw", DEVICE, "--text", "text/test.txt", "--tokens", TOKENS)
+    for loss in LOSSES:
+        found = study["best"][f"{loss:g}"]
+        if found:
+            (row,) = shop.result(f"tuned-{loss}", *judge, "--context", CONTEXT, "--settings", f"tuned-{loss:g}.yaml")
+            rows.append({"loss": loss, "tuned": found, "judged": row})
+    return rows
+
+
 def main() -> None:
     """Run what is asked for, then write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", default="accuracy,lora,replays", help="parts to run")
+    parser.add_argument("--only", default="accuracy,lora,replays,tuned", help="parts to run")
     parser.add_argument("--densities", default=",".join(map(str, DENSITIES)))
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results" / "smollm2.md")
     given = parser.parse_args()
@@ -234,8 +261,9 @@ def main() -> None:
     rows = accuracy(shop, densities) if "accuracy" in parts else []
     rows += lora(shop, densities) if "lora" in parts else []
     opened = replays(shop, densities) if "replays" in parts else {}
+    search = tuned(shop) if "tuned" in parts else []
     if rows and opened and "accuracy" in parts:  # else what was run is kept for the next time
-        tables.write(given.page, rows, opened, curve(shop) if "lora" in parts else {}, shop.commands)
+        tables.write(given.page, rows, opened, curve(shop) if "lora" in parts else {}, search, shop.commands)
 
 
 if __name__ == "__main__":

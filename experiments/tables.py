@@ -16,7 +16,9 @@ _KEPT = (
 )  # fmt: skip
 
 
-def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, commands: dict[str, str]) -> None:
+def write(
+    page: Path, rows: list[Row], opened: dict[str, Any], training: Row, search: list[Row], commands: dict[str, str]
+) -> None:
     """Put every table between its markers, and the numbers into a JSON file beside the page.
 
     Args:
@@ -24,6 +26,7 @@ def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, co
         rows: closed loop.
         opened: open loop, by table.
         training: what `hwsim train lora` wrote; empty: there was none, and the page has no table of it.
+        search: what was tuned, by loss; empty: nothing was.
         commands: of the open loop, by result.
     """
     made = {
@@ -36,6 +39,8 @@ def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, co
         "dram": cells(opened["dram"], "label", "share", _pace),
         "flash": cells(opened["flash"], "label", "rate", _pace),
     } | ({"lora": lora(training)} if training else {})
+    if search:
+        made["tuned"] = tuned(search, rows)
     text = page.read_text(encoding="utf-8")
     for name, table in made.items():
         text = replaced(text, name, table)
@@ -44,6 +49,7 @@ def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, co
         "commands": {name: f"hwsim {command}" for name, command in sorted(commands.items())},
         "closed_loop": [_kept(row) for row in rows],
         "open_loop": {key: [_kept(row) for row in value] for key, value in opened.items()},
+        "tuned": [{"loss": each["loss"], "tuned": each["tuned"], "judged": _kept(each["judged"])} for each in search],
         "training": training.get("done", {}) | training.get("training", {}),
     }
     page.with_suffix(".json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -146,6 +152,24 @@ def lora(training: Row) -> str:
     ]  # fmt: skip
     table = grid(["step", "tokens", "perplexity", "KL to dense", "of the gap closed"], body)
     return f"Validation tokens, dense {done['dense_perplexity']:.3f}; step {done['best']} was kept:\n\n{table}"
+
+
+def tuned(search: list[Row], rows: list[Row], base: str = "dip-ca, gamma 0.2") -> str:
+    """Tuned settings on held-out text, beside uniform DIP-CA where it costs as much there."""
+    own = sorted((row for row in rows if row["label"] == base), key=lambda row: row["asked"])
+    points = [(row["mlp_density"], row["perplexity"] - row["dense_perplexity"], row["throughput_tok_s"]) for row in own]
+    body = []
+    for each in search:
+        before, after = each["tuned"], each["judged"]
+        costs = [row["perplexity"] - row["dense_perplexity"] for row in (before, after)]
+        like = at_cost(points, costs[1])
+        body.append([
+            f"+{each['loss']:g}", f"{costs[0]:+.3f}", f"{costs[1]:+.3f}", f"{after['mlp_density']:.3f}", _pace(after),
+            f"{like[1]:.1f}" if like else "-",
+            f"{100 * (after['throughput_tok_s'] / like[1] - 1):+.1f} %" if like else "-",
+        ])  # fmt: skip
+    head = ["at most", "perplexity, tuning text", "held-out", "MLP density", "tokens/s"]
+    return grid([*head, "uniform, gamma 0.2, at that cost", "gain"], body)
 
 
 def gap(rows: list[Row], opened: list[Row]) -> str:

@@ -63,11 +63,13 @@ def test_thirds_of_the_layers():
 
 
 def test_lists_must_fit_together():
-    with pytest.raises(SettingError, match="lists of one value for each layer must have one length: gamma 2, density 3"):
+    with pytest.raises(
+        SettingError, match="lists of one value for each layer must have one length: gamma 2, density 3"
+    ):
         make_policy("dip-ca", KIND, {"gamma": [0.1, 0.2], "density": [0.5, 0.6, 0.7]})
-    with pytest.raises(SettingError, match="--set gamma: layer 1: policy dip-ca: gamma=2.0"):
+    with pytest.raises(SettingError, match=r"--set gamma: layer 1: policy dip-ca: gamma=2\.0"):
         make_policy("dip-ca", KIND, {"gamma": "[0.1, 2.0]"})
-    with pytest.raises(SettingError, match="has 2 values, small has 3 layers; give one for each"):
+    with pytest.raises(SettingError, match=r"has 2 values, small has 3 layers; give one for each"):
         make_policy("dip-ca", KIND, {"gamma": [0.1, 0.2]}).groups(SMALL_MODEL.model_copy(update={"name": "small"}))
     with pytest.raises(SettingError, match="the list is empty"):
         make_policy("dip-ca", KIND, {"gamma": []})

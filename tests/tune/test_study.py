@@ -26,7 +26,18 @@ def run(*arguments):
 @pytest.fixture
 def words(checkpoints, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    common = ["--model", str(checkpoints["llama"]), "--hw", "pixel8", "--dram", "60%", "--tokens", "64", "--context", "32"]
+    common = [
+        "--model",
+        str(checkpoints["llama"]),
+        "--hw",
+        "pixel8",
+        "--dram",
+        "60%",
+        "--tokens",
+        "64",
+        "--context",
+        "32",
+    ]
     return ["tune", *common, "--study", "s.db", "-o", "tuned.yaml", "--loss", "0.3,50"]
 
 
@@ -47,7 +58,24 @@ def test_a_study_finds_what_can_be_found_again(words):
     assert code == 0, err
     again = json.loads(out)
     assert (again["perplexity"], again["throughput_tok_s"]) == (best["perplexity"], best["throughput_tok_s"])
-    code, out, err = run("sweep", "tuned-50.yaml", "--model", words[2], "--hw", "pixel8", "--tokens", "64", "--vary", "context=32", "-o", "r.db", "--jobs", 1, "--json", "-")
+    code, out, err = run(
+        "sweep",
+        "tuned-50.yaml",
+        "--model",
+        words[2],
+        "--hw",
+        "pixel8",
+        "--tokens",
+        "64",
+        "--vary",
+        "context=32",
+        "-o",
+        "r.db",
+        "--jobs",
+        1,
+        "--json",
+        "-",
+    )
     assert code == 0, err
     assert json.loads(out)["results"][0]["perplexity"] == best["perplexity"]
 
