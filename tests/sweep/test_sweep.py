@@ -57,7 +57,9 @@ def swept(path, specs, **options):
 
 def content(path):
     """All that a store holds but when and how long."""
-    with sqlite3.connect(path) as db:
+    with sqlite3.connect(path, timeout=60) as db:
+        if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'runs'").fetchone():
+            return []  # it is just being made
         return db.execute("SELECT key, request, result FROM runs ORDER BY key").fetchall()
 
 
@@ -289,22 +291,30 @@ def _left_over(folder):
     return found
 
 
+SLOW = """
+import time
+from hwsim.policy import *
+import numpy as np
+class Slow(Policy):
+    '''Takes its time, so that there is a middle.'''
+    density: float = Field(0.5)
+    def groups(self, model):
+        return [Group('down', axis='neuron', slices=['down.column'], keep=self.density, needs=['glu'])]
+    def score(self, ctx):
+        time.sleep(0.003)
+        return np.abs(ctx.signals['glu'])
+"""
+
+
 def test_ctrl_c_says_how_to_go_on(here):
-    specs = [
-        "--trace",
-        "t.npz",
-        "--hw",
-        "pixel8",
-        "--policy",
-        "dip",
-        "--density",
-        ",".join(str(0.3 + n / 1000) for n in range(400)),
-    ]
+    (here / "slow.py").write_text(SLOW)
+    densities = ",".join(str(0.3 + n / 1000) for n in range(300))
+    specs = ["--trace", "t.npz", "--hw", "pixel8", "--policy", "slow.py", "--density", densities]
     started = process("sweep", *specs, "-o", "runs.db", "--jobs", 2, cwd=here, wait=False)
-    for _ in range(600):
+    for _ in range(1200):
+        time.sleep(0.1)
         if Path("runs.db").exists() and len(content("runs.db")) > 5:
             break
-        time.sleep(0.05)
     os.killpg(started.pid, signal.SIGINT)  # as a terminal does: workers get it, too
     _, err = started.communicate(timeout=60)
     assert started.returncode == 130
