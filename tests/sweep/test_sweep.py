@@ -65,11 +65,17 @@ def content(path):
 
 def process(*arguments, cwd, wait=True):
     command = [sys.executable, "-c", "from hwsim.cli import main; main()", *map(str, arguments)]
-    started = subprocess.Popen(  # where the tests run in the background of a shell, SIGINT is ignored
+    started = subprocess.Popen(
         command,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+        # where the tests run in the background of a shell, SIGINT is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     if not wait:
         return started
     out, err = started.communicate(timeout=120)
