@@ -42,7 +42,7 @@ NETS_TOKENS = 8192
 CALIBRATION_TOKENS = 4096
 FLASH = ("0.5 GB/s", "1 GB/s", "2 GB/s", "4 GB/s")
 LOSSES = (0.1, 0.2, 0.5)  # of perplexity, that is tuned for
-TUNING_TOKENS, TRIALS = 4096, 80
+TUNING_TOKENS, TRIALS = 4096, 56
 SHARES = ("40%", "50%", "60%", "70%", "80%", "90%")
 EVICTIONS = ("none", "fifo", "lru", "lfu", "belady")
 
