@@ -59,6 +59,7 @@ def test_a_replay_is_that_of_the_command_line(here, options, words):
 
 
 def test_several_policies_give_several_results(here):
+    pytest.importorskip("pandas")
     trace = hwsim.load("t.npz")
     found = hwsim.replay(trace, "pixel8", ["dense", "dip", "dip-ca"], density=0.5, dram="60%", gamma=0.5)
     expected, _ = command(
@@ -129,6 +130,7 @@ def test_an_unknown_option_is_told(here):
 
 
 def test_frames_hold_the_numbers_of_the_result(here):
+    pytest.importorskip("pandas")
     found = hwsim.replay("t.npz", "pixel8", "dip", dram="60%", per_token=True)
     (summary,) = found.to_frame().to_dict("records")
     assert summary["throughput_tok_s"] == found.throughput_tok_s
@@ -184,12 +186,14 @@ def test_options_are_those_of_a_sweep():
 
 
 def test_the_page_is_run(here):
+    pytest.importorskip("pandas")
     for text in blocks(REPOSITORY / "docs" / "python.md", "python"):
         if "closed_loop(" not in text:
             exec(text, {})
 
 
 def test_the_notebook_is_run(here):
+    pytest.importorskip("pandas")
     code = (REPOSITORY / "docs" / "examples" / "notebook.py").read_text()
     exec(compile(code, "notebook.py", "exec"), {})
     assert Path("policies.html").read_text().startswith("<table>")
