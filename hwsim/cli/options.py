@@ -210,7 +210,9 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
 
     if path is None:
         return chosen
-    found = read_yaml(path, SettingError, "file of settings", "policy")
+    found = {key: _only(value) for key, value in read_yaml(path, SettingError, "file of settings", "policy").items()}
+    if isinstance(found.get("set"), dict):
+        found["set"] = {key: _only(value) for key, value in found["set"].items()}
     known = [name.rstrip("_") for name in Chosen._fields]
     for key, value in found.items():
         if key not in known:
@@ -224,6 +226,11 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
             read: Any = {"policy": lambda v: [v], "density": dumps, "lora": Path}.get(key, lambda v: v)
             texts[key] = read(found[key])
     return chosen._replace(**texts)
+
+
+def _only(value: Any) -> Any:
+    """The one value of a list of one, as a sweep's file may have it."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def model_files(model: str) -> list[Path]:

@@ -21,12 +21,10 @@ from hwsim.cli.common import (
     to_json,
     write_json,
 )
-from hwsim.errors import SettingError
+from hwsim.errors import SettingError, did_you_mean
 from hwsim.files import check_new_file, spare
 
 _MOST_SHOWN = 40  # rows of the table that follows a sweep
-
-Values = Annotated[str | None, typer.Option(metavar="A,B,...", show_default=False)]
 
 
 class Backend(StrEnum):
@@ -140,13 +138,15 @@ def runs(
     check_target(json, store)
     wanted = key_values(where or [], "--where")
     with Store(store, create=False) as kept:
-        found = []
+        found: list[dict[str, Any]] = []
+        known: dict[str, str] = {}
         for result in kept.results():
             told = settings_of(result)
-            for key in wanted.keys() - told.keys():
-                raise SettingError(f"--where {key}: a run has no such setting; it has {', '.join(told)}")
-            if all(told[key] == value for key, value in wanted.items()):
+            known |= told
+            if all(told.get(key) == value for key, value in wanted.items()):
                 found.append(result)
+        for key in wanted.keys() - known.keys() if known else ():
+            raise SettingError(f"--where {key}: no run has such a setting{did_you_mean(key, known)}")
         failures = kept.failures()
     if json:
         write_json(json, to_json({"format": "hwsim-results", "version": 1, "results": found}))

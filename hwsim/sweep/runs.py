@@ -31,7 +31,7 @@ class Run:
         hw: name or file of the profile.
         policy: name or file.
         parameters: of the policy.
-        density: a number, a file of one for each layer, or the policy's own.
+        density: a number, a file or a list of one for each layer, or the policy's own.
         eviction: name or file.
         rule_parameters: of the eviction.
         settings: the other options, by name.
@@ -42,7 +42,7 @@ class Run:
     hw: str
     policy: str
     parameters: dict[str, Any]
-    density: float | str | None
+    density: float | str | list[float] | None
     eviction: str
     rule_parameters: dict[str, Any]
     settings: dict[str, Any]

@@ -25,7 +25,7 @@ Words = Annotated[list[str], BeforeValidator(_words), BeforeValidator(_listed), 
 Numbers = Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)]
 MaybeWords = Annotated[list[str | None], BeforeValidator(_listed), Field(min_length=1)]
 MaybeNumbers = Annotated[list[int | None], BeforeValidator(_listed), Field(min_length=1)]
-Densities = Annotated[list[float | str | None], BeforeValidator(_listed), Field(min_length=1)]
+Densities = Annotated[list[float | str | list[float] | None], BeforeValidator(_listed), Field(min_length=1)]
 Parameters = dict[str, Annotated[list[Any], BeforeValidator(_listed), Field(min_length=1)]]
 
 

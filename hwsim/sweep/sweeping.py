@@ -10,7 +10,7 @@ from hwsim.sweep.backends import run_tasks
 from hwsim.sweep.runs import Run, expand, key_of, resolve
 from hwsim.sweep.spec import Spec
 from hwsim.sweep.store import Store
-from hwsim.sweep.work import Outcome, Task, open_trace, told, trace_source
+from hwsim.sweep.work import Outcome, Task, loop_source, open_trace, told, trace_source
 from hwsim.trace import TraceHeader
 
 _TOGETHER = 4  # closed loops that share a dense pass: more would wait long for one another
@@ -67,7 +67,7 @@ def sweep(
         swept.failed.append((run, error))
 
     planned = _plan(list(expand(specs)), fail, tell)
-    swept.keys = list(planned)
+    swept.keys, impossible = list(planned), len(swept.failed)
     new = {key: run for key, run in planned.items() if key not in store}
     swept.stored = len(planned) - len(new)
     tell("runs", swept.stored, len(planned))
@@ -80,7 +80,7 @@ def sweep(
             else:
                 store.put(each.key, each.run, each.result, each.seconds)
                 swept.done += 1
-        tell("runs", swept.stored + swept.done + len(swept.failed), len(planned))
+        tell("runs", swept.stored + swept.done + len(swept.failed) - impossible, len(planned))
 
     run_tasks(_tasks(new), done, jobs=jobs, backend=backend, address=address)
     return swept
@@ -113,7 +113,7 @@ def _source(run: Run) -> tuple[TraceHeader, dict[str, Any]]:
 
     wanted = Settings(tokens=run.source["tokens"], context=run.source["context"], prompt=run.source["prompt"])
     header = prepare(run.source["model"], run.source["text"], wanted, lambda *_: None).header
-    return header, {"origin": "closed loop", "provenance": header.provenance}
+    return header, loop_source(header)
 
 
 def _tasks(new: dict[str, Run]) -> list[Task]:

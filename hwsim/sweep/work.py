@@ -11,7 +11,7 @@ from hwsim.choices import find_trace
 from hwsim.errors import HwsimError, TraceError, one_line
 from hwsim.simulation import replay
 from hwsim.sweep.runs import Parts, Run, key_of, resolve
-from hwsim.trace import Trace
+from hwsim.trace import Trace, TraceHeader
 
 _OPEN = 4  # traces that a worker keeps open
 
@@ -67,16 +67,23 @@ def _replay(key: str, run: Run, parts: Parts) -> dict[str, Any]:
 
 
 def _closed(task: Task, parts: list[Parts]) -> list[dict[str, Any]]:
-    from hwsim.evaluate import Candidate, evaluate
+    from hwsim.evaluate import Candidate, Loops
     from hwsim.record import Settings as Reading
 
     first, source = parts[0], task.runs[0][1].source
     reading = Reading(tokens=source["tokens"], context=source["context"], prompt=source["prompt"])
-    found = evaluate(
-        source["model"], source["text"], first.profile, [Candidate(each.names.policy, each.policy) for each in parts],
-        first.rule, reading, first.settings, eviction_name=first.names.eviction,
-    )  # fmt: skip
+    candidates = [Candidate(each.names.policy, each.policy) for each in parts]
+    with Loops(source["model"], source["text"], reading) as loops:
+        header = loops.ready.header
+        for (key, run), each in zip(task.runs, parts, strict=True):
+            check_same(key, run, key_of(run, each, header, loop_source(header)))
+        found = loops.run(first.profile, candidates, first.rule, first.settings, eviction_name=first.names.eviction)
     return [each.plain() for each in found]
+
+
+def loop_source(header: TraceHeader) -> dict[str, Any]:
+    """The provenance of a closed loop's tokens and weights."""
+    return {"origin": "closed loop", "provenance": header.provenance}
 
 
 def check_same(key: str, run: Run, now: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from hwsim.choices import make_policy
-from hwsim.errors import HwsimError, SettingError, one_line
+from hwsim.errors import SettingError, one_line
 from hwsim.evaluate import Candidate, Loops
 from hwsim.files import write_atomic
 from hwsim.metrics import Evaluation
@@ -65,7 +65,7 @@ class Tuned:
     Attributes:
         trials: that ended with a result.
         now: how many of them were run now.
-        best: by loss: the fastest trial that stays within it, as `_told` tells it; None: there is none.
+        best: by loss: the fastest trial that stays within it, with its settings and numbers; None: there is none.
         base: the same among DIP-CA with one density, the authors' split and gamma.
         dense: perplexity of the dense model.
     """
@@ -216,14 +216,14 @@ def write_settings(path: Path, found: dict[str, Any], about: str) -> None:
         OutputError: it cannot be written.
     """
     lines = "".join(f"# {line}\n" for line in about.splitlines())
-    write_atomic(path, lines + yaml.safe_dump(found["settings"], sort_keys=False, default_flow_style=None, width=118))
+    one = found["settings"]
+    # in a sweep a list is one of several values: a list of one list is one value, a number for each layer
+    grid = one | {"density": [one["density"]], "set": {key: [value] for key, value in one["set"].items()}}
+    write_atomic(path, lines + yaml.safe_dump(grid, sort_keys=False, default_flow_style=None, width=118))
 
 
 def told(found: dict[str, Any]) -> str:
     """One line about a trial."""
-    try:
-        cost = found["perplexity"] - found["dense_perplexity"]
-        speed, density = found["throughput_tok_s"], found["mlp_density"]
-        return f"trial {found['trial']}: {speed:.4g} tokens/s at {cost:+.3f} perplexity, MLP density {density:.3f}"
-    except KeyError as error:
-        raise HwsimError(f"trial {found.get('trial')}: lacks {error}") from error
+    cost, speed = found["perplexity"] - found["dense_perplexity"], found["throughput_tok_s"]
+    density = found["mlp_density"]
+    return f"trial {found['trial']}: {speed:.4g} tokens/s at {cost:+.3f} perplexity, MLP density {density:.3f}"

@@ -11,6 +11,7 @@ import hwsim
 from hwsim.sweep import Store, make_spec, sweep
 from hwsim.sweep.runs import expand
 from hwsim.sweep.sweeping import _tasks
+from hwsim.sweep.work import Task, perform
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -51,6 +52,13 @@ def test_those_that_differ_in_the_policy_only_share_a_dense_pass(checkpoints):
     tasks = _tasks(runs)
     assert sorted(len(task.runs) for task in tasks) == [2, 2, 4, 4]
     assert all(len({run.settings["dram"] for _, run in task.runs}) == 1 for task in tasks)
+
+
+def test_a_policy_that_changes_under_the_sweep_is_told(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = next(expand(grid(checkpoints["llama"], policy="dip", set={})))
+    (outcome,) = perform(Task((("another key", run),)))
+    assert outcome.error.endswith("it, or another file of this run, changed under the sweep")
 
 
 def test_one_that_is_impossible_does_not_spoil_the_others(checkpoints, tmp_path, monkeypatch):

@@ -406,7 +406,9 @@ def test_the_command_and_what_it_keeps(here):
     assert [row["provenance"]["policy"]["parameters"]["gamma"] for row in json.loads(out)["results"]] == [0.2, 0.5]
     code, _, err = run("runs", "runs.db", "--where", "colour=red")
     assert code == 1
-    assert err.startswith("hwsim: --where colour: a run has no such setting; it has model, trace, device")
+    assert err.startswith("hwsim: --where colour: no run has such a setting")
+    code, out, _ = run("runs", "runs.db", "--where", "gamma=0.5", "--json", "-")  # dip, which has none, is there, too
+    assert (code, len(json.loads(out)["results"])) == (0, 1)
 
 
 def test_the_command_fails_where_a_run_does(here):
