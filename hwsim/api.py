@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from hwsim.choices import find_trace, make_policy, make_settings
+from hwsim.choices import find_trace, make_policy, make_settings, takes_density
 from hwsim.errors import SettingError, did_you_mean
 from hwsim.evictions import Eviction
 from hwsim.frames import Kind, frame, rows_of, to_html
@@ -215,7 +215,7 @@ def _policies(
     several = len(found) > 1
     for name, kind, made in found:
         own = {key: value for key, value in parameters.items() if key in kind.model_fields}
-        takes = "density" in kind.model_fields and name != "dense"
+        takes = takes_density(kind)
         made_ones.append((name, made or make_policy(name, kind, own, density if takes or not several else None)))
     return made_ones
 

@@ -157,3 +157,12 @@ def _by_layer(kind: type[Policy], key: str, value: Any) -> list[Any] | None:
         except ValueError:
             return None
     return value if isinstance(value, list) else None
+
+
+def takes_density(kind: type[Any]) -> bool:
+    """Whether a policy has a density that can be chosen; that of `dense` has one value only."""
+    field = kind.model_fields.get("density")
+    if field is None:
+        return False
+    bounds = {name: getattr(rule, name) for rule in field.metadata for name in ("ge", "le") if hasattr(rule, name)}
+    return "ge" not in bounds or bounds["ge"] != bounds.get("le")

@@ -29,7 +29,17 @@ from hwsim.shares import Shares, measured
 from hwsim.trace import Trace, TraceHeader
 from hwsim.units import printable
 
-__all__ = ["Names", "Settings", "check_caches", "check_parameters", "layout", "measure", "replay", "replay_masks"]
+__all__ = [
+    "Names",
+    "Settings",
+    "check_caches",
+    "check_parameters",
+    "cores",
+    "layout",
+    "measure",
+    "replay",
+    "replay_masks",
+]
 
 _MOST_PARAMETERS = 10**13  # that a policy may declare: more is a slip of the pen
 
@@ -86,7 +96,7 @@ def replay(
 
     demand = _demand(
         trace, policy, placement, eviction, settings, policy_name, listener, contents,
-        phase("masks and hits", header.model.num_hidden_layers), threads or _cores(),
+        phase("masks and hits", header.model.num_hidden_layers), threads or cores(),
     )  # fmt: skip
     names = Names(policy_name or type(policy).__name__, eviction_name or type(eviction).__name__)
     origin = {"name": printable(trace.path.name), "hash": trace.hash, "origin": header.origin}
@@ -114,7 +124,7 @@ def _demand(
     )  # fmt: skip
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -238,7 +238,7 @@ def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> li
     Raises:
         PluginError, SettingError: unknown policy, unknown parameter, value out of bounds.
     """
-    from hwsim.choices import make_policy
+    from hwsim.choices import make_policy, takes_density
     from hwsim.plugins import POLICIES
 
     if not specs:
@@ -248,7 +248,7 @@ def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> li
     if len(set(names)) < len(names):
         raise SettingError(f"--policy names {next(n for n in names if names.count(n) > 1)!r} twice")
     given = key_values(pairs, "--set")
-    takers = [name for name, kind in found if _takes_density(kind)]
+    takers = [name for name, kind in found if takes_density(kind)]
     others = [name for name in names if name not in takers]
     if density is not None and takers and others:
         note(f"--density {density} is for {', '.join(takers)}; {', '.join(others)} as without it")
@@ -270,12 +270,3 @@ def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> li
             known = {known for _, kind in found for known in kind.model_fields}
             raise SettingError(f"--set {key}: no policy here has a parameter {field!r}{did_you_mean(field, known)}")
     return made
-
-
-def _takes_density(kind: type[Any]) -> bool:
-    """Whether a policy has a density that can be chosen; that of `dense` has one value only."""
-    field = kind.model_fields.get("density")
-    if field is None:
-        return False
-    bounds = {name: getattr(rule, name) for rule in field.metadata for name in ("ge", "le") if hasattr(rule, name)}
-    return "ge" not in bounds or bounds["ge"] != bounds.get("le")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
@@ -79,6 +78,7 @@ def sweep(
     -o runs.db
     """
     from hwsim.report.runs import render_runs
+    from hwsim.simulation import cores
     from hwsim.sweep import Store, make_spec, read_spec
     from hwsim.sweep import sweep as run
 
@@ -102,7 +102,7 @@ def sweep(
     check_target(json, *read, store)
     with Store(store) as kept, progress_bar() as progress:
         try:
-            swept = run(specs, kept, jobs=jobs or _cores(), backend=backend.value, address=address, progress=progress)
+            swept = run(specs, kept, jobs=jobs or cores(), backend=backend.value, address=address, progress=progress)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"{len(kept)} runs are in {store}; the same command goes on") from error
         shown = list(kept.results(swept.keys if json else swept.keys[:_MOST_SHOWN]))
@@ -174,10 +174,6 @@ def _values(text: str) -> list[Any]:
     except yaml.YAMLError:
         found = text.split(",")
     return [None if value == "none" else value for value in found]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def register(app: typer.Typer) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hwsim.errors import SettingError, one_line
+from hwsim.simulation import cores
 from hwsim.sweep.work import Outcome, Task, perform
 
 TRIES = 3  # of a task whose worker dies; then the task is taken for the cause
@@ -83,7 +84,7 @@ def _in_processes(tasks: list[Task], jobs: int) -> Iterator[list[Outcome]]:
 def _begin(jobs: int) -> None:
     """A worker begins: Ctrl-C is for the parent, and its own threads are as many as its share of the cores."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    share = str(max(1, (os.cpu_count() or 1) // jobs))
+    share = str(max(1, cores() // jobs))
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, share)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hwsim.choices import make_policy, make_settings
+from hwsim.choices import make_policy, make_settings, takes_density
 from hwsim.errors import SettingError, did_you_mean
 from hwsim.evictions import Eviction
 from hwsim.plugins import EVICTIONS, POLICIES
@@ -91,8 +91,7 @@ def expand(specs: list[Spec]) -> Iterator[Run]:
                     for eviction in spec.eviction:
                         for rule_parameters in grids[eviction]:
                             for each, (name, kind) in kinds.items():
-                                densities = spec.density if "density" in kind.model_fields else [None]
-                                for density in densities if name != "dense" else [None]:
+                                for density in spec.density if takes_density(kind) else [None]:
                                     for parameters in _grid(owned[name]):
                                         yield Run(
                                             source, hw, each, parameters, density, eviction, rule_parameters, settings,
