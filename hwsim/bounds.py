@@ -10,21 +10,23 @@ import numpy as np
 
 from hwsim.demand import Demand
 from hwsim.devices import compute_seconds, stream_seconds
-from hwsim.metrics import Times, Timing
+from hwsim.metrics import Busy, Times, Timing
 from hwsim.model import MLP
 from hwsim.placement import Placement
 from hwsim.profile import Profile
 from hwsim.trace.header import Sequence
 
 
-def kv_lengths(sequences: list[Sequence]) -> np.ndarray:
-    """KV entries that each decoded token reads, prompt and itself included: int64 ``[tokens]``."""
-    return np.concatenate([np.arange(sequence.prompt, sequence.tokens, dtype=np.int64) + 1 for sequence in sequences])
+def kv_lengths(sequences: list[Sequence], window: int | None = None) -> np.ndarray:
+    """KV entries that each decoded token reads, prompt and itself included, of a window at most: int64 ``[tokens]``."""
+    found = np.concatenate([np.arange(sequence.prompt, sequence.tokens, dtype=np.int64) + 1 for sequence in sequences])
+    return found if window is None else np.minimum(found, window)
 
 
 def closed_form(
-    demand: Demand, placement: Placement, profile: Profile, sequences: list[Sequence], *, overlap: bool
-) -> Timing:
+    demand: Demand, placement: Placement, profile: Profile, sequences: list[Sequence],
+    *, overlap: bool, kv_window: int | None = None,
+) -> Timing:  # fmt: skip
     """The time of every decoded token.
 
     Args:
@@ -33,9 +35,10 @@ def closed_form(
         profile: flat bandwidths are used, whatever else it knows.
         sequences: of the trace; they give the KV cache's length.
         overlap: Flash and DRAM work at the same time within a group.
+        kv_window: entries that a token reads at most; None: all.
     """
     dram, flash = profile.dram.bandwidth, profile.flash.read_bandwidth
-    kv = kv_lengths(sequences) * placement.kv_entry / dram
+    kv = kv_lengths(sequences, kv_window) * placement.kv_entry / dram
     resident, streamed = placement.pinned_weights / dram, placement.streamed / flash
     from_flash = demand.miss_bytes(placement.groups) / flash
     from_dram = demand.hit_bytes(placement.groups) / dram
@@ -52,20 +55,22 @@ def closed_form(
         attention=float(by_group[:, [not inside for inside in in_mlp]].sum()),
         compute=0.0,
     )
-    return Timing(token_s=token_s, times=times)
+    busy = Busy(
+        flash=times.streamed + float(from_flash.sum()),
+        dram=times.resident + times.kv_cache + float(from_dram.sum()),
+        compute=0.0,
+    )
+    return Timing(token_s=token_s, times=times, busy=busy)
 
 
-def unmasked_operations(placement: Placement, kv_length: float) -> float:
-    """Arithmetic operations of one token outside the groups: two for each weight, and attention over the KV cache."""
+def operations(
+    demand: Demand, placement: Placement, sequences: list[Sequence], kv_window: int | None = None
+) -> float:
+    """Arithmetic operations of the whole decode: two for each weight that is read, and attention over the KV cache."""
+    lengths = kv_lengths(sequences, kv_window)
     weights = placement.attention_parameters + placement.unmasked_mlp + placement.predictor_parameters
     weights += placement.adapter.counted if placement.adapter else 0
-    return 2.0 * weights + 2.0 * kv_length * placement.macs_per_entry
-
-
-def operations(demand: Demand, placement: Placement, sequences: list[Sequence]) -> float:
-    """Arithmetic operations of the whole decode."""
-    lengths = kv_lengths(sequences)
-    unmasked = len(lengths) * unmasked_operations(placement, float(lengths.mean()))
+    unmasked = len(lengths) * (2.0 * weights + 2.0 * float(lengths.mean()) * placement.macs_per_entry)
     parameters = np.array([plan.parameters for plan in placement.groups], np.int64)
     return unmasked + 2.0 * float((demand.indices(placement.groups).sum(axis=(0, 1)) * parameters).sum())
 
@@ -76,17 +81,28 @@ def is_mlp(slices: list[str]) -> bool:
 
 
 def prefill_seconds(
-    placement: Placement, profile: Profile, sequences: list[Sequence], *, flat: bool = True
+    placement: Placement,
+    profile: Profile,
+    sequences: list[Sequence],
+    *,
+    flat: bool = True,
+    chunk: int | None = None,
+    beside: bool = False,
 ) -> float | None:
     """Time to first token, mean over the sequences that have a prompt; None if none has.
 
-    A lower bound: the prompt is one dense pass that reads every weight once, pinned ones from DRAM and all others from
-    Flash, and the prompt's KV entries from DRAM. Where the profile knows the compute rate, the arithmetic is added, as
-    the engine does: two operations for each weight and prompt token, attention over the entries before each token and
-    its own, and one kernel a layer.
+    The prompt goes through the model in chunks. Each is one dense pass that reads every weight once, pinned ones from
+    DRAM and all others from Flash, and the KV entries up to its end from DRAM. Where the profile knows the compute
+    rate, there is arithmetic: two operations for each weight and prompt token, attention over the entries before each
+    token and its own, and one kernel a layer and chunk. No masks are applied to a prompt.
 
     Args:
+        placement: where the bytes lie.
+        profile: the device.
+        sequences: of the trace.
         flat: Flash is read at its flat bandwidth, as in the closed form; else as the engine streams weights.
+        chunk: tokens of a chunk; None: the whole prompt.
+        beside: a chunk's arithmetic is done while weights are read: it takes as long as the longer of both.
     """
     prompts = [sequence.prompt for sequence in sequences if sequence.prompt]
     if not prompts:
@@ -94,14 +110,19 @@ def prefill_seconds(
     weights = placement.pinned_weights / profile.dram.bandwidth
     from_flash = placement.streamed + placement.sparse
     weights += from_flash / profile.flash.read_bandwidth if flat else stream_seconds(profile.flash, from_flash)
-    return sum(_prefill_seconds(placement, profile, prompt) for prompt in prompts) / len(prompts) + weights
 
+    def one(prompt: int) -> float:
+        total = 0.0
+        for start in range(0, prompt, chunk or prompt):
+            end = min(start + (chunk or prompt), prompt)
+            reading = weights + end * placement.kv_entry / profile.dram.bandwidth
+            pairs = (end * (end + 1) - start * (start + 1)) // 2
+            count = 2.0 * (end - start) * placement.parameters + 2.0 * pairs * placement.macs_per_entry
+            arithmetic = compute_seconds(profile, count, placement.layers)
+            total += max(reading, arithmetic) if beside else reading + arithmetic
+        return total
 
-def _prefill_seconds(placement: Placement, profile: Profile, prompt: int) -> float:
-    """What depends on the length of the prompt: its KV entries and its arithmetic."""
-    pairs = prompt * (prompt + 1) // 2
-    operations = 2.0 * prompt * placement.parameters + 2.0 * pairs * placement.macs_per_entry
-    return prompt * placement.kv_entry / profile.dram.bandwidth + compute_seconds(profile, operations, placement.layers)
+    return sum(map(one, prompts)) / len(prompts)
 
 
 def fastest_token(placement: Placement, profile: Profile, kv_tokens: int = 0) -> float:

@@ -134,13 +134,16 @@ class Cache:
             return "count"  # nothing is kept, so no rank is asked for
         return rank_update(type(self._eviction)) if plain and self._ranks else None
 
-    def serve(self, values: np.ndarray, uncached: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def serve(
+        self, values: np.ndarray, uncached: np.ndarray, k: int, before: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Decide and serve many tokens by the compiled scan, as `step` would one by one.
 
         Args:
             values: float32 ``[tokens, units]``: scores of what is cached.
             uncached: float32 ``[tokens]``: times this, of what is not.
             k: units of each mask.
+            before: bool ``[tokens, units]``, for what is in the cache before each token.
 
         Returns:
             Masks, bool ``[tokens, units]``, valid until the next call, and hits, int32 ``[tokens]``.
@@ -151,7 +154,7 @@ class Cache:
         if self._space is None:
             self._space = compiled.Workspace(self.units)
         masks, hits = compiled.serve(
-            values, uncached, k, self.capacity, update, self._cached, rank, self._token, self._space
+            values, uncached, k, self.capacity, update, self._cached, rank, self._token, self._space, before
         )
         if self.capacity:
             self._token += len(values)

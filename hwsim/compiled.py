@@ -55,7 +55,7 @@ def top_k(values: np.ndarray, k: int) -> np.ndarray:
 
 def serve(
     values: np.ndarray, uncached: np.ndarray, k: int, capacity: int, update: RankUpdate, cached: np.ndarray,
-    rank: np.ndarray, token: int, space: Workspace | None = None,
+    rank: np.ndarray, token: int, space: Workspace | None = None, before: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Decide the masks of some tokens, each after the one before it went through the cache.
 
@@ -69,6 +69,7 @@ def serve(
         rank: int32 ``[units]``: who stays; changed.
         token: number of the first of the tokens in its sequence.
         space: to work in; the masks lie in it.
+        before: bool ``[tokens, units]``, for what was in the cache before each token.
 
     Returns:
         Masks, bool ``[tokens, units]``, and hits, int32 ``[tokens]``.
@@ -79,9 +80,10 @@ def serve(
     space = space or Workspace(units)
     masks, hits = space.masks(tokens), np.zeros(tokens, np.int32)
     values = np.require(values, requirements=["C", "W"])  # others would be compiled anew
+    kept = np.empty((0, units), np.uint8) if before is None else before.view(np.uint8)
     loop(
         values, uncached, min(k, units), capacity, _UPDATES[update], cached.view(np.uint8), rank, token,
-        masks.view(np.uint8), hits, space.scores, space.scores.view(np.int32), space.ranks, space.flags,
+        masks.view(np.uint8), hits, kept, space.scores, space.scores.view(np.int32), space.ranks, space.flags,
         space.one, space.one.view(np.int32),
     )  # fmt: skip
     return masks, hits

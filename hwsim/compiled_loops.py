@@ -151,7 +151,7 @@ def split_ranks(ranks: Any, k: Any, guess: Any) -> Any:  # the same of whole num
 @_compiled
 def loop(
     values: Any, uncached: Any, k: Any, capacity: Any, update: Any, cached: Any, rank: Any, token: Any,
-    masks: Any, hits: Any, scores: Any, keys: Any, ranks: Any, flags: Any, one: Any, bits: Any,
+    masks: Any, hits: Any, before: Any, scores: Any, keys: Any, ranks: Any, flags: Any, one: Any, bits: Any,
 ) -> None:  # fmt: skip
     tokens, units = values.shape
     occupied = np.int64(0)
@@ -160,6 +160,8 @@ def loop(
     guess, oldest = np.int64(0x3F800000), np.int64(token)  # 1.0
     for t in range(tokens):
         mask, value, factor, now = masks[t], values[t], uncached[t], np.int32(token + t)
+        if before.shape[0]:
+            before[t, :] = cached
         if k >= units:
             mask[:] = 1
         else:

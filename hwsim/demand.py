@@ -9,6 +9,7 @@ import numpy as np
 
 from hwsim.cache import Cache
 from hwsim.placement import GroupPlan
+from hwsim.seen import Seen, Watching
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,25 @@ class Demand:
         last_requests: uint8 ``[tokens, layers, groups]``: whether the last unit of the group, which may be smaller than
             the others, was among those asked for; None where all units of each group have the same size.
         last_hits: the same of the hits.
+        seen: what else was looked at; None: nothing.
     """
 
     requests: np.ndarray
     hits: np.ndarray
     last_requests: np.ndarray | None = None
     last_hits: np.ndarray | None = None
+    seen: Seen | None = None
 
     @classmethod
-    def none(cls, tokens: int, layers: int, plans: tuple[GroupPlan, ...]) -> Demand:
+    def none(
+        cls, tokens: int, layers: int, plans: tuple[GroupPlan, ...], watching: Watching | None = None
+    ) -> Demand:
         """Nothing asked for yet."""
         shape = (tokens, layers, len(plans))
         short = any(plan.short for plan in plans)
         last = [np.zeros(shape, np.uint8) if short else None for _ in range(2)]
-        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), *last)
+        seen = Seen.nothing(tokens, layers, plans, watching) if watching and plans else None
+        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), *last, seen)
 
     @classmethod
     def joined(cls, parts: list[Demand]) -> Demand:
@@ -52,6 +58,9 @@ class Demand:
         if self.last_requests is not None and self.last_hits is not None:
             self.last_requests[rows, layer, index] = served.last_requested
             self.last_hits[rows, layer, index] = served.last_hit
+        if self.seen is not None:
+            assert served.before is not None
+            self.seen.see(row, layer, index, served.masks if served.asked is None else served.asked, served.before)
 
     def hit_bytes(self, plans: tuple[GroupPlan, ...]) -> np.ndarray:
         """Bytes that were in the caches: int64 ``[tokens, layers, groups]``."""
@@ -87,6 +96,8 @@ class Served(NamedTuple):
         hits: of each: those that were cached.
         last_requested: whether the group's last unit, where it is smaller than the others, is asked for.
         last_hit: whether it was cached, too.
+        before: bool ``[tokens, units]``: what was cached before each; None: nobody wanted to know.
+        asked: bool ``[tokens, units]``: the masks in units, where `masks` are of indices.
     """
 
     masks: np.ndarray
@@ -94,6 +105,8 @@ class Served(NamedTuple):
     hits: np.ndarray | int
     last_requested: bool = False
     last_hit: bool = False
+    before: np.ndarray | None = None
+    asked: np.ndarray | None = None
 
 
 def _weighed(counts: np.ndarray, last: np.ndarray | None, unit: list[int], less: list[int]) -> np.ndarray:
@@ -105,7 +118,7 @@ def _weighed(counts: np.ndarray, last: np.ndarray | None, unit: list[int], less:
 def serve(cache: Cache, plan: GroupPlan, mask: np.ndarray) -> Served:
     """Let one mask of units, bool ``[units]``, go through a cache."""
     short = plan.short > 0
-    cached = short and bool(cache.view[-1])
+    before = cache.view.copy()
     requests, hits = cache.step(mask)
     last = short and bool(mask[-1])
-    return Served(mask[None], requests, hits, last, last and cached)
+    return Served(mask[None], requests, hits, last, last and bool(before[-1]), before[None])

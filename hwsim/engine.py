@@ -1,111 +1,267 @@
-"""The discrete-event engine: a decoder process that asks Flash and DRAM for what each token needs.
+"""The discrete-event engine: a decoder process that asks Flash, DRAM and compute for what each token needs.
 
-One request for each (token, group, device). The masks and hits are decided beforehand, because they do not depend on
-time; the engine turns them into time.
+One request for each (token, layer, group, device). The masks and hits are decided beforehand, because they do not depend
+on time; the engine turns them into time.
+
+What may happen at once is the ``overlap``: ``none``: nothing; ``group``: Flash and DRAM of one group; ``pipeline``: also
+arithmetic on hits while misses arrive, and what the next layer surely needs (pinned and streamed weights, KV entries) is
+read while Flash and DRAM have nothing else to do; ``prefetch``: also what the next layer is guessed to need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable, Generator, Hashable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import simpy
 
-from hwsim.bounds import is_mlp, kv_lengths, unmasked_operations
-from hwsim.demand import Demand
-from hwsim.devices import Device, compute_seconds, flash_seconds, stream_seconds
-from hwsim.metrics import Times, Timing
-from hwsim.placement import Placement
-from hwsim.profile import Profile
-from hwsim.trace.header import Sequence
+from hwsim.devices import Device
+from hwsim.load import Load
+from hwsim.metrics import Busy, Times, Timing
+from hwsim.profile import Thermal
 
 _Steps = Generator[simpy.Event, Any, None]
 
 
-class Decoder:
-    """Decodes token after token; everything of a token happens in order, only Flash and DRAM may overlap in a group."""
+class Recorder(Protocol):
+    """Is told what happened when: for a timeline."""
 
-    def __init__(self, demand: Demand, placement: Placement, profile: Profile, *, overlap: bool) -> None:
+    def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
+        """A device worked for something of (token, layer, group); group -1: what no mask cuts."""
+
+
+class _Ahead:
+    """Work of a device that nobody waits for yet: done in its idle time, first come, first served."""
+
+    def __init__(self, device: Device, env: simpy.Environment) -> None:
+        self._device, self._env = device, env
+        self._left: dict[Hashable, float] = {}
+        self._whole: dict[Hashable, float] = {}
+        self._since, self._busy = 0.0, 0.0
+        self.worked = 0.0
+
+    def _catch_up(self) -> None:
+        idle = self._device.idle(self._since, self._busy)
+        self._since, self._busy = self._env.now, self._device.busy
+        for key, left in self._left.items():
+            if idle <= 0:
+                break
+            done = min(left, idle)
+            self._left[key] = left - done
+            self.worked += done
+            idle -= done
+
+    def post(self, key: Hashable, seconds: float) -> None:
+        """Work that will be wanted."""
+        self._catch_up()
+        if seconds > 0:
+            self._left[key] = self._whole[key] = seconds
+
+    def claim(self, key: Hashable) -> float:
+        """It is wanted now: the share of it that is done; the rest is given up here."""
+        self._catch_up()
+        left = self._left.pop(key, None)
+        return 0.0 if left is None else 1.0 - left / self._whole.pop(key)
+
+    def forget(self) -> None:
+        """Nothing of it will be wanted."""
+        self._catch_up()
+        self._left.clear()
+        self._whole.clear()
+
+
+class _Where(NamedTuple):
+    token: int
+    layer: int
+    group: int = -1
+
+
+class Decoder:
+    """Decodes token after token."""
+
+    def __init__(
+        self, load: Load, *, overlap: str, thermal: Thermal | None = None, recorder: Recorder | None = None
+    ) -> None:
         self.env = simpy.Environment()
         self.flash, self.dram, self.unit = (Device(self.env, name) for name in ("flash", "dram", "compute"))
-        self._placement, self._profile, self._overlap = placement, profile, overlap
-        groups = placement.groups
-        self._misses = (demand.requests - demand.hits).tolist()
-        self._hit_bytes, self._indices = demand.hit_bytes(groups).tolist(), demand.indices(groups).tolist()
-        last = demand.last_misses
-        self._last = np.zeros_like(demand.hits).tolist() if last is None else last.tolist()
-        self._flash_seconds = flash_seconds(profile.flash)
-        self._dram_bandwidth = profile.dram.bandwidth
-        self._streamed_s = stream_seconds(profile.flash, placement.streamed)
-        self._kinds = ["mlp" if is_mlp(plan.group.slices) else "attention" for plan in placement.groups]
+        self._load, self._thermal, self._recorder = load, thermal, recorder
+        self._group = overlap != "none"
+        self._pipeline = overlap in ("pipeline", "prefetch")
+        self._flash_ahead, self._dram_ahead = _Ahead(self.flash, self.env), _Ahead(self.dram, self.env)
         self.spent = dict.fromkeys(("resident", "kv_cache", "streamed", "mlp", "attention", "compute"), 0.0)
         self.token_s: list[float] = []
+        self.guessed = None if load.ahead is None else np.zeros(load.ahead.shape)  # share that was read in time
 
-    def run(self, lengths: list[int], progress: Callable[[int], None] | None) -> _Steps:
-        """The decoder process: `lengths` are the KV entries that each token reads."""
-        pinned, entry = self._placement.pinned_weights, self._placement.kv_entry
-        for token, length in enumerate(lengths):
+    def run(self, progress: Callable[[int], None] | None) -> _Steps:
+        """The decoder process."""
+        load = self._load
+        layers, kinds = load.layers, list(enumerate(load.kinds))
+        self._resident, self._streamed = load.resident.tolist(), load.streamed.tolist()
+        self._kv = load.kv_cache.tolist()
+        for token in range(load.tokens):
+            if token in load.starts:
+                self._flash_ahead.forget()
+                self._dram_ahead.forget()
             start = self.env.now
-            yield from self._work("resident", self.dram, pinned / self._dram_bandwidth)
-            yield from self._work("kv_cache", self.dram, length * entry / self._dram_bandwidth)
-            yield from self._work("streamed", self.flash, self._streamed_s)
-            unmasked = unmasked_operations(self._placement, length)
-            yield from self._compute(unmasked, len(self._misses[token]))
-            for layer, misses in enumerate(self._misses[token]):
-                for index, plan in enumerate(self._placement.groups):
-                    from_dram = self._hit_bytes[token][layer][index] / self._dram_bandwidth
-                    last = plan.last_slice_bytes if self._last[token][layer][index] else ()
-                    from_flash = self._flash_seconds(misses[index], plan.slice_bytes, last)
-                    yield from self._read(self._kinds[index], from_dram, from_flash)
-                    yield from self._compute(2.0 * self._indices[token][layer][index] * plan.parameters, 1)
+            unmasked = load.unmasked[token].tolist()
+            rows = [
+                each[token].tolist()
+                for each in (load.selection, load.dram, load.flash, load.fills, load.on_hits, load.on_misses)
+            ]
+            for layer in range(layers + 1):
+                yield from self._read_unmasked(_Where(token, layer), unmasked[layer])
+                if self._pipeline:
+                    self._look_ahead(token, layer)
+                if layer == layers:
+                    break
+                for group, kind in kinds:
+                    work = [each[layer][group] for each in rows]
+                    yield from self._read_group(_Where(token, layer, group), kind, *work)
             self.token_s.append(self.env.now - start)
             if progress:
                 progress(token + 1)
 
-    def _work(self, what: str, device: Device, seconds: float) -> _Steps:
+    def busy(self) -> Busy:
+        """How long each device worked, also for what was read ahead."""
+        flash, dram = self.flash.busy + self._flash_ahead.worked, self.dram.busy + self._dram_ahead.worked
+        return Busy(flash=flash, dram=dram, compute=self.unit.busy)
+
+    def _read_unmasked(self, at: _Where, arithmetic: float) -> _Steps:
+        """What no mask cuts: pinned weights and KV entries from DRAM, streamed weights from Flash, arithmetic."""
+        layer = at.layer
+        kv = self._kv[at.token] if layer < self._load.layers else 0.0
+        resident, streamed = self._resident[layer], self._streamed[layer]
+        if not self._pipeline:
+            yield from self._serve("resident", self.dram, at, resident + kv)
+            self.spent["resident"] -= kv  # one request for both, and an account for each
+            self.spent["kv_cache"] += kv
+            yield from self._serve("streamed", self.flash, at, streamed)
+            yield from self._serve("compute", self.unit, at, arithmetic)
+            return
+        key = (at.token, layer)
+        wanted, sure = 1.0 - self._dram_ahead.claim(key), 1.0 - self._flash_ahead.claim(key)
+        resident, kv, streamed = resident * wanted, kv * wanted, streamed * sure
+        took = yield from self._together(
+            at, ("resident", self.dram, resident + kv), ("streamed", self.flash, streamed),
+            ("compute", self.unit, arithmetic),
+        )  # fmt: skip
+        dram, flash, _ = took
+        self._spend("resident", dram * resident / (resident + kv) if dram else 0.0)
+        self._spend("kv_cache", dram * kv / (resident + kv) if dram else 0.0)
+        self._spend("streamed", max(flash - dram, 0.0))
+        self._spend("compute", max(took) - max(flash, dram))
+
+    def _look_ahead(self, token: int, layer: int) -> None:
+        """Read in idle time what the next layer needs: surely, and by the guess."""
+        load, after = self._load, layer + 1
+        if after > load.layers:
+            token, after = token + 1, 0
+            if token == load.tokens or token in load.starts:
+                return
+        kv = self._kv[token] if after < load.layers else 0.0
+        self._dram_ahead.post((token, after), self._resident[after] + kv)
+        self._flash_ahead.post((token, after), self._streamed[after])
+        if load.ahead is not None and after < load.layers:
+            for group, seconds in enumerate(load.ahead[token, after].tolist()):
+                self._flash_ahead.post((token, after, group), seconds)
+
+    def _read_group(
+        self, at: _Where, kind: str, selection: float, dram: float, flash: float, fills: float,
+        on_hits: float, on_misses: float,
+    ) -> _Steps:  # fmt: skip
+        """One group: choose its mask, read hits from DRAM and misses from Flash, compute."""
+        yield from self._serve("compute", self.unit, at, selection)
+        if self.guessed is not None and self._load.left is not None:
+            share = self._flash_ahead.claim(tuple(at))
+            self.guessed[tuple(at)] = share
+            flash += share * (float(self._load.left[tuple(at)]) - flash)
+        if not self._group:
+            yield from self._serve(kind, self.dram, at, dram)
+            if not fills:
+                yield from self._serve(kind, self.flash, at, flash)
+            else:
+                took = yield from self._together(at, (kind, self.flash, flash), (kind, self.dram, fills))
+                self._spend(kind, max(took))
+                yield from self._serve(kind, self.dram, at, fills)
+            yield from self._serve("compute", self.unit, at, on_hits + on_misses)
+            return
+        beside = on_hits if self._pipeline else 0.0
+        took = yield from self._together(
+            at, (kind, self.flash, flash), (kind, self.dram, dram + fills), ("compute", self.unit, beside)
+        )
+        read = max(took[:2])
+        self._spend(kind, read)
+        self._spend("compute", max(took[2] - read, 0.0))
+        if self._pipeline:
+            took = yield from self._together(at, (kind, self.dram, fills), ("compute", self.unit, on_misses))
+            self._spend(kind, took[0])
+            self._spend("compute", max(took[1] - took[0], 0.0))
+            return
+        yield from self._serve(kind, self.dram, at, fills)
+        yield from self._serve("compute", self.unit, at, on_hits + on_misses)
+
+    def _serve(self, what: str, device: Device, at: _Where, seconds: float) -> _Steps:
+        """One device works, all others wait."""
         if seconds > 0:
-            self.spent[what] += seconds
+            seconds = self._slowed(device, seconds)
+            if self._recorder:
+                self._recorder.slice(device.name, what, at, self.env.now, seconds)
+            self._spend(what, seconds)
             yield from device.serve(seconds)
 
-    def _read(self, what: str, from_dram: float, from_flash: float) -> _Steps:
-        if not self._overlap or from_dram == 0 or from_flash == 0:
-            yield from self._work(what, self.dram, from_dram)
-            yield from self._work(what, self.flash, from_flash)
-            return
-        start = self.env.now
-        both = [self.env.process(self.dram.serve(from_dram)), self.env.process(self.flash.serve(from_flash))]
-        yield self.env.all_of(both)
-        self.spent[what] += self.env.now - start
+    def _together(
+        self, at: _Where, *parts: tuple[str, Device, float]
+    ) -> Generator[simpy.Event, Any, list[float]]:
+        """Several devices work at once; how long each took, all of them waited for."""
+        took = []
+        for what, device, seconds in parts:
+            if seconds <= 0:
+                took.append(0.0)
+                continue
+            seconds = self._slowed(device, seconds)
+            if self._recorder:
+                self._recorder.slice(device.name, what, at, self.env.now, seconds)
+            took.append(device.wait(seconds))
+        if any(took):
+            yield self.env.timeout(max(took))
+        return took
 
-    def _compute(self, operations: float, kernels: int) -> _Steps:
-        yield from self._work("compute", self.unit, compute_seconds(self._profile, operations, kernels))
+    def _slowed(self, device: Device, seconds: float) -> float:
+        """What heat makes of it: Flash that has worked for long is slower."""
+        hot = self._thermal
+        if hot is None or device is not self.flash or device.busy + self._flash_ahead.worked < hot.after:
+            return seconds
+        return seconds / hot.factor
+
+    def _spend(self, what: str, seconds: float) -> None:
+        self.spent[what] += seconds
 
 
 def run_events(
-    demand: Demand,
-    placement: Placement,
-    profile: Profile,
-    sequences: list[Sequence],
+    load: Load,
     *,
-    overlap: bool,
+    overlap: str,
+    thermal: Thermal | None = None,
+    recorder: Recorder | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Timing:
-    """Simulate the decode of all sequences, one after the other.
+    """Simulate a decode.
 
     Args:
-        demand: requests and hits of every token, layer and group.
-        placement: where the bytes lie.
-        profile: all that is known of the device.
-        sequences: of the trace; they give the KV cache's length.
-        overlap: Flash and DRAM work at the same time within a group.
+        load: what it asks of each device.
+        overlap: what may happen at once.
+        thermal: what heat makes of Flash.
+        recorder: is told what happened when.
         progress: is called with the number of tokens done.
     """
-    decoder = Decoder(demand, placement, profile, overlap=overlap)
-    decoder.env.process(decoder.run(kv_lengths(sequences).tolist(), progress))
+    decoder = Decoder(load, overlap=overlap, thermal=thermal, recorder=recorder)
+    decoder.env.process(decoder.run(progress))
     decoder.env.run()
     return Timing(
         token_s=np.array(decoder.token_s),
         times=Times(total=decoder.env.now, **decoder.spent),
         events=sum(device.requests for device in (decoder.flash, decoder.dram, decoder.unit)),
+        busy=decoder.busy(),
+        guessed=decoder.guessed,
     )

@@ -18,6 +18,7 @@ from hwsim.evictions import Eviction
 from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
+from hwsim.seen import Watching
 from hwsim.select import CacheListener, GroupScan, MaskListener, SignalSource
 from hwsim.shared_cache import SharedCache, check_shared
 from hwsim.shares import Shared
@@ -93,6 +94,7 @@ def scan_shared(
     listener: MaskListener | None = None,
     contents: CacheListener | None = None,
     progress: Callable[[int], None] | None = None,
+    watching: Watching | None = None,
 ) -> Demand:
     """Decide all masks and count all hits, as `hwsim.select.scan` does, with caches that groups share.
 
@@ -109,6 +111,7 @@ def scan_shared(
         listener: is told every mask.
         contents: is told what of each group is cached at the end.
         progress: is called with the number of layers done, or their share.
+        watching: what is looked at besides counts.
 
     Raises:
         ContractError: the policy or the eviction broke its contract.
@@ -116,7 +119,7 @@ def scan_shared(
         TraceError: a signal is missing or damaged.
     """
     decoded = sum(sequence.tokens - sequence.prompt for sequence in sequences)
-    demand = Demand.none(decoded, model.num_hidden_layers, plans)
+    demand = Demand.none(decoded, model.num_hidden_layers, plans, watching)
     caches = SharedCaches(plans, model.num_hidden_layers, shared, eviction)
     for members in caches.rounds:
         scans = {
@@ -154,6 +157,7 @@ def count_shared(
     *,
     fresh: bool = True,
     contents: CacheListener | None = None,
+    watching: Watching | None = None,
 ) -> Demand:
     """Let masks that were decided go through shared caches.
 
@@ -164,9 +168,10 @@ def count_shared(
         caches: that they go through.
         fresh: each sequence begins with empty caches; else they go on as they are.
         contents: is told what of each group is cached at the end.
+        watching: what is looked at besides counts.
     """
     plans = caches.plans
-    demand = Demand.none(sum(tokens), caches.layers, plans)
+    demand = Demand.none(sum(tokens), caches.layers, plans, watching)
     for members in caches.rounds:
         places = list(product(members, range(len(plans))))
         masks = {place: read(*place) for place in places}

@@ -27,6 +27,7 @@ from hwsim.interleave import SharedCaches, count_shared
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan, Placement
 from hwsim.policy import Field, Group, Policy
+from hwsim.seen import Watching
 from hwsim.select import CacheListener
 from hwsim.trace import Sequence, TraceHeader
 
@@ -217,6 +218,7 @@ class MaskFile:
         eviction: Eviction,
         setup: CacheSetup | None = None,
         contents: CacheListener | None = None,
+        watching: Watching | None = None,
     ) -> Demand:
         """What the masks ask of the caches of a placement. A unit of several indices is needed if any of them is.
 
@@ -225,6 +227,7 @@ class MaskFile:
             eviction: picks who leaves a cache.
             setup: how caches admit, and what is in them from the start; those that groups share have none.
             contents: is told what each holds at the end.
+            watching: what is looked at besides counts.
 
         Raises:
             TraceError: masks are missing, or of another shape than the header says.
@@ -239,8 +242,9 @@ class MaskFile:
                 tokens,
                 SharedCaches(plans, layers, placement.shared, eviction),
                 contents=contents,
+                watching=watching,
             )
-        demand = Demand.none(decoded, layers, plans)
+        demand = Demand.none(decoded, layers, plans, watching)
         for layer in range(layers):
             for index, plan in enumerate(plans):
                 masks = self._units(layer, plan, decoded)

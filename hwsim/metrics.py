@@ -36,6 +36,34 @@ class Times(_Record):
     compute: float  # arithmetic and its fixed costs, where the profile knows them
 
 
+class Busy(_Record):
+    """How long each device worked, s; the decode can take no less than the longest, and no more than all together."""
+
+    flash: float
+    dram: float
+    compute: float
+
+
+class EnergyBySource(_Record):
+    """Energy of the whole decode, J; None: the profile does not know it."""
+
+    flash: float
+    dram_read: float
+    dram_write: float | None
+    compute: float | None
+    base: float | None
+
+
+class Prefetched(_Record):
+    """What was read ahead, over the whole decode."""
+
+    rule: str
+    precision: float | None  # share of the guessed units, not cached, that were needed
+    recall: float | None  # share of the misses that were guessed
+    read_bytes: int  # that were read in time
+    wasted_bytes: int  # of them, for nothing
+
+
 class GroupResult(_Record):
     """One group of one layer, over the whole decode."""
 
@@ -85,6 +113,10 @@ class Result(_Record):
     cache_bytes: int
     budget_bytes: int
     energy_j: float | None
+    energy_by_source_j: EnergyBySource | None
+    power_w: float | None  # mean over the decode
+    busy_s: Busy
+    prefetch: Prefetched | None
     events: int  # services of Flash, DRAM and compute that the event engine went through; 0 with the closed form
     groups: list[GroupResult]
     per_token: list[TokenResult] | None = None
@@ -150,4 +182,6 @@ class Timing(_Record):
 
     token_s: np.ndarray  # float64 [tokens]
     times: Times
+    busy: Busy
     events: int = 0  # that the event engine handled
+    guessed: np.ndarray | None = None  # float64 [tokens, layers, groups]: share of a guess that was read in time

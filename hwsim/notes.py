@@ -8,6 +8,7 @@ from hwsim.devices import flash_seconds, read_sizes
 from hwsim.evictions import Eviction
 from hwsim.placement import Placement
 from hwsim.profile import Profile
+from hwsim.reads import ReadSetup
 from hwsim.trace import FLOAT16, Encoding
 from hwsim.units import show_rate, show_size
 
@@ -25,6 +26,7 @@ def notes(
     *,
     encoding: Encoding = FLOAT16,
     bypass: bool = False,
+    reads: ReadSetup | None = None,
 ) -> list[str]:
     """The notes of one replay.
 
@@ -37,6 +39,7 @@ def notes(
         timing: ``events`` or ``closed-form``.
         encoding: of the trace.
         bypass: whether the caches may refuse what a token needs.
+        reads: how units lie in Flash and are read.
     """
     found = []
     whole = show_size(placement.resident_weights + placement.sparse)
@@ -73,8 +76,8 @@ def notes(
     elif placement.groups and eviction.caches:
         found += _cache_notes(placement, name, bypass)
     found += _energy(profile)
-    if timing == "events":
-        found += _small_reads(placement, profile, name)
+    if timing == "events" and (reads is None or reads.plain):
+        found += _small_reads(placement, profile, name, reads or ReadSetup())
     return found
 
 
@@ -127,18 +130,20 @@ def _energy(profile: Profile) -> list[str]:
     return [f"Energy is that of reading Flash and DRAM; the profile knows no {' and no '.join(missing)}."]
 
 
-def _small_reads(placement: Placement, profile: Profile, name: str) -> list[str]:
+def _small_reads(placement: Placement, profile: Profile, name: str, reads: ReadSetup) -> list[str]:
     """Units whose reads are so small that Flash is far from its flat rate: this decides such results, so it is said."""
     if not placement.groups or placement.everything_fits:
         return []
     seconds = flash_seconds(profile.flash)
-    rates = {plan.group.name: _MANY * plan.unit_bytes / seconds(_MANY, plan.slice_bytes) for plan in placement.groups}
+    slices = {plan.group.name: reads.slices(plan)[0] for plan in placement.groups}
+    rates = {
+        plan.group.name: _MANY * plan.unit_bytes / seconds(_MANY, slices[plan.group.name]) for plan in placement.groups
+    }
     slow = {group: rate for group, rate in rates.items() if rate < profile.flash.read_bandwidth / 2}
-    pages = _whole_pages(placement, profile)
+    pages = _whole_pages(placement, profile, reads)
     if not slow:
         return [f"{name}: {pages}"] if pages else []
-    sizes = {plan.group.name: min(plan.slice_bytes) for plan in placement.groups}
-    shown = ", ".join(f"{group} {show_size(sizes[group])} at {show_rate(rate)}" for group, rate in slow.items())
+    shown = ", ".join(f"{group} {show_size(min(slices[group]))} at {show_rate(rate)}" for group, rate in slow.items())
     flat = show_rate(profile.flash.read_bandwidth)
     return [
         f"{name}: units are read from Flash in small pieces ({shown}), far below the {flat} of large reads: this is "
@@ -147,10 +152,11 @@ def _small_reads(placement: Placement, profile: Profile, name: str) -> list[str]
     ]
 
 
-def _whole_pages(placement: Placement, profile: Profile) -> str:
+def _whole_pages(placement: Placement, profile: Profile, reads: ReadSetup) -> str:
     """How much more Flash reads than is needed, where that is much; the energy counts what it reads."""
     read = {
-        plan.group.name: sum(read_sizes(profile.flash, plan.slice_bytes)) / plan.unit_bytes for plan in placement.groups
+        plan.group.name: sum(read_sizes(profile.flash, reads.slices(plan)[0])) / plan.unit_bytes
+        for plan in placement.groups
     }
     much = ", ".join(f"for {group} {times:.3g} times" for group, times in read.items() if times >= _MUCH)
     page = profile.flash.page_size

@@ -41,6 +41,9 @@ class Placement:
         adapter: the LoRA adapter that the model carries.
         attention_parameters: unmasked weights of the attention and the LM head.
         macs_per_entry: multiplications of one token's attention for each KV entry, all layers.
+        unmasked_bytes: of the weights that no mask cuts: of a layer's attention, the LM head, what the policy and the
+            adapter keep, and of a layer's MLP.
+        head_parameters: weights of the LM head.
     """
 
     budget: int
@@ -59,6 +62,8 @@ class Placement:
     predictor_parameters: int
     attention_parameters: int
     macs_per_entry: int
+    unmasked_bytes: tuple[int, int, int, int]
+    head_parameters: int
     adapter: Adapter | None = None
     shared: Shared | None = None
 
@@ -66,6 +71,23 @@ class Placement:
     def pinned_weights(self) -> int:
         """Resident weights that do lie in DRAM, read from there at every token."""
         return self.resident_weights - self.streamed
+
+    def by_layer(self) -> tuple[list[int], list[int]]:
+        """Bytes of unmasked weights that each layer reads, and after the last one the LM head: pinned, and streamed.
+
+        They are pinned in the order of rule 2: attention, LM head, what the policy and the adapter keep, MLP.
+        """
+        attention, head, extra, mlp = self.unmasked_bytes
+        each = [extra // self.layers + (layer < extra % self.layers) for layer in range(self.layers)]
+        order = [(layer, attention) for layer in range(self.layers)] + [(self.layers, head)]
+        order += list(enumerate(each)) + [(layer, mlp) for layer in range(self.layers)]
+        pinned, streamed, room = [0] * (self.layers + 1), [0] * (self.layers + 1), self.pinned_weights
+        for layer, size in order:
+            there = min(size, room)
+            pinned[layer] += there
+            streamed[layer] += size - there
+            room -= there
+        return pinned, streamed
 
     @property
     def everything_fits(self) -> bool:
@@ -158,7 +180,9 @@ def place(
     }
     extra = stored_bytes(predictor_parameters, bits.predictor)
     extra += stored_bytes(adapter.counted, bits.adapter) if adapter else 0
-    resident = layers * sum(whole.values()) + sizes.lm_head + extra
+    in_attention = sum(size for name, size in whole.items() if name in ATTENTION)
+    in_mlp = sum(size for name, size in whole.items() if name not in ATTENTION)
+    resident = layers * (in_attention + in_mlp) + sizes.lm_head + extra
     streamed = max(0, kv_reserved + resident - budget)
     cache_bytes = max(0, budget - kv_reserved - resident)
     shared, groups = _caches(plans, layers, cache_bytes, scope, shares)
@@ -181,6 +205,8 @@ def place(
         adapter=adapter,
         attention_parameters=layers * attention + model.vocab_size * model.hidden_size,
         macs_per_entry=layers * 2 * model.num_attention_heads * model.head_dim,
+        unmasked_bytes=(in_attention, sizes.lm_head, extra, in_mlp),
+        head_parameters=model.vocab_size * model.hidden_size,
         shared=shared,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +16,17 @@ import hwsim
 from hwsim import bounds, metrics
 from hwsim.contents import UnitSets
 from hwsim.demand import Demand
-from hwsim.devices import read_sizes
-from hwsim.engine import run_events
+from hwsim.effective import effective
+from hwsim.engine import Recorder, run_events
 from hwsim.evictions import Eviction
+from hwsim.flashbytes import flash_reads
+from hwsim.load import make_load
 from hwsim.model import ModelShape
 from hwsim.notes import notes
-from hwsim.placement import GroupPlan, Placement
+from hwsim.placement import Placement
 from hwsim.policy import Policy
 from hwsim.profile import Profile
+from hwsim.reads import ReadSetup
 from hwsim.settings import Settings
 from hwsim.trace import TraceHeader
 
@@ -46,6 +50,7 @@ def measure(
     names: Names,
     *,
     progress: Callable[[int], None] | None = None,
+    recorder: Recorder | None = None,
 ) -> metrics.Result:
     """Time, bytes and energy of a demand, however it came about.
 
@@ -55,12 +60,22 @@ def measure(
         demand: requests and hits of every decoded token.
         placement: where the bytes lie.
         progress: is told how many tokens are done.
+        recorder: is told what happened when.
     """
-    overlap = settings.overlap == "group"
+    profile = effective(profile, settings)
     if settings.timing == "closed-form":
-        timing = bounds.closed_form(demand, placement, profile, header.sequences, overlap=overlap)
+        timing = bounds.closed_form(
+            demand, placement, profile, header.sequences,
+            overlap=settings.overlap == "group", kv_window=settings.kv_window,
+        )  # fmt: skip
     else:
-        timing = run_events(demand, placement, profile, header.sequences, overlap=overlap, progress=progress)
+        load = make_load(
+            demand, placement, profile, header.sequences,
+            bits=settings.bits, reads=settings.reads, fills=settings.fills, kv_window=settings.kv_window,
+        )  # fmt: skip
+        timing = run_events(
+            load, overlap=settings.overlap, thermal=profile.flash.thermal, recorder=recorder, progress=progress
+        )
     return _result(header, source, profile, policy, settings, placement, demand, timing, eviction, names)
 
 
@@ -72,7 +87,7 @@ def _result(
     tokens = header.decoded
     requests, hits = (array.astype(np.int64) for array in (demand.requests, demand.hits))
     flash, dram = demand.miss_bytes(plans), demand.hit_bytes(plans)
-    kv = bounds.kv_lengths(header.sequences) * placement.kv_entry
+    kv = bounds.kv_lengths(header.sequences, settings.kv_window) * placement.kv_entry
     flash_token = flash.sum(axis=(1, 2)) + placement.streamed
     dram_token = dram.sum(axis=(1, 2)) + placement.pinned_weights + kv
     groups = [
@@ -92,9 +107,13 @@ def _result(
     ]
     asked, found = int(requests.sum()), int(hits.sum())
     flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
-    flash_read = flash_bytes
+    flash_read, prefetched = flash_bytes, None
     if settings.timing == "events":  # the closed form knows no pages
-        flash_read += _rounded_up(demand, plans, profile)
+        flash_read, prefetched = flash_reads(demand, placement, profile.flash, settings, timing)
+    written = int(flash.sum()) if settings.fills else 0
+    counted = bounds.operations(demand, placement, header.sequences, settings.kv_window)
+    energy = _energy(profile, flash_read, dram_bytes + written, written, counted, timing)
+    spent = None if energy is None else sum(part for part in energy.model_dump().values() if part)
     return metrics.Result(
         provenance=provenance(header, source, profile, policy, settings, placement, eviction, names),
         notes=notes(
@@ -106,11 +125,15 @@ def _result(
             settings.timing,
             encoding=header.encoding,
             bypass=(settings.caches.admission or eviction.admission) == "bypass",
+            reads=settings.reads,
         ),
         tokens=tokens,
         throughput_tok_s=tokens / timing.times.total,
         latency_s=metrics.latency(timing.token_s),
-        ttft_s=bounds.prefill_seconds(placement, profile, header.sequences, flat=settings.timing == "closed-form"),
+        ttft_s=bounds.prefill_seconds(
+            placement, profile, header.sequences, flat=settings.timing == "closed-form",
+            chunk=settings.prefill_chunk, beside=settings.overlap in ("pipeline", "prefetch"),
+        ),
         time_s=timing.times,
         unit_requests=asked,
         unit_hits=found,
@@ -124,26 +147,15 @@ def _result(
         streamed_bytes=placement.streamed,
         cache_bytes=placement.cache_bytes if plans else 0,
         budget_bytes=placement.budget,
-        energy_j=_energy(
-            profile, flash_read, dram_bytes, bounds.operations(demand, placement, header.sequences), timing
-        ),
+        energy_j=spent,
+        energy_by_source_j=energy,
+        power_w=None if spent is None else spent / timing.times.total,
+        busy_s=timing.busy,
+        prefetch=prefetched,
         events=timing.events,
         groups=groups,
         per_token=_per_token(timing, requests, hits, flash_token, dram_token) if settings.per_token else None,
     )
-
-
-def _rounded_up(demand: Demand, plans: tuple[GroupPlan, ...], profile: Profile) -> int:
-    """Bytes that Flash reads beyond the needed ones, because it reads whole pages."""
-    more = 0
-    last = demand.last_misses
-    for index, plan in enumerate(plans):
-        page = sum(read_sizes(profile.flash, plan.slice_bytes)) - plan.unit_bytes
-        more += int((demand.requests - demand.hits)[:, :, index].sum(dtype=np.int64)) * page
-        if plan.short and last is not None:
-            page_of_last = sum(read_sizes(profile.flash, plan.last_slice_bytes)) - plan.last_bytes
-            more += int(last[:, :, index].sum(dtype=np.int64)) * (page_of_last - page)
-    return more
 
 
 def _density(model: ModelShape, placement: Placement, demand: Demand, tokens: int) -> float:
@@ -155,13 +167,18 @@ def _density(model: ModelShape, placement: Placement, demand: Demand, tokens: in
 
 
 def _energy(
-    profile: Profile, flash_read_bytes: int, dram_bytes: int, operations: float, timing: metrics.Timing
-) -> float | None:
+    profile: Profile, flash_read: int, dram_read: int, dram_written: int, operations: float, timing: metrics.Timing
+) -> metrics.EnergyBySource | None:
     if profile.energy is None:
         return None
     energy = profile.energy
-    moved = flash_read_bytes * energy.flash_read + dram_bytes * energy.dram_read
-    return moved + operations * (energy.compute or 0.0) + timing.times.total * (energy.base_power or 0.0)
+    return metrics.EnergyBySource(
+        flash=flash_read * energy.flash_read,
+        dram_read=dram_read * energy.dram_read,
+        dram_write=None if energy.dram_write is None else dram_written * energy.dram_write,
+        compute=None if energy.compute is None else operations * energy.compute,
+        base=None if energy.base_power is None else timing.times.total * energy.base_power,
+    )
 
 
 def _per_token(
@@ -202,9 +219,25 @@ def provenance(
             "admission": settings.caches.admission or eviction.admission,
             "pinned": _units(settings.caches.pinned, placement),
             "warm": _units(settings.caches.warm, placement),
+            **_beyond(settings),
         },
         "seed": settings.seed,
     }
+
+
+def _beyond(settings: Settings) -> dict[str, Any]:
+    """What of the device's finer points was chosen; where nothing was, nothing is told."""
+    reads, prefetch = settings.reads, settings.prefetch
+    chosen = {
+        "reads": None if reads == ReadSetup() else asdict(reads),
+        "prefetch": prefetch and _plugin(prefetch[0], prefetch[1], type(prefetch[1])),
+        "fills": settings.fills or None,
+        "engine": settings.engine,
+        "ignore": sorted(settings.ignore) or None,
+        "kv_window": settings.kv_window,
+        "prefill_chunk": settings.prefill_chunk,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def _units(found: UnitSets | None, placement: Placement) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from hwsim.evictions import Eviction
 from hwsim.model import NORMS, ModelShape
 from hwsim.placement import GroupPlan
 from hwsim.policy import Policy
+from hwsim.seen import Watching
 from hwsim.trace import Sequence, Trace
 
 _WORTH = 10_000  # decisions that pay for loading the compiled scan
@@ -61,6 +62,7 @@ def scan(
     contents: CacheListener | None = None,
     progress: Callable[[int], None] | None = None,
     threads: int = 1,
+    watching: Watching | None = None,
 ) -> Demand:
     """Decide all masks and count all hits.
 
@@ -81,6 +83,7 @@ def scan(
         contents: is told what each cache holds at the end.
         progress: is called with the number of layers done.
         threads: that share the layers, where numpy and the compiled scan do the work; Python's own would gain nothing.
+        watching: what is looked at besides counts.
 
     Raises:
         ContractError: the policy or the eviction broke its contract.
@@ -88,13 +91,16 @@ def scan(
     """
     _keep_freed_memory()
     decoded = sum(sequence.tokens - sequence.prompt for sequence in sequences)
-    demand = Demand.none(decoded, model.num_hidden_layers, plans)
+    demand = Demand.none(decoded, model.num_hidden_layers, plans, watching)
     fast = worth_compiling(decoded * model.num_hidden_layers * len(plans))
     every = range(model.num_hidden_layers) if layers is None else layers
 
     def begun(layer: int) -> list[GroupScan]:
         return [
-            GroupScan(policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index), fast=fast)
+            GroupScan(
+                policy, plan, model, layer, eviction, setup,
+                name=name, seed=(seed, layer, index), fast=fast, watched=demand.seen is not None,
+            )
             for index, plan in enumerate(plans)
         ]
 
@@ -163,6 +169,7 @@ class GroupScan:
         cache: that the masks go through, where it is shared with others; else one of its own.
         blind: why the policy may not read ``ctx.cached``, where the masks go through the cache later.
         fast: take the compiled scan where policy and cache allow it; it decides the same.
+        watched: somebody wants to know what was cached before each token.
     """
 
     def __init__(
@@ -179,8 +186,9 @@ class GroupScan:
         cache: Cache | None = None,
         blind: str = "",
         fast: bool = False,
+        watched: bool = False,
     ) -> None:
-        self.plan, self._eviction, self._blind = plan, eviction, blind
+        self.plan, self._eviction, self._blind, self._watched = plan, eviction, blind, watched
         self._k = plan.k[layer]
         self._decider = Decider(policy.in_layer(layer), name, plan, model, layer, seed)
         self._blocks = fast and self._decider.scores_blocks  # masks of many tokens are decided at once
@@ -236,8 +244,9 @@ class GroupScan:
                     yield self.step(row)
             elif self._fast:
                 uncached = np.ones(block.tokens, np.float32) if scores.uncached is None else scores.uncached
-                found, hits = self._cache.serve(scores.values, uncached, self._k)
-                yield Served(found, self._k, hits)
+                before = np.empty(scores.values.shape, bool) if self._watched else None
+                found, hits = self._cache.serve(scores.values, uncached, self._k, before)
+                yield Served(found, self._k, hits, before=before)
             else:
                 first = self._decider.token + 1 - block.tokens
                 for token, mask in enumerate(compiled.top_k(scores.values, self._k), first):
@@ -271,7 +280,7 @@ class GroupScan:
         served = serve(self._cache, self.plan, mask)
         if self._k and served.requests != self._k:
             raise self._decider.wrong_size(token, int(served.requests))
-        return served._replace(masks=self.expand(mask)[None])
+        return served._replace(masks=self.expand(mask)[None], asked=mask[None])
 
 
 def worth_compiling(decisions: int) -> bool:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from hwsim.cache import CacheSetup
-from hwsim.errors import SettingError
+from hwsim.errors import SettingError, did_you_mean
 from hwsim.layout import Layout
 from hwsim.model import Bits
+from hwsim.prefetch import Prefetch
+from hwsim.reads import ReadSetup
 from hwsim.shares import Scope, Shares
 from hwsim.units import shorten
+
+OverlapMode = Literal["none", "group", "pipeline", "prefetch"]
+
+MECHANISMS = (
+    "pages", "latency", "requests", "thermal", "compute", "overhead", "selection", "bookkeeping",
+)  # fmt: skip
+"""What a profile may say beyond flat rates, by the names of ``--ignore``."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,8 @@ class Settings:
         kv_tokens: tokens that the KV cache is reserved for; None: the trace's longest sequence.
         bits: of stored numbers, by part of the model.
         timing: the event engine, or the closed form of the paper.
-        overlap: ``group``: Flash and DRAM work at the same time within a group.
+        overlap: ``group``: Flash and DRAM work at the same time within a group; ``pipeline``: and compute, and what the
+            next layer surely needs is read in idle time; ``prefetch``: and what it is guessed to need.
         seed: of the random numbers that policies may draw.
         per_token: keep a record of every token.
         caches: how they admit, and what is in them from the start.
@@ -34,6 +44,13 @@ class Settings:
         cache_shares: how the caches' bytes are divided over layers and groups; None: equally.
         block: neighbours of a group's axis that make up a unit.
         neurons: which neurons are neighbours; None: the model's own order.
+        reads: how units lie in Flash and are read.
+        prefetch: guesses what is needed next, under ``overlap="prefetch"``.
+        fills: what comes from Flash is written to DRAM and read from there again, beside all other reads of DRAM.
+        engine: which of the profile's engines reads DRAM; None: as fast as all of them together.
+        ignore: mechanisms of the profile that are left out.
+        kv_window: entries of the KV cache that a token reads at most; None: all.
+        prefill_chunk: tokens of a prompt that go through the model at once; None: all.
 
     Raises:
         SettingError: one of them is impossible.
@@ -43,7 +60,7 @@ class Settings:
     kv_tokens: int | None = None
     bits: Bits = field(default_factory=Bits)
     timing: Literal["events", "closed-form"] = "events"
-    overlap: Literal["none", "group"] = "none"
+    overlap: OverlapMode = "none"
     seed: int = 0
     per_token: bool = False
     lora: Path | None = None
@@ -53,12 +70,19 @@ class Settings:
     block: int = 1
     neurons: Layout | None = None
     caches: CacheSetup = field(default_factory=CacheSetup)
+    reads: ReadSetup = field(default_factory=ReadSetup)
+    prefetch: tuple[str, Prefetch] | None = None
+    fills: bool = False
+    engine: str | None = None
+    ignore: tuple[str, ...] = ()
+    kv_window: int | None = None
+    prefill_chunk: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what nothing else would notice."""
         for name, choices in (
             ("timing", ("events", "closed-form")),
-            ("overlap", ("none", "group")),
+            ("overlap", get_args(OverlapMode)),
             ("cache_scope", ("matrix", "layer", "global")),
         ):
             if getattr(self, name) not in choices:
@@ -71,12 +95,36 @@ class Settings:
             raise impossible("dram", self.dram, "bytes from 0, text such as '4 GB' or '50%', or None")
         if not isinstance(self.bits, Bits):
             raise impossible("bits", self.bits, "hwsim.model.Bits")
+        for name in ("kv_window", "prefill_chunk"):
+            if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
+                raise impossible(name, getattr(self, name), "a whole number from 1, or None")
+        for name in self.ignore:
+            if name not in MECHANISMS:
+                raise SettingError(f"--ignore {shown(name)}: no such mechanism{did_you_mean(str(name), MECHANISMS)}")
+        if (self.overlap == "prefetch") != (self.prefetch is not None):
+            raise SettingError(
+                "--overlap prefetch and --prefetch RULE go together: "
+                + ("name a rule, such as last-token" if self.prefetch is None else "give --overlap prefetch, too")
+            )
+        if self.timing == "closed-form" and (asked := self.beyond_the_closed_form):
+            raise SettingError(f"--timing closed-form knows no {', '.join(asked)}; leave it out, or take events")
         if not is_whole(self.block, 1):
             raise impossible("block", self.block, "a whole number from 1")
         if self.cache_scope == "global" and self.cache_shares:
             raise SettingError("--cache-shares: one cache for the whole model has no shares; leave it out")
         if not isinstance(self.caches, CacheSetup):
             raise impossible("caches", self.caches, "hwsim.cache.CacheSetup")
+
+
+    @property
+    def beyond_the_closed_form(self) -> list[str]:
+        """Options that only the event engine knows."""
+        asked = {
+            f"--overlap {self.overlap}": self.overlap in ("pipeline", "prefetch"),
+            "--bundle, --packed, --merge": self.reads != ReadSetup(),
+            "--fills": self.fills,
+        }
+        return [name for name, given in asked.items() if given]
 
 
 def is_whole(value: object, least: int) -> bool:

@@ -8,25 +8,32 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
 from hwsim import metrics
 from hwsim.adapter import read_adapter
 from hwsim.demand import Demand
+from hwsim.devices import break_even
+from hwsim.effective import effective
+from hwsim.engine import Recorder
 from hwsim.errors import ContractError, HwsimError, SettingError, one_line
 from hwsim.evictions import Eviction
 from hwsim.interleave import scan_shared
+from hwsim.load import sequence_starts
 from hwsim.masks import MaskFile
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan, Placement, place, plan_groups, plan_layers
 from hwsim.policy import Policy
 from hwsim.profile import Profile
+from hwsim.reads import Reader
 from hwsim.result import Names, measure
+from hwsim.seen import Signals, Watching
 from hwsim.select import CacheListener, MaskListener, check_trace, scan
 from hwsim.settings import Settings, impossible, is_whole, shown
 from hwsim.shared_cache import check_shared
 from hwsim.shares import Shares, measured
-from hwsim.trace import Trace, TraceHeader
+from hwsim.trace import Sequence, Trace, TraceHeader
 from hwsim.units import printable
 
 __all__ = [
@@ -60,6 +67,7 @@ def replay(
     contents: CacheListener | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
+    recorder: Recorder | None = None,
 ) -> metrics.Result:
     """Replay a trace on a device under a policy.
 
@@ -75,6 +83,7 @@ def replay(
         contents: is told what each cache holds at the end.
         progress: is told how far it is.
         threads: that decide masks and count hits; None: as many as there are cores. The result is the same.
+        recorder: is told what happened when.
 
     Raises:
         HwsimError: one of its kinds; the trace lacks a signal, the policy broke its contract, a setting is impossible.
@@ -97,31 +106,51 @@ def replay(
     demand = _demand(
         trace, policy, placement, eviction, settings, policy_name, listener, contents,
         phase("masks and hits", header.model.num_hidden_layers), threads or cores(),
+        watching(placement, profile, settings, header.sequences, trace),
     )  # fmt: skip
     names = Names(policy_name or type(policy).__name__, eviction_name or type(eviction).__name__)
     origin = {"name": printable(trace.path.name), "hash": trace.hash, "origin": header.origin}
     return measure(
         header, origin, demand, placement, profile, policy, eviction, settings, names,
-        progress=phase("time", header.decoded),
+        progress=phase("time", header.decoded), recorder=recorder,
     )  # fmt: skip
 
 
 def _demand(
     trace: Trace, policy: Policy, placement: Placement, eviction: Eviction, settings: Settings, name: str,
     listener: MaskListener | None = None, contents: CacheListener | None = None,
-    progress: Callable[[int], None] | None = None, threads: int = 1,
+    progress: Callable[[int], None] | None = None, threads: int = 1, seen: Watching | None = None,
 ) -> Demand:  # fmt: skip
     """The scan of a trace, with the caches of a placement."""
     header = trace.header
     if placement.shared:
         return scan_shared(
             trace, header.model, header.sequences, policy, placement.groups, placement.shared, eviction,
-            name=name, seed=settings.seed, listener=listener, contents=contents, progress=progress,
+            name=name, seed=settings.seed, listener=listener, contents=contents, progress=progress, watching=seen,
         )  # fmt: skip
     return scan(
         trace, header.model, header.sequences, policy, placement.groups, eviction, setup=settings.caches,
         name=name, seed=settings.seed, listener=listener, contents=contents, progress=progress, threads=threads,
+        watching=seen,
     )  # fmt: skip
+
+
+def watching(
+    placement: Placement, profile: Profile, settings: Settings, sequences: list[Sequence], source: Signals | None = None
+) -> Watching | None:
+    """What a run must look at besides counts; None: nothing."""
+    reads, prefetch, flash = settings.reads, settings.prefetch, effective(profile, settings).flash
+    if reads.plain and prefetch is None:
+        return None
+    gap = break_even(flash) if reads.gap is None else reads.gap
+    page = flash.page_size or 1
+    readers = [] if reads.plain else [Reader(plan, reads, page, gap) for plan in placement.groups]
+    ends = np.cumsum([sequence.tokens for sequence in sequences])
+    rows = [
+        np.arange(end - sequence.tokens + sequence.prompt, end) for end, sequence in zip(ends, sequences, strict=True)
+    ]
+    rule = prefetch[1] if prefetch else None
+    return Watching(readers, rule, source, sequence_starts(sequences), np.concatenate(rows))
 
 
 def cores() -> int:
@@ -153,6 +182,7 @@ def replay_masks(
     eviction_name: str = "",
     contents: CacheListener | None = None,
     progress: Progress | None = None,
+    recorder: Recorder | None = None,
 ) -> metrics.Result:
     """Replay masks that a closed loop has saved: on its device and with its cache the same hits, bytes and times.
 
@@ -164,6 +194,7 @@ def replay_masks(
         eviction_name: how the result calls the eviction.
         contents: is told what each cache holds at the end.
         progress: is told how far it is.
+        recorder: is told what happened when.
 
     Raises:
         HwsimError: one of its kinds.
@@ -174,7 +205,8 @@ def replay_masks(
     placement = layout(header.model, profile, masks.policy, header.longest, settings, masks.policy.name)
     check_caches(placement, eviction, settings)
     masks.check_adapter(placement.adapter)
-    demand = masks.demand(placement, eviction, settings.caches, contents)
+    seen = watching(placement, profile, settings, header.sequences)
+    demand = masks.demand(placement, eviction, settings.caches, contents, seen)
     source = {"name": printable(masks.path.name), "origin": "saved masks", "provenance": masks.provenance}
     names = Names(masks.policy.name, eviction_name or type(eviction).__name__)
 
@@ -183,7 +215,7 @@ def replay_masks(
             progress("time", done, header.decoded)
 
     return measure(
-        header, source, demand, placement, profile, masks.policy, eviction, settings, names, progress=tell
+        header, source, demand, placement, profile, masks.policy, eviction, settings, names, progress=tell, recorder=recorder
     )  # fmt: skip
 
 
@@ -205,6 +237,8 @@ def layout(
     if settings.cache_shares and settings.cache_shares.weights is None:
         raise SettingError("--cache-shares traffic: is measured by a replay of a trace; give the file of its --json")
     plans = _plans(policy, model, settings, name)
+    if settings.kv_window is not None:
+        longest = min(longest, settings.kv_window)
     kv_tokens = longest if settings.kv_tokens is None else settings.kv_tokens
     if kv_tokens < longest:
         raise SettingError(f"--kv-tokens {kv_tokens} cannot hold the trace's longest sequence, {longest} tokens")

@@ -76,6 +76,7 @@ KEYS = {
     "format", "version", "provenance", "notes", "tokens", "throughput_tok_s", "latency_s", "ttft_s", "time_s",
     "unit_requests", "unit_hits", "hit_rate", "mlp_density", "flash_bytes", "flash_read_bytes", "dram_bytes",
     "resident_bytes", "kv_cache_bytes", "streamed_bytes", "cache_bytes", "budget_bytes", "energy_j", "groups", "events",
+    "energy_by_source_j", "power_w", "busy_s", "prefetch",
 }  # fmt: skip
 GROUP = {
     "layer", "group", "units", "capacity_units", "unit_bytes", "requests", "hits", "flash_bytes", "dram_bytes",

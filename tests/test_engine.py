@@ -13,6 +13,7 @@ from hwsim.demand import Demand
 from hwsim.devices import Device, flash_seconds, stream_seconds
 from hwsim.engine import run_events
 from hwsim.errors import SettingError
+from hwsim.load import make_load
 from hwsim.model import Bits, ModelShape
 from hwsim.placement import place, plan_groups
 from hwsim.plugins import EVICTIONS, POLICIES
@@ -343,7 +344,8 @@ def test_a_larger_read_takes_no_less_time(size, depth):
 
 def test_reads_of_a_batch_keep_the_queue_full():
     seconds = flash_seconds(flash_with_table(depth=4))
-    assert seconds(10, (4096,)) == pytest.approx(10 * 4096 / 160e6, rel=1e-12)
+    # two rounds of four, and two reads that have the queue for themselves: a rate of 80 MB/s by the table
+    assert seconds(10, (4096,)) == pytest.approx(8 * 4096 / 160e6 + 2 * 4096 / 80e6, rel=1e-12)
     assert seconds(1, (4096,)) == pytest.approx(4096 / 40e6, rel=1e-12)  # only one read is outstanding
     # two slices of different size a unit: each is a read of its own, and 2 x 2 of them fill the queue
     assert seconds(2, (4096, 65536)) == pytest.approx(2 * 4096 / 160e6 + 2 * 65536 / 1280e6, rel=1e-12)
@@ -394,7 +396,9 @@ def test_events_equal_the_closed_form(trace, name, dram, overlap):
         parts = [seconds for part, seconds in result.time_s if part != "total"]
         assert sum(parts) == pytest.approx(result.time_s.total, rel=1e-9)
         assert sum(times(result)) == pytest.approx(result.time_s.total, rel=1e-9)
-    same = {"time_s", "latency_s", "throughput_tok_s", "energy_j", "events", "per_token", "provenance"}
+    for part, seconds in events.busy_s:
+        assert seconds == pytest.approx(getattr(closed.busy_s, part), rel=1e-9), part
+    same = {"time_s", "latency_s", "throughput_tok_s", "busy_s", "events", "per_token", "provenance"}
     assert events.model_dump(exclude=same) == closed.model_dump(exclude=same)
     assert events.events > 0
     assert closed.events == 0
@@ -454,7 +458,8 @@ def test_events_equal_the_closed_form_for_any_model_device_and_demand(data):
                 by_hand.append(seconds)
                 token += 1
         closed = bounds.closed_form(demand, placement, device, sequences, overlap=overlap)
-        events = run_events(demand, placement, device, sequences, overlap=overlap)
+        load = make_load(demand, placement, device, sequences, bits=bits)
+        events = run_events(load, overlap="group" if overlap else "none")
         for timing in (closed, events):
             assert timing.token_s == pytest.approx(by_hand, rel=1e-9)
             assert timing.times.total == pytest.approx(sum(by_hand), rel=1e-9)
@@ -469,11 +474,13 @@ def test_one_request_for_each_token_group_and_device():
     both = [[[used, used] for used in pair] for pair in zip(INPUT_USE, DOWN_USE, strict=True)]
     uses = np.array(both, np.int32).transpose(0, 2, 1, 3)  # [tokens, layers, groups, (requests, hits)]
     demand = Demand(uses[..., 0], uses[..., 1])
-    for overlap in (False, True):
-        timing = run_events(demand, placement, device_of({}), [Sequence(tokens=3)], overlap=overlap)
-        assert timing.times.total == pytest.approx(22.08 if not overlap else 10.48 + 5.76 + 5.12, rel=1e-12)
-        # resident weights and KV cache; then Flash: 2 groups, 2 groups, 1; DRAM: none, 2, 2; in each of 2 layers
-        assert timing.events == 3 * 2 + 2 * (2 + 2 + 1) + 2 * (0 + 2 + 2)
+    load = make_load(demand, placement, device_of({}), [Sequence(tokens=3)])
+    for overlap, seconds in (("none", 22.08), ("group", 10.48 + 5.76 + 5.12)):
+        timing = run_events(load, overlap=overlap)
+        assert timing.times.total == pytest.approx(seconds, rel=1e-12)
+        # weights and KV cache of two layers, and the LM head; then Flash: 2 groups, 2 groups, 1; DRAM: none, 2, 2; in
+        # each of 2 layers
+        assert timing.events == 3 * 3 + 2 * (2 + 2 + 1) + 2 * (0 + 2 + 2)
 
 
 def test_a_device_serves_one_request_after_the_other():

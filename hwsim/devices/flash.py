@@ -1,0 +1,95 @@
+"""How long Flash takes for a batch of reads: the misses of one group in one token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from hwsim.profile import Flash
+
+Reads = tuple[Any, Any]
+"""How many reads, and bytes of each: numbers or arrays of one shape."""
+
+
+class FlashTimes:
+    """Seconds of batches of reads, many batches at once.
+
+    Of a batch of n reads with d outstanding at most, as many rounds as are full go at the rate of depth d, and the
+    rest, n mod d, at the rate of that depth: when few are left, few are outstanding. Where the rate is flat, a batch
+    takes the latency once, or once for each d reads, and then its bytes.
+
+    Args:
+        flash: the profile's section.
+    """
+
+    def __init__(self, flash: Flash) -> None:
+        self._flash = flash
+
+    def seconds(self, parts: Sequence[Reads]) -> Any:
+        """Of batches whose reads are of several sizes, each a part: float64, of the shape of the parts' numbers."""
+        flash = self._flash
+        counts = [np.asarray(count, float) for count, _ in parts]
+        total = np.sum(counts, axis=0)
+        size = np.sum([count * np.asarray(each, float) for count, (_, each) in zip(counts, parts, strict=True)], axis=0)
+        if not flash.by_request:
+            latency, depth = flash.latency or 0.0, flash.queue_depth
+            rounds = np.ceil(total / depth) if depth else np.minimum(total, 1.0)
+            return np.where(total > 0, np.maximum(latency + size / flash.read_bandwidth, rounds * latency), 0.0)
+        depth = flash.queue_depth or 1
+        left = np.mod(total, depth)
+        full, rest = self._at(parts, counts, depth), self._at(parts, counts, np.maximum(left, 1))
+        share = np.divide(left, total, out=np.zeros_like(total), where=total > 0)
+        return full * (1.0 - share) + rest * share
+
+    def _at(self, parts: Sequence[Reads], counts: list[np.ndarray], depth: Any) -> np.ndarray:
+        """Seconds of all reads, with so many outstanding."""
+        found = np.zeros(np.broadcast(*counts).shape)
+        for count, (_, size) in zip(counts, parts, strict=True):
+            asked = np.maximum(np.asarray(size, float), 1.0)  # of a batch without reads it is 0
+            found = found + count * asked / self._flash.bandwidth(asked, depth)
+        return found
+
+
+def read_sizes(flash: Flash, slice_bytes: tuple[int, ...]) -> list[int]:
+    """Bytes that Flash reads for slices of the given bytes: each is rounded up to whole pages."""
+    page = flash.page_size or 1
+    return [-(-size // page) * page for size in slice_bytes]
+
+
+def flash_seconds(flash: Flash) -> Callable[..., float]:
+    """How long Flash takes to read `count` units whose slices have the given bytes; each slice is a read of its own.
+
+    A read is rounded up to whole pages. Where one of the units has smaller slices, they are the third argument.
+    """
+    times = FlashTimes(flash)
+
+    @cache
+    def seconds(count: int, slice_bytes: tuple[int, ...], last: tuple[int, ...] = ()) -> float:
+        if count == 0:
+            return 0.0
+        full = count - 1 if last else count
+        reads = [(full, size) for size in read_sizes(flash, slice_bytes)]
+        return float(times.seconds(reads + [(1, size) for size in read_sizes(flash, last)]))
+
+    return seconds
+
+
+def stream_seconds(flash: Flash, size: float) -> float:
+    """How long Flash takes to read `size` bytes in one piece: reads of the best size, as deep a queue as it has."""
+    if size == 0:
+        return 0.0
+    return (0.0 if flash.by_request else flash.latency or 0.0) + size / flash.best()
+
+
+def break_even(flash: Flash) -> int:
+    """Bytes of a hole between two reads that take as long to read through as the second read costs by itself."""
+    if flash.by_request:
+        smallest = min(flash.table.read) if flash.table else 1
+        depth = flash.queue_depth or 1
+        return int(smallest / float(flash.bandwidth(smallest, depth)) * flash.best())
+    if not flash.latency or not flash.queue_depth:
+        return 0
+    return int(flash.latency / flash.queue_depth * flash.read_bandwidth)

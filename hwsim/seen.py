@@ -1,0 +1,114 @@
+"""What must be known of masks and caches besides counts: how misses lie in Flash, and what a guess would have read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from hwsim.errors import ContractError, HwsimError, one_line
+from hwsim.plans import GroupPlan
+from hwsim.prefetch import Ahead, Prefetch
+from hwsim.reads import Reader
+
+
+class Signals(Protocol):
+    """Gives signals, and says which it has."""
+
+    def read(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
+        """float32 ``[stop - start, width]``."""
+
+    def has(self, signal: str) -> bool:
+        """Whether it has a signal."""
+
+
+@dataclass
+class Watching:
+    """What a run wants to know.
+
+    Attributes:
+        readers: of each group; empty: units are read one by one.
+        prefetch: guesses masks; None: nothing is read ahead.
+        source: signals for the guesses; None: there are none.
+        starts: decoded tokens at which a sequence begins.
+        rows: int64 ``[tokens]``: where each decoded token lies in the source.
+    """
+
+    readers: list[Reader]
+    prefetch: Prefetch | None = None
+    source: Signals | None = None
+    starts: frozenset[int] = frozenset({0})
+    rows: np.ndarray | None = None
+
+
+@dataclass
+class Seen:
+    """What was seen, all int64 ``[tokens, layers, groups]``.
+
+    Attributes:
+        watching: what is looked at.
+        plans: the groups.
+        reads: of Flash, and their bytes; None: units are read one by one.
+        ahead: units that the guess holds and the cache does not, and `useful`: those of them that are needed.
+    """
+
+    watching: Watching
+    plans: tuple[GroupPlan, ...]
+    reads: np.ndarray | None = None
+    read_bytes: np.ndarray | None = None
+    ahead: np.ndarray | None = None
+    useful: np.ndarray | None = None
+    _last: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def nothing(cls, tokens: int, layers: int, plans: tuple[GroupPlan, ...], watching: Watching) -> Seen:
+        """Nothing seen yet."""
+        shape = (tokens, layers, len(plans))
+
+        def room(wanted: Any) -> np.ndarray | None:
+            return np.zeros(shape, np.int64) if wanted else None
+
+        reads, ahead = bool(watching.readers), watching.prefetch is not None
+        return cls(watching, plans, room(reads), room(reads), room(ahead), room(ahead))
+
+    def see(self, row: int, layer: int, index: int, masks: np.ndarray, cached: np.ndarray) -> None:
+        """Some tokens in a row asked one cache: masks and what was there before each, bool ``[tokens, units]``."""
+        misses = masks & ~cached
+        rows = slice(row, row + len(masks))
+        if self.reads is not None and self.read_bytes is not None:
+            found = self.watching.readers[index].count(misses, layer)
+            self.reads[rows, layer, index], self.read_bytes[rows, layer, index] = found
+        if self.ahead is not None and self.useful is not None:
+            guessed = self._guess(row, layer, index, masks) & ~cached
+            self.ahead[rows, layer, index] = np.count_nonzero(guessed, axis=1)
+            self.useful[rows, layer, index] = np.count_nonzero(guessed & misses, axis=1)
+
+    def _guess(self, row: int, layer: int, index: int, masks: np.ndarray) -> np.ndarray:
+        watching, plan = self.watching, self.plans[index]
+        rule = watching.prefetch
+        assert rule is not None
+        before = self._last.get((layer, index))
+        last = np.zeros_like(masks)
+        last[1:] = masks[:-1]
+        if before is not None and row not in watching.starts:
+            last[0] = before
+        self._last[layer, index] = masks[-1].copy()
+        signals = {}
+        if layer and watching.source is not None and watching.rows is not None:
+            at = int(watching.rows[row])
+            for name in rule.signals:
+                if watching.source.has(name):
+                    signals[name] = watching.source.read(layer - 1, name, at, at + len(masks))
+        truth = masks if rule.oracle else None
+        ahead = Ahead(layer, plan.group.name, plan.units, last, signals, tuple(plan.group.needs), truth)
+        who = f"prefetch {type(rule).__name__}"
+        try:
+            guessed = rule.guess(ahead)
+        except HwsimError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ContractError(f"{who}: raised {type(error).__name__}: {one_line(error)}") from error
+        if not isinstance(guessed, np.ndarray) or guessed.dtype != bool or guessed.shape != masks.shape:
+            raise ContractError(f"{who}: guess() must return bool {masks.shape}")
+        return guessed
