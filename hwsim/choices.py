@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,14 +12,17 @@ from pydantic import ValidationError
 from hwsim.cache import CacheSetup
 from hwsim.contents import read_units
 from hwsim.densities import Layered, read_densities
-from hwsim.errors import SettingError, did_you_mean
+from hwsim.errors import SettingError, UnitError, did_you_mean
 from hwsim.layout import read_layout
 from hwsim.model import Bits
-from hwsim.plugins import build, check_density
+from hwsim.plugins import PREFETCHES, build, check_density
 from hwsim.policy import Policy
+from hwsim.prefetch import Prefetch
+from hwsim.reads import ReadSetup
 from hwsim.settings import Settings
 from hwsim.shares import Shares, read_shares
 from hwsim.synth import bundled
+from hwsim.units import parse
 
 
 def find_trace(name: str | Path) -> Path:
@@ -70,6 +73,17 @@ def make_settings(
     admission: str | None = None,
     pin: str | Path | None = None,
     warm: str | Path | None = None,
+    bundle: bool = False,
+    packed: bool = False,
+    merge: int | str | None = None,
+    gap: int | str = 0,
+    prefetch: str | Path | Prefetch | None = None,
+    prefetch_parameters: Mapping[str, Any] | None = None,
+    fills: bool = False,
+    engine: str | None = None,
+    ignore: str | Sequence[str] = (),
+    kv_window: int | None = None,
+    prefill_chunk: int | None = None,
 ) -> Settings:
     """Settings by the names and values of the command line's options.
 
@@ -90,7 +104,30 @@ def make_settings(
         cache_scope=cache_scope, cache_shares=shares, block=block,  # type: ignore[arg-type]
         neurons=None if layout is None else read_layout(Path(layout)),
         caches=CacheSetup(admission, pinned, warmed),  # type: ignore[arg-type]
+        reads=ReadSetup(bundle, packed, _size("merge", merge), None if gap == "auto" else _size("gap", gap)),
+        prefetch=_prefetch(prefetch, prefetch_parameters or {}), fills=fills, engine=engine,
+        ignore=tuple(part.strip() for part in ignore.split(",")) if isinstance(ignore, str) and ignore else tuple(ignore),
+        kv_window=kv_window, prefill_chunk=prefill_chunk,
     )  # fmt: skip
+
+
+def _size(option: str, value: int | str | None) -> int | None:
+    """Bytes, or text such as 256KiB."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(parse(value, "size")) if value.strip("0") else 0
+    except UnitError as error:
+        raise SettingError(f"--{option} {value}: {error}") from error
+
+
+def _prefetch(rule: str | Path | Prefetch | None, parameters: Mapping[str, Any]) -> tuple[str, Prefetch] | None:
+    """What guesses masks, by its name or file, with its parameters."""
+    if rule is None:
+        if parameters:
+            raise SettingError(f"--set prefetch.{next(iter(parameters))}: nothing is read ahead; give --prefetch, too")
+        return None
+    return (type(rule).__name__, rule) if isinstance(rule, Prefetch) else PREFETCHES.make(str(rule), parameters)
 
 
 def make_policy(

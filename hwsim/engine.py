@@ -27,17 +27,27 @@ _Steps = Generator[simpy.Event, Any, None]
 class Recorder(Protocol):
     """Is told what happened when: for a timeline."""
 
+    def begin(self, demand: Any, placement: Any, profile: Any, settings: Any, about: Any) -> None:
+        """A decode begins."""
+
     def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
-        """A device worked for something of (token, layer, group); group -1: what no mask cuts."""
+        """A device worked for something of (token, layer, group); group -1: what no mask cuts.
+
+        Track ``decoder``: it was at a layer, or with layer -1 at a token.
+        """
+
+    def ahead(self, device: str, what: str, at: tuple[int, int, int], start: float, end: float, share: float) -> None:
+        """Something was read in idle time between two moments, to a share."""
 
 
 class _Ahead:
     """Work of a device that nobody waits for yet: done in its idle time, first come, first served."""
 
     def __init__(self, device: Device, env: simpy.Environment) -> None:
-        self._device, self._env = device, env
+        self._device, self._env, self.name = device, env, device.name
         self._left: dict[Hashable, float] = {}
         self._whole: dict[Hashable, float] = {}
+        self._posted: dict[Hashable, float] = {}
         self._since, self._busy = 0.0, 0.0
         self.worked = 0.0
 
@@ -57,18 +67,24 @@ class _Ahead:
         self._catch_up()
         if seconds > 0:
             self._left[key] = self._whole[key] = seconds
+            self._posted[key] = self._env.now
+
+    def posted(self, key: Hashable) -> float | None:
+        """When it was; None: it was not."""
+        return self._posted.get(key)
 
     def claim(self, key: Hashable) -> float:
         """It is wanted now: the share of it that is done; the rest is given up here."""
         self._catch_up()
         left = self._left.pop(key, None)
+        self._posted.pop(key, None)
         return 0.0 if left is None else 1.0 - left / self._whole.pop(key)
 
     def forget(self) -> None:
         """Nothing of it will be wanted."""
         self._catch_up()
-        self._left.clear()
-        self._whole.clear()
+        for each in (self._left, self._whole, self._posted):
+            each.clear()
 
 
 class _Where(NamedTuple):
@@ -110,15 +126,18 @@ class Decoder:
                 for each in (load.selection, load.dram, load.flash, load.fills, load.on_hits, load.on_misses)
             ]
             for layer in range(layers + 1):
+                began = self.env.now
                 yield from self._read_unmasked(_Where(token, layer), unmasked[layer])
                 if self._pipeline:
                     self._look_ahead(token, layer)
-                if layer == layers:
-                    break
-                for group, kind in kinds:
+                for group, kind in kinds if layer < layers else ():
                     work = [each[layer][group] for each in rows]
                     yield from self._read_group(_Where(token, layer, group), kind, *work)
+                if self._recorder:
+                    self._recorder.slice("decoder", "layer", (token, layer, -1), began, self.env.now - began)
             self.token_s.append(self.env.now - start)
+            if self._recorder:
+                self._recorder.slice("decoder", "token", (token, -1, -1), start, self.env.now - start)
             if progress:
                 progress(token + 1)
 
@@ -139,8 +158,8 @@ class Decoder:
             yield from self._serve("streamed", self.flash, at, streamed)
             yield from self._serve("compute", self.unit, at, arithmetic)
             return
-        key = (at.token, layer)
-        wanted, sure = 1.0 - self._dram_ahead.claim(key), 1.0 - self._flash_ahead.claim(key)
+        wanted = 1.0 - self._claim(self._dram_ahead, at, "weights")
+        sure = 1.0 - self._claim(self._flash_ahead, at, "streamed weights")
         resident, kv, streamed = resident * wanted, kv * wanted, streamed * sure
         took = yield from self._together(
             at, ("resident", self.dram, resident + kv), ("streamed", self.flash, streamed),
@@ -160,11 +179,11 @@ class Decoder:
             if token == load.tokens or token in load.starts:
                 return
         kv = self._kv[token] if after < load.layers else 0.0
-        self._dram_ahead.post((token, after), self._resident[after] + kv)
-        self._flash_ahead.post((token, after), self._streamed[after])
+        self._dram_ahead.post(_Where(token, after), self._resident[after] + kv)
+        self._flash_ahead.post(_Where(token, after), self._streamed[after])
         if load.ahead is not None and after < load.layers:
             for group, seconds in enumerate(load.ahead[token, after].tolist()):
-                self._flash_ahead.post((token, after, group), seconds)
+                self._flash_ahead.post(_Where(token, after, group), seconds)
 
     def _read_group(
         self, at: _Where, kind: str, selection: float, dram: float, flash: float, fills: float,
@@ -173,7 +192,7 @@ class Decoder:
         """One group: choose its mask, read hits from DRAM and misses from Flash, compute."""
         yield from self._serve("compute", self.unit, at, selection)
         if self.guessed is not None and self._load.left is not None:
-            share = self._flash_ahead.claim(tuple(at))
+            share = self._claim(self._flash_ahead, at, "guess")
             self.guessed[tuple(at)] = share
             flash += share * (float(self._load.left[tuple(at)]) - flash)
         if not self._group:
@@ -200,6 +219,13 @@ class Decoder:
             return
         yield from self._serve(kind, self.dram, at, fills)
         yield from self._serve("compute", self.unit, at, on_hits + on_misses)
+
+    def _claim(self, ahead: _Ahead, at: _Where, what: str) -> float:
+        """Of what was read ahead for something, the share that is there."""
+        posted, share = ahead.posted(at), ahead.claim(at)
+        if self._recorder and posted is not None:
+            self._recorder.ahead(ahead.name, what, at, posted, self.env.now, share)
+        return share
 
     def _serve(self, what: str, device: Device, at: _Where, seconds: float) -> _Steps:
         """One device works, all others wait."""

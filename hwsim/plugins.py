@@ -1,4 +1,4 @@
-"""Finding policies and eviction rules: by the name of a built-in's file, by entry point, or by the path of a file.
+"""Finding policies, eviction and prefetch rules: by the name of a built-in's file, by entry point, or by the path of a file.
 
 Built-ins have no privileges: they are found by looking into their folder, as a file of the user's is.
 """
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from hwsim.errors import HwsimError, PluginError, SettingError, did_you_mean, one_line
 from hwsim.evictions import Eviction
 from hwsim.policy import Policy
+from hwsim.prefetch import Prefetch
 from hwsim.units import printable, shorten
 
 T = TypeVar("T", bound=BaseModel)
@@ -161,6 +162,7 @@ class Kind(Generic[T]):
 
 POLICIES: Kind[Policy] = Kind("policy", Policy, "hwsim_policies", "hwsim.policies")
 EVICTIONS: Kind[Eviction] = Kind("eviction", Eviction, "hwsim.evictions", "hwsim.evictions")
+PREFETCHES: Kind[Prefetch] = Kind("prefetch", Prefetch, "hwsim.prefetch", "hwsim.prefetches")
 
 
 def kinds_of(spec: str) -> list[Kind[Any]]:

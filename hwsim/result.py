@@ -73,6 +73,9 @@ def measure(
             demand, placement, profile, header.sequences,
             bits=settings.bits, reads=settings.reads, fills=settings.fills, kv_window=settings.kv_window,
         )  # fmt: skip
+        if recorder:
+            about = {"policy": names.policy, "device": profile.name, "trace": source, "model": header.model.name}
+            recorder.begin(demand, placement, profile, settings, about)
         timing = run_events(
             load, overlap=settings.overlap, thermal=profile.flash.thermal, recorder=recorder, progress=progress
         )

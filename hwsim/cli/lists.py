@@ -1,4 +1,4 @@
-"""``hwsim policies``, ``hwsim evictions`` and ``hwsim devices``: what there is, and one of them in full."""
+"""``hwsim policies``, ``evictions``, ``prefetches`` and ``devices``: what there is, and one of them in full."""
 
 from __future__ import annotations
 
@@ -121,6 +121,16 @@ def evictions(name: NameArgument = None, json: JsonOption = None) -> None:
     _list_plugins(EVICTIONS, name, json)
 
 
+def prefetches(name: NameArgument = None, json: JsonOption = None) -> None:
+    """List the rules that guess what the next layer needs, or show one.
+
+    Example: hwsim prefetches
+    """
+    from hwsim.plugins import PREFETCHES
+
+    _list_plugins(PREFETCHES, name, json)
+
+
 def devices(name: NameArgument = None, json: JsonOption = None) -> None:
     """List the hardware profiles, or show one with units, sources and confidence.
 
@@ -149,5 +159,5 @@ def devices(name: NameArgument = None, json: JsonOption = None) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (policies, evictions, devices):
+    for command in (policies, evictions, prefetches, devices):
         app.command()(guarded(command))

@@ -36,6 +36,8 @@ class Overlap(StrEnum):
 
     NONE = "none"
     GROUP = "group"
+    PIPELINE = "pipeline"
+    PREFETCH = "prefetch"
 
 
 # --- model and text
@@ -147,7 +149,13 @@ BitsOfParts = Annotated[
 ]
 DEFAULT_BITS = "mlp=4,attention=4,lm_head=4,kv_cache=8"
 TimingModel = Annotated[Timing, typer.Option(help="The event engine, or the closed form of the paper.")]
-OverlapOf = Annotated[Overlap, typer.Option(help="group: Flash and DRAM work at once within a group.")]
+OverlapOf = Annotated[
+    Overlap,
+    typer.Option(
+        help="What may happen at once. group: Flash and DRAM within a group; pipeline: also arithmetic, and what the next "
+        "layer surely needs; prefetch: also what --prefetch guesses."
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the policies' random numbers.")]
 Lora = Annotated[
     Path | None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hwsim.cli import caching as c
+from hwsim.cli import device as d
 from hwsim.cli import options as o
 from hwsim.cli.common import (
     JsonOption,
@@ -31,6 +32,7 @@ from hwsim.units import printable, shorten
 if TYPE_CHECKING:
     from hwsim.metrics import Result
     from hwsim.profile import Profile
+    from hwsim.report.timeline import Timeline
     from hwsim.settings import Settings
 
 
@@ -77,6 +79,18 @@ def replay(
     bits: o.BitsOfParts = o.DEFAULT_BITS,
     timing: o.TimingModel = o.Timing.EVENTS,
     overlap: o.OverlapOf = o.Overlap.NONE,
+    bundle: d.Bundle = False,
+    packed: d.Packed = False,
+    merge: d.Merge = None,
+    gap: d.Gap = "0",
+    prefetch: d.PrefetchRule = None,
+    fills: d.Fills = False,
+    engine: d.Engine = None,
+    ignore: d.Ignore = "",
+    kv_window: d.KvWindow = None,
+    prefill_chunk: d.PrefillChunk = None,
+    timeline: d.Timeline = None,
+    timeline_tokens: d.TimelineTokens = "0:32",
     seed: o.Seed = 0,
     threads: Annotated[
         int | None,
@@ -106,34 +120,40 @@ def replay(
         raise SettingError(f"--hw {','.join(devices)}: must name at least one device, each once")
     sources = [trace, *map(find_profile, devices), *plugin_files([eviction, *asked]), *setting_files(pairs)]
     sources += [*o.lora_files(lora, lora_merged), *density_files(density), *o.cache_files(cache_shares, layout)]
-    sources += [path for path in (pin, warm, settings_file) if path]
+    sources += [path for path in (pin, warm, settings_file) if path] + plugin_files([prefetch] if prefetch else [])
     check_target(json, *sources, *([save_cache] if save_cache else []))
+    if timeline:
+        spare(timeline, sources)
     if save_cache:
         if len(devices) > 1:
             raise SettingError("--save-cache: holds the caches of one device; name one --hw")
         check_new_file(save_cache)
         spare(save_cache, sources)
+    guesses, pairs = d.prefetch_parameters(pairs)
     settings = make_settings(
         dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed,
         per_token=per_token, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope.value,
         cache_shares=cache_shares, block=block, layout=layout, admission=admission and admission.value,
-        pin=pin, warm=warm,
+        pin=pin, warm=warm, bundle=bundle, packed=packed, merge=merge, gap=gap, prefetch=prefetch,
+        prefetch_parameters=guesses, fills=fills, engine=engine, ignore=ignore, kv_window=kv_window,
+        prefill_chunk=prefill_chunk,
     )  # fmt: skip
     name, made_rule, pairs = c.make_rule(eviction, pairs)
     rule, held = (name, made_rule), c.Held(save_cache)
     profiles = [load_profile(each) for each in devices]
+    names = [name for option in asked for name in option.split(",") if name]
+    drawn = make_timeline(timeline, timeline_tokens, devices, names or ["saved masks"], timing.value)
     if is_mask_file(trace):
         if asked or pairs or density is not None:
             raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
-        found = [_saved(trace, profile, rule, settings, held) for profile in profiles]
+        found = [_saved(trace, profile, rule, settings, held, drawn) for profile in profiles]
     else:
         if not asked:
             raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
-        names = [name for option in asked for name in option.split(",") if name]
         if save_cache and len(names) != 1:
             raise SettingError("--save-cache: holds the caches of one policy; name one --policy")
         policies = make_policies(names, density, pairs)
-        found = [_decided(trace, profile, policies, rule, settings, held, threads) for profile in profiles]
+        found = [_decided(trace, profile, policies, rule, settings, held, threads, drawn) for profile in profiles]
     held.write(found[0][0][0])
     write_results(json, [result for results, _ in found for result in results])
     if json != "-" and len(devices) == 1:
@@ -144,6 +164,30 @@ def replay(
         note(f"Result written to {json}")
     if save_cache:
         note(f"Contents of the caches written to {save_cache}")
+    if timeline and drawn:
+        drawn.write(timeline)
+        note(f"Timeline written to {timeline}; open it in ui.perfetto.dev")
+
+
+def make_timeline(
+    path: Path | None, tokens: str, devices: list[str], policies: list[str], timing: str
+) -> Timeline | None:
+    """What records the timeline, if one is asked for.
+
+    Raises:
+        SettingError: it would be one of several runs, or of none.
+    """
+    from hwsim.report.timeline import Timeline, read_range
+
+    chosen = read_range(tokens)
+    if path is None:
+        return None
+    if len(devices) > 1 or len(policies) > 1:
+        raise SettingError("--timeline: shows one run; name one --hw and one --policy")
+    if timing == "closed-form":
+        raise SettingError("--timeline: the closed form knows no moments; leave out --timing")
+    check_new_file(path)
+    return Timeline(chosen)
 
 
 def _decided(
@@ -154,6 +198,7 @@ def _decided(
     settings: Settings,
     held: c.Held,
     threads: int | None,
+    drawn: Timeline | None,
 ) -> tuple[list[Result], Result]:
     """Replay the signals of a trace: the results, and that of `dense`."""
     from hwsim.plugins import POLICIES
@@ -166,6 +211,7 @@ def _decided(
             return run(
                 opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
                 progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total), threads=threads,
+                recorder=drawn if made is policies[0][1] else None,
             )  # fmt: skip
 
         results = {name: one(name, made) for name, made in policies}
@@ -174,7 +220,8 @@ def _decided(
 
 
 def _saved(
-    path: Path, profile: Profile, rule: tuple[str, Any], settings: Settings, held: c.Held
+    path: Path, profile: Profile, rule: tuple[str, Any], settings: Settings, held: c.Held,
+    drawn: Timeline | None,
 ) -> tuple[list[Result], Result]:
     """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
     from hwsim.masks import MaskFile
@@ -183,7 +230,10 @@ def _saved(
     masks = MaskFile(path)
     with progress_bar() as progress:
         made, dense = (
-            replay_masks(each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress)
+            replay_masks(
+                each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress,
+                recorder=drawn if each is masks else None,
+            )  # fmt: skip
             for each in (masks, masks.without_masks())
         )
     return [made], dense

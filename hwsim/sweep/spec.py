@@ -22,6 +22,7 @@ def _words(value: Any) -> Any:
 
 
 Words = Annotated[list[str], BeforeValidator(_words), BeforeValidator(_listed), Field(min_length=1)]
+Flags = Annotated[list[bool], BeforeValidator(_listed), Field(min_length=1)]
 Numbers = Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)]
 MaybeWords = Annotated[list[str | None], BeforeValidator(_listed), Field(min_length=1)]
 MaybeNumbers = Annotated[list[int | None], BeforeValidator(_listed), Field(min_length=1)]
@@ -58,7 +59,7 @@ class Spec(BaseModel):
     pin: MaybeWords = [None]
     warm: MaybeWords = [None]
     lora: MaybeWords = [None]
-    lora_merged: Annotated[list[bool], BeforeValidator(_listed)] = [False]
+    lora_merged: Flags = [False]
     cache_scope: Words = ["matrix"]
     cache_shares: Words = ["equal"]
     block: Numbers = [1]
@@ -68,6 +69,16 @@ class Spec(BaseModel):
     bits: Words = [""]
     timing: Words = ["events"]
     overlap: Words = ["none"]
+    bundle: Flags = [False]
+    packed: Flags = [False]
+    merge: MaybeWords = [None]
+    gap: Words = ["0"]
+    prefetch: MaybeWords = [None]
+    fills: Flags = [False]
+    engine: MaybeWords = [None]
+    ignore: Words = [""]
+    kv_window: MaybeNumbers = [None]
+    prefill_chunk: MaybeNumbers = [None]
     seed: Numbers = [0]
     per_token: bool = False
 
@@ -90,7 +101,8 @@ class Spec(BaseModel):
 _READING = ("text", "tokens", "context", "prompt")
 _SETTINGS = (
     "admission", "pin", "warm", "lora", "lora_merged", "cache_scope", "cache_shares", "block", "layout", "dram",
-    "kv_tokens", "bits", "timing", "overlap", "seed",
+    "kv_tokens", "bits", "timing", "overlap", "seed", "bundle", "packed", "merge", "gap", "prefetch", "fills", "engine",
+    "ignore", "kv_window", "prefill_chunk",
 )  # fmt: skip
 
 

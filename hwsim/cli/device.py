@@ -1,0 +1,101 @@
+"""Options that say how the device is used: reads of Flash, what is read ahead, engines, the timeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hwsim.cli.common import key_values
+
+_PANEL = "How the device is used"
+_OWNER = "prefetch"
+
+Bundle = Annotated[
+    bool,
+    typer.Option("--bundle", help="All slices of a unit lie in one piece of Flash: one read.", rich_help_panel=_PANEL),
+]
+Packed = Annotated[
+    bool,
+    typer.Option(
+        "--packed", help="Units lie in Flash without gaps, rather than each on a page of its own.", rich_help_panel=_PANEL
+    ),
+]
+Merge = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Neighbours in Flash become one read of up to this size.", rich_help_panel=_PANEL,
+        show_default="each on its own",
+    ),
+]  # fmt: skip
+Gap = Annotated[
+    str,
+    typer.Option(
+        metavar="SIZE|auto", help="Holes that --merge reads through; auto: those that cost less than another read.",
+        rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+PrefetchRule = Annotated[
+    str | None,
+    typer.Option(
+        "--prefetch", metavar="NAME|FILE.py", rich_help_panel=_PANEL,
+        help="Guesses what the next layer needs, under --overlap prefetch; `hwsim prefetches` lists the rules.",
+    ),
+]  # fmt: skip
+Fills = Annotated[
+    bool,
+    typer.Option(
+        "--fills", rich_help_panel=_PANEL,
+        help="What comes from Flash is written to DRAM and read again, beside all other reads.",
+    ),
+]  # fmt: skip
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Which of the profile's engines reads DRAM, such as cpu.", rich_help_panel=_PANEL,
+        show_default="the profile's bandwidth",
+    ),
+]  # fmt: skip
+Ignore = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,...", rich_help_panel=_PANEL, show_default="none",
+        help="Parts of the profile that are left out: pages, latency, requests, thermal, compute, overhead, selection, "
+        "bookkeeping.",
+    ),
+]  # fmt: skip
+KvWindow = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Entries of the KV cache that a token reads and DRAM holds at most.", rich_help_panel=_PANEL,
+        show_default="all",
+    ),
+]  # fmt: skip
+PrefillChunk = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Tokens of a prompt that go through the model at once.", rich_help_panel=_PANEL,
+        show_default="the whole prompt",
+    ),
+]  # fmt: skip
+Timeline = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write what each device did when, for ui.perfetto.dev; of one policy and one device.",
+        rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+TimelineTokens = Annotated[
+    str,
+    typer.Option(
+        metavar="FIRST:END", help="Decoded tokens of --timeline, the end not included.", rich_help_panel=_PANEL
+    ),
+]
+
+
+def prefetch_parameters(pairs: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What ``--set prefetch.KEY=VALUE`` says, and the other pairs."""
+    own = [pair for pair in pairs if pair.strip().startswith(f"{_OWNER}.")]
+    parameters = {key.partition(".")[2]: value for key, value in key_values(own, "--set").items()}
+    return parameters, [pair for pair in pairs if pair not in own]

@@ -1,0 +1,187 @@
+"""What each device did when, in the Chrome trace-event format that ui.perfetto.dev and chrome://tracing open.
+
+Format: "Trace Event Format", Google 2016. Times are microseconds. One process; a thread each for decoder, Flash, DRAM and
+compute with complete events ("X"); what is read ahead as asynchronous events ("b", "e"), as it is done in idle time; and
+counters ("C").
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwsim.demand import Demand
+from hwsim.errors import SettingError
+from hwsim.files import write_atomic
+from hwsim.placement import Placement
+from hwsim.profile import Profile
+from hwsim.settings import Settings
+
+_TRACKS = {"decoder": 1, "flash": 2, "dram": 3, "compute": 4}
+_NAMES = {"decoder": "decoder", "flash": "Flash", "dram": "DRAM", "compute": "compute"}
+_WORDS = {"resident": "weights", "streamed": "streamed weights", "compute": "arithmetic"}
+_PROCESS = 1
+
+
+class Timeline:
+    """Collects slices of some tokens: a recorder of the engine.
+
+    Args:
+        tokens: first decoded token that is shown, and the first that is not any more.
+    """
+
+    def __init__(self, tokens: tuple[int, int]) -> None:
+        self._tokens = range(*tokens)
+        self._events: list[dict[str, Any]] = []
+        self._numbers: dict[str, np.ndarray] = {}
+        self._groups: list[str] = []
+        self._head = -1
+        self._depth = 0
+        self._about: dict[str, Any] = {}
+        self._ids = 0
+
+    def begin(self, demand: Demand, placement: Placement, profile: Profile, settings: Settings, about: Any) -> None:
+        """A decode begins: what its slices are about."""
+        plans = placement.groups
+        if self._tokens.start >= len(demand.requests):
+            raise SettingError(
+                f"--timeline-tokens {self._tokens.start}:{self._tokens.stop}: there are {len(demand.requests)} "
+                "decoded tokens, the first is 0"
+            )
+        self._groups = [plan.group.name for plan in plans]
+        self._head = placement.layers
+        self._numbers = {
+            "requests": demand.requests,
+            "hits": demand.hits,
+            "flash_bytes": demand.miss_bytes(plans),
+            "dram_bytes": demand.hit_bytes(plans),
+        }
+        slices = np.array([len(settings.reads.slices(plan)[0]) for plan in plans], np.int64)
+        misses = demand.requests - demand.hits
+        self._numbers["reads"] = misses * slices
+        if demand.seen is not None and demand.seen.reads is not None:
+            self._numbers["reads"] = demand.seen.reads
+        self._depth = profile.flash.queue_depth or 0
+        self._about = about
+        caches = settings.caches
+        if plans and placement.shared is None and caches.pinned is None and caches.warm is None:
+            room = np.array([[plan.capacity_in(layer) for plan in plans] for layer in range(placement.layers)])
+            self._occupied = _occupancy(misses, room, self._tokens.stop)
+            self._unit_bytes = np.array([plan.unit_bytes for plan in plans], np.int64)
+
+    _occupied: np.ndarray | None = None
+    _unit_bytes: np.ndarray
+
+    def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
+        """A device worked for something, or the decoder was at it."""
+        token, layer, group = at
+        if token not in self._tokens:
+            return
+        where: dict[str, Any] = {"token": token}
+        if layer >= 0:
+            where["layer"] = "LM head" if layer == self._head else layer
+        if group >= 0:
+            where["group"] = self._groups[group]
+            numbers = {key: int(values[token, layer, group]) for key, values in self._numbers.items()}
+            wanted = {
+                "flash": ("requests", "hits", "flash_bytes", "reads"),
+                "dram": ("requests", "hits", "dram_bytes"),
+            }
+            where |= {key: numbers[key] for key in wanted.get(track, ("requests", "hits"))}
+        self._events.append({
+            "name": self._name(track, what, token, layer, group), "cat": what, "ph": "X", "pid": _PROCESS,
+            "tid": _TRACKS[track], "ts": start * 1e6, "dur": seconds * 1e6, "args": where,
+        })  # fmt: skip
+        if track == "flash":
+            reads = where.get("reads", self._depth or 1)
+            deep = min(reads, self._depth) if self._depth else reads
+            self._counter("Flash queue depth", start, {"reads": deep})
+            self._counter("Flash queue depth", start + seconds, {"reads": 0})
+        if track == "decoder" and layer < 0:
+            self._count(token, start + seconds)
+
+    def ahead(self, device: str, what: str, at: tuple[int, int, int], start: float, end: float, share: float) -> None:
+        """Something was read ahead in idle time, to a share, between two moments."""
+        token, layer, group = at
+        if token not in self._tokens:
+            return
+        self._ids += 1
+        name = f"{what}, layer {'LM head' if layer == self._head else layer}"
+        name += f" {self._groups[group]}" if group >= 0 else ""
+        common = {
+            "name": name, "cat": "read ahead", "id": self._ids, "pid": _PROCESS, "tid": _TRACKS[device],
+            "args": {"token": token, "layer": layer, "share_in_time": share},
+        }  # fmt: skip
+        self._events += [common | {"ph": "b", "ts": start * 1e6}, common | {"ph": "e", "ts": end * 1e6}]
+
+    def _name(self, track: str, what: str, token: int, layer: int, group: int) -> str:
+        if track == "decoder":
+            return f"token {token}" if layer < 0 else "LM head" if layer == self._head else f"layer {layer}"
+        if group < 0:
+            return _WORDS.get(what, what)
+        kind = {"flash": "misses", "dram": "hits"}.get(track, "arithmetic")
+        return f"{self._groups[group]}: {kind}"
+
+    def _counter(self, name: str, at: float, values: dict[str, float]) -> None:
+        self._events.append({"name": name, "ph": "C", "pid": _PROCESS, "tid": 0, "ts": at * 1e6, "args": values})
+
+    def _count(self, token: int, end: float) -> None:
+        """Counters at the end of a token."""
+        asked, found = int(self._numbers["requests"][token].sum()), int(self._numbers["hits"][token].sum())
+        if asked:
+            self._counter("hit rate", end, {"share": found / asked})
+        if self._occupied is not None:
+            self._counter("cache", end, {"bytes": int((self._occupied[token] * self._unit_bytes).sum())})
+
+    def plain(self) -> dict[str, Any]:
+        """The file's content: events in the order of time."""
+        named = [
+            {"name": "thread_name", "ph": "M", "pid": _PROCESS, "tid": number, "ts": 0, "args": {"name": _NAMES[track]}}
+            for track, number in _TRACKS.items()
+        ]
+        order = [
+            {"name": "thread_sort_index", "ph": "M", "pid": _PROCESS, "tid": number, "ts": 0, "args": {"sort_index": number}}
+            for number in _TRACKS.values()
+        ]
+        title = f"hwsim: {self._about.get('policy', '')} on {self._about.get('device', '')}"
+        process = {"name": "process_name", "ph": "M", "pid": _PROCESS, "tid": 0, "ts": 0, "args": {"name": title}}
+        # of slices that begin at once, the longer one holds the others
+        events = sorted(self._events, key=lambda each: (each["ts"], -each.get("dur", 0.0)))
+        return {"traceEvents": [process, *named, *order, *events], "displayTimeUnit": "ms", "otherData": self._about}
+
+    def write(self, path: Path) -> None:
+        """Write the file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_atomic(path, json.dumps(self.plain(), separators=(",", ":")) + "\n")
+
+
+def _occupancy(misses: np.ndarray, room: np.ndarray, stop: int) -> np.ndarray:
+    """Units in each cache after each token up to `stop`: it grows by what enters until it is full."""
+    found = np.zeros((min(stop, len(misses)), *room.shape), np.int64)
+    now = np.zeros(room.shape, np.int64)
+    for token in range(len(found)):
+        now = np.minimum(room, now + misses[token])
+        found[token] = now
+    return found
+
+
+def read_range(text: str) -> tuple[int, int]:
+    """Tokens of ``--timeline-tokens FIRST:END``.
+
+    Raises:
+        SettingError: something else, or nothing in it.
+    """
+    first, colon, end = text.partition(":")
+    try:
+        found = (int(first or 0), int(end) if end or not colon else 2**62)
+    except ValueError:
+        found = (0, 0)
+    if not colon or not 0 <= found[0] < found[1]:
+        raise SettingError(f"--timeline-tokens {text}: write FIRST:END, such as 0:32; the end is not included")
+    return found
