@@ -63,9 +63,7 @@ def closed_form(
     return Timing(token_s=token_s, times=times, busy=busy)
 
 
-def operations(
-    demand: Demand, placement: Placement, sequences: list[Sequence], kv_window: int | None = None
-) -> float:
+def operations(demand: Demand, placement: Placement, sequences: list[Sequence], kv_window: int | None = None) -> float:
     """Arithmetic operations of the whole decode: two for each weight that is read, and attention over the KV cache."""
     lengths = kv_lengths(sequences, kv_window)
     weights = placement.attention_parameters + placement.unmasked_mlp + placement.predictor_parameters

@@ -32,9 +32,7 @@ class Demand:
     seen: Seen | None = None
 
     @classmethod
-    def none(
-        cls, tokens: int, layers: int, plans: tuple[GroupPlan, ...], watching: Watching | None = None
-    ) -> Demand:
+    def none(cls, tokens: int, layers: int, plans: tuple[GroupPlan, ...], watching: Watching | None = None) -> Demand:
         """Nothing asked for yet."""
         shape = (tokens, layers, len(plans))
         short = any(plan.short for plan in plans)

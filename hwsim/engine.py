@@ -236,9 +236,7 @@ class Decoder:
             self._spend(what, seconds)
             yield from device.serve(seconds)
 
-    def _together(
-        self, at: _Where, *parts: tuple[str, Device, float]
-    ) -> Generator[simpy.Event, Any, list[float]]:
+    def _together(self, at: _Where, *parts: tuple[str, Device, float]) -> Generator[simpy.Event, Any, list[float]]:
         """Several devices work at once; how long each took, all of them waited for."""
         took = []
         for what, device, seconds in parts:

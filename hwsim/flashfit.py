@@ -101,9 +101,7 @@ def _bounds(free: bool) -> tuple[list[float], list[float]]:
 
 def _guess(points: list[Point], latency: float) -> FlashQueue:
     most = max(point.rate for point in points)
-    return FlashQueue.model_construct(
-        latency=latency, per_kib=3e-7, command=1e-5, bandwidth=most * 1.05, exponent=0.7
-    )
+    return FlashQueue.model_construct(latency=latency, per_kib=3e-7, command=1e-5, bandwidth=most * 1.05, exponent=0.7)
 
 
 def _values(queue: FlashQueue, free: bool) -> list[float]:
@@ -169,7 +167,9 @@ def _point(where: str, size: str, depth: str, rate: str) -> Point:
     except ValueError as error:
         raise ProfileError(f"{where}: queue depth {shorten(repr(depth))} is no whole number") from error
     if size_bytes <= 0 or speed <= 0 or not 1 <= outstanding <= 2**16:
-        raise ProfileError(f"{where}: {size}, {depth}, {rate}: size and rate must be above 0, the depth from 1 to 65536")
+        raise ProfileError(
+            f"{where}: {size}, {depth}, {rate}: size and rate must be above 0, the depth from 1 to 65536"
+        )
     return Point(size_bytes, outstanding, speed)
 
 

@@ -119,12 +119,22 @@ class ModelShape(BaseModel):
         return self.hidden_size
 
 
+FORMATS: dict[str, float] = {
+    "q4_0": 4.5, "q4_1": 5.0, "q5_0": 5.5, "q5_1": 6.0, "q8_0": 8.5, "q2_k": 2.625, "q3_k": 3.4375, "q4_k": 4.5,
+    "q5_k": 5.5, "q6_k": 6.5625, "int4-g32": 4.5, "int4-g64": 4.25, "int4-g128": 4.125, "int8": 8.0, "f16": 16.0,
+    "bf16": 16.0, "f32": 32.0,
+}  # fmt: skip
+"""Bits of one weight with the scales of its group: ggml's blocks, as `gguf` counts them, and groups of n with one f16."""
+
+
 def _bits(value: object) -> object:
+    if isinstance(value, str) and value.strip().lower() in FORMATS:
+        return FORMATS[value.strip().lower()]
     if isinstance(value, str):
         try:
             return float(Fraction(value) if "/" in value else value)
         except (ValueError, ZeroDivisionError, OverflowError) as error:
-            raise ValueError(f"{value!r} is not a number of bits") from error
+            raise ValueError(f"{value!r} is neither a number of bits nor one of {', '.join(FORMATS)}") from error
     return value
 
 

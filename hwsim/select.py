@@ -98,8 +98,16 @@ def scan(
     def begun(layer: int) -> list[GroupScan]:
         return [
             GroupScan(
-                policy, plan, model, layer, eviction, setup,
-                name=name, seed=(seed, layer, index), fast=fast, watched=demand.seen is not None,
+                policy,
+                plan,
+                model,
+                layer,
+                eviction,
+                setup,
+                name=name,
+                seed=(seed, layer, index),
+                fast=fast,
+                watched=demand.seen is not None,
             )
             for index, plan in enumerate(plans)
         ]

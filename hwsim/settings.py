@@ -115,7 +115,6 @@ class Settings:
         if not isinstance(self.caches, CacheSetup):
             raise impossible("caches", self.caches, "hwsim.cache.CacheSetup")
 
-
     @property
     def beyond_the_closed_form(self) -> list[str]:
         """Options that only the event engine knows."""

@@ -40,6 +40,7 @@ __all__ = [
     "Names",
     "Settings",
     "check_caches",
+    "check_closed",
     "check_parameters",
     "cores",
     "layout",
@@ -282,6 +283,25 @@ def check_caches(placement: Placement, eviction: Eviction, settings: Settings) -
     for layer in range(placement.layers):
         for plan in placement.groups:
             caches.cache(layer, plan.group.name, plan.units, plan.capacity_in(layer), eviction)
+
+
+def check_closed(settings: Settings) -> None:
+    """Refuse what a running model does not look at.
+
+    Raises:
+        SettingError: it is about where misses lie in Flash, or about guesses, which a replay of saved masks looks at; or
+            about how many entries of the KV cache are read, which the model itself would have to feel.
+    """
+    asked = {
+        "--packed and --merge": not settings.reads.plain,
+        "--overlap prefetch": settings.prefetch is not None,
+    }
+    if found := [name for name, given in asked.items() if given]:
+        raise SettingError(
+            f"{found[0]}: is for replays; write the masks with hwsim eval --save-masks FILE, then hwsim replay FILE"
+        )
+    if settings.kv_window is not None:
+        raise SettingError("--kv-window: is for replays; a model that runs reads all entries")
 
 
 def _ask(method: str, call: Callable[[], Any], name: str, where: str = "") -> Any:

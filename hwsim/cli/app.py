@@ -9,6 +9,7 @@ import typer
 import hwsim
 from hwsim.cli import (
     calibrate,
+    calibratedevice,
     check,
     compare,
     evaluate,
@@ -24,6 +25,7 @@ from hwsim.cli import (
     trace,
     train,
     tune,
+    validate,
 )
 from hwsim.cli.common import Commands
 
@@ -70,5 +72,7 @@ synth.register(app)
 trace.register(app)
 layout.register(app)
 lists.register(app)
+calibratedevice.register(app)
+validate.register(app)
 new.register(app)
 check.register(app)

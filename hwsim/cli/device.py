@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from hwsim.cli.common import key_values
+from hwsim.cli.options import Overlap
+from hwsim.errors import SettingError
 
 _PANEL = "How the device is used"
 _OWNER = "prefetch"
@@ -19,7 +21,9 @@ Bundle = Annotated[
 Packed = Annotated[
     bool,
     typer.Option(
-        "--packed", help="Units lie in Flash without gaps, rather than each on a page of its own.", rich_help_panel=_PANEL
+        "--packed",
+        help="Units lie in Flash without gaps, rather than each on a page of its own.",
+        rich_help_panel=_PANEL,
     ),
 ]
 Merge = Annotated[
@@ -92,6 +96,18 @@ TimelineTokens = Annotated[
         metavar="FIRST:END", help="Decoded tokens of --timeline, the end not included.", rich_help_panel=_PANEL
     ),
 ]
+
+
+def check_closed(overlap: Overlap) -> None:
+    """Refuse what is for replays.
+
+    Raises:
+        SettingError: as said.
+    """
+    if overlap is Overlap.PREFETCH:
+        raise SettingError(
+            "--overlap prefetch: is for replays; write the masks with hwsim eval --save-masks FILE, then hwsim replay FILE"
+        )
 
 
 def prefetch_parameters(pairs: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import caching as c
+from hwsim.cli import device as d
 from hwsim.cli import options as o
 from hwsim.cli import tasks as t
 from hwsim.cli.common import (
@@ -54,6 +55,11 @@ def evaluate(
     bits: o.BitsOfParts = o.DEFAULT_BITS,
     timing: o.TimingModel = o.Timing.EVENTS,
     overlap: o.OverlapOf = o.Overlap.NONE,
+    bundle: d.Bundle = False,
+    fills: d.Fills = False,
+    engine: d.Engine = None,
+    ignore: d.Ignore = "",
+    prefill_chunk: d.PrefillChunk = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
@@ -104,11 +110,12 @@ def evaluate(
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
         spare(save_masks, sources)
+    d.check_closed(overlap)
     settings = make_settings(
         dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed,
         per_token=per_token, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope.value,
         cache_shares=cache_shares, block=block, layout=layout, admission=admission and admission.value,
-        pin=pin, warm=warm,
+        pin=pin, warm=warm, bundle=bundle, fills=fills, engine=engine, ignore=ignore, prefill_chunk=prefill_chunk,
     )  # fmt: skip
     reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
     profile = load_profile(hw)

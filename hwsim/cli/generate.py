@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import caching as c
+from hwsim.cli import device as d
 from hwsim.cli import options as o
 from hwsim.cli.common import (
     JsonOption,
@@ -49,6 +50,11 @@ def generate(
     bits: o.BitsOfParts = o.DEFAULT_BITS,
     timing: o.TimingModel = o.Timing.EVENTS,
     overlap: o.OverlapOf = o.Overlap.NONE,
+    bundle: d.Bundle = False,
+    fills: d.Fills = False,
+    engine: d.Engine = None,
+    ignore: d.Ignore = "",
+    prefill_chunk: d.PrefillChunk = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     dtype: o.Dtype = "auto",
@@ -69,10 +75,12 @@ def generate(
     read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
     read += [*o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout), *(f for f in (pin, warm) if f)]
     check_target(json, *read, *o.model_files(model))
+    d.check_closed(overlap)
     settings = make_settings(
         dram=dram, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed, lora=lora, lora_merged=lora_merged,
         cache_scope=cache_scope.value, cache_shares=cache_shares, block=block, layout=layout,
-        admission=admission and admission.value, pin=pin, warm=warm,
+        admission=admission and admission.value, pin=pin, warm=warm, bundle=bundle, fills=fills, engine=engine,
+        ignore=ignore, prefill_chunk=prefill_chunk,
     )  # fmt: skip
     reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
     rule_name, rule, pairs = c.make_rule(eviction, set_ or [])

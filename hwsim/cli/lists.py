@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwsim.cli.common import JsonOption, check_target, guarded, output, plugin_files, to_json, write_json
-from hwsim.errors import PluginError
+from hwsim.cli.common import JsonOption, check_target, guarded, note, output, plugin_files, to_json, write_json
+from hwsim.errors import PluginError, SettingError
+from hwsim.files import check_new_file, spare
 
 NameArgument = Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)]
 
@@ -131,7 +133,14 @@ def prefetches(name: NameArgument = None, json: JsonOption = None) -> None:
     _list_plugins(PREFETCHES, name, json)
 
 
-def devices(name: NameArgument = None, json: JsonOption = None) -> None:
+def devices(
+    name: NameArgument = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the rate of its Flash over request size: .html, .svg, .png."),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
     """List the hardware profiles, or show one with units, sources and confidence.
 
     Example: hwsim devices pixel8
@@ -146,9 +155,18 @@ def devices(name: NameArgument = None, json: JsonOption = None) -> None:
         profile = load_profile(path)
         if json:
             write_json(json, to_json(profile.model_dump(mode="json", exclude_none=True)))
+        if plot:
+            from hwsim.report.flashplot import write_plot
+
+            check_new_file(plot)
+            spare(plot, [path])
+            write_plot(profile, plot)
+            note(f"Plot written to {plot}")
         if json != "-":
             console.print(render_device(profile, path, console.width))
         return
+    if plot:
+        raise SettingError("--plot: draws one device; name it")
     check_target(json, *known_profiles().values())
     found = {each: load_profile(path) for each, path in known_profiles().items()}
     if json:

@@ -220,7 +220,11 @@ def _decided(
 
 
 def _saved(
-    path: Path, profile: Profile, rule: tuple[str, Any], settings: Settings, held: c.Held,
+    path: Path,
+    profile: Profile,
+    rule: tuple[str, Any],
+    settings: Settings,
+    held: c.Held,
     drawn: Timeline | None,
 ) -> tuple[list[Result], Result]:
     """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
@@ -231,7 +235,13 @@ def _saved(
     with progress_bar() as progress:
         made, dense = (
             replay_masks(
-                each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress,
+                each,
+                profile,
+                rule[1],
+                settings,
+                eviction_name=rule[0],
+                contents=held,
+                progress=progress,
                 recorder=drawn if each is masks else None,
             )  # fmt: skip
             for each in (masks, masks.without_masks())

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hwsim.cli import device as d
 from hwsim.cli import options as o
 from hwsim.cli.common import JsonOption, check_target, guarded, note, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
@@ -62,6 +63,7 @@ def tune(
         check_new_file(path)
         spare(path, read)
     check_target(json, *read, study, *names.values())
+    d.check_closed(overlap)
     settings = make_settings(dram=dram, bits=bits, overlap=overlap.value, seed=seed, lora=lora, lora_merged=lora_merged)
     reading = Reading(tokens=tokens, context=context, device=device, dtype=dtype)
     goal = Goal(model, text, reading, load_profile(hw), settings, losses, least_density)

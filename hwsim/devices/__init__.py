@@ -4,4 +4,13 @@ from hwsim.devices.compute import Arithmetic, compute_seconds
 from hwsim.devices.flash import FlashTimes, break_even, flash_seconds, read_sizes, stream_seconds
 from hwsim.devices.server import Device
 
-__all__ = ["Arithmetic", "Device", "FlashTimes", "break_even", "compute_seconds", "flash_seconds", "read_sizes", "stream_seconds"]
+__all__ = [
+    "Arithmetic",
+    "Device",
+    "FlashTimes",
+    "break_even",
+    "compute_seconds",
+    "flash_seconds",
+    "read_sizes",
+    "stream_seconds",
+]

@@ -93,6 +93,7 @@ def evaluate(
         HwsimError: one of its kinds.
     """
     settings = settings or simulation.Settings()
+    simulation.check_closed(settings)
     if masks and len(candidates) != 1:
         raise SettingError("masks can be saved of one policy at a time; name one --policy")
     if batch is not None and batch < 1:

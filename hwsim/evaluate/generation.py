@@ -110,6 +110,7 @@ def generate(
         HwsimError: one of its kinds.
     """
     reading, settings = reading or TextSettings(), settings or simulation.Settings()
+    simulation.check_closed(settings)
     tell = progress or (lambda phase, done, total: None)
     if tokens < 2:
         raise SettingError(f"--tokens {tokens}: must be at least 2; the first comes from the prompt alone")

@@ -98,6 +98,7 @@ def evaluate_tasks(
         HwsimError: one of its kinds.
     """
     reading, settings = reading or Reading(), settings or simulation.Settings()
+    simulation.check_closed(settings)
     tell = progress or (lambda phase, done, total: None)
     _check(tasks)
     require_harness()

@@ -58,5 +58,7 @@ class Prefetch(BaseModel):
 def best(scores: np.ndarray, like: np.ndarray) -> np.ndarray:
     """As many of the best scores, ``[tokens, units]``, as a mask of each token, bool ``[tokens, units]``, holds."""
     counts = np.count_nonzero(like, axis=1)
-    rows = [top_k(row, int(count)) if count else np.zeros(len(row), bool) for row, count in zip(scores, counts, strict=True)]
+    rows = [
+        top_k(row, int(count)) if count else np.zeros(len(row), bool) for row, count in zip(scores, counts, strict=True)
+    ]
     return np.array(rows, bool).reshape(scores.shape)

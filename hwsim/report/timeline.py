@@ -143,7 +143,14 @@ class Timeline:
             for track, number in _TRACKS.items()
         ]
         order = [
-            {"name": "thread_sort_index", "ph": "M", "pid": _PROCESS, "tid": number, "ts": 0, "args": {"sort_index": number}}
+            {
+                "name": "thread_sort_index",
+                "ph": "M",
+                "pid": _PROCESS,
+                "tid": number,
+                "ts": 0,
+                "args": {"sort_index": number},
+            }
             for number in _TRACKS.values()
         ]
         title = f"hwsim: {self._about.get('policy', '')} on {self._about.get('device', '')}"

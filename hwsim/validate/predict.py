@@ -55,7 +55,7 @@ class Rows(BaseModel):
 
     predicted: list[Row]
     left_out: list[LeftOut]
-    notes: dict[str, str] = {}
+    misses: dict[str, str] = {}
 
 
 class Prediction(BaseModel):

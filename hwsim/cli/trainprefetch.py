@@ -1,0 +1,89 @@
+"""``hwsim train prefetch``: a trace -> what the rule `trained` guesses by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwsim.cli import caching as c
+from hwsim.cli import options as o
+from hwsim.cli.common import (
+    JsonOption,
+    check_target,
+    find_trace,
+    note,
+    output,
+    plugin_files,
+    progress_bar,
+    setting_files,
+    to_json,
+    write_json,
+)
+from hwsim.cli.replay import density_files, make_policies
+from hwsim.errors import OutputError, SettingError
+from hwsim.files import check_new_file, spare
+from hwsim.units import printable
+
+
+def prefetch(
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="Trace to count on; judge on another. sample: the bundled.")
+    ],
+    policy: Annotated[str, typer.Option(metavar="NAME|FILE.py", help="Policy that decides the masks.")],
+    hw: o.Hardware,
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")],
+    density: o.Density = None,
+    set_: o.Parameters = None,
+    eviction: o.EvictionRule = "lfu",
+    dram: o.Dram = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Count on a trace how often a unit is needed after a token that needed it, or did not; for --prefetch trained.
+
+    Example: hwsim train prefetch sample --policy dip --hw pixel8 --dram 50% -o guess.npz
+    """
+    from hwsim.arrayfile import write_arrays
+    from hwsim.choices import make_settings
+    from hwsim.prefetch.trained import KIND
+    from hwsim.profile import find_profile, load_profile
+    from hwsim.trace import Trace
+    from hwsim.train.prefetching import train_prefetch
+
+    trace = find_trace(trace)
+    files = [
+        trace,
+        find_profile(hw),
+        *plugin_files([policy, eviction]),
+        *setting_files(set_ or []),
+        *density_files(density),
+    ]
+    check_new_file(out)
+    spare(out, files)
+    check_target(json, *files, out)
+    if out.is_file() and not overwrite:
+        raise OutputError(f"{out}: exists; name another file with -o, or give --overwrite")
+    _, rule, pairs = c.make_rule(eviction, set_ or [])
+    ((name, made),) = make_policies([policy], density, pairs)
+    with Trace(trace) as opened, progress_bar() as progress:
+        header, arrays = train_prefetch(
+            opened, load_profile(hw), made, rule, make_settings(dram=dram), name,
+            lambda phase, done, total: progress(phase, done, total),
+        )  # fmt: skip
+        tokens = opened.header.decoded
+    if not arrays:
+        raise SettingError(f"policy {name} has no groups, so there is nothing to guess")
+    write_arrays(out, KIND, header, arrays)
+    if json:
+        write_json(json, to_json({"file": str(out), "groups": len(arrays), "tokens": tokens}))
+    if json != "-":
+        output().print(
+            f"{printable(str(out))}: {len(arrays)} groups, from {tokens} tokens\n"
+            f"hwsim replay TRACE --hw {printable(hw)} --policy {printable(policy)} --overlap prefetch --prefetch trained "
+            f"--set prefetch.path={printable(str(out))}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    if json and json != "-":
+        note(f"Written to {json}")

@@ -1,0 +1,56 @@
+"""``hwsim validate``: published measurements, and what hwsim predicts for their conditions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hwsim.cli.common import JsonOption, check_target, guarded, note, output, to_json, write_json
+from hwsim.files import check_new_file, write_atomic
+
+
+def validate(
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the page with conditions, assumptions and reasons.")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Predict published measurements from their stated conditions, and show how far off the predictions are.
+
+    Example: hwsim validate
+    """
+    from hwsim.report.validation import markdown as page
+    from hwsim.report.validation import render
+    from hwsim.validate import predict, read_rows, summarize
+
+    check_target(json)
+    if markdown:
+        check_new_file(markdown)
+    listed = read_rows()
+    found = [predict(row) for row in listed.predicted]
+    summary = summarize(found)
+    if markdown:
+        write_atomic(markdown, page(found, summary, listed.left_out, listed.misses))
+        note(f"Written to {markdown}")
+    if json:
+        write_json(
+            json,
+            to_json({
+                "format": "hwsim-validation",
+                "version": 1,
+                "errors": {name: each._asdict() for name, each in summary.items()},
+                "rows": [each.model_dump() for each in found],
+                "left_out": [each.model_dump() for each in listed.left_out],
+            }),
+        )  # fmt: skip
+    if json != "-":
+        console = output()
+        console.print(render(found, summary, console.width))
+        console.print(f"\n{len(listed.left_out)} kinds of rows are left out; --json and --markdown give the reasons.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(guarded(validate))
