@@ -106,7 +106,7 @@ def make_settings(
         caches=CacheSetup(admission, pinned, warmed),  # type: ignore[arg-type]
         reads=ReadSetup(bundle, packed, _size("merge", merge), None if gap == "auto" else _size("gap", gap)),
         prefetch=_prefetch(prefetch, prefetch_parameters or {}), fills=fills, engine=engine,
-        ignore=tuple(part.strip() for part in ignore.split(",")) if isinstance(ignore, str) and ignore else tuple(ignore),
+        ignore=tuple(each.strip() for each in (ignore.split(",") if isinstance(ignore, str) else ignore) if each),
         kv_window=kv_window, prefill_chunk=prefill_chunk,
     )  # fmt: skip
 

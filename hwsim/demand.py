@@ -36,9 +36,9 @@ class Demand:
         """Nothing asked for yet."""
         shape = (tokens, layers, len(plans))
         short = any(plan.short for plan in plans)
-        last = [np.zeros(shape, np.uint8) if short else None for _ in range(2)]
+        last, last_hits = (np.zeros(shape, np.uint8) if short else None for _ in range(2))
         seen = Seen.nothing(tokens, layers, plans, watching) if watching and plans else None
-        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), *last, seen)
+        return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int32), last, last_hits, seen)
 
     @classmethod
     def joined(cls, parts: list[Demand]) -> Demand:
@@ -46,8 +46,8 @@ class Demand:
         requests, hits = ([getattr(part, name) for part in parts] for name in ("requests", "hits"))
         last_requests = [part.last_requests for part in parts if part.last_requests is not None]
         last_hits = [part.last_hits for part in parts if part.last_hits is not None]
-        last = [np.concatenate(each) if each else None for each in (last_requests, last_hits)]
-        return cls(np.concatenate(requests), np.concatenate(hits), *last)
+        last, found = (np.concatenate(each) if each else None for each in (last_requests, last_hits))
+        return cls(np.concatenate(requests), np.concatenate(hits), last, found)
 
     def put(self, row: int, layer: int, index: int, served: Served) -> None:
         """Write down what the token `row`, and those after it, asked of one cache."""

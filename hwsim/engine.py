@@ -1,11 +1,11 @@
 """The discrete-event engine: a decoder process that asks Flash, DRAM and compute for what each token needs.
 
-One request for each (token, layer, group, device). The masks and hits are decided beforehand, because they do not depend
-on time; the engine turns them into time.
+One request for each (token, layer, group, device). The masks and hits are decided beforehand, because they do not
+depend on time; the engine turns them into time.
 
-What may happen at once is the ``overlap``: ``none``: nothing; ``group``: Flash and DRAM of one group; ``pipeline``: also
-arithmetic on hits while misses arrive, and what the next layer surely needs (pinned and streamed weights, KV entries) is
-read while Flash and DRAM have nothing else to do; ``prefetch``: also what the next layer is guessed to need.
+What may happen at once is the ``overlap``: ``none``: nothing; ``group``: Flash and DRAM of one group; ``pipeline``:
+also arithmetic on hits while misses arrive, and what the next layer surely needs (pinned and streamed weights, KV
+entries) is read while Flash and DRAM have nothing else to do; ``prefetch``: also what it is guessed to need.
 """
 
 from __future__ import annotations
@@ -239,11 +239,11 @@ class Decoder:
     def _together(self, at: _Where, *parts: tuple[str, Device, float]) -> Generator[simpy.Event, Any, list[float]]:
         """Several devices work at once; how long each took, all of them waited for."""
         took = []
-        for what, device, seconds in parts:
-            if seconds <= 0:
+        for what, device, asked in parts:
+            if asked <= 0:
                 took.append(0.0)
                 continue
-            seconds = self._slowed(device, seconds)
+            seconds = self._slowed(device, asked)
             if self._recorder:
                 self._recorder.slice(device.name, what, at, self.env.now, seconds)
             took.append(device.wait(seconds))

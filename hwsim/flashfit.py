@@ -57,7 +57,8 @@ def fit_queue(points: Sequence[Point]) -> Fit:
     sizes = {point.size for point in points}
     if len(points) < _LEAST_POINTS or len(sizes) < 2:
         raise ProfileError(
-            f"{len(points)} points of {len(sizes)} block sizes are too few: a fit needs at least {_LEAST_POINTS} points of 2 block sizes"
+            f"{len(points)} points of {len(sizes)} block sizes are too few: a fit needs at least {_LEAST_POINTS} "
+            "points of 2 block sizes"
         )
     fits = [_fit(list(points), free) for free in (False, True)]
     return min(fits, key=lambda fit: fit.left_out)
@@ -96,7 +97,7 @@ def _solve(points: list[Point], free: bool, near: FlashQueue | None = None) -> F
 
 def _bounds(free: bool) -> tuple[list[float], list[float]]:
     low, high = [math.log(each) for each in (1e-9, 1e-12, 1e-9, 1e3)], [math.log(each) for each in (1, 1, 1, 1e15)]
-    return (low + [-4.0], high + [4.0]) if free else (low, high)
+    return ([*low, -4.0], [*high, 4.0]) if free else (low, high)
 
 
 def _guess(points: list[Point], latency: float) -> FlashQueue:
@@ -138,9 +139,9 @@ def read_points(path: Path) -> list[Point]:
 
 def _table(path: Path, text: str) -> list[Point]:
     """Lines of three cells, split by commas, semicolons, tabs or bars; a head without digits is passed over."""
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip().strip("|")
+    found: list[Point] = []
+    for number, whole in enumerate(text.splitlines(), 1):
+        line = whole.strip().strip("|")
         if not line or line.startswith("#") or set(line) <= set("-|: "):
             continue
         mark = next((each for each in ("|", ";", "\t", ",") if each in line), ",")

@@ -1,4 +1,4 @@
-"""What a decode asks of each device, in seconds: demand, placement and profile become the work that the engine plays."""
+"""What a decode asks of each device, in seconds: the work that the engine plays."""
 
 from __future__ import annotations
 

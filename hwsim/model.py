@@ -124,7 +124,7 @@ FORMATS: dict[str, float] = {
     "q5_k": 5.5, "q6_k": 6.5625, "int4-g32": 4.5, "int4-g64": 4.25, "int4-g128": 4.125, "int8": 8.0, "f16": 16.0,
     "bf16": 16.0, "f32": 32.0,
 }  # fmt: skip
-"""Bits of one weight with the scales of its group: ggml's blocks, as `gguf` counts them, and groups of n with one f16."""
+"""Bits of one weight with the scales of its group: ggml's blocks, as `gguf` counts them; groups of n with one f16."""
 
 
 def _bits(value: object) -> object:

@@ -1,4 +1,4 @@
-"""Finding policies, eviction and prefetch rules: by the name of a built-in's file, by entry point, or by the path of a file.
+"""Finding plug-ins, policies and rules: by the name of a built-in's file, by entry point, or by the path of a file.
 
 Built-ins have no privileges: they are found by looking into their folder, as a file of the user's is.
 """

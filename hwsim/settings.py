@@ -95,6 +95,16 @@ class Settings:
             raise impossible("dram", self.dram, "bytes from 0, text such as '4 GB' or '50%', or None")
         if not isinstance(self.bits, Bits):
             raise impossible("bits", self.bits, "hwsim.model.Bits")
+        self._check_device()
+        if not is_whole(self.block, 1):
+            raise impossible("block", self.block, "a whole number from 1")
+        if self.cache_scope == "global" and self.cache_shares:
+            raise SettingError("--cache-shares: one cache for the whole model has no shares; leave it out")
+        if not isinstance(self.caches, CacheSetup):
+            raise impossible("caches", self.caches, "hwsim.cache.CacheSetup")
+
+    def _check_device(self) -> None:
+        """Refuse what is impossible in how the device is used."""
         for name in ("kv_window", "prefill_chunk"):
             if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
                 raise impossible(name, getattr(self, name), "a whole number from 1, or None")
@@ -108,12 +118,6 @@ class Settings:
             )
         if self.timing == "closed-form" and (asked := self.beyond_the_closed_form):
             raise SettingError(f"--timing closed-form knows no {', '.join(asked)}; leave it out, or take events")
-        if not is_whole(self.block, 1):
-            raise impossible("block", self.block, "a whole number from 1")
-        if self.cache_scope == "global" and self.cache_shares:
-            raise SettingError("--cache-shares: one cache for the whole model has no shares; leave it out")
-        if not isinstance(self.caches, CacheSetup):
-            raise impossible("caches", self.caches, "hwsim.cache.CacheSetup")
 
     @property
     def beyond_the_closed_form(self) -> list[str]:

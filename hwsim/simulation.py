@@ -216,7 +216,8 @@ def replay_masks(
             progress("time", done, header.decoded)
 
     return measure(
-        header, source, demand, placement, profile, masks.policy, eviction, settings, names, progress=tell, recorder=recorder
+        header, source, demand, placement, profile, masks.policy, eviction, settings, names,
+        progress=tell, recorder=recorder,
     )  # fmt: skip
 
 
@@ -289,8 +290,8 @@ def check_closed(settings: Settings) -> None:
     """Refuse what a running model does not look at.
 
     Raises:
-        SettingError: it is about where misses lie in Flash, or about guesses, which a replay of saved masks looks at; or
-            about how many entries of the KV cache are read, which the model itself would have to feel.
+        SettingError: it is about where misses lie in Flash, or about guesses, which a replay of saved masks looks at;
+            or about how many entries of the KV cache are read, which the model itself would have to feel.
     """
     asked = {
         "--packed and --merge": not settings.reads.plain,

@@ -10,6 +10,7 @@ import typer
 
 from hwsim.cli.common import key_values
 from hwsim.errors import SettingError
+from hwsim.files import check_new_file, spare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,9 +64,21 @@ def make_rule(spec: str, pairs: list[str]) -> tuple[str, Eviction, list[str]]:
 
 
 class Held:
-    """Collects what the caches hold at the end, to be written to `target`, if there is one."""
+    """Collects what the caches hold at the end, to be written to `target`, if there is one.
 
-    def __init__(self, target: Path | None) -> None:
+    Raises:
+        SettingError: of several devices or policies.
+        OutputError: it cannot be written there, or would replace one of the `sources`.
+    """
+
+    def __init__(self, target: Path | None, sources: list[Path], devices: list[str], policies: list[str]) -> None:
+        if target:
+            if len(devices) > 1:
+                raise SettingError("--save-cache: holds the caches of one device; name one --hw")
+            if len(policies) > 1:
+                raise SettingError("--save-cache: holds the caches of one policy; name one --policy")
+            check_new_file(target)
+            spare(target, sources)
         self._target = target
         self._sets: dict[str, np.ndarray] = {}
 

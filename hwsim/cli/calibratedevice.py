@@ -75,11 +75,13 @@ def calibrate_device(
     if json != "-":
         console = output()
         console.print(
-            f"A request spends {model['latency'] * 1e6:.1f} us + {model['per_kib'] * 1e6:.3g} us x KiB^{model['exponent']:.3f} "
-            f"beside the others,\nthen {model['command'] * 1e6:.2f} us + bytes / {show_rate(model['bandwidth'])} one after the other."
+            f"A request spends {model['latency'] * 1e6:.1f} us + {model['per_kib'] * 1e6:.3g} us x "
+            f"KiB^{model['exponent']:.3f} beside the others,\n"
+            f"then {model['command'] * 1e6:.2f} us + bytes / {show_rate(model['bandwidth'])} one after the other."
         )
         console.print(
-            f"It was {told};\nthe worst of those is off by {worst:+.0%}: {show_size(where.size)} at depth {where.depth:g}."
+            f"It was {told};\n"
+            f"the worst of those is off by {worst:+.0%}: {show_size(where.size)} at depth {where.depth:g}."
         )
         if fit.left_out > _GOOD:
             console.print(

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from hwsim.cli.common import key_values
-from hwsim.cli.options import Overlap
+from hwsim.cli.common import key_values, note
+from hwsim.cli.options import Overlap, Timing
 from hwsim.errors import SettingError
+from hwsim.files import check_new_file, spare
 
 _PANEL = "How the device is used"
 _OWNER = "prefetch"
@@ -98,6 +99,49 @@ TimelineTokens = Annotated[
 ]
 
 
+class Drawing:
+    """A timeline that is asked for, or none.
+
+    Attributes:
+        recorder: for the engine.
+
+    Args:
+        path: of the file to write.
+        tokens: FIRST:END.
+        sources: files that are read.
+        devices: of the command.
+        policies: of the command.
+        timing: of the command.
+
+    Raises:
+        SettingError: it would be one of several runs, or of none.
+        OutputError: the file cannot be written, or is one of the sources.
+    """
+
+    def __init__(
+        self, path: Path | None, tokens: str, sources: list[Path], devices: list[str], policies: list[str],
+        timing: Timing,
+    ) -> None:  # fmt: skip
+        from hwsim.report.timeline import Timeline, read_range
+
+        chosen = read_range(tokens)
+        self._path, self.recorder = path, Timeline(chosen) if path else None
+        if path is None:
+            return
+        if len(devices) > 1 or len(policies) > 1:
+            raise SettingError("--timeline: shows one run; name one --hw and one --policy")
+        if timing is Timing.CLOSED_FORM:
+            raise SettingError("--timeline: the closed form knows no moments; leave out --timing")
+        check_new_file(path)
+        spare(path, sources)
+
+    def write(self) -> None:
+        """Write it."""
+        if self._path and self.recorder:
+            self.recorder.write(self._path)
+            note(f"Timeline written to {self._path}; open it in ui.perfetto.dev")
+
+
 def check_closed(overlap: Overlap) -> None:
     """Refuse what is for replays.
 
@@ -106,7 +150,8 @@ def check_closed(overlap: Overlap) -> None:
     """
     if overlap is Overlap.PREFETCH:
         raise SettingError(
-            "--overlap prefetch: is for replays; write the masks with hwsim eval --save-masks FILE, then hwsim replay FILE"
+            "--overlap prefetch: is for replays; write the masks with hwsim eval --save-masks FILE, "
+            "then hwsim replay FILE"
         )
 
 

@@ -152,8 +152,8 @@ TimingModel = Annotated[Timing, typer.Option(help="The event engine, or the clos
 OverlapOf = Annotated[
     Overlap,
     typer.Option(
-        help="What may happen at once. group: Flash and DRAM within a group; pipeline: also arithmetic, and what the next "
-        "layer surely needs; prefetch: also what --prefetch guesses."
+        help="What may happen at once. group: Flash and DRAM within a group; pipeline: also arithmetic, and what the "
+        "next layer surely needs; prefetch: also what --prefetch guesses."
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the policies' random numbers.")]

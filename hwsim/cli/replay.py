@@ -26,13 +26,11 @@ from hwsim.cli.common import (
     write_results,
 )
 from hwsim.errors import SettingError, did_you_mean
-from hwsim.files import check_new_file, spare
 from hwsim.units import printable, shorten
 
 if TYPE_CHECKING:
     from hwsim.metrics import Result
     from hwsim.profile import Profile
-    from hwsim.report.timeline import Timeline
     from hwsim.settings import Settings
 
 
@@ -122,13 +120,9 @@ def replay(
     sources += [*o.lora_files(lora, lora_merged), *density_files(density), *o.cache_files(cache_shares, layout)]
     sources += [path for path in (pin, warm, settings_file) if path] + plugin_files([prefetch] if prefetch else [])
     check_target(json, *sources, *([save_cache] if save_cache else []))
-    if timeline:
-        spare(timeline, sources)
-    if save_cache:
-        if len(devices) > 1:
-            raise SettingError("--save-cache: holds the caches of one device; name one --hw")
-        check_new_file(save_cache)
-        spare(save_cache, sources)
+    names = [name for option in asked for name in option.split(",") if name]
+    held = c.Held(save_cache, sources, devices, names)
+    drawn = d.Drawing(timeline, timeline_tokens, sources, devices, names, timing)
     guesses, pairs = d.prefetch_parameters(pairs)
     settings = make_settings(
         dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed,
@@ -139,10 +133,8 @@ def replay(
         prefill_chunk=prefill_chunk,
     )  # fmt: skip
     name, made_rule, pairs = c.make_rule(eviction, pairs)
-    rule, held = (name, made_rule), c.Held(save_cache)
+    rule = name, made_rule
     profiles = [load_profile(each) for each in devices]
-    names = [name for option in asked for name in option.split(",") if name]
-    drawn = make_timeline(timeline, timeline_tokens, devices, names or ["saved masks"], timing.value)
     if is_mask_file(trace):
         if asked or pairs or density is not None:
             raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
@@ -150,8 +142,6 @@ def replay(
     else:
         if not asked:
             raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
-        if save_cache and len(names) != 1:
-            raise SettingError("--save-cache: holds the caches of one policy; name one --policy")
         policies = make_policies(names, density, pairs)
         found = [_decided(trace, profile, policies, rule, settings, held, threads, drawn) for profile in profiles]
     held.write(found[0][0][0])
@@ -164,30 +154,7 @@ def replay(
         note(f"Result written to {json}")
     if save_cache:
         note(f"Contents of the caches written to {save_cache}")
-    if timeline and drawn:
-        drawn.write(timeline)
-        note(f"Timeline written to {timeline}; open it in ui.perfetto.dev")
-
-
-def make_timeline(
-    path: Path | None, tokens: str, devices: list[str], policies: list[str], timing: str
-) -> Timeline | None:
-    """What records the timeline, if one is asked for.
-
-    Raises:
-        SettingError: it would be one of several runs, or of none.
-    """
-    from hwsim.report.timeline import Timeline, read_range
-
-    chosen = read_range(tokens)
-    if path is None:
-        return None
-    if len(devices) > 1 or len(policies) > 1:
-        raise SettingError("--timeline: shows one run; name one --hw and one --policy")
-    if timing == "closed-form":
-        raise SettingError("--timeline: the closed form knows no moments; leave out --timing")
-    check_new_file(path)
-    return Timeline(chosen)
+    drawn.write()
 
 
 def _decided(
@@ -198,7 +165,7 @@ def _decided(
     settings: Settings,
     held: c.Held,
     threads: int | None,
-    drawn: Timeline | None,
+    drawn: d.Drawing,
 ) -> tuple[list[Result], Result]:
     """Replay the signals of a trace: the results, and that of `dense`."""
     from hwsim.plugins import POLICIES
@@ -211,7 +178,7 @@ def _decided(
             return run(
                 opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
                 progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total), threads=threads,
-                recorder=drawn if made is policies[0][1] else None,
+                recorder=drawn.recorder if made is policies[0][1] else None,
             )  # fmt: skip
 
         results = {name: one(name, made) for name, made in policies}
@@ -225,7 +192,7 @@ def _saved(
     rule: tuple[str, Any],
     settings: Settings,
     held: c.Held,
-    drawn: Timeline | None,
+    drawn: d.Drawing,
 ) -> tuple[list[Result], Result]:
     """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
     from hwsim.masks import MaskFile
@@ -235,17 +202,11 @@ def _saved(
     with progress_bar() as progress:
         made, dense = (
             replay_masks(
-                each,
-                profile,
-                rule[1],
-                settings,
-                eviction_name=rule[0],
-                contents=held,
-                progress=progress,
-                recorder=drawn if each is masks else None,
-            )  # fmt: skip
+                each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress,
+                recorder=drawn.recorder if each is masks else None,
+            )
             for each in (masks, masks.without_masks())
-        )
+        )  # fmt: skip
     return [made], dense
 
 

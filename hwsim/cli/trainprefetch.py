@@ -70,7 +70,7 @@ def prefetch(
     with Trace(trace) as opened, progress_bar() as progress:
         header, arrays = train_prefetch(
             opened, load_profile(hw), made, rule, make_settings(dram=dram), name,
-            lambda phase, done, total: progress(phase, done, total),
+            progress,
         )  # fmt: skip
         tokens = opened.header.decoded
     if not arrays:
@@ -81,8 +81,8 @@ def prefetch(
     if json != "-":
         output().print(
             f"{printable(str(out))}: {len(arrays)} groups, from {tokens} tokens\n"
-            f"hwsim replay TRACE --hw {printable(hw)} --policy {printable(policy)} --overlap prefetch --prefetch trained "
-            f"--set prefetch.path={printable(str(out))}",
+            f"hwsim replay TRACE --hw {printable(hw)} --policy {printable(policy)} --overlap prefetch "
+            f"--prefetch trained --set prefetch.path={printable(str(out))}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     if json and json != "-":

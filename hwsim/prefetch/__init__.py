@@ -24,7 +24,8 @@ class Ahead(NamedTuple):
         group: its name.
         units: of the group.
         last: bool ``[tokens, units]``: the mask of the token before in this layer; of a sequence's first: nothing.
-        signals: of the layer before, float32 ``[tokens, width]`` by name, those that the rule asks for; none at layer 0.
+        signals: of the layer before, float32 ``[tokens, width]`` by name, those that the rule asks for; at layer 0
+            none.
         needs: the signals from which the policy decides this group.
         truth: bool ``[tokens, units]``: the masks, where the rule says that it is an oracle.
     """

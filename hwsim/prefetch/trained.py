@@ -21,7 +21,7 @@ def member(layer: int, group: str) -> str:
 
 
 class Trained(Prefetch):
-    """By how often a unit was needed after a token that needed it, or did not, in the trace of `hwsim train prefetch`."""
+    """By how often a unit was needed after a token that needed it, or did not: counted by `hwsim train prefetch`."""
 
     path: Path = Field(description="file of hwsim train prefetch")
 

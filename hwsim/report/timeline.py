@@ -1,8 +1,8 @@
 """What each device did when, in the Chrome trace-event format that ui.perfetto.dev and chrome://tracing open.
 
-Format: "Trace Event Format", Google 2016. Times are microseconds. One process; a thread each for decoder, Flash, DRAM and
-compute with complete events ("X"); what is read ahead as asynchronous events ("b", "e"), as it is done in idle time; and
-counters ("C").
+Format: "Trace Event Format", Google 2016. Times are microseconds. One process; a thread each for decoder, Flash, DRAM
+and compute with complete events ("X"); what is read ahead as asynchronous events ("b", "e"), as it is done in idle
+time; and counters ("C").
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A decode that is known by its bytes, hit rate and compute time alone: what a published measurement states of itself."""
+"""A decode that is known by its bytes, hit rate and compute time alone: what a measurement states of itself."""
 
 from __future__ import annotations
 
