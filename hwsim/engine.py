@@ -10,7 +10,7 @@ entries) is read while Flash and DRAM have nothing else to do; ``prefetch``: als
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +27,9 @@ _Steps = Generator[simpy.Event, Any, None]
 class Recorder(Protocol):
     """Is told what happened when: for a timeline."""
 
-    def begin(self, demand: Any, placement: Any, profile: Any, settings: Any, about: Any) -> None:
+    def begin(
+        self, demand: Any, placement: Any, profile: Any, settings: Any, starts: frozenset[int], about: dict[str, Any]
+    ) -> None:
         """A decode begins."""
 
     def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
@@ -40,40 +42,49 @@ class Recorder(Protocol):
         """Something was read in idle time between two moments, to a share."""
 
 
+class _Where(NamedTuple):
+    token: int
+    layer: int
+    group: int = -1
+
+
+def _is_guess(key: _Where) -> bool:
+    return key.group >= 0
+
+
 class _Ahead:
-    """Work of a device that nobody waits for yet: done in its idle time, first come, first served."""
+    """Work of a device that nobody waits for yet: done in its idle time, first come, first served, guesses last."""
 
     def __init__(self, device: Device, env: simpy.Environment) -> None:
         self._device, self._env, self.name = device, env, device.name
-        self._left: dict[Hashable, float] = {}
-        self._whole: dict[Hashable, float] = {}
-        self._posted: dict[Hashable, float] = {}
+        self._left: dict[_Where, float] = {}
+        self._whole: dict[_Where, float] = {}
+        self._posted: dict[_Where, float] = {}
         self._since, self._busy = 0.0, 0.0
         self.worked = 0.0
 
     def _catch_up(self) -> None:
         idle = self._device.idle(self._since, self._busy)
         self._since, self._busy = self._env.now, self._device.busy
-        for key, left in self._left.items():
-            if idle <= 0:
-                break
+        for key in sorted(self._left, key=_is_guess) if idle > 0 else ():
+            left = self._left[key]
             done = min(left, idle)
             self._left[key] = left - done
             self.worked += done
             idle -= done
 
-    def post(self, key: Hashable, seconds: float) -> None:
+    def post(self, key: _Where, seconds: float) -> None:
         """Work that will be wanted."""
         self._catch_up()
         if seconds > 0:
             self._left[key] = self._whole[key] = seconds
             self._posted[key] = self._env.now
 
-    def posted(self, key: Hashable) -> float | None:
+    def posted(self, key: _Where) -> float | None:
         """When it was; None: it was not."""
         return self._posted.get(key)
 
-    def claim(self, key: Hashable) -> float:
+    def claim(self, key: _Where) -> float:
         """It is wanted now: the share of it that is done; the rest is given up here."""
         self._catch_up()
         left = self._left.pop(key, None)
@@ -85,12 +96,6 @@ class _Ahead:
         self._catch_up()
         for each in (self._left, self._whole, self._posted):
             each.clear()
-
-
-class _Where(NamedTuple):
-    token: int
-    layer: int
-    group: int = -1
 
 
 class Decoder:
@@ -107,7 +112,8 @@ class Decoder:
         self._flash_ahead, self._dram_ahead = _Ahead(self.flash, self.env), _Ahead(self.dram, self.env)
         self.spent = dict.fromkeys(("resident", "kv_cache", "streamed", "mlp", "attention", "compute"), 0.0)
         self.token_s: list[float] = []
-        self.guessed = None if load.ahead is None else np.zeros(load.ahead.shape)  # share that was read in time
+        self._ahead = load.ahead if overlap == "prefetch" else None
+        self.guessed = None if self._ahead is None else np.zeros(self._ahead.shape)  # share that was read in time
 
     def run(self, progress: Callable[[int], None] | None) -> _Steps:
         """The decoder process."""
@@ -128,8 +134,8 @@ class Decoder:
             for layer in range(layers + 1):
                 began = self.env.now
                 yield from self._read_unmasked(_Where(token, layer), unmasked[layer])
-                if self._pipeline:
-                    self._look_ahead(token, layer)
+                if self._pipeline and (after := self._after(token, layer)):
+                    self._guess(after)
                 for group, kind in kinds if layer < layers else ():
                     work = [each[layer][group] for each in rows]
                     yield from self._read_group(_Where(token, layer, group), kind, *work)
@@ -161,6 +167,8 @@ class Decoder:
         wanted = 1.0 - self._claim(self._dram_ahead, at, "weights")
         sure = 1.0 - self._claim(self._flash_ahead, at, "streamed weights")
         resident, kv, streamed = resident * wanted, kv * wanted, streamed * sure
+        if after := self._after(at.token, layer):
+            self._look_ahead(after)
         took = yield from self._together(
             at, ("resident", self.dram, resident + kv), ("streamed", self.flash, streamed),
             ("compute", self.unit, arithmetic),
@@ -171,19 +179,25 @@ class Decoder:
         self._spend("streamed", max(flash - dram, 0.0))
         self._spend("compute", max(took) - max(flash, dram))
 
-    def _look_ahead(self, token: int, layer: int) -> None:
-        """Read in idle time what the next layer needs: surely, and by the guess."""
-        load, after = self._load, layer + 1
-        if after > load.layers:
-            token, after = token + 1, 0
-            if token == load.tokens or token in load.starts:
-                return
-        kv = self._kv[token] if after < load.layers else 0.0
-        self._dram_ahead.post(_Where(token, after), self._resident[after] + kv)
-        self._flash_ahead.post(_Where(token, after), self._streamed[after])
-        if load.ahead is not None and after < load.layers:
-            for group, seconds in enumerate(load.ahead[token, after].tolist()):
-                self._flash_ahead.post(_Where(token, after, group), seconds)
+    def _after(self, token: int, layer: int) -> _Where | None:
+        """The layer that comes next, if any does in this sequence."""
+        load = self._load
+        if layer < load.layers:
+            return _Where(token, layer + 1)
+        last = token + 1 == load.tokens or token + 1 in load.starts
+        return None if last else _Where(token + 1, 0)
+
+    def _look_ahead(self, at: _Where) -> None:
+        """Read in idle time what a layer surely needs."""
+        kv = self._kv[at.token] if at.layer < self._load.layers else 0.0
+        self._dram_ahead.post(at, self._resident[at.layer] + kv)
+        self._flash_ahead.post(at, self._streamed[at.layer])
+
+    def _guess(self, at: _Where) -> None:
+        """Read in idle time what a layer is guessed to need."""
+        if self._ahead is not None and at.layer < self._load.layers:
+            for group, seconds in enumerate(self._ahead[at.token, at.layer].tolist()):
+                self._flash_ahead.post(at._replace(group=group), seconds)
 
     def _read_group(
         self, at: _Where, kind: str, selection: float, dram: float, flash: float, fills: float,

@@ -75,7 +75,7 @@ def measure(
         )  # fmt: skip
         if recorder:
             about = {"policy": names.policy, "device": profile.name, "trace": source, "model": header.model.name}
-            recorder.begin(demand, placement, profile, settings, about)
+            recorder.begin(demand, placement, profile, settings, load.starts, about)
         timing = run_events(
             load, overlap=settings.overlap, thermal=profile.flash.thermal, recorder=recorder, progress=progress
         )

@@ -43,7 +43,10 @@ class Timeline:
         self._about: dict[str, Any] = {}
         self._ids = 0
 
-    def begin(self, demand: Demand, placement: Placement, profile: Profile, settings: Settings, about: Any) -> None:
+    def begin(
+        self, demand: Demand, placement: Placement, profile: Profile, settings: Settings, starts: frozenset[int],
+        about: dict[str, Any],
+    ) -> None:  # fmt: skip
         """A decode begins: what its slices are about."""
         plans = placement.groups
         if self._tokens.start >= len(demand.requests):
@@ -69,7 +72,7 @@ class Timeline:
         caches = settings.caches
         if plans and placement.shared is None and caches.pinned is None and caches.warm is None:
             room = np.array([[plan.capacity_in(layer) for plan in plans] for layer in range(placement.layers)])
-            self._occupied = _occupancy(misses, room, self._tokens.stop)
+            self._occupied = _occupancy(misses, room, self._tokens.stop, starts)
             self._unit_bytes = np.array([plan.unit_bytes for plan in plans], np.int64)
 
     _occupied: np.ndarray | None = None
@@ -168,11 +171,13 @@ class Timeline:
         write_atomic(path, json.dumps(self.plain(), separators=(",", ":")) + "\n")
 
 
-def _occupancy(misses: np.ndarray, room: np.ndarray, stop: int) -> np.ndarray:
-    """Units in each cache after each token up to `stop`: it grows by what enters until it is full."""
+def _occupancy(misses: np.ndarray, room: np.ndarray, stop: int, starts: frozenset[int]) -> np.ndarray:
+    """Units in each cache after each token up to `stop`: it grows by what enters until it is full, in each sequence."""
     found = np.zeros((min(stop, len(misses)), *room.shape), np.int64)
     now = np.zeros(room.shape, np.int64)
     for token in range(len(found)):
+        if token in starts:
+            now = np.zeros_like(now)
         now = np.minimum(room, now + misses[token])
         found[token] = now
     return found
