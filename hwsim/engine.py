@@ -17,7 +17,7 @@ import numpy as np
 import simpy
 
 from hwsim.devices import Device
-from hwsim.load import Load
+from hwsim.loads import Load
 from hwsim.metrics import Busy, Times, Timing
 from hwsim.profile import Thermal
 

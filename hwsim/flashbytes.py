@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hwsim.demand import Demand
-from hwsim.load import unit_reads
+from hwsim.loads import unit_reads
 from hwsim.metrics import Prefetched, Timing
 from hwsim.placement import Placement
 from hwsim.profile import Flash

@@ -134,7 +134,7 @@ def _bits(value: object) -> object:
         try:
             return float(Fraction(value) if "/" in value else value)
         except (ValueError, ZeroDivisionError, OverflowError) as error:
-            raise ValueError(f"{value!r} is neither a number of bits nor one of {', '.join(FORMATS)}") from error
+            raise ValueError(f"{value!r} is not a number of bits, nor one of {', '.join(FORMATS)}") from error
     return value
 
 

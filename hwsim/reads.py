@@ -71,7 +71,9 @@ class Reader:
         self._strides = [size if setup.packed else -(-size // page) * page for size in self._slices]
         largest = max(self._strides)
         self._most = 1 if setup.merge is None else max(1, setup.merge // largest)
-        self._gap = 0 if setup.merge is None else gap // largest
+        # packed reads with less than a page between them touch the same page, or neighbours: as one they cost less
+        least = page - 1 if setup.packed else 0
+        self._gap = 0 if setup.merge is None else max(gap, least) // largest
 
     def places(self, misses: np.ndarray, layer: int) -> np.ndarray:
         """Misses of units in the order in which they lie in Flash: bool ``[tokens, units]``."""

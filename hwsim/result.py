@@ -20,7 +20,7 @@ from hwsim.effective import effective
 from hwsim.engine import Recorder, run_events
 from hwsim.evictions import Eviction
 from hwsim.flashbytes import flash_reads
-from hwsim.load import make_load
+from hwsim.loads import make_load
 from hwsim.model import ModelShape
 from hwsim.notes import notes
 from hwsim.placement import Placement

@@ -20,7 +20,7 @@ from hwsim.engine import Recorder
 from hwsim.errors import ContractError, HwsimError, SettingError, one_line
 from hwsim.evictions import Eviction
 from hwsim.interleave import scan_shared
-from hwsim.load import sequence_starts
+from hwsim.loads import sequence_starts
 from hwsim.masks import MaskFile
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan, Placement, place, plan_groups, plan_layers

@@ -13,7 +13,7 @@ from hwsim.demand import Demand
 from hwsim.devices import Device, flash_seconds, stream_seconds
 from hwsim.engine import run_events
 from hwsim.errors import SettingError
-from hwsim.load import make_load
+from hwsim.loads import make_load
 from hwsim.model import Bits, ModelShape
 from hwsim.placement import place, plan_groups
 from hwsim.plugins import EVICTIONS, POLICIES

@@ -29,9 +29,9 @@ flash:
 def numbers(node, at=""):
     """Every quantity of a file: (section's path, key)."""
     for key, value in node.items():
-        if isinstance(value, dict) and key != "read":
+        if isinstance(value, dict) and key not in ("read", "engines"):
             yield from numbers(value, f"{at}{key}.")
-        elif key not in ("source", "confidence", "note", "name"):
+        elif key not in ("source", "confidence", "note", "name", "kind"):
             yield at.rstrip("."), key
 
 

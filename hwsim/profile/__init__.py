@@ -126,7 +126,7 @@ _SECTIONS: dict[str, type[Section]] = {
 
 def known_profiles() -> dict[str, Path]:
     """Names and files of the profiles that come with hwsim."""
-    return {path.stem: path for path in sorted(data_folder("hw_profiles").glob("*.yaml"))}
+    return {path.stem: path for path in sorted(data_folder("hw_profiles").glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def find_profile(name: str) -> Path:

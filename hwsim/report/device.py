@@ -20,8 +20,18 @@ _SHOW: dict[str, Any] = {
     "latency": show_time,
     "page_size": lambda value: f"{value} B",
     "queue_depth": str,
+    "engines": lambda value: ", ".join(f"{printable(name)} {show_rate(rate)}" for name, rate in value.items()),
     "rate": lambda value: f"{value / 1e9:g} GOP/s",
+    "rates": lambda value: ", ".join(f"{bits:g} bits {rate / 1e9:g} GOP/s" for bits, rate in value.items()),
     "overhead": show_time,
+    "selection": lambda value: f"{show_time(value)} a unit",
+    "bookkeeping": lambda value: f"{show_time(value)} a unit",
+    "dram_write": lambda value: show_energy(value) + "/B",
+    "per_kib": show_time,
+    "command": show_time,
+    "exponent": lambda value: f"{value:g}",
+    "after": show_time,
+    "factor": lambda value: f"{value:g}",
     "dram_read": lambda value: show_energy(value) + "/B",
     "flash_read": lambda value: show_energy(value) + "/B",
     "compute": lambda value: show_energy(value) + "/OP",
@@ -34,7 +44,12 @@ def render_devices(profiles: dict[str, Profile], width: int = 160) -> ConsoleRen
     """All profiles, a line each, as much of it as a line of `width` characters has room for."""
     each = list(profiles.values())
     models = [
-        f"{len(p.flash.table.read)} x {len(p.flash.table.queue_depth)} table" if p.flash.table else "flat" for p in each
+        f"{len(p.flash.table.read)} x {len(p.flash.table.queue_depth)} table"
+        if p.flash.table
+        else "queue"
+        if p.flash.queue
+        else "flat"
+        for p in each
     ]
     columns = [
         Column("\ndevice", list(profiles), folds=True),
@@ -44,6 +59,7 @@ def render_devices(profiles: dict[str, Profile], width: int = 160) -> ConsoleRen
         Column("Flash\nmodel", models, 3),
         Column("confidence\nDRAM", [p.dram.confidence or "-" for p in each], 2, "confidence"),
         Column("\nFlash", [p.flash.confidence or "-" for p in each], 2, "confidence"),
+        Column("\nkind", [p.kind or "-" for p in each], 5, folds=True),
         Column("\nwhat it is", [printable(p.name) for p in each], 4, folds=True),
     ]
     return Group(*_fitted(columns, width))
@@ -74,8 +90,9 @@ def render_device(profile: Profile, path: Path, width: int = 160) -> ConsoleRend
     ]
     parts += [Text(_words(text)) for text in (profile.source, profile.note) if text]
     lines: list[tuple[str, ...]] = []
-    for section in ("dram", "flash", "compute", "energy"):
-        content = getattr(profile, section)
+    parts_of = {"queue": profile.flash.queue, "thermal": profile.flash.thermal}
+    for section in ("dram", "flash", "queue", "thermal", "compute", "energy"):
+        content = parts_of[section] if section in parts_of else getattr(profile, section)
         if content is None:
             continue
         first = True

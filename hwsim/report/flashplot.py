@@ -8,10 +8,12 @@ from typing import Any
 from hwsim.errors import OutputError, SettingError, one_line
 from hwsim.files import write_atomic
 from hwsim.profile import Profile
+from hwsim.report.page.figures import COLORS
 from hwsim.units import printable
 
 _SIZES = [2**power for power in range(9, 23)]  # 512 B to 4 MiB
 _DEPTHS = (1, 2, 4, 8, 16, 32)
+_TICKS = [step * 10**power for power in range(6) for step in (1, 2, 5)]
 KINDS = (".html", ".svg", ".png")
 
 
@@ -22,15 +24,18 @@ def figure(profile: Profile) -> dict[str, Any]:
     deepest = max(flash.queue_depth or 1, *(table.queue_depth if table else (1,)))
     depths = table.queue_depth if table else tuple(d for d in _DEPTHS if d <= deepest) if flash.queue else ()
     data: list[dict[str, Any]] = []
-    for depth in depths:
+    for number, depth in enumerate(depths):
+        color = {"color": COLORS[number % len(COLORS)]}
         rates = [float(flash.bandwidth(size, depth)) / 1e6 for size in _SIZES]
-        data.append({"type": "scatter", "mode": "lines", "name": f"depth {depth}", "x": _SIZES, "y": rates})
+        data.append(
+            {"type": "scatter", "mode": "lines", "name": f"depth {depth}", "x": _SIZES, "y": rates, "line": color}
+        )
         if table:
             column = table.queue_depth.index(depth)
             points = [row[column] * table.unit / 1e6 for row in table.read.values()]
             data.append({
                 "type": "scatter", "mode": "markers", "x": list(table.read), "y": points, "showlegend": False,
-                "name": f"measured at depth {depth}",
+                "marker": color, "name": f"measured at depth {depth}",
             })  # fmt: skip
     flat = [flash.read_bandwidth / 1e6] * 2
     data.append({
@@ -43,7 +48,7 @@ def figure(profile: Profile) -> dict[str, Any]:
     layout = {
         "title": {"text": f"Flash of {printable(profile.name)}, random reads"},
         "xaxis": {"title": {"text": "request"}, "type": "log", "tickvals": _SIZES, "ticktext": labels},
-        "yaxis": {"title": {"text": "MB/s"}, "type": "log"},
+        "yaxis": {"title": {"text": "MB/s"}, "type": "log", "tickvals": _TICKS, "ticktext": [f"{t:,}" for t in _TICKS]},
         "template": "plotly_white",
     }
     return {"data": data, "layout": layout}

@@ -74,6 +74,7 @@ class Spec(BaseModel):
     merge: MaybeWords = [None]
     gap: Words = ["0"]
     prefetch: MaybeWords = [None]
+    prefetch_parameters: Annotated[list[dict[str, Any] | None], BeforeValidator(_listed)] = [None]
     fills: Flags = [False]
     engine: MaybeWords = [None]
     ignore: Words = [""]
@@ -101,8 +102,8 @@ class Spec(BaseModel):
 _READING = ("text", "tokens", "context", "prompt")
 _SETTINGS = (
     "admission", "pin", "warm", "lora", "lora_merged", "cache_scope", "cache_shares", "block", "layout", "dram",
-    "kv_tokens", "bits", "timing", "overlap", "seed", "bundle", "packed", "merge", "gap", "prefetch", "fills", "engine",
-    "ignore", "kv_window", "prefill_chunk",
+    "kv_tokens", "bits", "timing", "overlap", "seed", "bundle", "packed", "merge", "gap", "prefetch",
+    "prefetch_parameters", "fills", "engine", "ignore", "kv_window", "prefill_chunk",
 )  # fmt: skip
 
 

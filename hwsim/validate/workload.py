@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from hwsim.devices import FlashTimes, stream_seconds
-from hwsim.load import Load
+from hwsim.loads import Load
 from hwsim.profile import Profile
 from hwsim.units import Rate, Time, parse
 

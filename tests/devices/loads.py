@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from hwsim.load import Load
+from hwsim.loads import Load
 
 
 def make(tokens=2, layers=1, groups=1, **seconds):

@@ -129,7 +129,12 @@ M5_PRO = [
 @needs_scipy
 @pytest.mark.parametrize(
     ("points", "rms"),
-    [(measured("oneplus15r"), 0.09), (measured("oneplus-nord"), 0.15), (measured("desktop-nvme"), 0.11), (M5_PRO, 0.12)],
+    [
+        (measured("oneplus15r"), 0.09),
+        (measured("oneplus-nord"), 0.15),
+        (measured("desktop-nvme"), 0.11),
+        (M5_PRO, 0.12),
+    ],
     ids=["oneplus15r", "oneplus-nord", "desktop-nvme", "m5-pro"],
 )
 def test_fits_predict_points_that_were_left_out(points, rms):
@@ -177,7 +182,10 @@ def test_a_table_is_read_with_its_units(tmp_path):
     points = read_points(path)
     assert points[1] == Point(4096, 8, 314.8e6)
     assert points[5] == Point(2**20, 8, 2.806e9)
-    path.write_text("| size | depth | rate |\n|---|---|---|\n" + "\n".join("|" + "|".join(line.split(",")) + "|" for line in LINES[1:]))
+    path.write_text(
+        "| size | depth | rate |\n|---|---|---|\n"
+        + "\n".join("|" + "|".join(line.split(",")) + "|" for line in LINES[1:])
+    )
     assert read_points(path) == points
 
 
@@ -206,7 +214,9 @@ def test_json_of_fio_is_read(tmp_path):
 def test_a_profile_is_written_that_a_replay_takes(tmp_path):
     (tmp_path / "fio.json").write_text(json.dumps(FIO))
     out = tmp_path / "mine.yaml"
-    found = run_cli("calibrate-device", str(tmp_path / "fio.json"), "--like", "pixel8", "--name", "Mine", "-o", str(out))
+    found = run_cli(
+        "calibrate-device", str(tmp_path / "fio.json"), "--like", "pixel8", "--name", "Mine", "-o", str(out)
+    )
     assert "on points left out" in found.stdout
     profile = load_profile(out)
     assert (profile.name, profile.flash.queue_depth, profile.dram.budget) == ("Mine", 8, 4 * 10**9)

@@ -21,7 +21,8 @@ def test_choosing_a_mask_and_keeping_the_cache_cost_what_the_profile_says(tmp_pa
     device = device_of({"compute": {"selection": "0.01 s", "bookkeeping": "0.1 s"}})
     plain, found = toy(tmp_path), toy(tmp_path, device=device)
     by_hand = [
-        2 * (0.01 * (4 + 8) + 0.1 * (inputs + downs)) for (inputs, _), (downs, _) in zip(INPUT_USE, DOWN_USE, strict=True)
+        2 * (0.01 * (4 + 8) + 0.1 * (inputs + downs))
+        for (inputs, _), (downs, _) in zip(INPUT_USE, DOWN_USE, strict=True)
     ]
     assert np.subtract(times(found), times(plain)) == pytest.approx(by_hand, rel=1e-9)
     assert found.time_s.compute == pytest.approx(sum(by_hand), rel=1e-9)
@@ -80,12 +81,21 @@ def test_a_prompt_goes_in_chunks(tmp_path):
     assert first() == pytest.approx(weights + 5 * KV_ENTRY / 100 + arithmetic, rel=1e-12)
     assert first(prefill_chunk=2) == pytest.approx(3 * weights + (2 + 4 + 5) * KV_ENTRY / 100 + arithmetic, rel=1e-12)
     assert first(prefill_chunk=9) == first()
-    each = [(weights + end * KV_ENTRY / 100, (2 * n * 352 + 2 * 16 * p) / 1000) for n, end, p in ((2, 2, 3), (2, 4, 7), (1, 5, 5))]
+    each = [
+        (weights + end * KV_ENTRY / 100, (2 * n * 352 + 2 * 16 * p) / 1000)
+        for n, end, p in ((2, 2, 3), (2, 4, 7), (1, 5, 5))
+    ]
     assert first(prefill_chunk=2, overlap="pipeline") == pytest.approx(sum(map(max, each)), rel=1e-12)
 
 
 def test_energy_is_the_sum_of_its_sources(tmp_path):
-    energy = {"dram_read": "2 mJ/B", "flash_read": "5 mJ/B", "dram_write": "3 mJ/B", "compute": "1 mJ/OP", "base_power": "3 W"}
+    energy = {
+        "dram_read": "2 mJ/B",
+        "flash_read": "5 mJ/B",
+        "dram_write": "3 mJ/B",
+        "compute": "1 mJ/OP",
+        "base_power": "3 W",
+    }
     for fills in (False, True):
         found = toy(tmp_path, device=device_of({"energy": energy}), fills=fills)
         parts = found.energy_by_source_j
@@ -97,7 +107,9 @@ def test_energy_is_the_sum_of_its_sources(tmp_path):
         assert found.energy_j == pytest.approx(sum(value for _, value in parts), rel=1e-12)
         assert found.power_w == pytest.approx(found.energy_j / found.time_s.total, rel=1e-12)
     least = toy(tmp_path, device=device_of({"energy": {"dram_read": "2 mJ/B", "flash_read": "5 mJ/B"}}))
-    assert (least.energy_by_source_j.dram_write, least.energy_by_source_j.compute, least.energy_by_source_j.base) == (None,) * 3
+    assert (least.energy_by_source_j.dram_write, least.energy_by_source_j.compute, least.energy_by_source_j.base) == (
+        None,
+    ) * 3
     assert toy(tmp_path).energy_by_source_j is None
     assert toy(tmp_path).power_w is None
 

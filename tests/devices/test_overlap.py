@@ -126,7 +126,9 @@ def test_no_run_beats_its_bounds(load, overlap):
     assert all(seconds >= -1e-9 for seconds in spent.values())
     assert sum(timing.token_s) == pytest.approx(timing.times.total, rel=1e-9, abs=1e-12)
     # all work is done, whoever waits for it; guesses apart
-    asked = load.tokens * load.resident.sum() + load.layers * load.kv_cache.sum() + load.dram.sum() + 2 * load.fills.sum()
+    asked = (
+        load.tokens * load.resident.sum() + load.layers * load.kv_cache.sum() + load.dram.sum() + 2 * load.fills.sum()
+    )
     assert busy.dram == pytest.approx(asked, rel=1e-9, abs=1e-9)
     arithmetic = load.unmasked.sum() + load.selection.sum() + load.on_hits.sum() + load.on_misses.sum()
     assert busy.compute == pytest.approx(arithmetic, rel=1e-9, abs=1e-9)

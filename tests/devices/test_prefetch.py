@@ -19,7 +19,10 @@ DEVICE = flat_profile(flash="50 MB/s", compute={"rate": "50 MOPS"})
 
 def run(trace, rule, policy="dip", eviction="lru", device=DEVICE, **more):
     chosen = Settings(
-        dram=more.pop("dram", "60%"), overlap="prefetch" if rule else "pipeline", prefetch=rule and ("rule", rule), **more
+        dram=more.pop("dram", "60%"),
+        overlap="prefetch" if rule else "pipeline",
+        prefetch=rule and ("rule", rule),
+        **more,
     )
     return replay(trace, device, POLICIES.make(policy)[1], EVICTIONS.make(eviction)[1], chosen, policy_name=policy)
 
@@ -106,8 +109,6 @@ def test_what_was_counted_on_a_trace_guesses_its_masks(trace, small_trace, tmp_p
     assert "it was trained for another model or policy" in said
     again = run_cli("train", "prefetch", small_trace, "--policy", "dip", "--hw", "pixel8", "-o", out, code=1)
     assert "--overwrite" in again.stderr
-
-
 
 
 MINE = """

@@ -71,19 +71,33 @@ def test_reads_are_those_of_a_plain_loop(data):
     largest = max(each if setup.packed else -(-each // page) * page for each in sizes)
     most = 1 if setup.merge is None else max(1, setup.merge // largest)
     for token in range(3):
-        assert (reads[token], size[token]) == plain(misses[token], sizes, last, page, setup.packed, most, gap // largest)
+        hole = 0 if setup.merge is None else max(gap, page - 1 if setup.packed else 0) // largest
+        assert (reads[token], size[token]) == plain(misses[token], sizes, last, page, setup.packed, most, hole)
     needed = misses[:, :-1].sum(axis=1) * plan.unit_bytes + misses[:, -1] * plan.last_bytes
     assert (size >= needed).all()  # all that is needed is read
-    if page == 1 and gap < largest:
+    if page == 1 and gap < largest:  # packed or not, without pages there are no gaps
         assert (size == needed).all()  # and without pages and holes nothing else
     if setup.merge is None:
         assert (reads == misses.sum(axis=1) * len(sizes)).all()
 
 
+def test_no_page_is_read_twice_where_neighbours_are_merged():
+    """Packed units of 40 B on pages of 100 B: however misses lie, the pages read are those that hold a miss."""
+    plan = plan_of()
+    reader = Reader(plan, ReadSetup(packed=True, merge=10**6), 100, 0)
+    misses = np.random.default_rng(0).random((200, plan.units)) < 0.2
+    sizes = reader.count(misses, 0)[1]
+    for row, size in zip(misses, sizes, strict=True):
+        pages = {byte // 100 for unit in np.flatnonzero(row) for byte in range(unit * 40, (unit + 1) * 40)}
+        assert size == 100 * len(pages)
+
+
 def test_no_read_is_larger_than_asked_and_no_hole_larger():
     plan = plan_of()
     misses = np.random.default_rng(0).random((50, plan.units)) < 0.4
-    reader = Reader(plan, ReadSetup(packed=True, merge=10 * plan.unit_bytes, gap=2 * plan.unit_bytes), 1, 2 * plan.unit_bytes)
+    reader = Reader(
+        plan, ReadSetup(packed=True, merge=10 * plan.unit_bytes, gap=2 * plan.unit_bytes), 1, 2 * plan.unit_bytes
+    )
     token, first, last = reader.runs(misses)
     assert (last - first + 1).max() == 10
     for t, a, b in zip(token, first, last, strict=True):
@@ -117,9 +131,16 @@ def test_merging_changes_time_and_bytes_read_and_nothing_else(trace, device, blo
     policy, rule = POLICIES.make("dip-ca")[1], EVICTIONS.make("lru")[1]
 
     def run(**reads):
-        return replay(trace, device, policy, rule, Settings(dram="60%", block=block, cache_scope=scope, reads=ReadSetup(**reads)))
+        return replay(
+            trace, device, policy, rule, Settings(dram="60%", block=block, cache_scope=scope, reads=ReadSetup(**reads))
+        )
 
-    single, packed, merged, holes = run(), run(packed=True), run(packed=True, merge=4096), run(packed=True, merge=4096, gap=512)
+    single, packed, merged, holes = (
+        run(),
+        run(packed=True),
+        run(packed=True, merge=4096),
+        run(packed=True, merge=4096, gap=512),
+    )
     same = ("unit_requests", "unit_hits", "flash_bytes", "dram_bytes", "groups", "mlp_density")
     for other in (packed, merged, holes):
         assert [getattr(other, key) for key in same] == [getattr(single, key) for key in same]

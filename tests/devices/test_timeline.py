@@ -94,7 +94,9 @@ def test_a_range_of_tokens_is_cut_out(tmp_path):
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
-        run_cli("replay", "sample", "--hw", "oneplus12", "--dram", "60%", "--policy", "dip", "--timeline", tmp_path / name)
+        run_cli(
+            "replay", "sample", "--hw", "oneplus12", "--dram", "60%", "--policy", "dip", "--timeline", tmp_path / name
+        )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

@@ -35,7 +35,9 @@ def test_errors_are_what_the_page_says(predictions):
     assert 0.12 < errors["all"].median <= 0.17
     listed = read_rows()
     page = markdown(predictions, errors, listed.left_out, listed.misses)
-    assert (REPOSITORY / "docs" / "validation.md").read_text() == page, "make it anew: hwsim validate --markdown docs/validation.md"
+    assert (REPOSITORY / "docs" / "validation.md").read_text() == page, (
+        "make it anew: hwsim validate --markdown docs/validation.md"
+    )
 
 
 def test_a_summary_is_one_of_absolute_errors(predictions):
