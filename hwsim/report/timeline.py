@@ -104,7 +104,7 @@ class Timeline:
             self._counter("Flash queue depth", start, {"reads": deep})
             self._counter("Flash queue depth", start + seconds, {"reads": 0})
         if track == "decoder" and layer < 0:
-            self._count(token, start + seconds)
+            self._count(token, start, start + seconds)
 
     def ahead(self, device: str, what: str, at: tuple[int, int, int], start: float, end: float, share: float) -> None:
         """Something was read ahead in idle time, to a share, between two moments."""
@@ -112,11 +112,12 @@ class Timeline:
         if token not in self._tokens:
             return
         self._ids += 1
-        name = f"{what}, layer {'LM head' if layer == self._head else layer}"
-        name += f" {self._groups[group]}" if group >= 0 else ""
-        common = {
-            "name": name, "cat": "read ahead", "id": self._ids, "pid": _PROCESS, "tid": _TRACKS[device],
-            "args": {"token": token, "layer": layer, "share_in_time": share},
+        about = {"token": token, "layer": "LM head" if layer == self._head else layer, "share_in_time": share}
+        if group >= 0:
+            about["group"] = self._groups[group]
+        common = {  # of one name, so that a viewer shows them as one track
+            "name": f"{_NAMES[device]} ahead: {what}", "cat": "read ahead", "id": self._ids, "pid": _PROCESS,
+            "tid": _TRACKS[device], "args": about,
         }  # fmt: skip
         self._events += [common | {"ph": "b", "ts": start * 1e6}, common | {"ph": "e", "ts": end * 1e6}]
 
@@ -131,11 +132,11 @@ class Timeline:
     def _counter(self, name: str, at: float, values: dict[str, float]) -> None:
         self._events.append({"name": name, "ph": "C", "pid": _PROCESS, "tid": 0, "ts": at * 1e6, "args": values})
 
-    def _count(self, token: int, end: float) -> None:
-        """Counters at the end of a token."""
+    def _count(self, token: int, start: float, end: float) -> None:
+        """Counters of a token: its hit rate, and what the caches hold at its end."""
         asked, found = int(self._numbers["requests"][token].sum()), int(self._numbers["hits"][token].sum())
         if asked:
-            self._counter("hit rate", end, {"share": found / asked})
+            self._counter("hit rate", start, {"share": found / asked})
         if self._occupied is not None:
             self._counter("cache", end, {"bytes": int((self._occupied[token] * self._unit_bytes).sum())})
 
