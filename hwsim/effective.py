@@ -24,8 +24,8 @@ def effective(profile: Profile, settings: Settings) -> Profile:
             flash["latency"] = None
         elif name == "requests":
             flash |= {"table": None, "queue": None}
-        elif name == "thermal":
-            flash["thermal"] = None
+        elif name in ("thermal", "spread"):
+            flash[name] = None
         elif name == "compute":
             compute |= {"rate": None, "rates": None}
         else:

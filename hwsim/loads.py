@@ -89,7 +89,7 @@ def make_load(
     operations = demand.indices(plans) * per_index
     hit_share = np.divide(demand.hits, demand.requests, out=np.zeros(shape), where=demand.requests > 0)
     on_hits = operations * hit_share
-    flash, ahead, left = _flash(demand, plans, profile.flash, reads)
+    flash, ahead, left = _flash(demand, plans, FlashTimes(profile.flash, placement.sparse), profile.flash, reads)
     selection = np.zeros(shape)
     if arithmetic.selection or arithmetic.bookkeeping:
         units = np.array([plan.indices for plan in plans], float)
@@ -138,10 +138,10 @@ def _unmasked(placement: Placement, arithmetic: Arithmetic, bits: Bits, lengths:
 
 
 def _flash(
-    demand: Demand, plans: tuple[GroupPlan, ...], flash: Flash, reads: ReadSetup
+    demand: Demand, plans: tuple[GroupPlan, ...], times: FlashTimes, flash: Flash, reads: ReadSetup
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Seconds of the misses; of a guess that is read ahead, and of the misses that it would leave."""
-    times, seen = FlashTimes(flash), demand.seen
+    seen = demand.seen
     misses, last = (demand.requests - demand.hits).astype(np.int64), demand.last_misses
     found = np.zeros(misses.shape)
     guess = seen is not None and seen.ahead is not None

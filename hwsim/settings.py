@@ -18,7 +18,7 @@ from hwsim.units import shorten
 OverlapMode = Literal["none", "group", "pipeline", "prefetch"]
 
 MECHANISMS = (
-    "pages", "latency", "requests", "thermal", "compute", "overhead", "selection", "bookkeeping",
+    "pages", "latency", "requests", "spread", "thermal", "compute", "overhead", "selection", "bookkeeping",
 )  # fmt: skip
 """What a profile may say beyond flat rates, by the names of ``--ignore``."""
 

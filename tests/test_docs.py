@@ -6,14 +6,28 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import typer
 
 from hwsim.cli.app import app
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import load_profile
+from hwsim.plugins import EVICTIONS, POLICIES, PREFETCHES
+from hwsim.prefetch import Ahead
+from hwsim.profile import (
+    Compute,
+    Dram,
+    Energy,
+    Flash,
+    FlashQueue,
+    FlashTable,
+    Profile,
+    Spread,
+    Thermal,
+    load_profile,
+)
+from hwsim.settings import MECHANISMS, OverlapMode
 from hwsim.testing import check_eviction, check_policy
 from tests.conftest import REPOSITORY
 
@@ -122,6 +136,30 @@ def test_the_order_of_layers_is_the_one_that_is_checked() -> None:
     page = (REPOSITORY / "docs" / "design.md").read_text()
     shown = [line.split("  ")[0].strip() for line in blocks(page, "text")[0].splitlines()]
     assert shown == layers
+
+
+def test_the_page_of_devices_names_every_rule_and_mechanism() -> None:
+    page = (REPOSITORY / "docs" / "devices.md").read_text()
+    for name in PREFETCHES.names():
+        assert f"| `{name}` |" in page
+    assert ",".join(MECHANISMS) in page
+    for mode in get_args(OverlapMode):
+        assert f"| `{mode}` |" in page
+
+
+def test_the_example_of_a_guess_works(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(blocks(REPOSITORY / "docs" / "devices.md", "python")[0])
+    name, rule = PREFETCHES.make(str(tmp_path / "mine.py"))
+    last = np.array([[True, False, False, True]])
+    guessed = rule.guess(Ahead(0, "down", 4, last, {}, ("glu",), None))
+    assert (name, guessed.tolist()) == ("mine", [[True, True, False, True]])
+
+
+def test_every_field_of_a_profile_is_on_its_page() -> None:
+    page = (REPOSITORY / "docs" / "profile.md").read_text() + (REPOSITORY / "docs" / "devices.md").read_text()
+    sections = (Dram, Flash, FlashTable, FlashQueue, Spread, Thermal, Compute, Energy, Profile)
+    for field in {field for section in sections for field in section.model_fields}:
+        assert re.search(rf"\b{field}\b", page), field
 
 
 def test_no_placeholder_is_left() -> None:

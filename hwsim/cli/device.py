@@ -66,8 +66,8 @@ Ignore = Annotated[
     str,
     typer.Option(
         metavar="NAME,...", rich_help_panel=_PANEL, show_default="none",
-        help="Parts of the profile that are left out: pages, latency, requests, thermal, compute, overhead, selection, "
-        "bookkeeping.",
+        help="Parts of the profile that are left out: pages, latency, requests, spread, thermal, compute, overhead, "
+        "selection, bookkeeping.",
     ),
 ]  # fmt: skip
 KvWindow = Annotated[

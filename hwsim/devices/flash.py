@@ -23,10 +23,12 @@ class FlashTimes:
 
     Args:
         flash: the profile's section.
+        span: bytes that the reads are scattered over.
     """
 
-    def __init__(self, flash: Flash) -> None:
+    def __init__(self, flash: Flash, span: float = 0.0) -> None:
         self._flash = flash
+        self._share = flash.spread.share(span) if flash.spread and span else 1.0
 
     def seconds(self, parts: Sequence[Reads]) -> Any:
         """Of batches whose reads are of several sizes, each a part: float64, of the shape of the parts' numbers."""
@@ -49,7 +51,10 @@ class FlashTimes:
         found = np.zeros(np.broadcast(*counts).shape)
         for count, (_, size) in zip(counts, parts, strict=True):
             asked = np.maximum(np.asarray(size, float), 1.0)  # of a batch without reads it is 0
-            found = found + count * asked / self._flash.bandwidth(asked, depth)
+            seconds = count * asked / self._flash.bandwidth(asked, depth)
+            if self._flash.spread and self._share < 1:
+                seconds = np.where(asked <= self._flash.spread.below, seconds / self._share, seconds)
+            found = found + seconds
         return found
 
 

@@ -15,14 +15,14 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from hwsim.errors import ProfileError, did_you_mean
 from hwsim.files import data_folder
-from hwsim.profile.flash import Flash, FlashQueue, FlashTable, Thermal
+from hwsim.profile.flash import Flash, FlashQueue, FlashTable, Spread, Thermal
 from hwsim.profile.section import Confidence, Section, inherited
 from hwsim.units import ComputeRate, EnergyPerByte, EnergyPerOperation, Power, Rate, Size, Time, shorten
 from hwsim.yamlfile import read_yaml
 
 __all__ = [
-    "Compute", "Confidence", "Dram", "Energy", "Flash", "FlashQueue", "FlashTable", "Kind", "Profile", "Thermal",
-    "find_profile", "known_profiles", "load_profile",
+    "Compute", "Confidence", "Dram", "Energy", "Flash", "FlashQueue", "FlashTable", "Kind", "Profile", "Spread",
+    "Thermal", "find_profile", "known_profiles", "load_profile",
 ]  # fmt: skip
 
 Kind = Literal["flagship phone", "phone", "low-end phone", "laptop", "desktop", "single board"]
@@ -119,6 +119,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "table": FlashTable,
     "queue": FlashQueue,
     "thermal": Thermal,
+    "spread": Spread,
     "compute": Compute,
     "energy": Energy,
 }

@@ -135,6 +135,29 @@ class Thermal(Section):
     factor: float = Field(gt=0, le=1, description="what is left of its rate")
 
 
+class Spread(Section):
+    """What it costs that small reads are scattered: a controller keeps the map of a part of Flash at hand."""
+
+    below: Size = Field(description="bytes of the largest request that it concerns")
+    rate: Annotated[dict[int, float], BeforeValidator(_request_sizes)] = Field(
+        description="share of the rate that is left, by the bytes that reads are scattered over"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Spread:
+        if not self.rate or list(self.rate) != sorted(self.rate):
+            raise ValueError("rate: the bytes that reads are scattered over must rise")
+        if not all(0 < share <= 1 for share in self.rate.values()):
+            raise ValueError("rate: shares must be more than 0 and at most 1")
+        return self
+
+    def share(self, span: float) -> float:
+        """What is left of the rate of small reads that are scattered over `span` bytes; constant beyond the ends."""
+        spans, shares = np.array(list(self.rate), float), np.array(list(self.rate.values()))
+        low, high, part = _bracket(spans, np.array([max(span, 1.0)]))
+        return float(np.exp((1 - part) * np.log(shares[low]) + part * np.log(shares[high]))[0])
+
+
 class Flash(Section):
     """Flash: a flat read bandwidth that every model uses, and what is known beyond it for the event engine."""
 
@@ -145,6 +168,7 @@ class Flash(Section):
     table: FlashTable | None = None
     queue: FlashQueue | None = None
     thermal: Thermal | None = None
+    spread: Spread | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Flash:
@@ -183,7 +207,7 @@ class Flash(Section):
         """Its parts name their source: their own, or this section's."""
         update = {
             name: inherited(part, self)
-            for name in ("table", "queue", "thermal")
+            for name in ("table", "queue", "thermal", "spread")
             if (part := getattr(self, name)) is not None
         }
         return self.model_copy(update=update) if update else self

@@ -31,6 +31,7 @@ _SHOW: dict[str, Any] = {
     "command": show_time,
     "exponent": lambda value: f"{value:g}",
     "after": show_time,
+    "below": lambda value: f"{value} B",
     "factor": lambda value: f"{value:g}",
     "dram_read": lambda value: show_energy(value) + "/B",
     "flash_read": lambda value: show_energy(value) + "/B",
@@ -90,19 +91,23 @@ def render_device(profile: Profile, path: Path, width: int = 160) -> ConsoleRend
     ]
     parts += [Text(_words(text)) for text in (profile.source, profile.note) if text]
     lines: list[tuple[str, ...]] = []
-    parts_of = {"queue": profile.flash.queue, "thermal": profile.flash.thermal}
-    for section in ("dram", "flash", "queue", "thermal", "compute", "energy"):
+    parts_of = {name: getattr(profile.flash, name) for name in ("queue", "spread", "thermal")}
+    for section in ("dram", "flash", "queue", "spread", "thermal", "compute", "energy"):
         content = parts_of[section] if section in parts_of else getattr(profile, section)
         if content is None:
             continue
         first = True
         for field in type(content).model_fields:
             value = getattr(content, field)
-            if value is None or field not in _SHOW:
+            if section == "spread" and field == "rate":
+                value = ", ".join(f"{share:g} within {show_size(size)}" for size, share in value.items())
+            elif value is None or field not in _SHOW:
                 continue
             where = ". ".join(_words(text) for text in (content.source, content.note) if text)
             says = (content.confidence or "-", where or "-") if first else ("", "")
-            lines.append((section if first else "", field, _SHOW[field](value), *says))
+            lines.append(
+                (section if first else "", field, value if isinstance(value, str) else _SHOW[field](value), *says)
+            )
             first = False
     section_, field_, value_, confidence, source = (list(cells) for cells in zip(*lines, strict=True))
     columns = [

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from hwsim.devices import FlashTimes
 from hwsim.effective import effective
 from hwsim.errors import SettingError
 from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import Profile, known_profiles, load_profile
+from hwsim.profile import Flash, Profile, known_profiles, load_profile
 from hwsim.settings import MECHANISMS
 from hwsim.simulation import Settings, replay
 from hwsim.trace import Sequence
@@ -123,7 +124,7 @@ FULL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mechanism", [each for each in MECHANISMS if each != "requests"])
+@pytest.mark.parametrize("mechanism", [each for each in MECHANISMS if each not in ("requests", "spread")])
 def test_each_mechanism_costs_time_and_can_be_left_out(trace, mechanism):
     device, policy, rule = Profile.model_validate(FULL), POLICIES.make("dip")[1], EVICTIONS.make("lru")[1]
     whole = replay(trace, device, policy, rule, Settings(dram="60%"))
@@ -148,6 +149,22 @@ def test_requests_are_what_makes_a_table_slow(trace):
     less = replay(trace, device, policy, rule, Settings(dram="60%", ignore=("requests",)))
     assert less.time_s.total < whole.time_s.total / 5
     assert effective(device, Settings(ignore=("requests",))).flash.table is None
+
+
+def test_scattered_small_reads_are_slower_by_what_the_profile_says(trace):
+    """Half of the rate from 1000 B on, 0.7 halfway (in logarithms) from there to 10 B; large reads are as they were."""
+    table = {"unit": "MB/s", "queue_depth": [1], "read": {"1 B": [1], "64 KiB": [1]}}
+    spread = {"below": "4 KiB", "rate": {"10 B": 1, "1000 B": 0.5}}
+    flash = Flash.model_validate({"read_bandwidth": "1 MB/s", "queue_depth": 1, "table": table, "spread": spread})
+    for span, share in ((1, 1), (10, 1), (100, 0.5**0.5), (1000, 0.5), (10**9, 0.5)):
+        small, large = (FlashTimes(flash, span).seconds([(8, size)]) for size in (4096, 4097))
+        assert small == pytest.approx(8 * 4096e-6 / share, rel=1e-12)
+        assert large == pytest.approx(8 * 4097e-6, rel=1e-12)
+    device = load_profile("oneplus12")
+    policy, rule = POLICIES.make("dip")[1], EVICTIONS.make("lru")[1]
+    whole = replay(trace, device, policy, rule, Settings(dram="60%"))
+    less = replay(trace, device, policy, rule, Settings(dram="60%", ignore=("spread",)))
+    assert whole.time_s.total == less.time_s.total  # all of this model lies within 128 MB
 
 
 def test_what_is_left_out_is_told(trace):
@@ -205,6 +222,8 @@ def test_profiles_cover_classes_of_devices_and_say_where_numbers_come_from():
         ({"compute": {"rates": {}}}, "must map bits"),
         ({"dram": {"peak_bandwidth": "60 GB/s", "engines": {"npu": "70 GB/s"}}}, "npu is above peak_bandwidth"),
         ({"flash": {"thermal": {"after": "1 s", "factor": 2}}}, "flash.thermal.factor"),
+        ({"flash": {"spread": {"below": "4 KiB", "rate": {"1 GB": 2}}}}, "shares must be more than 0 and at most 1"),
+        ({"flash": {"spread": {"below": "4 KiB", "rate": {"2 GB": 1, "1 GB": 1}}}}, "must rise"),
         ({"kind": "toaster"}, "kind"),
     ],
 )
@@ -214,7 +233,7 @@ def test_impossible_profiles_are_one_line(tmp_path, section, says):
     data = {"name": "x", "dram": {"budget": "1 GB", "bandwidth": "50 GB/s"}, "flash": {"read_bandwidth": "1 GB/s"}}
     for key, value in section.items():
         data[key] = data[key] | value if isinstance(data.get(key), dict) else value
-    (tmp_path / "x.yaml").write_text(yaml.safe_dump(data))
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
     done = run_cli("replay", "sample", "--hw", tmp_path / "x.yaml", "--policy", "dip", code=1)
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -14,6 +14,10 @@ _PARTS = {
     "resident": "resident", "kv_cache": "KV cache", "streamed": "streamed", "mlp": "masked MLP",
     "attention": "masked attention", "compute": "compute",
 }  # fmt: skip
+_SOURCES = {
+    "flash": "Flash", "dram_read": "DRAM reads", "dram_write": "DRAM writes", "compute": "arithmetic",
+    "base": "base power", "all": "all",
+}  # fmt: skip
 BARS = 30  # runs that there is room for as bars with their labels
 _OF_FEW = ("time", "bytes", "energy", "latency")
 
@@ -260,16 +264,25 @@ def energy(found: list[Named]) -> Figure | None:
     known = [each for each in found if each.row["energy_j"] is not None]
     if not known:
         return None
-    parts = {"energy": [1000 * each.row["energy_j"] / each.row["tokens"] for each in known]}
+
+    def of(each: Named, source: str) -> float:
+        told = each.row.get("energy_by_source_j")  # results of older versions have the sum alone
+        joules = told.get(source) if told else each.row["energy_j"] if source == "all" else None
+        return 1000 * (joules or 0.0) / each.row["tokens"]
+
+    parts = {_SOURCES[source]: [of(each, source) for each in known] for source in _SOURCES}
+    parts = {name: values for name, values in parts.items() if any(values)}
     data, layout = _stacked(known, parts, "mJ a token")
-    rows = [[each.label, each.device, f"{parts['energy'][at]:.4g}"] for at, each in enumerate(known)]
+    rows = [
+        [each.label, each.device, *(f"{values[at]:.4g}" for values in parts.values())] for at, each in enumerate(known)
+    ]
     return Figure(
         "energy",
         "Energy",
-        "mJ of a mean token, as far as the device's profile knows them.",
+        "mJ of a mean token by source, as far as the device's profile knows them.",
         data,
         layout,
-        ["run", "device", "mJ a token"],
+        ["run", "device", *(f"{name}, mJ" for name in parts)],
         rows,
     )
 
