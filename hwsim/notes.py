@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from hwsim.devices import flash_seconds, read_sizes
 from hwsim.evictions import Eviction
+from hwsim.metrics import Prefetched
 from hwsim.placement import Placement
 from hwsim.profile import Profile
 from hwsim.reads import ReadSetup
@@ -79,6 +80,19 @@ def notes(
     if timing == "events" and (reads is None or reads.plain):
         found += _small_reads(placement, profile, name, reads or ReadSetup())
     return found
+
+
+def prefetch_notes(found: Prefetched | None, tokens: int, name: str) -> list[str]:
+    """What was read ahead, and how well it was guessed."""
+    if found is None:
+        return []
+    if found.precision is None or found.recall is None:
+        return [f"{name}: {found.rule} guessed nothing that was not cached already, or nothing was missed."]
+    read, wasted = (show_size(size / tokens) for size in (found.read_bytes, found.wasted_bytes))
+    return [
+        f"{name}: of what {found.rule} guessed and no cache held {found.precision:.0%} was needed, {found.recall:.0%} of all "
+        f"misses; {read} a token were read ahead in time, {wasted} of it for nothing."
+    ]
 
 
 def _encoding_notes(encoding: Encoding) -> list[str]:

@@ -22,7 +22,7 @@ from hwsim.evictions import Eviction
 from hwsim.flashbytes import flash_reads
 from hwsim.loads import make_load
 from hwsim.model import ModelShape
-from hwsim.notes import notes
+from hwsim.notes import notes, prefetch_notes
 from hwsim.placement import Placement
 from hwsim.policy import Policy
 from hwsim.profile import Profile
@@ -129,7 +129,8 @@ def _result(
             encoding=header.encoding,
             bypass=(settings.caches.admission or eviction.admission) == "bypass",
             reads=settings.reads,
-        ),
+        )
+        + prefetch_notes(prefetched, tokens, names.policy),
         tokens=tokens,
         throughput_tok_s=tokens / timing.times.total,
         latency_s=metrics.latency(timing.token_s),

@@ -10,6 +10,7 @@ from rich.console import ConsoleRenderable, Group
 from rich.text import Text
 
 from hwsim.report.columns import Column, fit, rows, table, widen
+from hwsim.report.use import KEYS, use
 from hwsim.units import printable, show_size
 
 _WIDE = 100  # columns of a terminal from which on tables are spaced wider
@@ -33,10 +34,10 @@ def settings_of(result: Row) -> dict[str, str]:
         "DRAM": show_size(settings["dram_budget_bytes"]),
         "seed": str(told["seed"]),
     }
-    others = {key: value for key, value in settings.items() if key != "dram_budget_bytes"}
+    others = {key: value for key, value in settings.items() if key not in ("dram_budget_bytes", *KEYS)}
     for key in ("bits", "pinned", "warm"):
         others[key] = others[key] and json.dumps(others[key], sort_keys=True)
-    return found | {key: _value(value) for key, value in others.items()}
+    return found | {key: _value(value) for key, value in others.items()} | use(settings)
 
 
 def _value(value: Any) -> str:

@@ -11,6 +11,7 @@ from rich.text import Text
 from hwsim.metrics import Result
 from hwsim.report.columns import Column, fit, table, total, widen
 from hwsim.report.columns import rows as cells_of
+from hwsim.report.use import sentence
 from hwsim.units import printable, show_energy, show_rate, show_size, show_time
 
 
@@ -83,15 +84,21 @@ def _head(result: Result) -> ConsoleRenderable:
     lines.append(printable(device["name"]), style="bold")
     lines.append(
         f": Flash {show_rate(device['flash']['read_bandwidth'])}{_confidence(device['flash'])}, "
-        f"DRAM {show_rate(device['dram']['bandwidth'])}{_confidence(device['dram'])}, "
+        f"DRAM {show_rate(_dram(device, settings))}{_confidence(device['dram'])}, "
         f"budget {show_size(result.budget_bytes)}, {show_size(result.kv_cache_bytes)} of it KV cache\n"
     )
     lines.append(
         f"eviction {printable(origin['eviction']['name'])}{_caches(settings)}, timing {settings['timing']}, "
-        f"overlap {settings['overlap']}",
+        f"overlap {settings['overlap']}{sentence(settings)}",
         style="dim",
     )
     return Padding(lines, (1, 0, 0, 0))
+
+
+def _dram(device: dict[str, Any], settings: dict[str, Any]) -> float:
+    """Rate of DRAM: that of the engine which reads it, where one was chosen."""
+    engine = settings.get("engine")
+    return float(device["dram"]["engines"][engine] if engine else device["dram"]["bandwidth"])
 
 
 def _caches(settings: dict[str, Any]) -> str:

@@ -180,7 +180,8 @@ def key_of(run: Run, parts: Parts, header: TraceHeader, source: dict[str, Any]) 
 
 def _files(run: Run) -> list[str]:
     """Files that parameters name, such as a calibration: their content decides, too."""
-    values = (*run.parameters.values(), *run.rule_parameters.values())
+    guesses = run.settings.get("prefetch_parameters") or {}
+    values = (*run.parameters.values(), *run.rule_parameters.values(), *guesses.values())
     return [value for value in values if isinstance(value, str) and Path(value).is_file()]
 
 
