@@ -90,8 +90,8 @@ def prefetch_notes(found: Prefetched | None, tokens: int, name: str) -> list[str
         return [f"{name}: {found.rule} guessed nothing that was not cached already, or nothing was missed."]
     read, wasted = (show_size(size / tokens) for size in (found.read_bytes, found.wasted_bytes))
     return [
-        f"{name}: of what {found.rule} guessed and no cache held {found.precision:.0%} was needed, {found.recall:.0%} of all "
-        f"misses; {read} a token were read ahead in time, {wasted} of it for nothing."
+        f"{name}: of what {found.rule} guessed and no cache held {found.precision:.0%} was needed, {found.recall:.0%} "
+        f"of all misses; {read} a token were read ahead in time, {wasted} of it for nothing."
     ]
 
 

@@ -107,7 +107,7 @@ def test_no_number_is_cut(width: int, small_trace: Path) -> None:
 
 def test_what_did_not_fit_is_named() -> None:
     text = drawn(render_devices({"pixel8": load_profile("pixel8")}, 60), 60)
-    assert text.rstrip().endswith("widen the terminal for Flash model, what it is")
+    assert text.rstrip().endswith("widen the terminal for Flash model, kind, what it is")
 
 
 @pytest.mark.usefixtures("here")
