@@ -344,14 +344,20 @@ def test_a_larger_read_takes_no_less_time(size, depth):
 
 def test_reads_of_a_batch_keep_the_queue_full():
     seconds = flash_seconds(flash_with_table(depth=4))
-    # two rounds of four, and two reads that have the queue for themselves: a rate of 80 MB/s by the table
-    assert seconds(10, (4096,)) == pytest.approx(8 * 4096 / 160e6 + 2 * 4096 / 80e6, rel=1e-12)
-    assert seconds(1, (4096,)) == pytest.approx(4096 / 40e6, rel=1e-12)  # only one read is outstanding
-    # two slices of different size a unit: each is a read of its own, and 2 x 2 of them fill the queue
-    assert seconds(2, (4096, 65536)) == pytest.approx(2 * 4096 / 160e6 + 2 * 65536 / 1280e6, rel=1e-12)
+    # four at once are four times as fast as one, so they do not wait for each other: two rounds of four and one of two
+    assert seconds(10, (4096,)) == pytest.approx(8 * 4096 / 160e6 + 4096 / 40e6, rel=1e-9)
+    assert seconds(1, (4096,)) == pytest.approx(4096 / 40e6, rel=1e-9)  # only one read is outstanding
+    # two slices of different size a unit: each is a read of its own. All four begin at once, and those of 64 KiB, which
+    # are 3.2 times as fast as one, wait for each other
+    alone, served = flash_with_table().table.times([4096, 65536])
+    assert alone[0] + served[0] == pytest.approx(4096 / 40e6, rel=1e-9)
+    assert alone[1] + served[1] == pytest.approx(65536 / 400e6, rel=1e-9)
+    assert served[1] > 1e-5 > 1e-9 > served[0]
+    assert seconds(2, (4096, 65536)) == pytest.approx(alone.mean() + 2 * served.sum(), rel=1e-9)
+    assert seconds(2, (4096, 65536)) > 2 * 4096 / 160e6 + 2 * 65536 / 1280e6  # a batch's end is waited for
     assert seconds(0, (4096,)) == 0
     paged = flash_seconds(flash_with_table(depth=4, page_size="4 KiB"))
-    assert paged(12, (4097,)) == pytest.approx(12 * 8192 / (160**0.75 * 1280**0.25 * 1e6), rel=1e-12)
+    assert paged(12, (4097,)) == seconds(12, (8192,))
 
 
 def test_what_is_streamed_is_one_large_read():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -29,6 +30,24 @@ def _request_sizes(value: Any) -> Any:
 
 Depth = Annotated[int, Field(gt=0, le=2**16, strict=True)]
 _Bandwidth = Annotated[float, Field(gt=0, le=1e18, allow_inf_nan=False)]
+
+
+def network(alone: np.ndarray, served: np.ndarray, depth: Any) -> np.ndarray:
+    """Requests a second of a closed network, by exact mean-value analysis.
+
+    Args:
+        alone: seconds of a request beside the others.
+        served: and in the one server, on average; exponentially spread.
+        depth: requests outstanding, rounded down.
+    """
+    alone, served, depth = np.broadcast_arrays(alone, served, np.asarray(depth, float))
+    waiting, found = np.zeros(alone.shape), np.zeros(alone.shape)
+    for number in range(1, int(depth.max(initial=1)) + 1):
+        response = served * (1.0 + waiting)
+        rate = number / (alone + response)
+        waiting = rate * response
+        found = np.where(depth >= number, rate, found)
+    return found
 
 
 class FlashTable(Section):
@@ -77,6 +96,34 @@ class FlashTable(Section):
         found = found * np.minimum(size / sizes[0], 1.0) * np.minimum(depth / depths[0], 1.0) * self.unit
         return float(found) if found.ndim == 0 else found
 
+    def times(self, request_bytes: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds that a request spends beside the others, and in the server, as `FlashQueue` has them.
+
+        At each measured size the two follow from the rates at the smallest and at the greatest depth: they are those of
+        the closed network that has both. Between sizes they are linear in log-log space.
+        """
+        sizes = np.array(list(self.read), float)
+        alone, served = self._split
+        size = np.asarray(request_bytes, float)
+        low, high, part = _bracket(sizes, size)
+        beyond = np.maximum(size / sizes[-1], 1.0)  # larger ones gain nothing
+        whole = np.exp((1 - part) * np.log(alone + served)[low] + part * np.log(alone + served)[high])
+        share = (served / (alone + served))[low] * (1 - part) + (served / (alone + served))[high] * part
+        return whole * (1 - share) * beyond, whole * share * beyond
+
+    @cached_property
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each measured size: seconds beside the others, and in the server."""
+        rates = np.array(list(self.read.values())) * self.unit
+        sizes, deepest = np.array(list(self.read), float), self.queue_depth[-1]
+        one = self.queue_depth[0] * sizes / rates[:, 0]  # a request at the smallest depth, or alone
+        low, high = np.zeros(len(sizes)), one.copy()
+        for _ in range(80):
+            middle = (low + high) / 2
+            slower = network(one - middle, middle, deepest) * sizes < rates[:, -1]
+            low, high = np.where(slower, low, middle), np.where(slower, middle, high)
+        return one - low, low
+
     def best(self, queue_depth: float) -> float:
         """Bytes a second of the request size that is read fastest at `queue_depth`: for reads of any size one likes."""
         return max(self.bandwidth(size, queue_depth) for size in self.read)
@@ -118,13 +165,7 @@ class FlashQueue(Section):
     def bandwidth_at(self, request_bytes: Any, queue_depth: Any) -> Any:
         """Bytes a second with so many requests outstanding: numbers, or arrays of them; depths are rounded down."""
         size, depth = np.broadcast_arrays(np.asarray(request_bytes, float), np.asarray(queue_depth, float))
-        alone, served = self.times(size)
-        waiting, found = np.zeros(size.shape), np.zeros(size.shape)
-        for number in range(1, int(depth.max(initial=1)) + 1):
-            response = served * (1.0 + waiting)
-            rate = number / (alone + response)
-            waiting = rate * response
-            found = np.where(depth >= number, rate * size, found)
+        found = network(*self.times(size), depth) * size
         return float(found) if found.ndim == 0 else found
 
 
@@ -194,6 +235,12 @@ class Flash(Section):
         if self.queue is not None:
             return self.queue.bandwidth_at(request_bytes, queue_depth)
         return np.broadcast_to(self.read_bandwidth, np.broadcast(request_bytes, queue_depth).shape)
+
+    def times(self, request_bytes: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of requests beside the others, and in the server, where the rate depends on their size."""
+        known = self.table or self.queue
+        assert known is not None
+        return known.times(request_bytes)
 
     def best(self) -> float:
         """Bytes a second of reads of any size one likes, as deep a queue as it has."""

@@ -1,5 +1,6 @@
 """Flash by request: does the queue model behave as queues do, and do fits and tables follow what was measured?"""
 
+import heapq
 import json
 import math
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from hwsim.engine import run_events
 from hwsim.errors import ProfileError
 from hwsim.flashfit import Point, fit_queue, read_points
 from hwsim.profile import Flash, FlashQueue, Thermal, load_profile
+from hwsim.profile.flash import network
 from tests.devices.cli import run_cli
 from tests.devices.loads import make
 
@@ -85,16 +87,79 @@ def test_the_queue_is_that_of_a_simulation_request_by_request(size, depth):
 
 
 @given(st.integers(1, 200), SIZES, st.integers(1, 40))
-def test_a_batch_is_full_rounds_and_a_rest(count, size, depth):
+def test_a_batch_is_full_rounds_and_a_last_one(count, size, depth):
     device = flash(depth)
     seconds = float(FlashTimes(device).seconds([(count, size)]))
-    full, rest = divmod(count, depth)
-    by_hand = full * depth * size / device.queue.bandwidth_at(size, depth)
-    by_hand += rest * size / device.queue.bandwidth_at(size, rest) if rest else 0.0
+    alone, served = device.queue.times(size)
+    last = (count - 1) % depth + 1
+    by_hand = (count - last) * size / device.queue.bandwidth_at(size, depth) + alone + last * served
     assert seconds == pytest.approx(by_hand, rel=1e-9)
     more = float(FlashTimes(device).seconds([(count + 1, size)]))
     assert more >= seconds * (1 - 1e-9)
-    assert seconds >= count * size / device.queue.bandwidth  # never above the bandwidth
+    assert seconds >= count * size / device.queue.bandwidth * (1 - 1e-9)  # never above the bandwidth
+
+
+def simulated(model, sizes, depth, rng):
+    """When the last of a batch's requests is done: each on its own, exponential service in the order of coming."""
+    alone, served = model.times(np.array(sizes, float))
+    coming = [(alone[number], number) for number in range(min(depth, len(sizes)))]
+    heapq.heapify(coming)
+    free, following = 0.0, len(coming)
+    while coming:
+        at, number = heapq.heappop(coming)
+        free = max(free, at) + rng.exponential(served[number])
+        if following < len(sizes):
+            heapq.heappush(coming, (free + alone[following], following))
+            following += 1
+    return free
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 8, 9, 20, 70])
+@pytest.mark.parametrize("size", [4096, 65536, 2**20])
+@pytest.mark.parametrize("name", ["m5-pro", "made up"])
+def test_a_batch_takes_what_its_requests_take_one_by_one(name, size, count):
+    device = load_profile(name).flash if name == "m5-pro" else flash(8)
+    rng = np.random.default_rng(0)
+    each = np.mean(
+        [simulated(device.queue, [size] * count, device.queue_depth, rng) for _ in range(max(400, 6000 // count))]
+    )
+    assert float(FlashTimes(device).seconds([(count, size)])) == pytest.approx(each, rel=0.06)
+
+
+@pytest.mark.parametrize("count", [6, 20, 100])
+def test_the_mean_size_stands_for_reads_of_many_sizes(count):
+    device, rng, errors = flash(8), np.random.default_rng(1), []
+    for _ in range(60):
+        sizes = rng.choice([4096, 8192, 16384, 65536, 262144], count, p=[0.5, 0.2, 0.15, 0.1, 0.05])
+        each = np.mean([simulated(device.queue, sizes, 8, rng) for _ in range(20)])
+        errors.append(float(FlashTimes(device).seconds([(count, sizes.mean())])) / each - 1)
+    assert abs(np.mean(errors)) < 0.05
+    assert np.std(errors) < 0.10
+
+
+@pytest.mark.parametrize("name", ["oneplus15r", "desktop-nvme", "oneplus-nord"])
+def test_a_table_is_split_into_a_network_that_has_its_rates(name):
+    """At the smallest and at the greatest depth exactly, where physics allows; between them near."""
+    table = load_profile(name).flash.table
+    for size, row in table.read.items():
+        alone, served = (float(each) for each in table.times(size))
+        assert alone >= 0
+        assert served >= 0
+        assert size / (alone + served) == pytest.approx(row[0] * table.unit, rel=1e-6)
+        found = float(network(np.array(alone), np.array(served), table.queue_depth[-1])) * size
+        assert (
+            found == pytest.approx(row[-1] * table.unit, rel=1e-6)
+            or found > row[-1] * table.unit * 0.999
+            or served < 1e-9
+        )
+
+
+def test_a_table_of_one_depth_serves_fewer_in_the_time_of_all():
+    """Of 32 outstanding it is known how long they take together; fewer take as long."""
+    table = load_profile("m1-max").flash.table
+    alone, served = (float(each) for each in table.times(32768))
+    assert served == pytest.approx(0, abs=1e-12)
+    assert alone == pytest.approx(32 * 32768 / 2250e6, rel=1e-9)
 
 
 def test_many_batches_at_once_are_what_one_is():

@@ -32,7 +32,7 @@ def test_errors_are_what_the_page_says(predictions):
     """The mean is within 20 %. The median was to be within 12 % and is not: docs/validation.md says why."""
     errors = summarize(predictions)
     assert errors["all"].mean <= 0.20
-    assert 0.12 < errors["all"].median <= 0.17
+    assert errors["all"].median <= 0.15
     listed = read_rows()
     page = markdown(predictions, errors, listed.left_out, listed.misses)
     assert (REPOSITORY / "docs" / "validation.md").read_text() == page, (
