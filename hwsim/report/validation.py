@@ -22,8 +22,8 @@ _METHOD = (
 _VERDICT = (
     "The aim was a mean of 20 % and a median of 12 %: the mean is met, the median is missed. Read it as what to expect "
     "where conditions are known this roughly; comparisons of policies on one device depend on far less. The first "
-    "predictions had a mean of 19.3 % and a median of 16.0 %; since then the end of a batch of reads is waited for, as a "
-    "simulation of single requests demands ([devices.md](devices.md#flash))."
+    "predictions had a mean of 19.3 % and a median of 16.0 %; since then the end of a batch of reads is waited for, as "
+    "a simulation of single requests demands ([devices.md](devices.md#flash))."
 )
 
 
