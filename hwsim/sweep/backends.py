@@ -1,10 +1,12 @@
-"""Where tasks are done: in processes of this machine, or wherever a backend of joblib takes them."""
+"""Where tasks are done: in processes of this machine, or on a cluster of Dask, by joblib, or of Ray."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hwsim.errors import SettingError, one_line
@@ -37,7 +39,11 @@ def run_tasks(tasks: list[Task], done: Done, *, jobs: int, backend: str = "local
         raise SettingError(f"--address {address}: is for --backend dask or ray; processes of this machine have none")
     if not tasks:
         return
-    found = _in_processes(tasks, jobs) if backend == "local" else _with_joblib(tasks, backend, address)
+    found = {
+        "local": lambda: _in_processes(tasks, jobs),
+        "dask": lambda: _with_dask(tasks, address),
+        "ray": lambda: _with_ray(tasks, address),
+    }[backend]()
     for outcomes in found:
         done(outcomes)
 
@@ -95,41 +101,70 @@ def _cause(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _with_joblib(tasks: list[Task], backend: str, address: str | None) -> Iterator[list[Outcome]]:
-    """Wherever a backend of joblib takes them: Dask's and Ray's schedulers begin anew what a dead worker held."""
-    try:
+def _with_dask(tasks: list[Task], address: str | None) -> Iterator[list[Outcome]]:
+    """Wherever joblib's Dask backend takes them; the scheduler begins anew what a dead worker held."""
+    with _told("dask", address):
+        from dask.distributed import Client
         from joblib import Parallel, delayed, parallel_config
-    except ImportError as error:
-        raise SettingError(f"--backend {backend} needs joblib: pip install 'hwsim[{backend}]'") from error
-    options: dict[str, Any] = {}
+
+        client = Client(address, set_as_default=False, timeout=CONNECT_S) if address else Client(set_as_default=False)
     try:
-        close = _connect(backend, address, options)
+        with parallel_config(backend="dask", client=client):
+            yield from Parallel(n_jobs=-1, return_as="generator_unordered", batch_size=1)(
+                delayed(perform)(task) for task in tasks
+            )
+    finally:
+        client.close()
+
+
+def _with_ray(tasks: list[Task], address: str | None) -> Iterator[list[Outcome]]:
+    """Wherever Ray takes them, which begins anew what a dead worker held.
+
+    joblib's backend for Ray cannot hand over results as they come (Ray 2.60), so Ray is asked itself.
+    """
+    with _told("ray", address):
+        import ray
+        from ray.exceptions import RayError
+
+        if address:
+            _answers(address)
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+    try:
+        remote = ray.remote(max_retries=TRIES - 1)(perform)
+        waiting = {remote.remote(task): task for task in tasks}
+        while waiting:
+            (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+            task = waiting.pop(ready)
+            try:
+                yield ray.get(ready)
+            except RayError as error:
+                why = f"the process died {TRIES} times ({one_line(error)})"
+                yield [Outcome(key, run, None, why, 0.0) for key, run in task.runs]
+    finally:
+        ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Whether anything listens there: Ray itself tries for ever.
+
+    Raises:
+        OSError: nothing does.
+        ValueError: it is no host and port.
+    """
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("write HOST:PORT, or ray://HOST:PORT")
+    socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
+@contextmanager
+def _told(backend: str, address: str | None) -> Iterator[None]:
+    """What keeps a cluster from being reached, as one line."""
+    try:
+        yield
     except ImportError as error:
         raise SettingError(f"--backend {backend}: {one_line(error)}; pip install 'hwsim[{backend}]'") from error
     except (OSError, TimeoutError, ValueError, RuntimeError) as error:
         raise SettingError(
             f"--backend {backend}: {address or 'a scheduler'} cannot be reached: {one_line(error)}"
         ) from error
-    try:
-        with parallel_config(backend=backend, **options):
-            yield from Parallel(n_jobs=-1, return_as="generator_unordered", batch_size=1)(
-                delayed(perform)(task) for task in tasks
-            )
-    finally:
-        close()
-
-
-def _connect(backend: str, address: str | None, options: dict[str, Any]) -> Callable[[], None]:
-    """Reach the scheduler: what ends that again."""
-    if backend == "dask":
-        from dask.distributed import Client
-
-        client = Client(address, set_as_default=False, timeout=CONNECT_S) if address else Client(set_as_default=False)
-        options["client"] = client
-        return client.close
-    import ray
-    from ray.util.joblib import register_ray
-
-    ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
-    register_ray()
-    return ray.shutdown
