@@ -48,6 +48,30 @@ class _Where(NamedTuple):
     group: int = -1
 
 
+class Recorders:
+    """Several recorders as one."""
+
+    def __init__(self, recorders: list[Recorder]) -> None:
+        self._recorders = recorders
+
+    def begin(
+        self, demand: Any, placement: Any, profile: Any, settings: Any, starts: frozenset[int], about: dict[str, Any]
+    ) -> None:
+        """Told to all."""
+        for each in self._recorders:
+            each.begin(demand, placement, profile, settings, starts, about)
+
+    def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
+        """Told to all."""
+        for each in self._recorders:
+            each.slice(track, what, at, start, seconds)
+
+    def ahead(self, device: str, what: str, at: tuple[int, int, int], start: float, end: float, share: float) -> None:
+        """Told to all."""
+        for each in self._recorders:
+            each.ahead(device, what, at, start, end, share)
+
+
 def _is_guess(key: _Where) -> bool:
     return key.group >= 0
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hwsim.cli.common import key_values, note
+from hwsim.cli.common import key_values, note, progress_bar
 from hwsim.cli.options import Overlap, Timing
 from hwsim.errors import SettingError
 from hwsim.files import check_new_file, spare
+
+if TYPE_CHECKING:
+    from hwsim.engine import Recorder
+    from hwsim.report.watch import Watch
 
 _PANEL = "How the device is used"
 _OWNER = "prefetch"
@@ -91,6 +97,12 @@ Timeline = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]  # fmt: skip
+WatchIt = Annotated[
+    bool,
+    typer.Option(
+        "--watch", help="Show tokens/s and hit rates while replays run, on a terminal.", rich_help_panel=_PANEL
+    ),
+]
 TimelineTokens = Annotated[
     str,
     typer.Option(
@@ -100,13 +112,11 @@ TimelineTokens = Annotated[
 
 
 class Drawing:
-    """A timeline that is asked for, or none.
-
-    Attributes:
-        recorder: for the engine.
+    """What is asked for to be seen of the engine: a timeline, replays as they run, or neither.
 
     Args:
         path: of the file to write.
+        watch: show each replay as it runs.
         tokens: FIRST:END.
         sources: files that are read.
         devices: of the command.
@@ -119,13 +129,17 @@ class Drawing:
     """
 
     def __init__(
-        self, path: Path | None, tokens: str, sources: list[Path], devices: list[str], policies: list[str],
-        timing: Timing,
+        self, path: Path | None, tokens: str, watch: bool, sources: list[Path], devices: list[str],
+        policies: list[str], timing: Timing,
     ) -> None:  # fmt: skip
         from hwsim.report.timeline import Timeline, read_range
 
         chosen = read_range(tokens)
-        self._path, self.recorder = path, Timeline(chosen) if path else None
+        self._path, self._timeline = path, Timeline(chosen) if path else None
+        self._watch = watch
+        self._seen: Watch | None = None
+        if watch and timing is Timing.CLOSED_FORM:
+            raise SettingError("--watch: the closed form knows no moments; leave out --timing")
         if path is None:
             return
         if len(devices) > 1 or len(policies) > 1:
@@ -135,10 +149,31 @@ class Drawing:
         check_new_file(path)
         spare(path, sources)
 
+    @contextmanager
+    def follow(self) -> Iterator[Callable[[str, int, int], None]]:
+        """While replays run: yields f(phase, done, total)."""
+        if not self._watch:
+            with progress_bar() as progress:
+                yield progress
+            return
+        from rich.console import Console
+
+        from hwsim.report.watch import Watch
+
+        with Watch(Console(stderr=True)) as self._seen:
+            yield self._seen.progress
+
+    def recorder(self, *, first: bool) -> Recorder | None:
+        """For the engine, of a replay that is the first of the command or another."""
+        from hwsim.engine import Recorders
+
+        wanted: list[Recorder] = [each for each in (self._timeline if first else None, self._seen) if each]
+        return Recorders(wanted) if wanted else None
+
     def write(self) -> None:
-        """Write it."""
-        if self._path and self.recorder:
-            self.recorder.write(self._path)
+        """Write the timeline."""
+        if self._path and self._timeline:
+            self._timeline.write(self._path)
             note(f"Timeline written to {self._path}; open it in ui.perfetto.dev")
 
 

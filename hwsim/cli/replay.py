@@ -21,7 +21,6 @@ from hwsim.cli.common import (
     note,
     output,
     plugin_files,
-    progress_bar,
     setting_files,
     write_results,
 )
@@ -89,6 +88,7 @@ def replay(
     prefill_chunk: d.PrefillChunk = None,
     timeline: d.Timeline = None,
     timeline_tokens: d.TimelineTokens = "0:32",
+    watch: d.WatchIt = False,
     seed: o.Seed = 0,
     threads: Annotated[
         int | None,
@@ -122,7 +122,7 @@ def replay(
     check_target(json, *sources, *([save_cache] if save_cache else []))
     names = [name for option in asked for name in option.split(",") if name]
     held = c.Held(save_cache, sources, devices, names)
-    drawn = d.Drawing(timeline, timeline_tokens, sources, devices, names, timing)
+    drawn = d.Drawing(timeline, timeline_tokens, watch, sources, devices, names, timing)
     guesses, pairs = d.prefetch_parameters(pairs)
     settings = make_settings(
         dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed,
@@ -172,13 +172,13 @@ def _decided(
     from hwsim.simulation import replay as run
     from hwsim.trace import Trace
 
-    with Trace(trace) as opened, progress_bar() as progress:
+    with Trace(trace) as opened, drawn.follow() as progress:
 
         def one(name: str, made: Any) -> Result:
             return run(
                 opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
                 progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total), threads=threads,
-                recorder=drawn.recorder if made is policies[0][1] else None,
+                recorder=drawn.recorder(first=made is policies[0][1]),
             )  # fmt: skip
 
         results = {name: one(name, made) for name, made in policies}
@@ -199,11 +199,11 @@ def _saved(
     from hwsim.simulation import replay_masks
 
     masks = MaskFile(path)
-    with progress_bar() as progress:
+    with drawn.follow() as progress:
         made, dense = (
             replay_masks(
                 each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress,
-                recorder=drawn.recorder if each is masks else None,
+                recorder=drawn.recorder(first=each is masks),
             )
             for each in (masks, masks.without_masks())
         )  # fmt: skip
