@@ -17,8 +17,8 @@ _LAST = 32  # tokens that are "now"
 _BAR = 24
 _GAP = 2
 _HEADS = (
-    ("", 5), ("tokens", 1), ("tokens/s", 0), ("tokens/s\nnow", 3), ("hit\nrate", 0), ("hit rate\nnow", 3), ("Flash\nnow", 4),
-    ("latency\nnow", 2),
+    ("", 5), ("tokens", 1), ("tokens/s", 0), ("tokens/s\nnow", 3), ("hit\nrate", 0), ("hit rate\nnow", 3),
+    ("Flash\nnow", 4), ("latency\nnow", 2),
 )  # fmt: skip
 
 
