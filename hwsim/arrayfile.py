@@ -17,6 +17,7 @@ import numpy as np
 
 from hwsim.errors import PluginError
 from hwsim.files import write_atomic
+from hwsim.units import shorten
 
 VERSION = 1
 
@@ -55,12 +56,16 @@ def _read(path: Path, kind: str, stamp: tuple[int, int, int]) -> ArrayFile:
         raise PluginError(f"{path}: cannot be read: {error.strerror or 'it is damaged'}") from error
     except Exception as error:  # numpy raises many kinds for a file that is none of its own
         raise PluginError(f"{path}: is no file of {kind}; it must be a .npz of numpy.savez, without pickles") from error
+    for name, array in members.items():
+        if not isinstance(array, np.ndarray):  # numpy hands out what is no array as it is
+            raise PluginError(f"{path}: {shorten(repr(name))} is no array; it must be a .npz of numpy.savez")
     missing = [name for name in ("format", "version") if name not in members]
     if missing:
         raise PluginError(f"{path}: is no file of {kind}: it lacks the member {missing[0]!r}")
     form, version = str(members.pop("format")), str(members.pop("version"))
     if (form, version) != (kind, str(VERSION)):
-        raise PluginError(f"{path}: is {form} version {version}, needed is {kind} version {VERSION}")
+        is_ = " version ".join(shorten(" ".join(text.split())) for text in (form, version))
+        raise PluginError(f"{path}: is {is_}, needed is {kind} version {VERSION}")
     try:
         header = json.loads(str(members.pop("header", "{}")))
     except ValueError as error:

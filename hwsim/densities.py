@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def read_densities(path: Path) -> list[float]:
         raise SettingError(f"--density {path}: must be a list of numbers, one density for each layer: [0.6, 0.5, ...]")
     for layer, value in enumerate(found):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and 0 < value <= 1):
+        if not (number and 0 < value <= 1):  # of infinity and NaN neither is true
             shown = one_line(ValueError(repr(value)))[:60]
             raise SettingError(f"--density {path}: layer {layer}: {shown}; must be a number above 0 and at most 1")
     return [float(value) for value in found]

@@ -163,6 +163,8 @@ def _point(where: str, size: str, depth: str, rate: str) -> Point:
         speed = float(parse(rate if any(c.isalpha() for c in rate) else f"{rate} MB/s", "rate"))
     except UnitError as error:
         raise ProfileError(f"{where}: {error}") from error
+    except OverflowError as error:
+        raise ProfileError(f"{where}: {shorten(size)}, {shorten(rate)}: is out of all proportion") from error
     try:
         outstanding = int(depth)
     except ValueError as error:

@@ -177,8 +177,7 @@ class MaskFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = np.load(path, allow_pickle=False)
-            about = json.loads(str(self._file["header"]))
+            about = json.loads(str(self._member("header")))
             self.model = ModelShape.model_validate(about["model"])
             self.sequences = [Sequence.model_validate(each) for each in about["sequences"]]
             made = about["policy"]
@@ -191,8 +190,21 @@ class MaskFile:
             )
             self.provenance: dict[str, Any] = about["provenance"]
             self._adapter: dict[str, str] = about.get("adapter") or {}
-        except (OSError, ValueError, KeyError, TypeError, ValidationError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, ValidationError, RecursionError) as error:
             raise TraceError(f"{path}: is no file of masks, or is damaged: {one_line(error)[:120]}") from error
+
+    def _member(self, name: str) -> np.ndarray:
+        """One array of the file."""
+        try:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                found = archive[name]
+        except (OSError, KeyError):
+            raise
+        except Exception as error:  # numpy raises many kinds for archives that are damaged or lie
+            raise ValueError(one_line(error)) from error
+        if not isinstance(found, np.ndarray):  # numpy hands out what is no array as it is
+            raise ValueError(f"{name} is no array")
+        return found
 
     def without_masks(self) -> MaskFile:
         """The same tokens, read densely."""
@@ -269,8 +281,8 @@ class MaskFile:
         """bool ``[decoded, indices]``."""
         name = _member(layer, plan.group.name)
         try:
-            packed = self._file[name]
-        except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+            packed = self._member(name)
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise TraceError(f"{self.path}: {name} is missing or damaged") from error
         wanted = (decoded, -(-plan.indices // 8))
         if packed.shape != wanted or packed.dtype != np.uint8:

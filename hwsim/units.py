@@ -46,6 +46,7 @@ _EXAMPLE = {
     "compute rate": "12 TFLOPS",
 }
 _LEAST, _MOST = Fraction(1, 10**18), Fraction(10**18)  # of a quantity in a file, in SI units: its time stays finite
+_DIGITS = 400  # of a number as it is written; Python refuses some thousands
 _STEERING = {"Cc", "Cf", "Zl", "Zp"}  # controls, invisible marks that turn text around, ends of lines
 _NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)\s*(\S*)\s*")
 
@@ -67,6 +68,8 @@ def parse(text: Any, kind: str) -> Fraction:
         raise UnitError(f"{shown} has no unit; {_a(kind)} needs one of {', '.join(units)}, such as {example!r}")
     if unit not in units:
         raise UnitError(f"{shown}: {shorten(repr(unit))} is not a unit of {_a(kind)}; use one of {', '.join(units)}")
+    if len(number) > _DIGITS:
+        raise UnitError(f"{shown} is out of all proportion")
     value = Fraction(number) * units[unit]
     if value < 0:
         raise UnitError(f"{shown} is negative; {_a(kind)} must not be")

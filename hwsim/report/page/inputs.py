@@ -6,18 +6,129 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwsim.errors import SettingError, one_line
+from hwsim.model import ModelShape
 
 Row = dict[str, Any]
 """A result as the result file holds it."""
 ReadStore = Callable[[Path], Iterable[Row]]
 _SQLITE = b"SQLite format 3\x00"
-_NEEDED = {
-    "provenance", "notes", "tokens", "throughput_tok_s", "latency_s", "time_s", "hit_rate", "mlp_density",
-    "flash_bytes", "dram_bytes", "energy_j", "groups",
-}  # fmt: skip
+
+
+class _Open(BaseModel):
+    """What must be there; more may be."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+_Number = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1e300)]
+_Count = Annotated[int, Field(ge=0, le=10**30)]
+
+
+class _Named(_Open):
+    name: str
+
+
+class _Plugin(_Named):
+    parameters: dict[str, Any]
+
+
+class _Trace(_Named):
+    origin: str
+
+
+class _Chosen(_Open):
+    dram_budget_bytes: _Count
+    bits: dict[str, Any]
+    pinned: Any
+    warm: Any
+
+
+class _Rate(_Open):
+    bandwidth: _Number
+
+
+class _Read(_Open):
+    read_bandwidth: _Number
+
+
+class _Device(_Named):
+    dram: _Rate
+    flash: _Read
+
+
+class _Provenance(_Open):
+    hwsim: str
+    trace: _Trace
+    model: ModelShape
+    policy: _Plugin
+    eviction: _Plugin
+    device: _Device
+    settings: _Chosen
+    seed: int
+
+
+class _Latency(_Open):
+    mean: _Number
+    p50: _Number
+    p95: _Number
+    p99: _Number
+    max: _Number
+
+
+class _Times(_Open):
+    total: Annotated[_Number, Field(gt=0)]
+    resident: _Number
+    kv_cache: _Number
+    streamed: _Number
+    mlp: _Number
+    attention: _Number
+    compute: _Number
+
+
+class _Energy(_Open):
+    flash: _Number
+    dram_read: _Number
+    dram_write: _Number | None
+    compute: _Number | None
+    base: _Number | None
+
+
+class _Group(_Open):
+    layer: _Count
+    group: str
+    units: _Count
+    requests: _Count
+    hits: _Count
+
+
+class _Token(_Open):
+    latency_s: _Number
+
+
+class _Result(_Open):
+    """What a report asks of a result; of any version of hwsim."""
+
+    provenance: _Provenance
+    notes: list[str]
+    tokens: Annotated[int, Field(gt=0)]
+    throughput_tok_s: Annotated[_Number, Field(gt=0)]
+    latency_s: _Latency
+    time_s: _Times
+    hit_rate: _Number | None
+    mlp_density: _Number
+    flash_bytes: _Count
+    dram_bytes: _Count
+    energy_j: _Number | None
+    energy_by_source_j: _Energy | None = None
+    groups: list[_Group]
+    per_token: list[_Token] | None = None
+    perplexity: _Number | None = None
+    dense_perplexity: _Number | None = None
 
 
 @dataclass
@@ -54,7 +165,8 @@ def read_inputs(paths: list[Path], read_store: ReadStore) -> Inputs:
             if text in seen:
                 continue
             seen.add(text)
-            if kind == "hwsim-result" and row.keys() >= _NEEDED:
+            if kind == "hwsim-result":
+                _check(path, row)
                 found.results.append(row)
             elif kind == "hwsim-curve":
                 found.curves.append(row)
@@ -63,6 +175,16 @@ def read_inputs(paths: list[Path], read_store: ReadStore) -> Inputs:
     if not found.results:
         raise SettingError(f"{', '.join(found.files)}: no result in it; a report needs at least one")
     return found
+
+
+def _check(path: Path, row: Row) -> None:
+    """Refuse a result that lacks something or holds something else."""
+    try:
+        _Result.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise SettingError(f"{path}: holds no result of hwsim, or a damaged one: {field}: {first['msg']}") from error
 
 
 def _read(path: Path, read_store: ReadStore) -> Iterator[Row]:

@@ -1,0 +1,53 @@
+"""Bad files of every kind, some of each: experiments/fuzz.py reads many more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hwsim.errors import HwsimError
+from tests.fuzz.drive import drive
+from tests.fuzz.kinds import Kind, all_kinds
+
+KINDS = ["trace", "masks", "layout", "units", "calibration", "guesses", "profile", "sweep", "densities", "shares", "result",
+         "measurements", "store"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
+    return {kind.name: kind for kind in all_kinds(tmp_path_factory.mktemp("seeds"))}
+
+
+def test_all_kinds_are_here(kinds: dict[str, Kind]) -> None:
+    assert list(kinds) == KINDS
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_good_files_are_read(kinds: dict[str, Kind], name: str, tmp_path: Path) -> None:
+    for number, content in enumerate(kinds[name].seeds):
+        path = tmp_path / f"{number}{kinds[name].ending}"
+        path.write_bytes(content)
+        kinds[name].read(path)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bad_files_do_no_harm(kinds: dict[str, Kind], name: str) -> None:
+    told = drive(kinds[name], 150, seed=1)
+    assert [fault.why for fault in told.faults] == []
+    assert told.refused > 20  # they are bad indeed
+
+
+def test_harm_would_be_seen(kinds: dict[str, Kind]) -> None:
+    def raises(path: Path) -> None:
+        raise KeyError(path.name)
+
+    def says_too_much(path: Path) -> None:
+        raise HwsimError("two\nlines")
+
+    def leaves(path: Path) -> None:
+        path.with_name("other").touch()
+
+    for read, why in ((raises, "KeyError"), (says_too_much, "not one line"), (leaves, "left other")):
+        told = drive(kinds["profile"]._replace(read=read), 3, seed=0)
+        assert [fault.why.startswith(why) for fault in told.faults] == [True] * 3
