@@ -2,8 +2,8 @@
 
     python experiments/fuzz.py FILES [KIND ...]
 
-Needs a clone, as it uses tests/fuzz. Puts the table into docs/reliability.md where all kinds were asked for; files that did
-harm are written to fuzz-faults/ in the current folder, and the command ends with 1.
+Needs a clone, as it uses tests/fuzz. Puts the table into docs/reliability.md where all kinds were asked for; files that
+did harm are written to fuzz-faults/ in the current folder, and the command ends with 1.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def main(files: int, only: list[str]) -> int:
         Path(f"fuzz-faults/{fault.kind}-{number}").write_bytes(fault.content)
         print(f"{fault.kind}-{number}: {fault.why}")
     about = (
-        f"Python {platform.python_version()}, seed 0, {time.monotonic() - start:.0f} s on one core; a reader that takes "
-        f"longer than {HANG_S} s or 2 GiB more counts as a fault."
+        f"Python {platform.python_version()}, seed 0, {time.monotonic() - start:.0f} s on one core; a reader that "
+        f"takes longer than {HANG_S} s or 2 GiB more counts as a fault."
     )
     print(about)
     if not only:
