@@ -380,3 +380,23 @@ def test_every_slice_has_an_axis() -> None:
         group = Group("g", axis, slices, keep=0.5, needs=[])  # type: ignore[arg-type]
         (plan,) = plan_groups([group], known_shape("phi3-medium"), Bits())
         assert plan.units == units[axis]
+
+
+@given(st.integers(0, 120), st.sampled_from(["dense", "dip", "magnitude", "noisy-oracle"]), st.integers(0, 5000))
+def test_layers_share_what_is_pinned_and_streamed_in_the_order_of_placement(percent, name, extra):
+    """Attention of all layers first, then the LM head, what the policy keeps, and the MLP layer by layer."""
+    plans = plan_groups(POLICIES.make(name)[1].groups(SMALL_MODEL), SMALL_MODEL, Bits())
+    found = place(plans, SMALL_MODEL, Bits(), f"{percent}%", 10, extra)
+    pinned, streamed = found.by_layer()
+    assert (sum(pinned), sum(streamed)) == (found.pinned_weights, found.streamed)
+    attention, head, _, mlp = found.unmasked_bytes
+    layers = SMALL_MODEL.num_hidden_layers
+    assert pinned[layers] + streamed[layers] == head
+    whole = [p + s for p, s in zip(pinned[:layers], streamed[:layers], strict=True)]
+    assert max(whole) - min(whole) <= 1  # what the policy keeps is shared out to the byte
+    assert min(whole) >= attention + mlp
+    if 0 < found.streamed <= layers * mlp:  # only MLP matrices are streamed, those of the last layers
+        assert streamed[layers] == 0
+        first = next(layer for layer, size in enumerate(streamed) if size)
+        assert all(size == mlp for size in streamed[first + 1 : layers])
+        assert not any(streamed[:first])
