@@ -192,6 +192,21 @@ def test_the_page_is_run(here):
             exec(text, {})
 
 
+def test_the_notebook_runs_in_jupyter(here):
+    """As a notebook, by jupytext and a kernel: every cell, and the table that a result shows itself as."""
+    pytest.importorskip("pandas")
+    jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = jupytext.read(REPOSITORY / "docs" / "examples" / "notebook.py")
+    assert len(notebook.cells) > 3
+    nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(here)}}
+    ).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("<table" in output.get("data", {}).get("text/html", "") for output in outputs)
+    assert not [output for output in outputs if output.output_type == "error"]
+
+
 def test_the_notebook_is_run(here):
     pytest.importorskip("pandas")
     code = (REPOSITORY / "docs" / "examples" / "notebook.py").read_text()
