@@ -197,7 +197,7 @@ def _fio(path: Path, text: str) -> list[Point]:
             size = _fio_size(str(options.get("bs", options.get("blocksize", "4k"))).split(",")[0])
             depth = int(options.get("iodepth", 1))
             workers = 1 if options.get("group_reporting") is None else int(options.get("numjobs", 1))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ProfileError(f"{path}: job {name}: {type(error).__name__}: {one_line(error)}") from error
         found.append(Point(size, depth * workers, rate))
     if not found:

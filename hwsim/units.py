@@ -48,7 +48,7 @@ _EXAMPLE = {
 _LEAST, _MOST = Fraction(1, 10**18), Fraction(10**18)  # of a quantity in a file, in SI units: its time stays finite
 _DIGITS = 400  # of a number as it is written; Python refuses some thousands
 _STEERING = {"Cc", "Cf", "Zl", "Zp"}  # controls, invisible marks that turn text around, ends of lines
-_NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)\s*(\S*)\s*")
+_NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)\s*(\S*)\s*")
 
 
 def parse(text: Any, kind: str) -> Fraction:
@@ -57,9 +57,13 @@ def parse(text: Any, kind: str) -> Fraction:
     Raises:
         UnitError: not a number with a unit of this kind, or a negative number.
     """
+    if isinstance(text, int) and abs(text) > 10**_DIGITS:
+        raise UnitError("a whole number of hundreds of digits is out of all proportion")  # Python does not write them
     units, example, shown = KINDS[kind], _EXAMPLE[kind], shorten(repr(text))
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise UnitError(f"{shown} is not {_a(kind)}; write a number and its unit, such as {example!r}")
+    if len(str(text)) > 2 * _DIGITS:
+        raise UnitError(f"{shown} is out of all proportion")
     found = _NUMBER.fullmatch(str(text))
     if not found:
         raise UnitError(f"{shown} is not {_a(kind)}; write a number and its unit, such as {example!r}")

@@ -76,3 +76,11 @@ def test_whole_sizes_are_exact(number, unit):
 )
 def test_shows(shown, text):
     assert shown == text
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 100_000, "9" * 5000 + "x", "1." + "0" * 5000 + " GB", 10**500, -(10**5000)], ids=list("abcde")
+)
+def test_numbers_of_hundreds_of_digits_are_refused_at_once(text):
+    with pytest.raises(UnitError, match="out of all proportion"):
+        parse(text, "size")
