@@ -17,9 +17,10 @@ import numpy as np
 
 from hwsim.errors import PluginError
 from hwsim.files import write_atomic
-from hwsim.units import shorten
+from hwsim.units import shorten, show_size
 
 VERSION = 1
+_LARGE, _RATIO = 100_000_000, 100  # bytes of an archive's members, and times its size, from which on it is a bomb
 
 
 class ArrayFile(NamedTuple):
@@ -47,9 +48,23 @@ def read_arrays(path: Path, kind: str) -> ArrayFile:
     return ArrayFile(dict(header), dict(arrays))
 
 
+def check_unpacked(path: Path) -> None:
+    """Refuse an archive that unpacks to much more than it is: no arrays of numbers do.
+
+    Raises:
+        ValueError: it says so itself.
+        OSError, BadZipFile: it is no archive.
+    """
+    with ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > _LARGE and unpacked > _RATIO * path.stat().st_size:
+        raise ValueError(f"unpacks to {show_size(unpacked)}, more than {_RATIO} times its size")
+
+
 @lru_cache(maxsize=1)  # where densities differ by layer, a copy of the policy reads its file in each
 def _read(path: Path, kind: str, stamp: tuple[int, int, int]) -> ArrayFile:
     try:
+        check_unpacked(path)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             members = dict(archive)
     except OSError as error:

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from hwsim.adapter import Adapter
+from hwsim.arrayfile import check_unpacked
 from hwsim.cache import CacheSetup
 from hwsim.demand import Demand, serve
 from hwsim.errors import OutputError, SettingError, TraceError, one_line
@@ -196,6 +197,7 @@ class MaskFile:
     def _member(self, name: str) -> np.ndarray:
         """One array of the file."""
         try:
+            check_unpacked(self.path)
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 found = archive[name]
         except (OSError, KeyError):

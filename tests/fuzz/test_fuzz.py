@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,21 @@ def test_bad_files_do_no_harm(kinds: dict[str, Kind], name: str) -> None:
     told = drive(kinds[name], 150, seed=1)
     assert [fault.why for fault in told.faults] == []
     assert told.refused > 20  # they are bad indeed
+
+
+@pytest.mark.parametrize("name", ["masks", "calibration", "guesses", "layout", "units"])
+def test_a_bomb_is_not_unpacked(kinds: dict[str, Kind], name: str, tmp_path: Path) -> None:
+    """A few hundred kB that unpack to 300 MB of zeros: refused by the archive's own directory."""
+    path = tmp_path / "bomb.npz"
+    path.write_bytes(kinds[name].seeds[0])
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.npy", bytes(300_000_000))
+    tracemalloc.start()
+    with pytest.raises(HwsimError):
+        kinds[name].read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
 
 
 def test_harm_would_be_seen(kinds: dict[str, Kind]) -> None:
