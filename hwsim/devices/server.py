@@ -26,7 +26,6 @@ class Device:
         self.name, self.busy, self.requests = name, 0.0, 0
         self._env = env
         self._free = 0.0  # when all that came before is done
-        self._spare = 0.0  # until when its idle time was given away
 
     def serve(self, seconds: float) -> Generator[simpy.Event, Any, None]:
         """Wait for a turn, then work for `seconds`."""
