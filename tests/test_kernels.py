@@ -53,6 +53,14 @@ def test_finite():
     assert np.array_equal(kernels.finite(EVERY_HALF), np.isfinite(EVERY_HALF))
 
 
+def test_all_finite_of_every_half_beside_every_sign():
+    assert kernels.all_finite(EVERY_HALF[:0])
+    assert kernels.all_finite(EVERY_HALF[np.isfinite(EVERY_HALF)].reshape(-1, 64))
+    for other in (-1, 0, 1):
+        beside = np.stack([EVERY_HALF, np.full_like(EVERY_HALF, other)], axis=1)
+        assert [kernels.all_finite(each) for each in beside] == np.isfinite(EVERY_HALF).tolist()
+
+
 def test_widen_is_astype_for_every_float16_to_the_bit():
     halves = EVERY_HALF[np.isfinite(EVERY_HALF)].reshape(-1, 64)
     wide = kernels.widen(halves)

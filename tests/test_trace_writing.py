@@ -102,7 +102,7 @@ def test_survives_sigkill(tmp_path: Path) -> None:
     process.stdout.close()
     assert process.wait() == -signal.SIGKILL
     with TraceWriter(path, header(), tokens=True, nll=True) as writer:
-        assert 12 <= writer.done < TOKENS
+        assert 11 <= writer.done < TOKENS  # the last commit may have been on its way to the disk
         fill(writer, writer.done, TOKENS)
         writer.finish()
     assert path.read_bytes() == whole

@@ -145,12 +145,20 @@ class Taps:
                 raise ModelError(f"layer {index}: has no projection that takes {signal}; leave it out of --signals")
             self._before(module, partial(self._take, index, signal))
         if self._signals & {"up", "gate"}:
-            self._after(layer.up, lambda y: self._made.update(layer.signals_of("up", y)))
-            if layer.gate is not None:
-                self._after(layer.gate, lambda y: self._made.update(layer.signals_of("gate", y)))
+            self._made_by(layer)
         if self._on_norm is not None:
             self._before(layer.down, lambda _: self._norms(index, layer))
         self._before(layer.down, lambda x: self._down(index, x))
+
+    def _made_by(self, layer: Layer) -> None:
+        """Take up and gate where they are made; an activation that is a module is not computed a second time."""
+        if layer.act is None or not hasattr(layer.act, "register_forward_hook"):
+            self._after(layer.up, lambda y: self._made.update(layer.signals_of("up", y)))
+            if layer.gate is not None:
+                self._after(layer.gate, lambda y: self._made.update(layer.signals_of("gate", y)))
+            return
+        self._after(layer.up, lambda y: self._made.update(up=y.chunk(2, dim=-1)[1] if layer.fused else y))
+        self._after(layer.act, lambda y: self._made.update(gate=y))
 
     def _before(self, module: Any, action: Callable[[Any], None]) -> None:
         self._handles.append(module.register_forward_pre_hook(lambda _, args: action(args[0])))

@@ -102,11 +102,9 @@ class Encoding(BaseModel):
             _refuse(wrong, _SCALE, lambda row: f"has {scale[row]}; must be a scale from 0 to {_LARGEST_SCALE:.6g}")
             _refuse(np.any(stored < -LEVELS, axis=1), "", lambda row: f"holds -128; must be from -{LEVELS} to {LEVELS}")
             return stored.astype(np.float32) * scale[:, None]
-        _refuse(
-            np.logical_not(kernels.finite(stored).all(axis=1)),
-            "",
-            lambda row: "holds NaN or infinity; the recording is damaged",
-        )
+        if not kernels.all_finite(stored):
+            wrong = np.logical_not(kernels.finite(stored).all(axis=1))
+            _refuse(wrong, "", lambda row: "holds NaN or infinity; the recording is damaged")
         if self.name == "float16":
             return kernels.widen(stored)
         kept, places = self.kept(width), parts[_PLACES]

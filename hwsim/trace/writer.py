@@ -16,6 +16,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -133,6 +134,8 @@ class TraceWriter:
         self._fingerprint = hashlib.sha256(str(header.to_array()[()]).encode()).hexdigest()
         self._slots: dict[str, _Slot] = {}
         self._end = 0
+        self._keeper = ThreadPoolExecutor(1)  # disks are slow: the next block is computed meanwhile
+        self._safe: Future[None] | None = None  # what was committed last
         for name, (shape, dtype) in header.members().items():
             self._place(name, shape, dtype)
         if tokens:
@@ -157,7 +160,7 @@ class TraceWriter:
         self._check_shape(name, (self.header.model.signal_width(signal),), start, values)
         half = values.dtype == np.float16
         worst = 0.0 if half else float(np.abs(values).max(initial=0.0))
-        if not (kernels.finite(values).all() if half else np.isfinite(worst)):
+        if not (kernels.all_finite(values) if half else np.isfinite(worst)):
             token = start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise TraceError(f"{name}: the model produced NaN or infinity at token {token}")
         if worst > FLOAT16_MAX:
@@ -189,12 +192,15 @@ class TraceWriter:
         self._put(slot, 0, values)
 
     def commit(self, done: int) -> None:
-        """Declare that all members hold their first `done` tokens, and make that safe against a kill."""
-        with self._guard():
-            os.fsync(self._file.fileno())
+        """Declare that all members hold their first `done` tokens.
+
+        That is made safe against a kill while the caller goes on; it is so when the next `commit`, `finish` or `close`
+        returns, and what kept it from becoming so is raised there.
+        """
+        self._settle()
         self.done = done
         state = {"fingerprint": self._fingerprint, "done": done, "clipped": self.clipped}
-        write_atomic(self._progress, json.dumps(state))
+        self._safe = self._keeper.submit(self._keep, json.dumps(state))
 
     def finish(self, provenance: dict[str, Any] | None = None) -> None:
         """Add the header and the checksums and give the file its name.
@@ -206,6 +212,7 @@ class TraceWriter:
             raise OutputError(
                 f"{self.path}: {self.done} of {self.header.tokens} tokens were written; it cannot be finished"
             )
+        self._settle()
         extra = {"clipped_values": self.clipped} | (provenance or {})
         header = self.header.model_copy(update={"provenance": self.header.provenance | extra}).to_array()
         slots = list(self._slots.values())
@@ -229,10 +236,15 @@ class TraceWriter:
 
     def close(self) -> None:
         """Let go of the file; what was committed stays for a later writer."""
-        self._file.close()
+        try:
+            self._settle()
+        finally:
+            self._keeper.shutdown()
+            self._file.close()
 
     def discard(self) -> None:
         """Close the file and delete all that was written, for a writer that cannot go on from it."""
+        self._settle()
         self._partial.unlink(missing_ok=True)
         self._progress.unlink(missing_ok=True)
         self.close()
@@ -322,6 +334,18 @@ class TraceWriter:
         except BaseException:
             self.discard()
             raise
+
+    def _keep(self, progress: str) -> None:
+        """Bring what is written to the disk, then say so."""
+        with self._guard():
+            os.fsync(self._file.fileno())
+        write_atomic(self._progress, progress)
+
+    def _settle(self) -> None:
+        """Wait until what was committed is safe."""
+        safe, self._safe = self._safe, None
+        if safe is not None:
+            safe.result()
 
     def _start(self) -> None:
         free = shutil.disk_usage(self.path.parent).free + os.fstat(self._file.fileno()).st_size
