@@ -174,9 +174,8 @@ class Taps:
 
     def _down(self, index: int, glu: Any) -> None:
         if self._made:
-            apart = (self._made["up"] * self._made["gate"]).sub_(glu)
             # one rounding apart at most: a hundredth is coarse for bfloat16 and still tells gate from up
-            if _largest(apart) > 1e-2 * _largest(glu):
+            if not self._made.keys() >= {"up", "gate"} or self._apart(glu) > 1e-2 * _largest(glu):
                 raise ModelError(
                     f"layer {index}: activated gate times up is not what enters the down projection; "
                     "the model's MLP is not the one that hwsim takes it for"
@@ -187,6 +186,10 @@ class Taps:
             self._made = {}
         if "glu" in self._signals:
             self._take(index, "glu", glu)
+
+    def _apart(self, glu: Any) -> float:
+        """How far the product of up and activated gate is from what enters the down projection."""
+        return _largest((self._made["up"] * self._made["gate"]).sub_(glu))
 
     def _take(self, index: int, signal: str, values: Any) -> None:
         rows = values.detach().reshape(-1, values.shape[-1])
