@@ -548,6 +548,9 @@ def test_version():
     import hwsim
 
     assert run("--version")[0] == f"hwsim {hwsim.__version__}\n"
+    told = json.loads(run("--version", "--json")[0])
+    assert told["hwsim"] == hwsim.__version__
+    assert told["packages"]["numpy"] == np.__version__
 
 
 # ---------------------------------------------------------------------- as a process of its own

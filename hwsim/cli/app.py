@@ -43,19 +43,26 @@ app = typer.Typer(
 )
 
 
-def _version(show: bool) -> None:
-    if show:
-        typer.echo(f"hwsim {hwsim.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def common(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --version: of Python, the system and all packages, too.")
     ] = False,
 ) -> None:
     """Options of the program itself."""
+    if version and as_json:
+        import json
+
+        from hwsim.cli.version import versions
+
+        typer.echo(json.dumps(versions(), indent=2))
+    elif version:
+        typer.echo(f"hwsim {hwsim.__version__}")
+    elif as_json:
+        raise typer.BadParameter("goes with --version, or after a command", param_hint="--json")
+    if version:
+        raise typer.Exit
 
 
 record.register(app)

@@ -1,0 +1,33 @@
+"""``hwsim --version``: of the program; with ``--json`` of everything that results may depend on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hwsim
+
+_PACKAGES = (
+    "numpy", "simpy", "pydantic", "pyyaml", "rich", "typer", "pebble", "numba", "torch", "transformers", "gguf",
+    "safetensors", "peft", "lm-eval", "pandas", "plotly", "scipy", "optuna", "dask", "ray",
+)  # fmt: skip
+
+
+def versions() -> dict[str, Any]:
+    """What a report of a difference needs: versions of hwsim, Python, the machine and the packages; None: not there."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    def of(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "hwsim": hwsim.__version__,
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "packages": {package: of(package) for package in _PACKAGES},
+    }
