@@ -35,8 +35,9 @@ SURROUNDINGS = {
 
 def environment(work: Path, python: str, numpy: str | None) -> Path | None:
     """The `python` of an environment with the core; None where that numpy has no wheel for it."""
-    name = Path(python).resolve().parent.parent.name + (f"-numpy-{numpy}" if numpy else "")
-    folder = work / name
+    code = "import platform; print(platform.python_version())"
+    name = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    folder = work / (name + (f"-numpy-{numpy}" if numpy else ""))
     inside = folder / "bin" / "python"
     if not (folder / "ready").exists():
         subprocess.run([python, "-m", "venv", folder], check=True)
@@ -81,7 +82,7 @@ def main() -> int:
                 same = found == first
                 worst |= not same
                 print(f"| {which} | {surroundings} | {len(found)} | {'yes' if same else 'NO'} |", flush=True)
-    return worst
+    return worst if first else 1  # no environment, nothing shown
 
 
 if __name__ == "__main__":

@@ -244,7 +244,8 @@ class TraceWriter:
 
     def discard(self) -> None:
         """Close the file and delete all that was written, for a writer that cannot go on from it."""
-        self._settle()
+        self._keeper.shutdown()  # what it would still say of the file must not come after
+        self._safe = None
         self._partial.unlink(missing_ok=True)
         self._progress.unlink(missing_ok=True)
         self.close()
