@@ -109,6 +109,19 @@ def test_survives_sigkill(tmp_path: Path) -> None:
     assert names(tmp_path) == ["t.npz", "whole.npz"]
 
 
+def test_a_disk_that_keeps_nothing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(OutputError, match="cannot be written: No space left on device"),
+        TraceWriter(tmp_path / "t.npz", header(), tokens=True, nll=True) as writer,
+    ):
+        fill(writer, 0, 20)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("damage", ["progress is no JSON", "progress is gone", "partial is gone", "partial is short"])
 def test_begins_again_where_going_on_is_not_safe(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "t.npz"
