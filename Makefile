@@ -6,11 +6,11 @@ check:
 	ruff format --check .
 	mypy
 	lint-imports
-	python -m pytest
+	python -m pytest -n logical
 
 format:
 	ruff check --fix .
 	ruff format .
 
 test:
-	python -m pytest
+	python -m pytest -n logical
