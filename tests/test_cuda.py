@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="recording needs the extra `record`")
+pytest.importorskip("torch", reason="recording needs the extra `record`")
+
+import torch
 
 from hwsim.evaluate import Candidate, evaluate, generate
 from hwsim.metrics import Evaluation
