@@ -18,7 +18,7 @@ from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.profile import load_profile
 from hwsim.sweep.spec import Spec
 from tests.conftest import REPOSITORY, write_trace
-from tests.test_docs import blocks
+from tests.docs.blocks import blocks
 
 
 @pytest.fixture

@@ -170,10 +170,10 @@ def _values(text: str) -> list[Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(f"[{text}]")
+        found: list[Any] = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
-        found = text.split(",")
-    return [None if value == "none" else value for value in found]
+        return [*text.split(",")]
+    return found
 
 
 def register(app: typer.Typer) -> None:

@@ -21,12 +21,19 @@ def _words(value: Any) -> Any:
     return [str(each) if isinstance(each, int | float) and not isinstance(each, bool) else each for each in value]
 
 
+def _some(value: Any) -> Any:
+    """Where nothing can be chosen, it is called none, as on the command line."""
+    return [None if each == "none" else each for each in value]
+
+
 Words = Annotated[list[str], BeforeValidator(_words), BeforeValidator(_listed), Field(min_length=1)]
 Flags = Annotated[list[bool], BeforeValidator(_listed), Field(min_length=1)]
 Numbers = Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)]
-MaybeWords = Annotated[list[str | None], BeforeValidator(_listed), Field(min_length=1)]
-MaybeNumbers = Annotated[list[int | None], BeforeValidator(_listed), Field(min_length=1)]
-Densities = Annotated[list[float | str | list[float] | None], BeforeValidator(_listed), Field(min_length=1)]
+MaybeWords = Annotated[list[str | None], BeforeValidator(_some), BeforeValidator(_listed), Field(min_length=1)]
+MaybeNumbers = Annotated[list[int | None], BeforeValidator(_some), BeforeValidator(_listed), Field(min_length=1)]
+Densities = Annotated[
+    list[float | str | list[float] | None], BeforeValidator(_some), BeforeValidator(_listed), Field(min_length=1)
+]
 Parameters = dict[str, Annotated[list[Any], BeforeValidator(_listed), Field(min_length=1)]]
 
 
@@ -74,7 +81,9 @@ class Spec(BaseModel):
     merge: MaybeWords = [None]
     gap: Words = ["0"]
     prefetch: MaybeWords = [None]
-    prefetch_parameters: Annotated[list[dict[str, Any] | None], BeforeValidator(_listed)] = [None]
+    prefetch_parameters: Annotated[list[dict[str, Any] | None], BeforeValidator(_some), BeforeValidator(_listed)] = [
+        None
+    ]
     fills: Flags = [False]
     engine: MaybeWords = [None]
     ignore: Words = [""]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hwsim.sweep.runs import expand
 from hwsim.sweep.spec import read_spec
 from tests.conftest import REPOSITORY
-from tests.test_docs import blocks
+from tests.docs.blocks import blocks
 
 PAGE = REPOSITORY / "docs" / "sweep.md"
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hwsim.cli.sweep import _values
 from hwsim.errors import HwsimError, PluginError, SettingError
 from hwsim.sweep.runs import expand
 from hwsim.sweep.spec import make_spec, read_spec
@@ -53,6 +54,13 @@ def test_only_what_a_rule_has_is_varied_for_it():
     assert [(run.eviction, run.rule_parameters) for run in expand([spec])] == [
         ("lru", {}), ("s3fifo", {"ghost": 0.5}), ("s3fifo", {"ghost": 0.9}),
     ]  # fmt: skip
+
+
+def test_none_is_the_name_of_a_rule_and_of_a_mode_and_nothing_elsewhere():
+    given = {"eviction": "none,lru", "overlap": "none,group", "merge": "none,64KiB", "kv_tokens": "none,9"}
+    spec = make_spec(LEAST | {key: _values(value) for key, value in given.items()}, "here")
+    assert (spec.eviction, spec.overlap) == (["none", "lru"], ["none", "group"])
+    assert (spec.merge, spec.kv_tokens) == ([None, "64KiB"], [None, 9])
 
 
 def test_models_have_texts_and_tokens():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 
 
 def _load() -> Any:

@@ -30,14 +30,10 @@ from hwsim.profile import (
 from hwsim.settings import MECHANISMS, OverlapMode
 from hwsim.testing import check_eviction, check_policy
 from tests.conftest import REPOSITORY
+from tests.docs.blocks import blocks
 
 README = (REPOSITORY / "README.md").read_text()
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-
-
-def blocks(page: str | Path, language: str) -> list[str]:
-    text = page if isinstance(page, str) else page.read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def test_readme_shows_the_example_as_it_is() -> None:
