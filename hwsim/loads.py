@@ -152,7 +152,7 @@ def _flash(
         if seen is not None and seen.reads is not None and seen.read_bytes is not None:
             count = seen.reads[at]
             size = np.divide(seen.read_bytes[at], count, out=np.zeros(count.shape), where=count > 0)
-            found[at] = times.seconds([(count, size)])
+            found[at] = times.alike(count, seen.read_bytes[at])
             shares = (count, size, misses[at])
         else:
             found[at] = times.seconds(unit_reads(plan, flash, reads, misses[at], short))

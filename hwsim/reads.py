@@ -7,10 +7,12 @@ slices of a unit together. What is read is counted exactly, token by token; how 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from hwsim.devices import FlashTimes
 from hwsim.errors import SettingError
 from hwsim.layout import AXIS
 from hwsim.plans import GroupPlan
@@ -25,7 +27,7 @@ class ReadSetup:
         packed: units lie side by side without gaps, so that a read touches the pages of its neighbours, too; else each
             slice begins at a page of its own.
         merge: bytes of the largest read that neighbours are put together to; None: each is read on its own.
-        gap: bytes of the largest hole that is read through; None: as much as another read would cost.
+        gap: bytes of the largest hole that is read through; None: whatever takes Flash least, batch by batch.
 
     Raises:
         SettingError: holes without merging, or a number out of bounds.
@@ -62,10 +64,14 @@ class Reader:
         plan: the group.
         setup: how its units lie.
         page: bytes of a page of Flash.
-        gap: bytes of the largest hole that is read through.
+        gaps: bytes of the largest hole that is read through; of several, each token's misses take the one that is
+            fastest, the smallest among equals.
+        times: of Flash, which says what is fastest.
     """
 
-    def __init__(self, plan: GroupPlan, setup: ReadSetup, page: int, gap: int) -> None:
+    def __init__(
+        self, plan: GroupPlan, setup: ReadSetup, page: int, gaps: Sequence[int] = (0,), times: FlashTimes | None = None
+    ) -> None:
         self._plan, self._page = plan, page
         self._slices, self._last = setup.slices(plan)
         self._strides = [size if setup.packed else -(-size // page) * page for size in self._slices]
@@ -73,7 +79,8 @@ class Reader:
         self._most = 1 if setup.merge is None else max(1, setup.merge // largest)
         # packed reads with less than a page between them touch the same page, or neighbours: as one they cost less
         least = page - 1 if setup.packed else 0
-        self._gap = 0 if setup.merge is None else max(gap, least) // largest
+        holes = [0 if setup.merge is None else max(gap, least) // largest for gap in gaps]
+        self._gaps, self._times = sorted(set(holes)), times
 
     def places(self, misses: np.ndarray, layer: int) -> np.ndarray:
         """Misses of units in the order in which they lie in Flash: bool ``[tokens, units]``."""
@@ -82,17 +89,19 @@ class Reader:
             return misses  # blocks are in that order already
         return misses[:, plan.layout.orders[layer]]
 
-    def runs(self, misses: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def runs(self, misses: np.ndarray, gap: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reads of misses, bool ``[tokens, units]`` as they lie: token, first and last unit of each, int64.
 
-        Misses whose holes are small enough make a chain; from its first unit on it is cut into pieces of so many units
-        as a read may have, and each is read from its first miss to its last.
+        `gap` is the largest hole, in units; None: the smallest that is tried. Misses whose holes are small enough make
+        a chain; from its first unit on it is cut into pieces of so many units as a read may have, and each is read from
+        its first miss to its last.
         """
+        gap = self._gaps[0] if gap is None else gap
         token, unit = np.nonzero(misses)
         if not len(unit):
             return token, unit, unit
         begins = np.ones(len(unit), bool)
-        begins[1:] = (np.diff(token) != 0) | (np.diff(unit) > self._gap + 1)
+        begins[1:] = (np.diff(token) != 0) | (np.diff(unit) > gap + 1)
         chain = np.cumsum(begins) - 1
         piece = (unit - unit[begins][chain]) // self._most
         begins[1:] |= np.diff(piece) != 0
@@ -102,11 +111,25 @@ class Reader:
 
     def count(self, misses: np.ndarray, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Reads and bytes, in whole pages, of misses, bool ``[tokens, units]``: int64 ``[tokens]`` each."""
-        token, first, last = self.runs(self.places(misses, layer))
+        lying = self.places(misses, layer)
+        reads, size = self._count(lying, self._gaps[0])
+        if self._times is None or len(self._gaps) == 1:
+            return reads, size
+        least = self._times.alike(reads, size)
+        for gap in self._gaps[1:]:
+            fewer, more = self._count(lying, gap)
+            seconds = self._times.alike(fewer, more)
+            better = seconds < least
+            least = np.where(better, seconds, least)
+            reads, size = np.where(better, fewer, reads), np.where(better, more, size)
+        return reads, size
+
+    def _count(self, lying: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
+        token, first, last = self.runs(lying, gap)
         size = np.zeros(len(token), np.int64)
         for stride, whole, short in zip(self._strides, self._slices, self._last, strict=True):
             ends = last * stride + np.where(last == self._plan.units - 1, short, whole)
             size += -(-ends // self._page) * self._page - first * stride // self._page * self._page
-        tokens = len(misses)
+        tokens = len(lying)
         reads = np.bincount(token, minlength=tokens) * len(self._slices)
         return reads, np.bincount(token, size, tokens).astype(np.int64)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from hwsim import metrics
 from hwsim.adapter import read_adapter
 from hwsim.demand import Demand
-from hwsim.devices import break_even
+from hwsim.devices import FlashTimes, holes
 from hwsim.effective import effective
 from hwsim.engine import Recorder
 from hwsim.errors import ContractError, HwsimError, SettingError, one_line
@@ -143,9 +143,9 @@ def watching(
     reads, prefetch, flash = settings.reads, settings.prefetch, effective(profile, settings).flash
     if reads.plain and prefetch is None:
         return None
-    gap = break_even(flash) if reads.gap is None else reads.gap
-    page = flash.page_size or 1
-    readers = [] if reads.plain else [Reader(plan, reads, page, gap) for plan in placement.groups]
+    gaps = holes(flash) if reads.gap is None else [reads.gap]
+    page, times = flash.page_size or 1, FlashTimes(flash, placement.sparse)
+    readers = [] if reads.plain else [Reader(plan, reads, page, gaps, times) for plan in placement.groups]
     ends = np.cumsum([sequence.tokens for sequence in sequences])
     rows = [
         np.arange(end - sequence.tokens + sequence.prompt, end) for end, sequence in zip(ends, sequences, strict=True)

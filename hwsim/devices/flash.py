@@ -56,6 +56,10 @@ class FlashTimes:
         mean = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
         return np.where(total > 0, full * (1.0 - share) + alone * mean + served * share, 0.0)
 
+    def alike(self, count: np.ndarray, size: np.ndarray) -> Any:
+        """Of batches of so many reads and bytes in all, float64 of their shape: each read is of their mean size."""
+        return self.seconds([(count, np.divide(size, count, out=np.zeros(count.shape), where=count > 0))])
+
 
 def read_sizes(flash: Flash, slice_bytes: tuple[int, ...]) -> list[int]:
     """Bytes that Flash reads for slices of the given bytes: each is rounded up to whole pages."""
@@ -88,12 +92,22 @@ def stream_seconds(flash: Flash, size: float) -> float:
     return (0.0 if flash.by_request else flash.latency or 0.0) + size / flash.best()
 
 
-def break_even(flash: Flash) -> int:
-    """Bytes of a hole between two reads that take as long to read through as the second read costs by itself."""
+def holes(flash: Flash) -> list[int]:
+    """Sizes of holes that may be worth reading through, bytes: none, 1, 2, 4, ... pages, and the largest.
+
+    The largest takes as long at the best rate as one more read of the smallest size. A longer one never pays; whether a
+    shorter one does depends on how large the reads become by it, so on the batch.
+    """
     if flash.by_request:
         smallest = min(flash.table.read) if flash.table else 1
         depth = flash.queue_depth or 1
-        return int(smallest / float(flash.bandwidth(smallest, depth)) * flash.best())
-    if not flash.latency or not flash.queue_depth:
-        return 0
-    return int(flash.latency / flash.queue_depth * flash.read_bandwidth)
+        largest = int(smallest / float(flash.bandwidth(smallest, depth)) * flash.best())
+    elif flash.latency and flash.queue_depth:
+        largest = int(flash.latency / flash.queue_depth * flash.read_bandwidth)
+    else:
+        largest = 0
+    step, found = flash.page_size or 4096, [0]
+    while step < largest:
+        found.append(step)
+        step *= 2
+    return [*found, largest] if largest else found

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim.devices import FlashTimes, break_even, flash_seconds
+from hwsim.devices import FlashTimes, flash_seconds, holes
 from hwsim.engine import run_events
 from hwsim.errors import ProfileError
 from hwsim.flashfit import Point, fit_queue, read_points
@@ -329,13 +329,13 @@ def test_missing_files_are_one_line(tmp_path):
 # ---------------------------------------------------------------------- holes
 
 
-def test_a_hole_is_worth_reading_when_it_costs_less_than_another_read():
-    device = load_profile("oneplus15r").flash
-    hole = break_even(device)
-    assert hole == pytest.approx(4096 / 314.8e6 * 2806e6, rel=1e-3)  # a small read takes as long as 36 kB at full rate
-    assert break_even(load_profile("pixel8").flash) == 0  # flat and without latency: a hole is only a loss
+def test_no_hole_is_tried_that_takes_longer_than_another_read_at_the_best_rate():
+    found = holes(load_profile("oneplus15r").flash)
+    assert found[:-1] == [0, 4096, 8192, 16384, 32768]
+    assert found[-1] == pytest.approx(4096 / 314.8e6 * 2806e6, rel=1e-3)  # a small read takes as long as 36 kB
+    assert holes(load_profile("pixel8").flash) == [0]  # flat and without latency: a hole is only a loss
     timed = Flash.model_validate({"read_bandwidth": "1 GB/s", "latency": "100 us", "queue_depth": 10})
-    assert break_even(timed) == 10_000
+    assert holes(timed) == [0, 4096, 8192, 10_000]
 
 
 @settings(max_examples=50)

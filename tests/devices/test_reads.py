@@ -1,16 +1,20 @@
 """Which reads misses become: held against a plain twin, unit by unit and page by page."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwsim.devices import FlashTimes, holes
 from hwsim.errors import SettingError
 from hwsim.layout import Layout
 from hwsim.model import Bits, ModelShape
 from hwsim.plans import plan_group
 from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Group
+from hwsim.profile import load_profile
 from hwsim.reads import Reader, ReadSetup
 from hwsim.simulation import Settings, replay
 from tests.conftest import flat_profile
@@ -66,7 +70,7 @@ def test_reads_are_those_of_a_plain_loop(data):
     gap = data.draw(st.sampled_from([0, 50, 300])) if setup.merge else 0
     share = data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
     misses = np.random.default_rng(data.draw(st.integers(0, 2**32))).random((3, plan.units)) < share
-    reads, size = Reader(plan, setup, page, gap).count(misses, 0)
+    reads, size = Reader(plan, setup, page, [gap]).count(misses, 0)
     sizes, last = setup.slices(plan)
     largest = max(each if setup.packed else -(-each // page) * page for each in sizes)
     most = 1 if setup.merge is None else max(1, setup.merge // largest)
@@ -84,7 +88,7 @@ def test_reads_are_those_of_a_plain_loop(data):
 def test_no_page_is_read_twice_where_neighbours_are_merged():
     """Packed units of 40 B on pages of 100 B: however misses lie, the pages read are those that hold a miss."""
     plan = plan_of()
-    reader = Reader(plan, ReadSetup(packed=True, merge=10**6), 100, 0)
+    reader = Reader(plan, ReadSetup(packed=True, merge=10**6), 100)
     misses = np.random.default_rng(0).random((200, plan.units)) < 0.2
     sizes = reader.count(misses, 0)[1]
     for row, size in zip(misses, sizes, strict=True):
@@ -96,7 +100,7 @@ def test_no_read_is_larger_than_asked_and_no_hole_larger():
     plan = plan_of()
     misses = np.random.default_rng(0).random((50, plan.units)) < 0.4
     reader = Reader(
-        plan, ReadSetup(packed=True, merge=10 * plan.unit_bytes, gap=2 * plan.unit_bytes), 1, 2 * plan.unit_bytes
+        plan, ReadSetup(packed=True, merge=10 * plan.unit_bytes, gap=2 * plan.unit_bytes), 1, [2 * plan.unit_bytes]
     )
     token, first, last = reader.runs(misses)
     assert (last - first + 1).max() == 10
@@ -104,6 +108,32 @@ def test_no_read_is_larger_than_asked_and_no_hole_larger():
         inside = np.flatnonzero(misses[t, a : b + 1])
         assert np.diff(inside).max(initial=1) <= 3
         assert misses[t, a] and misses[t, b]
+
+
+@pytest.mark.parametrize("hw", ["oneplus12", "oneplus15r", "m1-max", "raspberry-pi5", "raspberry-pi5-sd", "m5-pro"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_all_holes_each_batch_takes_the_fastest(hw, packed):
+    flash = load_profile(hw).flash
+    plan, setup, times = plan_of(), ReadSetup(packed=packed, merge=65536, gap=None), FlashTimes(flash, 4e6)
+    misses = np.random.default_rng(0).random((40, plan.units)) < np.linspace(0, 0.9, 40)[:, None]
+    page, tried = 64, holes(flash.model_copy(update={"page_size": 64}))
+    found = Reader(plan, setup, page, tried, times).count(misses, 0)
+    each = [Reader(plan, setup, page, [gap]).count(misses, 0) for gap in tried]
+    seconds = np.array([times.alike(*one) for one in each])
+    assert (times.alike(*found) == seconds.min(axis=0)).all()
+    best = seconds.argmin(axis=0)  # the first, so the smallest hole
+    for got, wanted in zip(found, zip(*each, strict=True), strict=True):
+        assert (got == np.array(wanted)[best, np.arange(40)]).all()
+
+
+@pytest.mark.parametrize("hw", ["oneplus12", "oneplus15r", "m1-max", "raspberry-pi5"])
+@pytest.mark.parametrize("more", [(), ("--bundle", "--packed")])
+def test_reading_through_holes_never_costs_more_than_it_saves(hw, more):
+    speeds = []
+    for gap in ("0", "auto"):
+        words = ("--hw", hw, "--dram", "50%", "--policy", "dip-ca", "--merge", "256KiB", "--gap", gap, "--json", "-")
+        speeds.append(json.loads(run_cli("replay", "sample", *words, *more).stdout)["throughput_tok_s"])
+    assert speeds[1] >= speeds[0]
 
 
 def test_neighbours_are_those_of_the_layout():
@@ -114,8 +144,8 @@ def test_neighbours_are_those_of_the_layout():
     misses = np.zeros((1, plan.units), bool)
     misses[0, order[[3, 4, 5]]] = True  # side by side in layer 0 only
     setup = ReadSetup(merge=10**6)
-    assert Reader(plan, setup, 1, 0).count(misses, 0)[0] == [1]
-    assert Reader(plan, setup, 1, 0).count(misses, 1)[0] == [2]
+    assert Reader(plan, setup, 1).count(misses, 0)[0] == [1]
+    assert Reader(plan, setup, 1).count(misses, 1)[0] == [2]
 
 
 @pytest.fixture(scope="module")
