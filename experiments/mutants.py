@@ -56,7 +56,7 @@ AREAS = [
     Area(
         "evictions",
         ["hwsim/evictions"],
-        ["tests/test_cache.py", "tests/test_golden.py", "tests/evictions", "tests/test_plugins.py",
+        ["tests/test_cache.py", "tests/test_golden.py", "tests/evictions", "tests/plugins",
          "tests/test_shared_cache.py"],
     ),
     Area(
@@ -68,7 +68,7 @@ AREAS = [
     Area(
         "closed form",
         ["hwsim/bounds.py"],
-        ["tests/test_golden.py", "tests/test_engine.py", "tests/devices/test_mechanisms.py",
+        ["tests/test_golden.py", "tests/test_engine.py", "tests/test_events.py", "tests/devices/test_mechanisms.py",
          "tests/devices/test_overlap.py", "tests/test_invariants.py"],
     ),
 ]  # fmt: skip

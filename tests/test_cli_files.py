@@ -13,10 +13,10 @@ import pytest
 from hwsim.errors import OutputError
 from hwsim.files import check_new_file, spare
 from hwsim.trace import Trace, TraceWriter
+from tests.cli.run import here, refused, replay, run  # noqa: F401
+from tests.plugins.made import MINE, MRU
 
 from .conftest import write_trace
-from .test_cli import here, refused, replay, run  # noqa: F401
-from .test_plugins import MINE, MRU
 from .test_trace import fill, header
 
 POSIX = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -20,10 +20,10 @@ from hwsim.report.traceinfo import render_comparison, render_trace
 from hwsim.trace import Trace
 from hwsim.tracestats import trace_stats
 from hwsim.units import parse, printable
+from tests.cli.run import here, refused, replay, result, run  # noqa: F401
+from tests.plugins.made import MINE
 
 from .conftest import SMALL_MODEL, write_trace
-from .test_cli import here, refused, replay, result, run  # noqa: F401
-from .test_plugins import MINE
 from .test_profile import LEAST
 
 EVIL = "a\x1b[31mred\x9b0m\nb\u202ec"

@@ -16,9 +16,9 @@ from hwsim.policy import Group, Policy
 from hwsim.simulation import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Trace
+from tests.cli.run import here, refused, result, run  # noqa: F401
+from tests.cli.run import replay as arguments
 from tests.conftest import flat_profile
-from tests.test_cli import here, refused, result, run  # noqa: F401
-from tests.test_cli import replay as arguments
 from tests.test_policies import nets_file
 
 DENSITIES = [0.9, 0.5, 0.7]

@@ -14,7 +14,7 @@ from hwsim.settings import MECHANISMS
 from hwsim.simulation import Settings, replay
 from hwsim.trace import Sequence
 from tests.devices.cli import run_cli
-from tests.test_engine import DOWN_USE, INPUT_USE, KV_ENTRY, RESIDENT, device_of, times, toy
+from tests.toy import DOWN_USE, INPUT_USE, KV_ENTRY, RESIDENT, device_of, times, toy
 
 
 def test_choosing_a_mask_and_keeping_the_cache_cost_what_the_profile_says(tmp_path):

@@ -32,8 +32,8 @@ from hwsim.trace import Sequence, Trace
 from hwsim.train import nets, samples
 from hwsim.train.partial import partial_of
 from hwsim.train.predictor import Settings, plan, train
+from tests.cli.run import refused, run
 from tests.conftest import flat_profile, write_trace
-from tests.test_cli import refused, run
 
 from .planted import MODEL, planted
 
