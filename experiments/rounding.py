@@ -59,12 +59,12 @@ def main() -> int:
     """Print the table."""
     tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
     plain, *others = (perplexities(tokens, seed) for seed in (None, *SEEDS))
-    print(f"| {tokens} tokens | unchanged | changed, mean | standard deviation |\n|---|---:|---:|---:|")  # noqa: T201
+    print(f"| {tokens} tokens | unchanged | changed, mean | standard deviation |\n|---|---:|---:|---:|")
     for at, name in enumerate(["dense", *(f"{name}, density {density}" for name, density in CASES)]):
         values = [other[at] for other in others]
         mean, spread = statistics.mean(values), statistics.stdev(values)
         row = f"| {name} | {plain[at]:.4f} | {mean:.4f} | {spread:.4f} ({100 * spread / mean:.2f} %) |"
-        print(row, flush=True)  # noqa: T201
+        print(row, flush=True)
     return 0
 
 
