@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -132,31 +133,47 @@ def runs(
 
     Example: hwsim runs runs.db --where policy=dip-ca --json runs.json
     """
-    from hwsim.report.runs import render_runs, settings_of
+    from hwsim.report.runs import render_runs
     from hwsim.sweep import Store
+    from hwsim.sweep.store import COLUMNS
 
     check_target(json, store)
     wanted = key_values(where or [], "--where")
+    easy = {key: value for key, value in wanted.items() if key in COLUMNS}
+    others = {key: value for key, value in wanted.items() if key not in COLUMNS}
     with Store(store, create=False) as kept:
-        found: list[dict[str, Any]] = []
-        known: dict[str, str] = {}
-        for result in kept.results():
-            told = settings_of(result)
-            known |= told
-            if all(told.get(key) == value for key, value in wanted.items()):
-                found.append(result)
-        for key in wanted.keys() - known.keys() if known else ():
-            raise SettingError(f"--where {key}: no run has such a setting{did_you_mean(key, known)}")
+        count = kept.count(**easy)
+        found = kept.find(whole=bool(json), limit=-1 if others or json else limit, **easy)
+        shown = list(_those_with(others, found) if others else found)
+        count = len(shown) if others else count
         failures = kept.failures()
     if json:
-        write_json(json, to_json({"format": "hwsim-results", "version": 1, "results": found}))
+        write_json(json, to_json({"format": "hwsim-results", "version": 1, "results": shown}))
     if json == "-":
         return
     console = output()
-    if found:
-        console.print(render_runs(found[:limit], width=console.width))
-    note(f"{len(found)} runs" + (f", {len(found) - limit} more than are shown" if len(found) > limit else ""))
+    if shown:
+        console.print(render_runs(shown[:limit], width=console.width))
+    note(f"{count} runs" + (f", {count - limit} more than are shown" if count > limit else ""))
     _tell_failures([why for _, why in failures])
+
+
+def _those_with(wanted: dict[str, str], results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Results with these settings.
+
+    Raises:
+        SettingError: none of all has such a setting at all.
+    """
+    from hwsim.report.runs import settings_of
+
+    known: dict[str, str] = {}
+    for result in results:
+        told = settings_of(result)
+        known |= told
+        if all(told.get(key) == value for key, value in wanted.items()):
+            yield result
+    for key in wanted.keys() - known.keys() if known else ():
+        raise SettingError(f"--where {key}: no run has such a setting{did_you_mean(key, known)}")
 
 
 def _tell_failures(reasons: list[str]) -> None:

@@ -16,6 +16,8 @@ from hwsim.sweep.runs import Run
 _APPLICATION = 0x68777369  # "hwsi": SQLite keeps it in the file's header
 _VERSION = 1
 _ORDER = "model, trace, device, policy, parameters, eviction, budget_bytes, key"
+COLUMNS = ("model", "trace", "device", "policy", "eviction")
+"""What runs can be asked for by, without reading their results."""
 _NOW = "strftime('%Y-%m-%dT%H:%M:%SZ', 'now')"
 _TABLES = """
 CREATE TABLE runs (
@@ -96,17 +98,45 @@ class Store:
                 (_request(run), error),
             )
 
+    def count(self, **wanted: str) -> int:
+        """How many runs have these values in `COLUMNS`."""
+        where, values = _where(wanted)
+        with self._guard():
+            return int(self._db.execute(f"SELECT count(*) FROM runs {where}", values).fetchone()[0])
+
     def results(self, keys: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """Results as the result file holds them, those of `keys` in their order, or all by what they were asked.
 
         Raises:
             SettingError: the store is damaged.
         """
+        if keys is None:
+            yield from self.find()
+            return
         with self._guard():
-            if keys is None:
-                keys = [key for (key,) in self._db.execute(f"SELECT key FROM runs ORDER BY {_ORDER}")]
             for key in keys:
                 row = self._db.execute("SELECT result FROM runs WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    yield json.loads(row[0])
+
+    def find(self, *, whole: bool = True, limit: int = -1, **wanted: str) -> Iterator[dict[str, Any]]:
+        """Results of the runs with these values in `COLUMNS`, in the order of what they were asked.
+
+        Args:
+            whole: with what they hold of each group and token, which is most of it.
+            limit: at most so many; -1: all.
+            wanted: values of `COLUMNS`.
+
+        Raises:
+            SettingError: the store is damaged.
+        """
+        where, values = _where(wanted)
+        # the keys in order first: results are long, and sorting would carry them along
+        keys = f"SELECT key FROM runs {where} ORDER BY {_ORDER} LIMIT ?"
+        shown = "result" if whole else "json_remove(result, '$.groups', '$.per_token')"
+        with self._guard():
+            for (key,) in self._db.execute(keys, (*values, limit)).fetchall():
+                row = self._db.execute(f"SELECT {shown} FROM runs WHERE key = ?", (key,)).fetchone()
                 if row is not None:
                     yield json.loads(row[0])
 
@@ -148,6 +178,13 @@ class Store:
             if damaged:
                 raise SettingError(f"{self.path}: is no store of runs, or a damaged one: {one_line(error)}") from error
             raise OutputError(f"{self.path}: cannot be read or written: {one_line(error)}") from error
+
+
+def _where(wanted: dict[str, str]) -> tuple[str, list[str]]:
+    unknown = wanted.keys() - set(COLUMNS)
+    if unknown:
+        raise TypeError(f"no such column: {', '.join(sorted(unknown))}")
+    return ("WHERE " + " AND ".join(f"{name} = ?" for name in wanted) if wanted else ""), list(wanted.values())
 
 
 def _request(run: Run) -> str:

@@ -409,6 +409,25 @@ def test_the_command_and_what_it_keeps(here):
     assert err.startswith("hwsim: --where colour: no run has such a setting")
     code, out, _ = run("runs", "runs.db", "--where", "gamma=0.5", "--json", "-")  # dip, which has none, is there, too
     assert (code, len(json.loads(out)["results"])) == (0, 1)
+    code, out, err = run("runs", "runs.db", "--limit", 2)
+    assert "3 runs, 1 more than are shown" in err
+    assert len(out.strip().splitlines()) == 1 + 1 + 1 + 2  # what all share, a gap, the heads, two rows
+    for where, found in (("policy=dip-ca", 2), ("gamma=0.2", 1), ("policy=dip", 1), ("policy=dense", 0)):
+        assert f"{found} runs" in run("runs", "runs.db", "--where", where)[2]
+
+
+def test_the_store_is_asked_by_columns_without_the_groups(here):
+    run("sweep", "--trace", "t.npz", "--hw", "pixel8", "--policy", "dip,dip-ca", "--dram", "60%", "-o", "r.db")
+    with Store(Path("r.db")) as store:
+        whole = list(store.results())
+        assert list(store.find()) == whole
+        assert [each["provenance"]["policy"]["name"] for each in store.find(policy="dip-ca")] == ["dip-ca"]
+        assert (store.count(), store.count(policy="dip"), store.count(policy="dip", device="none")) == (2, 1, 0)
+        assert list(store.find(whole=False, limit=1)) == [
+            {key: value for key, value in whole[0].items() if key not in ("groups", "per_token")}
+        ]
+        with pytest.raises(TypeError, match="no such column: colour"):
+            store.count(colour="red")
 
 
 def test_the_command_fails_where_a_run_does(here):
