@@ -51,7 +51,7 @@ AREAS = [
         "cache",
         ["hwsim/cache.py", "hwsim/shared_cache.py"],
         ["tests/test_cache.py", "tests/test_golden.py", "tests/evictions/test_contents.py",
-         "tests/test_combined_caches.py", "tests/test_shared_cache.py", "tests/evictions"],
+         "tests/test_compiled.py", "tests/test_combined_caches.py", "tests/test_shared_cache.py", "tests/evictions"],
     ),
     Area(
         "evictions",

@@ -115,3 +115,34 @@ def test_a_rule_is_asked_only_when_somebody_must_leave(case):
         assert set(np.flatnonzero(cache.view)) == cached
     if capacity:
         assert cache._state == list(range(len(masks)))  # tokens count from 0, prompts apart
+
+
+def test_the_compiled_scan_serves_plain_caches_only():
+    """It knows neither pinned units nor bypass; a cache without room needs no rank at all."""
+    held = np.arange(10) < 2
+    for rule, update in (("lru", "last"), ("lfu", "count"), ("fifo", "first"), ("arc", None), ("belady", None)):
+        made = EVICTIONS.make(rule)[1]
+        assert Cache(10, 4, made).rank_update == update
+        assert Cache(10, 0, made).rank_update == "count"
+        if update:
+            assert Cache(10, 4, made, pinned=held).rank_update is None
+            assert Cache(10, 4, made, admission="bypass").rank_update is None
+            assert Cache(10, 4, made, warm=held).rank_update == update
+
+
+def test_a_rank_of_no_number_is_refused():
+    class Broken(Eviction):
+        """Ranks unit 3 by nothing."""
+
+        def start(self, units: int, capacity: int, future: np.ndarray | None) -> None:
+            """No state."""
+
+        def rank(self, state: None) -> np.ndarray:
+            """NaN for one unit."""
+            return np.where(np.arange(8) == 3, np.nan, 1.0)
+
+    cache = Cache(8, 2, Broken())
+    cache.start()
+    with pytest.raises(ContractError, match=r"rank\(\) returned NaN for unit 3"):
+        for unit in range(4):
+            cache.step(np.arange(8) == unit)

@@ -290,3 +290,23 @@ def test_masks_larger_than_the_cache_pass_through():
     small = replace(plans.shared, sizes=(0, 0, 0))
     none = scan_shared(source, SMALL_MODEL, sequences, _Many(), plans.groups, small, EVICTIONS.make("lru")[1])
     assert none.hits.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "first", "second"),
+    [(0, 0, 0), (5, 1, 2), (12, 4, 6), (20, 4, 10), (22, 4, 10), (100, 4, 10)],
+)
+def test_a_part_is_told_how_many_of_its_units_the_whole_cache_could_hold(size, first, second):
+    """Four units of 3 B beside ten of 2 B: all where the cache has room for all of the part, else as many as fit."""
+    shared = SharedCache([np.full(4, 3), np.full(10, 2)], size, EVICTIONS.make("lru")[1])
+    assert [part.capacity for part in shared.parts] == [first, second]
+
+
+def test_a_fresh_shared_cache_is_empty():
+    shared = SharedCache([np.full(4, 3)], 12, EVICTIONS.make("lru")[1])
+    assert shared.used == 0
+    shared.start()
+    assert (shared.used, shared.parts[0].view.any()) == (0, False)
+    shared.parts[0].start()
+    shared.parts[0].step(np.ones(4, bool))
+    assert shared.used == 12
