@@ -1,17 +1,18 @@
 """Do the tests notice when the code is wrong? Cosmic-ray changes it in one place, and the tests must fail.
 
-    python experiments/mutants.py SAMPLE [PROCESSES]
+    python experiments/mutants.py SAMPLE WORK [PROCESSES]
 
 For each area, so many of its mutants are drawn (seed 0; of all that cosmic-ray can make, less those of annotations,
 which change nothing), each is tested in a clone of what is committed, and the tests that belong to the area are run
-until one fails. A mutant that only makes them take more than `LIMIT` is counted as killed, as cosmic-ray does. Puts the
-table into docs/reliability.md, and what survived into docs/results/mutants.txt, to be read: some change nothing that
-counts.
+until one fails. A mutant that only makes them take more than `LIMIT` is counted as killed, as cosmic-ray does. What is
+done is kept in WORK, so the same command goes on. Puts the table into docs/reliability.md, and what survived into
+docs/results/mutants.txt, to be read: some change nothing that counts.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import random
 import shutil
@@ -76,7 +77,9 @@ AREAS = [
 
 def main() -> int:
     """Test the mutants; 1 if the tests fail without any."""
-    sample, processes = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else os.cpu_count() or 1
+    sample, kept = int(sys.argv[1]), Path(sys.argv[2]) / "mutants.jsonl"
+    processes = int(sys.argv[3]) if len(sys.argv) > 3 else os.cpu_count() or 1
+    kept.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     rows, survivors, counts = [], [], [0, 0, 0]
     with tempfile.TemporaryDirectory() as folder:
@@ -84,11 +87,11 @@ def main() -> int:
         for clone in clones:
             subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
         for area in AREAS:
+            drawn, made = _draw(area, sample)
             if subprocess.run(_tests(area), cwd=clones[0], env=_surroundings(clones[0]), check=False).returncode:
                 sys.stderr.write(f"{area.name}: its tests fail without a mutant\n")
                 return 1
-            drawn, made = _draw(area, sample)
-            found = list(_test(area, drawn, clones))
+            found = list(_test(area, drawn, clones, kept))
             alive = [mutant for mutant in found if not mutant["killed"]]
             killed = len(found) - len(alive)
             rows.append([area.name, f"{made:,}", str(len(found)), str(killed), f"{100 * killed / len(found):.1f} %"])
@@ -141,14 +144,23 @@ def _annotations(path: Path) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     ]
 
 
-def _test(area: Area, mutants: list[Any], clones: list[Path]) -> Iterator[dict[str, Any]]:
-    shares = [mutants[number :: len(clones)] for number in range(len(clones))]
+def _test(area: Area, mutants: list[Any], clones: list[Path], kept: Path) -> Iterator[dict[str, Any]]:
+    known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = {each["place"]: each for each in known}
+    left = [mutant for mutant in mutants if _place(mutant) not in done]
+    yield from (done[_place(mutant)] for mutant in mutants if _place(mutant) in done)
+    shares = [left[number :: len(clones)] for number in range(len(clones))]
     with ProcessPoolExecutor(len(clones)) as pool:
-        for share in pool.map(_test_in, [area] * len(clones), shares, clones):
+        for share in pool.map(_test_in, [area] * len(clones), shares, clones, [kept.resolve()] * len(clones)):
             yield from share
 
 
-def _test_in(area: Area, mutants: list[Any], clone: Path) -> list[dict[str, Any]]:
+def _place(mutant: Any) -> str:
+    line, column = mutant.start_pos
+    return f"{mutant.module_path}:{line}:{column} {mutant.operator_name} {mutant.occurrence}"
+
+
+def _test_in(area: Area, mutants: list[Any], clone: Path, kept: Path) -> list[dict[str, Any]]:
     os.chdir(clone)
     os.environ.update(_surroundings(clone))
     found = []
@@ -160,9 +172,10 @@ def _test_in(area: Area, mutants: list[Any], clone: Path) -> list[dict[str, Any]
         if result.test_outcome is None:
             continue
         killed = result.test_outcome.value == "killed"
-        found.append({"killed": killed, "diff": result.diff})
-        place = f"{mutant.module_path}:{mutant.start_pos[0]}"
-        sys.stderr.write(f"{area.name}: {place} {mutant.operator_name} {result.test_outcome.value}\n")
+        found.append({"place": _place(mutant), "killed": killed, "diff": "" if killed else result.diff})
+        with kept.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found[-1]) + "\n")
+        sys.stderr.write(f"{area.name}: {_place(mutant)} {result.test_outcome.value}\n")
         sys.stderr.flush()
     return found
 

@@ -43,7 +43,7 @@ Merge = Annotated[
 Gap = Annotated[
     str,
     typer.Option(
-        metavar="SIZE|auto", help="Holes that --merge reads through; auto: those that cost less than another read.",
+        metavar="SIZE|auto", help="Holes that --merge reads through; auto: whichever take Flash least, batch by batch.",
         rich_help_panel=_PANEL,
     ),
 ]  # fmt: skip

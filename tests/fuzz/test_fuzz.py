@@ -68,3 +68,17 @@ def test_harm_would_be_seen(kinds: dict[str, Kind]) -> None:
     for read, why in ((raises, "KeyError"), (says_too_much, "not one line"), (leaves, "left other")):
         told = drive(kinds["profile"]._replace(read=read), 3, seed=0)
         assert [fault.why.startswith(why) for fault in told.faults] == [True] * 3
+
+
+def test_what_guided_fuzzing_found_does_no_harm(kinds: dict[str, Kind], tmp_path: Path) -> None:
+    """The corpus of `experiments/guided.py`: small files that each took a path of their own through a reader."""
+    found = sorted((Path(__file__).parent / "corpus").glob("*/*"))
+    assert found
+    for kept in found:
+        kind = kinds[kept.parent.name]
+        path = tmp_path / f"file{kind.ending}"
+        path.write_bytes(kept.read_bytes())
+        try:
+            kind.read(path)
+        except HwsimError as error:
+            assert len(str(error).splitlines()) == 1, kept
