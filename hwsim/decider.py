@@ -16,6 +16,14 @@ from hwsim.placement import GroupPlan
 from hwsim.policy import BEFOREHAND, Context, Policy, Scores
 
 
+class _Needed(dict[str, np.ndarray]):
+    """What a policy sees of the signals: those that its group needs; asking for another says so."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        have = ", ".join(self) or "nothing"
+        raise KeyError(f"signal {name!r} is not among what this group needs ({have}); name it in the group's needs")
+
+
 class Block(NamedTuple):
     """What a group needs, for some tokens in a row.
 
@@ -32,7 +40,7 @@ class Block(NamedTuple):
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
         """What each token shows to the policy."""
         for token in range(self.tokens):
-            yield self.norms | {signal: values[token] for signal, values in self.signals.items()}
+            yield _Needed(self.norms | {signal: values[token] for signal, values in self.signals.items()})
 
 
 class Decider:
@@ -122,7 +130,7 @@ class Decider:
             ContractError: the policy raised, or returned something of the wrong shape or type.
         """
         ctx = self._ctx
-        ctx.token, ctx.signals = ctx.token + 1, block.norms | block.signals
+        ctx.token, ctx.signals = ctx.token + 1, _Needed(block.norms | block.signals)
         found = self._ask("scores")
         if found is None:
             ctx.token -= 1
@@ -153,7 +161,8 @@ class Decider:
         except HwsimError as error:
             raise type(error)(f"{self._who(method)}: {error}") from error
         except (Exception, SystemExit) as error:  # a plug-in must not end the program
-            last = traceback.extract_tb(error.__traceback__)[-1]
+            frames = traceback.extract_tb(error.__traceback__)
+            last = next((frame for frame in reversed(frames) if frame.filename != __file__), frames[-1])
             at = f"{Path(last.filename).name}, line {last.lineno}"
             raise ContractError(
                 f"{self._who(method)}: raised {type(error).__name__}: {one_line(error)} ({at})"

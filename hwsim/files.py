@@ -64,6 +64,31 @@ def check_new_file(path: Path) -> None:
         raise OutputError(f"{path}: cannot be written: {reason}") from error
 
 
+def keep_strangers(path: Path, *beginnings: str) -> None:
+    """Refuse to replace a file that is not of the kind that is going to be written: it is likely not meant.
+
+    Args:
+        path: of the file.
+        beginnings: with one of these a file of that kind begins, after spaces, in any case.
+
+    Raises:
+        OutputError: there is another file, and it is not empty.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size == 0:
+            return
+        with path.open("rb") as file:
+            start = file.read(256).lstrip().lower()
+    except (OSError, ValueError):  # what cannot be read is not replaced without a word: writing tells
+        return
+    if not start.startswith(tuple(each.lower().encode() for each in beginnings)):
+        kinds = " or ".join(each.strip() for each in beginnings)
+        raise OutputError(
+            f"{path}: exists, is no output of this kind (it does not begin with {kinds}), and would be lost; name "
+            "another file, or delete it first"
+        )
+
+
 def spare(target: Path, sources: Iterable[Path], does: str = "reads") -> None:
     """Refuse a target that is one of the files that a command reads, or writes besides, under whatever name.
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from typer.core import TyperGroup
 
 from hwsim.errors import HwsimError, OutputError, SettingError, one_line
-from hwsim.files import spare, write_atomic
+from hwsim.files import keep_strangers, spare, write_atomic
 from hwsim.units import printable, shorten
 
 if TYPE_CHECKING:
@@ -147,6 +147,11 @@ def write_json(target: str, text: str) -> None:
         write_atomic(Path(target), text)
 
 
+def listed(text: str) -> list[str]:
+    """Names between commas; spaces around them do not count."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def check_target(target: str | None, *sources: Path) -> None:
     """Before long work: can the result be written to `target`, and does it spare what the command reads or writes?
 
@@ -162,6 +167,7 @@ def check_target(target: str | None, *sources: Path) -> None:
         if not path.resolve().parent.is_dir():
             raise OutputError(f"{path}: cannot be written: there is no folder {path.parent}")
         spare(path, sources)
+        keep_strangers(path, "{", "[")
         writable = path if path.exists() and not path.is_file() else path.resolve().parent
         if not os.access(writable, os.W_OK):
             raise OutputError(f"{path}: cannot be written: permission denied")

@@ -12,7 +12,7 @@ import typer
 from hwsim.cli.common import key_values, note, progress_bar
 from hwsim.cli.options import Overlap, Timing
 from hwsim.errors import SettingError
-from hwsim.files import check_new_file, spare
+from hwsim.files import check_new_file, keep_strangers, spare
 
 if TYPE_CHECKING:
     from hwsim.engine import Recorder
@@ -147,6 +147,7 @@ class Drawing:
         if timing is Timing.CLOSED_FORM:
             raise SettingError("--timeline: the closed form knows no moments; leave out --timing")
         check_new_file(path)
+        keep_strangers(path, "{")
         spare(path, sources)
 
     @contextmanager

@@ -15,6 +15,7 @@ from hwsim.cli.common import (
     JsonOption,
     check_target,
     guarded,
+    listed,
     note,
     output,
     plugin_files,
@@ -120,7 +121,7 @@ def evaluate(
     reading = Reading(tokens, context, prompt, None, device, dtype, o.read_size(max_memory, "--max-memory"))
     profile = load_profile(hw)
     rule_name, rule, pairs = c.make_rule(eviction, set_ or [])
-    names = [name for option in policy for name in option.split(",") if name]
+    names = [name for option in policy for name in listed(option)]
     candidates = [Candidate(name, made) for name, made in make_policies(names, density, pairs)]
     shown = len(candidates)
     if all(each.name != "dense" for each in candidates) and save_masks is None:

@@ -7,13 +7,14 @@ import keyword
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hwsim.cli.common import JsonOption, check_target, guarded, output, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, guarded, is_file, output, to_json, write_json
 from hwsim.errors import OutputError, SettingError, one_line
 from hwsim.files import write_atomic
 from hwsim.units import printable, shorten
@@ -63,6 +64,8 @@ def new_eviction(name: Name, folder: Folder = Path(), package: Package = False, 
 
 def _write(starter: _Starter, name: str, folder: Path, json: str | None, *, package: bool) -> None:
     """Write the files, all or none, and print what to type next."""
+    if is_file(folder / f"{name}.py"):  # told as such, and not as a module that Python finds
+        _check_folder(folder, [f"{name}.py"])
     files = _files(starter, name, package=package)
     _check_folder(folder, files)
     check_target(json, *(folder / file for file in files))
@@ -139,7 +142,7 @@ def _refusal(starter: _Starter, name: str, rule: str) -> SettingError:
     return SettingError(f"new-{starter.kind} {shorten(printable(name))}: {rule}; choose another name")
 
 
-def _check_folder(folder: Path, files: dict[str, str]) -> None:
+def _check_folder(folder: Path, files: Iterable[str]) -> None:
     """Make the folder if it is missing, and refuse what is there already.
 
     Raises:

@@ -18,6 +18,7 @@ from hwsim.cli.common import (
     guarded,
     is_file,
     key_values,
+    listed,
     note,
     output,
     plugin_files,
@@ -113,14 +114,14 @@ def replay(
     policy, density, set_, eviction, dram, lora, lora_merged = o.with_settings(ctx, settings_file, chosen)
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
-    devices = [each for option in hw for each in ([option] if is_file(Path(option)) else option.split(",")) if each]
+    devices = [each for option in hw for each in ([option] if is_file(Path(option)) else listed(option))]
     if len(set(devices)) < len(devices) or not devices:
         raise SettingError(f"--hw {','.join(devices)}: must name at least one device, each once")
     sources = [trace, *map(find_profile, devices), *plugin_files([eviction, *asked]), *setting_files(pairs)]
     sources += [*o.lora_files(lora, lora_merged), *density_files(density), *o.cache_files(cache_shares, layout)]
     sources += [path for path in (pin, warm, settings_file) if path] + plugin_files([prefetch] if prefetch else [])
     check_target(json, *sources, *([save_cache] if save_cache else []))
-    names = [name for option in asked for name in option.split(",") if name]
+    names = [name for option in asked for name in listed(option)]
     held = c.Held(save_cache, sources, devices, names)
     drawn = d.Drawing(timeline, timeline_tokens, watch, sources, devices, names, timing)
     guesses, pairs = d.prefetch_parameters(pairs)
@@ -225,7 +226,9 @@ def density_files(density: str | None) -> list[Path]:
         return []
     if not is_file(Path(density)):
         raise typer.BadParameter(
-            f"{printable(shorten(repr(density)))} is not a valid float, and no file", param_hint="'--density'"
+            f"{printable(shorten(repr(density)))} is not a valid float, and no file; give a share such as 0.5, or a "
+            "file with one for each layer (`hwsim sweep` takes several)",
+            param_hint="'--density'",
         )
     return [Path(density)]
 

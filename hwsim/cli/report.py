@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hwsim.cli.common import guarded, note
-from hwsim.files import check_new_file, spare, write_atomic
+from hwsim.files import check_new_file, keep_strangers, spare, write_atomic
 
 
 def report(
@@ -45,6 +45,7 @@ def report(
     formats = read_formats(export)
     check_new_file(out)
     spare(out, results)
+    keep_strangers(out, "<!doctype html")
     inputs = read_inputs(results, stored)
     page = build_page(inputs, title)
     written = write_exports(inputs, out, formats, results)

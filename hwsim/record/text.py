@@ -108,6 +108,8 @@ def _beginning(text: Text, size: int) -> tuple[str, bool]:
         # not final: a character that the cut has split is left out
         return codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=whole), whole
     except UnicodeDecodeError as error:
+        if b"\0" in data[:4096]:
+            raise SettingError(f"--text {text.name}: is no text but a binary file; name a UTF-8 text") from error
         raise SettingError(
             f"--text {text.name}: byte {error.start} is no UTF-8; convert the file: iconv -f LATIN1 -t UTF-8"
         ) from error

@@ -60,7 +60,8 @@ class Trace:
             self._file: io.BufferedReader = self.path.open("rb", buffering=0)  # type: ignore[assignment]
             self._length = os.fstat(self._file.fileno()).st_size
         except OSError as error:
-            raise TraceError(f"{path}: cannot be opened: {error.strerror}") from error
+            hint = "; hwsim record --model FOLDER makes a trace of a model" if self.path.is_dir() else ""
+            raise TraceError(f"{path}: cannot be opened: {error.strerror}{hint}") from error
         try:
             self._members = self._directory()
             self._text = self._header_text()
@@ -269,7 +270,9 @@ class Trace:
             with zipfile.ZipFile(self._file) as archive:
                 entries = archive.infolist()
         except _NO_ZIP as error:
-            raise TraceError(f"{self.path}: no zip directory; the file is truncated, or no hwsim trace") from error
+            store = self._length >= 16 and self._pread_once(16, 0).startswith(b"SQLite format 3")
+            what = "is a store of runs; hwsim runs shows it" if store else "the file is truncated, or no hwsim trace"
+            raise TraceError(f"{self.path}: no zip directory; {what}") from error
         members: dict[str, _Member] = {}
         for entry in entries:
             name = entry.filename.removesuffix(".npy")

@@ -55,7 +55,7 @@ def _pickled(members):
 
 BAD_TRACES = {
     "missing": (lambda: "no/such.npz", r"^no/such\.npz: cannot be opened: No such file or directory$"),
-    "folder": (lambda: ".", r"^\.: cannot be opened: Is a directory$"),
+    "folder": (lambda: ".", r"^\.: cannot be opened: Is a directory; hwsim record --model FOLDER makes a trace of a model$"),
     "empty": (lambda: damaged("empty"), r"^bad\.npz: no zip directory; the file is truncated, or no hwsim trace$"),
     "text": (lambda: damaged("text"), r"^bad\.npz: no zip directory"),
     "foreign": (lambda: damaged("foreign"), r"^bad\.npz: no zip directory"),

@@ -107,7 +107,7 @@ def test_ctrl_c_leaves_nothing_behind(here):
             "import pathlib, time\n        pathlib.Path('there').touch()\n        time.sleep(50)\n        return np.abs",
         )
     )
-    Path("r.json").write_text("old")
+    Path("r.json").write_text('{"old": 1}')
     # a shell's background job ignores interrupts, and so do its children, unless they say otherwise
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = [sys.executable, "-c", f"{listen}; from hwsim.cli import main; main()"]
@@ -126,7 +126,7 @@ def test_ctrl_c_leaves_nothing_behind(here):
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out) == (130, "")
     assert err == "hwsim: interrupted; nothing was left half-written\n"
-    assert Path("r.json").read_text() == "old"
+    assert Path("r.json").read_text() == '{"old": 1}'
     left = {path.name for path in here.iterdir()} - {"__pycache__"}
     assert left == {"t.npz", "flat.yaml", "waits.py", "there", "r.json"}
 

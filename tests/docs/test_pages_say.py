@@ -43,7 +43,9 @@ def test_readme_shows_the_example_as_it_is() -> None:
 
 
 def test_examples_of_plugins_work(tmp_path: Path) -> None:
-    policy, test, rule = blocks(REPOSITORY / "docs" / "policy.md", "python")
+    policy, both, test, rule = blocks(REPOSITORY / "docs" / "policy.md", "python")
+    (tmp_path / "both.py").write_text(both)
+    check_policy(POLICIES.find(str(tmp_path / "both.py"))[1])
     (tmp_path / "mine.py").write_text(policy)
     (tmp_path / "rule.py").write_text(rule)
     assert len(policy.splitlines()) <= 20

@@ -57,7 +57,7 @@ def _changes_the_cache(self, ctx):
         ({"score": lambda self, ctx: None}, AT.format("score") + "returned NoneType"),
         ({"score": lambda self, ctx: [0.0] * 120}, AT.format("score") + "returned list"),
         ({"score": lambda self, ctx: np.where(np.arange(120) == 7, np.nan, 0)}, AT.format("score") + "returned NaN for unit 7"),
-        ({"score": lambda self, ctx: ctx.signals["input"]}, AT.format("score") + r"raised KeyError: 'input' \(test_contract\.py, line \d+\)"),
+        ({"score": lambda self, ctx: ctx.signals["input"]}, AT.format("score") + r"""raised KeyError: "signal 'input' is not among what this group needs \(glu\); name it in the group's needs" \(test_contract\.py, line \d+\)"""),
         ({"score": lambda self, ctx: 1 / 0}, AT.format("score") + r"raised ZeroDivisionError: division by zero \(test_contract\.py"),
         ({"score": _sets_a_field}, AT.format("score") + "raised ValidationError: .*frozen"),
         ({"score": _changes_a_signal}, AT.format("score") + "raised ValueError: .*read-only"),

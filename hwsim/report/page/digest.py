@@ -73,10 +73,14 @@ def _answer(device: str, found: list[Named]) -> str:
     pool = within or judged or masked or found
     best = max(pool, key=lambda each: each.row["throughput_tok_s"])
     speed = best.row["throughput_tok_s"]
-    text = f"On {device}, {best.label} is fastest: {speed:.4g} tokens/s"
     dense = next((each.row["throughput_tok_s"] for each in found if each.policy == "dense" and _like(each, best)), None)
-    if dense and best.policy != "dense":
-        text += f", {speed / dense:.2f} x the dense model's {dense:.4g}"
+    if dense and best.policy != "dense" and dense >= speed:
+        text = f"On {device}, nothing beats the dense model's {dense:.4g} tokens/s; of the others {best.label} is "
+        text += f"fastest: {speed:.4g} tokens/s, {speed / dense:.2g} x of it"
+    else:
+        text = f"On {device}, {best.label} is fastest: {speed:.4g} tokens/s"
+        if dense and best.policy != "dense":
+            text += f", {speed / dense:.2f} x the dense model's {dense:.4g}"
     if best.row["hit_rate"] is not None:
         text += f", with a hit rate of {best.row['hit_rate']:.1%}"
     if not judged:

@@ -370,7 +370,8 @@ def hits(found: list[Named]) -> Figure | None:
             own = [value for layer in layers if (value := rate.get((n, layer))) is not None]
             if own:
                 rows.append([each.label, each.device, n, f"{min(own):.1%}", f"{max(own):.1%}"])
-    layout = {"xaxis": _axis("layer"), "yaxis": _axis("group"), "height": 260}
+    few = {"dtick": 1} if len(layers) <= 20 else {}  # else plotly marks halves of layers
+    layout = {"xaxis": _axis("layer", **few), "yaxis": _axis("group"), "height": 260}
     says = "Hit rate of each group of each layer of the run that is chosen."
     return Figure(
         "hits", "Hit rate by layer and group", says, data, layout, ["run", "device", "group", "least", "most"], rows
