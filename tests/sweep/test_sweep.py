@@ -255,6 +255,19 @@ def test_no_store_is_damaged_and_no_run_lost_by_ten_kills(here):
     assert _left_over(here) == []
 
 
+def test_two_sweeps_may_fill_one_store(here):
+    """At the same time, half of each grid the other's: together they hold what one sweep of all holds."""
+    least = ["sweep", "--trace", "t.npz", "--hw", "pixel8", "--policy", "dip,dip-ca", "--density", "0.4,0.5,0.6"]
+    drams = ("50%,60%,70%", "60%,70%,80%")
+    both = [process(*least, "--dram", dram, "-o", "both.db", "--jobs", 2, cwd=here, wait=False) for dram in drams]
+    for started in both:
+        _, err = started.communicate(timeout=240)
+        assert started.returncode == 0, err
+    assert process(*least, "--dram", "50%,60%,70%,80%", "-o", "one.db", cwd=here)[0] == 0
+    assert content("both.db") == content("one.db")
+    assert len(content("one.db")) == 24
+
+
 def test_a_full_disk_is_told_and_leaves_a_whole_store(here):
     """A limit on the size of files stands for it."""
     specs = [
