@@ -42,7 +42,7 @@ def layout(
 
     trace = find_trace(trace)
     check_new_file(out)
-    check_target(str(out), trace)
+    spare(out, [trace])
     check_target(json, trace)
     if json and json != "-":
         spare(Path(json), [out], "writes the layout to")

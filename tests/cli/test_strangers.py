@@ -94,3 +94,11 @@ def test_the_answer_is_not_a_policy_that_is_slower_than_dense(here):
     rows[1]["throughput_tok_s"] = 20.0
     (said,) = answers(name(rows))
     assert "is fastest: 20 tokens/s, 2.00 x the dense model's 10" in said
+
+
+def test_what_is_written_anew_is_replaced(here):
+    """Outputs that are no JSON are replaced where that was asked for."""
+    run("layout", "t.npz", "-o", "n.npz")
+    assert "exists; name another file with -o, or give --overwrite" in refused("layout", "t.npz", "-o", "n.npz")
+    run("layout", "t.npz", "-o", "n.npz", "--overwrite")
+    assert "the command reads it" in refused("layout", "t.npz", "-o", "t.npz", "--overwrite")
