@@ -36,6 +36,10 @@ PAGES = [
 ]
 # what is no command of hwsim, or needs what a test has not
 _LEFT_OUT = re.compile(r"pip |git |sqlite3 |fio |mkdocs |python |\.ci/|make |#|.* --address |pre-commit ")
+_EXTRAS = {
+    "--plot": "plotly", "hwsim report": "jinja2", "calibrate-device": "scipy", "to_frame": "pandas", "hwsim tune": "optuna",
+    "train lora": "peft", "--tasks": "lm_eval",
+}  # fmt: skip
 _SMALL = ("llama", "phi3")
 _SMALLER = [
     (r"--model (smollm2-135m|\./my-finetuned-llama)", "--model ./llama"),
@@ -61,6 +65,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("NO_COLOR", "1")
     page: Path = request.getfixturevalue("page")
     text = page.read_text(encoding="utf-8")
+    for words, module in _EXTRAS.items():
+        if any(words in block.text for block in fences(page)):
+            pytest.importorskip(module, reason="the page needs an extra")
     (tmp_path / "docs").mkdir()
     shutil.copytree(REPOSITORY / "docs" / "examples", tmp_path / "docs" / "examples")
     shutil.copytree(REPOSITORY / "tests" / "evaluate" / "tasks", tmp_path / "tests" / "evaluate" / "tasks")
