@@ -183,7 +183,7 @@ def to_json(data: Any) -> str:
 
 def plugin_files(specs: Iterable[str]) -> list[Path]:
     """The files that options such as ``--policy dip,./mine.py:Mine`` name, split as the commands split them."""
-    names = [name for spec in specs for name in (spec, *spec.split(","))]
+    names = [name for spec in specs for name in (spec, *listed(spec))]
     return [Path(path + ".py") for name in names for path, ending, _ in [name.rpartition(".py")] if ending]
 
 

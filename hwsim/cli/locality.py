@@ -14,6 +14,7 @@ from hwsim.cli.common import (
     JsonOption,
     check_target,
     find_trace,
+    listed,
     note,
     output,
     plugin_files,
@@ -66,7 +67,7 @@ def locality(
     from hwsim.simulation import Settings, layout
     from hwsim.trace import Trace
 
-    asked = [name for option in eviction or [] for name in option.split(",") if name]
+    asked = [name for option in eviction or [] for name in listed(option)]
     trace = find_trace(trace)
     check_target(json, trace, *plugin_files([policy, *asked]), *setting_files(set_ or []))
     rules, pairs = {}, set_ or []
