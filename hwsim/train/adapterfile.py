@@ -163,6 +163,7 @@ class Partial:
             shutil.rmtree(whole, ignore_errors=True)
             wrapped.save_pretrained(whole)
             (whole / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            _in_order(whole / "adapter_config.json")
             write_atomic(whole / ABOUT, _text(self._about | {"done": done}))
             target = self._folder.resolve()
             old = self.path / "replaced"
@@ -172,6 +173,15 @@ class Partial:
             shutil.rmtree(self.path)
         except OSError as error:
             raise OutputError(f"{self._folder}: cannot be written: {error.strerror or one_line(error)}") from error
+
+
+def _in_order(config: Path) -> None:
+    """peft keeps the names of modules as a set, so their order in the file is another one in each process."""
+    known = json.loads(config.read_text())
+    for key, value in known.items():
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            known[key] = sorted(value)
+    write_atomic(config, _text(known))
 
 
 def _text(about: dict[str, Any]) -> str:
