@@ -5,7 +5,8 @@
 Each command runs undisturbed first. Then, so many times: it is begun anew beside a file of before, killed at a random
 moment, looked at (what it writes is as before, or whole), and begun again; its result must be that of the undisturbed
 run, byte for byte. Puts the rows of the commands into the table of docs/reliability.md, and ends with 1 if anything was
-lost. Recordings and trainings are of a small random model, for which the extras `record` and `train` must be there.
+lost. Recordings and trainings are of a small random model, for which the extras `record`, `train` and `tune` must be
+there.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ _NEW = ["--overwrite", "-o", "OUT"]
 _JSON, _HTML = b'{"of": "before"}', b"<!doctype html>of before"
 _MODEL = ["--model", "./model", "--text", "book.txt"]
 _SMALL = ["--tokens", "960", "--validation", "96", "--context", "48", "--rank", "4", "--every", "4"]
+_TUNE = ["tune", *_MODEL, "--hw", "pixel8", "--dram", "60%", "--tokens", "64", "--context", "32", "--loss", "50"]
 _LORA = ["train", "lora", *_MODEL, "--hw", "pixel8", "--dram", "60%", "--policy", "dip", *_SMALL]
 COMMANDS = [
     Command("synth", ["synth", "--model", "smollm2-135m", "--tokens", "32", *_NEW], "t.npz"),
@@ -91,6 +93,7 @@ COMMANDS = [
     Command("record", ["record", *_MODEL, "--tokens", "4096", "--context", "64", *_NEW], "t.npz"),
     Command("train predictor", ["train", "predictor", "small.npz", "--epochs", "2", *_NEW], "p.npz"),
     Command("train lora", [*_LORA, *_NEW], "adapter", before=None),
+    Command("tune", [*_TUNE, "--trials", "40", "--study", "study.db", "-o", "OUT"], "tuned.yaml", before=None),
 ]
 
 

@@ -13,6 +13,7 @@ from hwsim.cache import CacheSetup
 from hwsim.contents import read_units
 from hwsim.densities import Layered, read_densities
 from hwsim.errors import SettingError, UnitError, did_you_mean
+from hwsim.explain import problem
 from hwsim.layout import read_layout
 from hwsim.model import Bits
 from hwsim.plugins import PREFETCHES, build, check_density
@@ -50,9 +51,8 @@ def read_bits(text: str) -> Bits:
     try:
         return Bits.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        raise SettingError(f"--bits {first['loc'][0]}={first['input']}: {message}") from error
+        found = problem(error)
+        raise SettingError(f"--bits {found.field}={found.value}: {found.rule}") from error
 
 
 def make_settings(

@@ -6,7 +6,7 @@ import html
 from typing import Any, Literal
 
 from hwsim.errors import SettingError
-from hwsim.units import show_energy, show_size, show_time
+from hwsim.units import show_energy, show_number, show_size, show_time
 
 Kind = Literal["summary", "groups", "tokens"]
 
@@ -87,12 +87,12 @@ def _cells(result: dict[str, Any], accurate: bool) -> list[str]:
     told, tokens, latency = result["provenance"], result["tokens"], result["latency_s"]
     rate, energy = result["hit_rate"], result["energy_j"]
     cells = [
-        told["policy"]["name"], told["device"]["name"], f"{result['throughput_tok_s']:.4g}",
+        told["policy"]["name"], told["device"]["name"], show_number(result['throughput_tok_s']),
         f"{show_time(latency['p50'])} / {show_time(latency['p95'])}", "-" if rate is None else f"{rate:.1%}",
         f"{result['mlp_density']:.3f}",
         *(show_size(result[key] / tokens) for key in ("flash_bytes", "dram_bytes")),
         "-" if energy is None else show_energy(energy / tokens),
     ]  # fmt: skip
     if accurate:
-        cells += [f"{result[key]:.4g}" if key in result else "-" for key in ("perplexity", "dense_perplexity")]
+        cells += [show_number(result[key]) if key in result else "-" for key in ("perplexity", "dense_perplexity")]
     return cells

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from hwsim.errors import HwsimError, PluginError, SettingError, did_you_mean, one_line
 from hwsim.evictions import Eviction
+from hwsim.explain import problem
 from hwsim.policy import Policy
 from hwsim.prefetch import Prefetch
 from hwsim.units import printable, shorten
@@ -215,14 +216,13 @@ def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:
 
 def _explain(found: type[BaseModel], error: ValidationError) -> str:
     """The first thing that is wrong with the parameters, as field=value: rule (meaning)."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = " ".join(first["msg"].removeprefix("Value error, ").split())
-    known = found.model_fields.get(str(first["loc"][0])) if field else None
+    wrong = problem(error)
+    field = wrong.field
+    known = found.model_fields.get(str(wrong.loc[0])) if field else None
     meaning = f" ({known.description})" if known and known.description else ""
-    if first["type"] == "missing":
+    if wrong.kind == "missing":
         return f"{field} must be given, with --set {field}=...{meaning}"
-    return f"{field}={shorten(str(first['input']))}: {message}{meaning}" if field else message
+    return f"{field}={shorten(str(wrong.value))}: {wrong.rule}{meaning}" if field else wrong.rule
 
 
 def _read(value: Any) -> Any:

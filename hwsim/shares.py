@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwsim.errors import SettingError
+from hwsim.explain import problem
 
 Scope = Literal["matrix", "layer", "global"]
 """Who shares a cache: nobody, all groups of a layer, or all groups of all layers."""
@@ -109,10 +110,8 @@ def read_shares(path: Path) -> Shares:
     except OSError as error:
         raise SettingError(f"--cache-shares {path}: cannot be read: {error.strerror or 'it is damaged'}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         raise SettingError(
-            f"--cache-shares {path}: {field or 'it'}: {first['msg']}; it must be a result of --json, or an object with "
+            f"--cache-shares {path}: {problem(error).text}; it must be a result of --json, or an object with "
             "groups: a list of {layer, group, flash_bytes}"
         ) from error
     except ValueError as error:

@@ -148,6 +148,12 @@ def _round(value: float, digits: int) -> str:
     return f"{value:.{places}f}"
 
 
+def show_number(value: float, digits: int = 4) -> str:
+    """`digits` significant digits, all those before the point and no zeros at the end: 0.5, 12.35, 16,530."""
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.0f}" if "e+" in text and math.isfinite(value) and abs(value) < 1e15 else text
+
+
 def show_size(value: float, digits: int = 3) -> str:
     """1_234_567 -> "1.23 MB"; 7 -> "7 B"."""
     if abs(value) < 1000 and value == int(value):

@@ -17,6 +17,7 @@ from hwsim.errors import HwsimError, SettingError
 from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.profile import load_profile
 from hwsim.sweep.spec import Spec
+from hwsim.units import show_number
 from tests.conftest import REPOSITORY, write_trace
 from tests.docs.blocks import blocks
 
@@ -156,7 +157,7 @@ def test_notebooks_see_a_table_and_the_notes_with_nothing_that_runs(here):
     shown = hwsim.replay("t.npz", "evil.yaml", "bad.py")._repr_html_()
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
-    assert f"<td>{found.throughput_tok_s:.4g}</td>" in found._repr_html_()
+    assert f"<td>{show_number(found.throughput_tok_s)}</td>" in found._repr_html_()
     assert "<li>The trace is synthetic: no model produced it.</li>" in found._repr_html_()
 
 

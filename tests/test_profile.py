@@ -241,7 +241,7 @@ BAD = {
         LEAST + TABLE + "    units: MB/s\n",
         r": flash\.table\.units is not a known key; did you mean 'unit'\?",
     ),
-    "unknown confidence": (LEAST + "confidence: sure\n", r": confidence: Input should be 'measured', 'vendor'.* \(got 'sure'\)"),
+    "unknown confidence": (LEAST + "confidence: sure\n", r": confidence: must be 'measured', 'vendor'.* \(got 'sure'\)"),
     # a quantity is wrong
     "no unit": (LEAST.replace("4 GB", "4"), r": dram\.budget: 4 has no unit; a size needs one of B, kB.*such as '4 GB'"),
     "negative": (LEAST.replace("60 GB/s", "-60 GB/s"), r": dram\.bandwidth: '-60 GB/s' is negative; a rate must not be"),
@@ -260,7 +260,7 @@ BAD = {
     "infinite": (LEAST.replace("60 GB/s", ".inf"), r": dram\.bandwidth: inf is not a rate"),
     # fields contradict each other
     "above its peak": (LEAST.replace("flash", "  peak_bandwidth: 50 GB/s\nflash"), r": dram: bandwidth is above peak_bandwidth"),
-    "queue depth of 0": (LEAST + "  queue_depth: 0\n", r": flash\.queue_depth: Input should be greater than 0 \(got 0\)"),
+    "queue depth of 0": (LEAST + "  queue_depth: 0\n", r": flash\.queue_depth: must be above 0 \(got 0\)"),
     "queue depth of yes": (LEAST + "  queue_depth: yes\n", r": flash\.queue_depth: "),
     "half a queue": (LEAST + "  queue_depth: 1.5\n", r": flash\.queue_depth: .* \(got 1\.5\)"),
     # the table
@@ -277,7 +277,7 @@ BAD = {
     "no rows": (LEAST + TABLE.partition("      4")[0], r": flash\.table\.read: must map request sizes to rows"),
     "reads of nothing": (LEAST + TABLE.replace(" 4 KiB", " 0 B"), r": flash\.table: read: request sizes must rise, from at least 1 B"),
     "size without unit": (LEAST + TABLE.replace("4 KiB", "4096"), r": flash\.table\.read: 4096 has no unit; a size needs"),
-    "zero in the table": (LEAST + TABLE.replace("[40,", "[0,"), r": flash\.table\.read\.4096\.0: Input should be greater"),
+    "zero in the table": (LEAST + TABLE.replace("[40,", "[0,"), r": flash\.table\.read\.4096\.0: must be above"),
     "infinity in the table": (LEAST + TABLE.replace("[40,", "[.inf,"), r": flash\.table\.read\.4096\.0: .*finite number"),
     "NaN in the table": (LEAST + TABLE.replace("[40,", "[.nan,"), r": flash\.table\.read\.4096\.0: .*finite number"),
     "text in the table": (LEAST + TABLE.replace("[40,", "[fast,"), r": flash\.table\.read\.4096\.0: .*\(got 'fast'\)"),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwsim.errors import UnitError
-from hwsim.units import KINDS, parse, show_rate, show_size, show_time, size
+from hwsim.units import KINDS, parse, show_number, show_rate, show_size, show_time, size
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,13 @@ def test_whole_sizes_are_exact(number, unit):
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
+        (show_number(0.5), "0.5"),
+        (show_number(12.3456), "12.35"),
+        (show_number(9999.6), "10,000"),
+        (show_number(16_532.0), "16,530"),
+        (show_number(1234.4), "1234"),
+        (show_number(1e-7), "1e-07"),
+        (show_number(float("inf")), "inf"),
         (show_size(0), "0 B"),
         (show_size(288), "288 B"),
         (show_size(999.9), "1.00 kB"),

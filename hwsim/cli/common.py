@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from typer.core import TyperGroup
 
 from hwsim.errors import HwsimError, OutputError, SettingError, one_line
+from hwsim.explain import problem
 from hwsim.files import keep_strangers, spare, write_atomic
 from hwsim.units import printable, shorten
 
@@ -78,18 +79,43 @@ def _stdout() -> TextIO:
     return _answers.get() or sys.stdout
 
 
+_UsageError = cast("type[Exception]", typer.BadParameter.__base__)  # of click, or of the copy that newer typers have
+
+
 class Commands(TyperGroup):
-    """The commands; a value of an option that cannot be read is told with its rule."""
+    """The commands; a command line that is wrong is told in one line, a value that cannot be read with its rule."""
+
+    def main(
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
+        standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any,
+    ) -> Any:  # fmt: skip
+        """Run the command line; 2 is the exit code of one that is wrong."""
+        run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
+        if not standalone_mode:
+            return run()
+        try:
+            code = run()
+        except _UsageError as error:
+            where = getattr(error, "ctx", None)
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(where.get_help() if where else "", err=True)
+            else:
+                told = cast("Any", error).format_message().rstrip(".")
+                joint = "" if told.endswith("?") else ";"
+                _complain(f"{told}{joint} see {where.command_path if where else 'hwsim'} --help")
+            sys.exit(2)
+        sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
-            rule = str(error.message).removeprefix("Value error, ")
+            rule = str(error.message)
             if isinstance(error.__cause__, ValidationError):
-                value = repr(error.__cause__.errors()[0]["input"])
-                rule = rule if value in rule else f"{rule} (got {shorten(value)})"
+                wrong = problem(error.__cause__)
+                value = repr(wrong.value)
+                rule = wrong.rule if value in wrong.rule else f"{wrong.rule} (got {shorten(value)})"
             error.message = printable(rule)
             raise
 

@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from hwsim.errors import ProfileError, did_you_mean
+from hwsim.explain import problem
 from hwsim.files import data_folder
 from hwsim.profile.flash import Flash, FlashQueue, FlashTable, Spread, Thermal
 from hwsim.profile.section import Confidence, Section, inherited
-from hwsim.units import ComputeRate, EnergyPerByte, EnergyPerOperation, Power, Rate, Size, Time, shorten
+from hwsim.units import ComputeRate, EnergyPerByte, EnergyPerOperation, Power, Rate, Size, Time
 from hwsim.yamlfile import read_yaml
 
 __all__ = [
@@ -162,19 +163,9 @@ def load_profile(name: str | Path) -> Profile:
 
 def _explain(error: ValidationError) -> str:
     """The first thing that is wrong, as field: rule."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        return f"{field} is missing"
-    if first["type"] == "extra_forbidden":
-        inside = str(first["loc"][-2]) if len(first["loc"]) > 1 else ""
-        section = _SECTIONS.get(inside, Profile)
-        return f"{field} is not a known key{did_you_mean(str(first['loc'][-1]), section.model_fields)}"
-    if first["type"] == "invalid_key":
-        return f"{field} is not a known key{did_you_mean(field, Profile.model_fields)}"
-    if first["type"] == "model_type":
-        return f"{field}: must be a section of fields (got {shorten(repr(first['input']))})"
-    message = first["msg"].removeprefix("Value error, ")
-    # our own rules name the value themselves
-    shown = "" if first["type"] == "value_error" else f" (got {shorten(repr(first['input']))})"
-    return f"{field + ': ' if field else ''}{message}{shown}"
+    found = problem(error)
+    if not found.unknown:
+        return found.text
+    inside = str(found.loc[-2]) if len(found.loc) > 1 else ""
+    section = _SECTIONS.get(inside, Profile)
+    return f"{found.text}{did_you_mean(str(found.loc[-1]), section.model_fields)}"

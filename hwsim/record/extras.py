@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from hwsim.errors import HwsimError, ModelError, one_line
+from hwsim.explain import problem
 
 _NEEDED = ("torch", "transformers", "accelerate", "safetensors", "gguf", "huggingface_hub")
 _LONGEST = 240  # characters of another library's message; some print a whole screen
@@ -100,10 +101,7 @@ def told_as(what: str) -> Iterator[None]:
     except MemoryError as error:
         raise ModelError(f"{what}: out of memory; give less with --context or --max-memory") from error
     except ValidationError as error:  # of our own rules, which name the value
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        rule = f"{field + ': ' if field else ''}{first['msg'].removeprefix('Value error, ')}"
-        raise ModelError(f"{what}: {rule}") from error
+        raise ModelError(f"{what}: {problem(error).text}") from error
     except Exception as error:
         text = one_line(error)
         text = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwsim.report.runs import Row, settings_of
-from hwsim.units import printable, show_energy, show_size, show_time
+from hwsim.units import printable, show_energy, show_number, show_size, show_time
 
 _PARTS = {
     "resident": "what is resident", "kv_cache": "the KV cache", "streamed": "what is streamed", "mlp": "masked MLP",
@@ -35,7 +35,7 @@ def sentences(first: Row, second: Row) -> list[str]:
     """The difference in words: which is faster and by what, what that comes from, and what it costs."""
     speeds = first["throughput_tok_s"], second["throughput_tok_s"]
     if speeds[0] == speeds[1]:
-        told = [f"Both make {speeds[0]:.4g} tokens/s."]
+        told = [f"Both make {show_number(speeds[0])} tokens/s."]
     else:
         names = ("the first", "the second") if speeds[0] > speeds[1] else ("the second", "the first")
         told = [f"{names[0].capitalize()} is {max(speeds) / min(speeds):.3g} x as fast as {names[1]}."]
@@ -53,7 +53,7 @@ def sentences(first: Row, second: Row) -> list[str]:
     if flash[0] != flash[1]:
         told.append(f"A mean token needs {show_size(flash[0])} and {show_size(flash[1])} from Flash.")
     if "perplexity" in first and "perplexity" in second:
-        told.append(f"Perplexity is {first['perplexity']:.4g} and {second['perplexity']:.4g}.")
+        told.append(f"Perplexity is {show_number(first['perplexity'])} and {show_number(second['perplexity'])}.")
     elif "perplexity" in first or "perplexity" in second:
         told.append("Accuracy was measured of one of them only.")
     if first["provenance"]["trace"].get("hash") != second["provenance"]["trace"].get("hash"):
@@ -91,7 +91,7 @@ def _numbers(first: Row, second: Row) -> list[tuple[str, Any, Any, Any]]:
         return get(first), get(second)
 
     rows: list[tuple[str, Any, Any, Any]] = [
-        ("tokens/s", *pair(lambda row: row["throughput_tok_s"]), lambda value: f"{value:.4g}"),
+        ("tokens/s", *pair(lambda row: row["throughput_tok_s"]), show_number),
         ("latency p50", *pair(lambda row: row["latency_s"]["p50"]), show_time),
         ("latency p95", *pair(lambda row: row["latency_s"]["p95"]), show_time),
         ("hit rate", *pair(lambda row: row["hit_rate"]), lambda value: f"{value:.1%}"),
@@ -102,5 +102,5 @@ def _numbers(first: Row, second: Row) -> list[tuple[str, Any, Any, Any]]:
     ]
     rows += [(name, one, two, show_time) for name, one, two in parts(first, second)]
     for key in ("perplexity", "kl") if any("perplexity" in row for row in both) else ():
-        rows.append((key, first.get(key), second.get(key), lambda value: f"{value:.4g}"))
+        rows.append((key, first.get(key), second.get(key), show_number))
     return rows

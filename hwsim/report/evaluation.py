@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwsim.metrics import Evaluation, Result
-from hwsim.units import printable, show_time
+from hwsim.units import printable, show_number, show_time
 
 
 def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
@@ -18,17 +18,17 @@ def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
     heads += ["hit\nrate", "\ntokens/s"]
     for index, head in enumerate(heads):
         table.add_column(head, justify="right" if index else "left", no_wrap=True)
-    table.add_row(Text("(no mask)", style="dim"), f"{rows[0].dense_perplexity:.4g}", *["-"] * 6)
+    table.add_row(Text("(no mask)", style="dim"), show_number(rows[0].dense_perplexity), *["-"] * 6)
     for row in rows:
         table.add_row(
             Text(printable(row.provenance["policy"]["name"]), style="bold"),
-            f"{row.perplexity:.4g}",
+            show_number(row.perplexity),
             f"{row.perplexity - row.dense_perplexity:+.3g}",
             f"{row.kl:.3g}",
             f"{row.top1:.1%}",
             f"{row.mlp_density:.3f}",
             "-" if row.hit_rate is None else f"{row.hit_rate:.1%}",
-            f"{row.throughput_tok_s:.4g}",
+            show_number(row.throughput_tok_s),
         )
     return Padding(table, (1, 0, 0, 0))
 
@@ -39,7 +39,7 @@ def speed(result: Result) -> ConsoleRenderable:
     hits = "" if result.hit_rate is None else f", hit rate {result.hit_rate:.1%}"
     first = "" if result.ttft_s is None else f", first token after at least {show_time(result.ttft_s)}"
     return Text(
-        f"{name} on {device}, simulated: {result.throughput_tok_s:.4g} tokens/s over {result.tokens} tokens"
+        f"{name} on {device}, simulated: {show_number(result.throughput_tok_s)} tokens/s over {result.tokens} tokens"
         f"{first}{hits}, MLP density {result.mlp_density:.3f}",
         style="dim",
     )

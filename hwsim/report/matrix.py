@@ -8,7 +8,7 @@ from rich.text import Text
 from hwsim.metrics import Result
 from hwsim.report.columns import Column, fit, rows, table, widen
 from hwsim.report.table import notes
-from hwsim.units import printable
+from hwsim.units import printable, show_number
 
 Device = tuple[str, list[Result], Result]
 """How the user calls it, the results of all policies on it, and that of `dense`."""
@@ -26,10 +26,8 @@ def print_matrix(console: Console, devices: list[Device]) -> None:
     columns = [Column("policy", with_dense, folds=True)]
     for number, (device, results, dense) in enumerate(devices):
         by_name = {_name(result): result for result in (dense, *results)}
-        cells = [
-            f"{by_name[name].throughput_tok_s:.4g}  {by_name[name].throughput_tok_s / dense.throughput_tok_s:.2f} x"
-            for name in with_dense
-        ]
+        speeds = [by_name[name].throughput_tok_s for name in with_dense]
+        cells = [f"{show_number(speed)}  {speed / dense.throughput_tok_s:.2f} x" for speed in speeds]
         columns.append(Column(printable(device), cells, drop=number))
     shown, dropped = fit(columns, console.width, 2)
     made = table(shown, 2)

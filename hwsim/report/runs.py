@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hwsim.report.columns import Column, fit, rows, table, widen
 from hwsim.report.use import KEYS, use
-from hwsim.units import printable, show_size
+from hwsim.units import printable, show_number, show_size
 
 _WIDE = 100  # columns of a terminal from which on tables are spaced wider
 
@@ -44,7 +44,7 @@ def _value(value: Any) -> str:
     if isinstance(value, str) and "/" in value:  # a file
         return value.rpartition("/")[2]
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return show_number(value)
     return "-" if value is None else str(value) if not isinstance(value, dict | list) else json.dumps(value)
 
 
@@ -71,12 +71,12 @@ def render_runs(results: Iterable[Row], *, width: int = 160) -> ConsoleRenderabl
 
 
 def _perplexity(row: Row) -> str:
-    return f"{row['perplexity']:.4g}" if "perplexity" in row else ""
+    return show_number(row["perplexity"]) if "perplexity" in row else ""
 
 
 _FOUND: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("MLP density", lambda row: f"{row['mlp_density']:.3f}"),
     ("hit rate", lambda row: "-" if row["hit_rate"] is None else f"{row['hit_rate']:.1%}"),
     ("perplexity", _perplexity),
-    ("tokens/s", lambda row: f"{row['throughput_tok_s']:.4g}"),
+    ("tokens/s", lambda row: show_number(row["throughput_tok_s"])),
 )

@@ -12,7 +12,7 @@ from hwsim.metrics import Result
 from hwsim.report.columns import Column, fit, table, total, widen
 from hwsim.report.columns import rows as cells_of
 from hwsim.report.use import sentence
-from hwsim.units import printable, show_energy, show_rate, show_size, show_time
+from hwsim.units import printable, show_energy, show_number, show_rate, show_size, show_time
 
 
 class _Part(NamedTuple):
@@ -120,7 +120,7 @@ def _confidence(section: dict[str, Any]) -> str:
 def _answer(rows: list[Result], dense: Result, width: int, gap: int) -> tuple[ConsoleRenderable, list[str]]:
     columns = [
         Column("\npolicy", [_name(row) for row in rows], folds=True),
-        Column("tokens/s\n", [_speed(row.throughput_tok_s) for row in rows]),
+        Column("tokens/s\n", [show_number(row.throughput_tok_s) for row in rows]),
         Column("against\ndense", [f"{row.throughput_tok_s / dense.throughput_tok_s:.2f} x" for row in rows], 1),
         Column("latency\np50", [show_time(row.latency_s.p50) for row in rows], 2),
         Column("\np95", [show_time(row.latency_s.p95) for row in rows], 7),
@@ -190,11 +190,6 @@ def _bar(shares: dict[str, float], length: float, colors: bool) -> Text:
         bar.append(("█" if colors else look.letter) * (until - drawn), style=look.color)
         drawn = until
     return bar
-
-
-def _speed(tokens_s: float) -> str:
-    """Four digits, and never an exponent for what is fast."""
-    return f"{tokens_s:.0f}" if tokens_s >= 1000 else f"{tokens_s:.4g}"
 
 
 def _share(value: float) -> str:

@@ -16,7 +16,7 @@ from hwsim.report.columns import Column, fit, table, widen
 from hwsim.report.columns import rows as rows_of
 from hwsim.trace import Trace
 from hwsim.tracestats import SignalStats, TraceStats
-from hwsim.units import printable, show_size
+from hwsim.units import printable, show_number, show_size
 
 _NARROW = (0, 1)
 
@@ -76,7 +76,7 @@ def _head(trace: Trace) -> ConsoleRenderable:
         "tokens": f"{header.tokens} in {sequences}, prompt {_span(prompts)}; {header.decoded} are decoded",
         "signals": f"{', '.join(header.signals)}; {header.encoding}",
         "file": f"{trace.path}, {show_size(trace.size)}, {header.origin}",
-        "dense model": f"perplexity {perplexity:.4g}" if perplexity is not None else unknown,
+        "dense model": f"perplexity {show_number(perplexity)}" if perplexity is not None else unknown,
     }
     return _grid(rows.items())
 

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hwsim.units import printable
+from hwsim.units import printable, show_number
 
 
 def render_lora(trained: Any) -> ConsoleRenderable:
@@ -20,15 +20,15 @@ def render_lora(trained: Any) -> ConsoleRenderable:
     for look in trained.curve:
         mark = "without the adapter" if look.step == 0 else "kept" if look.step == trained.best else ""
         table.add_row(
-            str(look.step), f"{look.tokens:,}", f"{look.perplexity:.4g}",
-            f"{look.perplexity - trained.dense_perplexity:+.3g}", f"{look.kl:.4g}", mark,
+            str(look.step), f"{look.tokens:,}", show_number(look.perplexity),
+            f"{look.perplexity - trained.dense_perplexity:+.3g}", show_number(look.kl), mark,
         )  # fmt: skip
     gap = (
         "there was no gap to dense to close" if trained.closed is None else f"it closes {trained.closed:.1%} of the gap"
     )
     last = (
         f"{printable(trained.folder.name)}: rank {trained.rank}, {trained.parameters:,} parameters; on the validation "
-        f"tokens, never trained on, {gap} ({trained.dense_perplexity:.4g})"
+        f"tokens, never trained on, {gap} ({show_number(trained.dense_perplexity)})"
     )
     return Group(table, Text(last, style="bold"))
 

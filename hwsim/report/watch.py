@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hwsim.report.columns import Column, fit, rows, table
-from hwsim.units import printable, show_rate, show_time
+from hwsim.units import printable, show_number, show_rate, show_time
 
 _LAST = 32  # tokens that are "now"
 _BAR = 24
@@ -102,7 +102,7 @@ def _cells(line: dict[str, Any]) -> list[str]:
     rates = [_share(line["hits"][part], line["requests"][part]) for part in (slice(0, done), last)]
     return [
         *cells,
-        f"{done / total:.4g}",
+        show_number(done / total),
         f"{len(seconds[-_LAST:]) / recent:.4g}",
         *rates,
         show_rate(float(np.sum(line["flash"][last])) / recent),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hwsim.errors import SettingError, did_you_mean
-from hwsim.units import shorten
+from hwsim.explain import problem
 from hwsim.yamlfile import read_yaml
 
 
@@ -125,14 +125,14 @@ def make_spec(values: dict[str, Any], where: str) -> Spec:
     try:
         found = Spec.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else ""
-        if first["type"] == "extra_forbidden":
-            raise SettingError(f"{where}: {key} is not a known key{did_you_mean(key, Spec.model_fields)}") from error
-        if first["type"] == "missing":
-            raise SettingError(f"{where}: {key} is missing; a sweep needs hw, policy, and trace or model") from error
-        got = "" if first["type"] in ("too_short", "value_error") else f" (got {shorten(repr(first['input']))})"
-        raise SettingError(f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}{got}") from error
+        wrong = problem(error)
+        key = str(wrong.loc[0]) if wrong.loc else ""
+        hint = ""
+        if wrong.unknown:
+            hint = did_you_mean(key, Spec.model_fields)
+        elif wrong.kind == "missing":
+            hint = "; a sweep needs hw, policy, and trace or model"
+        raise SettingError(f"{where}: {wrong._replace(loc=(key,)).text}{hint}") from error
     if not found.trace and not found.model:
         raise SettingError(f"{where}: names neither trace nor model; give one, or both")
     return found

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from hwsim.errors import ContractError, HwsimError, one_line
+from hwsim.explain import problem
 from hwsim.simulation import check_parameters
 
 T = TypeVar("T", bound=BaseModel)
@@ -86,11 +87,9 @@ def _with_defaults(kind: type[T]) -> T:
     try:
         return kind()
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        rule = "has none" if first["type"] == "missing" else " ".join(first["msg"].split())
-        which = f"{field}: " if field else ""
-        raise ContractError(f"{kind.__name__}: every parameter needs a default: {which}{rule}") from error
+        found = problem(error)
+        text = f"{found.field}: has none" if found.kind == "missing" else found.text
+        raise ContractError(f"{kind.__name__}: every parameter needs a default: {text}") from error
     except HwsimError:
         raise
     except (Exception, SystemExit) as error:

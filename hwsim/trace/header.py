@@ -9,8 +9,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hwsim.errors import TraceError
+from hwsim.explain import problem
 from hwsim.model import SIGNALS, ModelShape
 from hwsim.trace.encoding import FLOAT16, Encoding
+from hwsim.units import shorten
 
 FORMAT = "hwsim-trace"
 VERSION = 1
@@ -115,12 +117,9 @@ def parse_header(text: str, path: object) -> TraceHeader:
     try:
         return TraceHeader.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = " ".join(".".join(str(part) for part in ("header", *first["loc"])).split())
-        got = repr(first["input"])
-        got = got if len(got) <= 60 else got[:57] + "..."
-        message = first["msg"].removeprefix("Value error, ")
-        raise TraceError(f"{path}: {field}: {message} (got {got})") from error
+        found = problem(error)
+        got = f" (got {shorten(repr(found.value))})" if found.kind == "value_error" else ""
+        raise TraceError(f"{path}: {found._replace(loc=('header', *found.loc)).text}{got}") from error
 
 
 __all__ = ["FORMAT", "SIGNALS", "VERSION", "Sequence", "TraceHeader", "member_name", "parse_header"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.profile import Profile
 from hwsim.record import Settings as Reading
 from hwsim.settings import Settings
+from hwsim.tune.alone import alone
 from hwsim.tune.space import Point, settings_of, suggest, uniform
+from hwsim.units import show_number
 
 BASE_DENSITIES = (0.6, 0.7, 0.8, 0.9)
 BASE_GAMMA = 0.2  # the authors'
@@ -97,33 +100,54 @@ def tune(goal: Goal, study: Path, trials: int, *, seed: int = 0, progress: Progr
         raise SettingError("tuning needs optuna: pip install 'hwsim[tune]'") from error
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # errors are told in one line
     tell = progress or (lambda phase, done, total: None)
-    with Loops(goal.model, goal.text, goal.reading, keep_dense=True, progress=tell) as loops:
+    with alone(study), Loops(goal.model, goal.text, goal.reading, keep_dense=True, progress=tell) as loops:
         model = loops.ready.header.model
-        about = _about(goal, loops.ready.header.provenance, seed)
-        found = _open(optuna, study, about, seed)
-        adapter = goal.settings.lora is not None
-        if not found.get_trials(deepcopy=False):
-            for density in BASE_DENSITIES:
-                found.enqueue_trial(uniform(density, BASE_GAMMA, adapter=adapter), user_attrs={"base": True})
-            for density in BASE_DENSITIES:
-                found.enqueue_trial(uniform(density, 1.0, adapter=adapter))
-
-        def objective(trial: Any) -> tuple[float, float]:
-            point = suggest(trial, goal.low, adapter=adapter)
-            result = _run(loops, goal, point, settings_of(point, model))
-            if result is None:
-                raise optuna.TrialPruned
-            for key in ("perplexity", "dense_perplexity", "kl", "throughput_tok_s", "hit_rate", "mlp_density"):
-                trial.set_user_attr(key, getattr(result, key))
-            return result.perplexity - result.dense_perplexity, result.throughput_tok_s
-
-        ended = {optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED}
-        before = sum(trial.state in ended for trial in found.get_trials(deepcopy=False))
+        found = _open(optuna, study, _about(goal, loops.ready.header.provenance, seed))
+        before = len(_ended(optuna, found))
         for number in range(before, trials):
             tell("trials", number, trials)
-            found.optimize(objective, n_trials=1)
+            found.sampler = _sampler(optuna, goal, number, seed)
+            found.optimize(_objective(optuna, loops, goal, base=number < len(BASE_DENSITIES)), n_trials=1)
         tell("trials", trials, trials)
         return _answer(optuna, found, goal, model, max(0, trials - before))
+
+
+def _objective(optuna: Any, loops: Loops, goal: Goal, *, base: bool) -> Callable[[Any], tuple[float, float]]:
+    model, adapter = loops.ready.header.model, goal.settings.lora is not None
+
+    def objective(trial: Any) -> tuple[float, float]:
+        point = suggest(trial, goal.low, adapter=adapter)
+        result = _run(loops, goal, point, settings_of(point, model))
+        if result is None:
+            raise optuna.TrialPruned
+        for key in ("perplexity", "dense_perplexity", "kl", "throughput_tok_s", "hit_rate", "mlp_density"):
+            trial.set_user_attr(key, getattr(result, key))
+        trial.set_user_attr("base", base)
+        return result.perplexity - result.dense_perplexity, result.throughput_tok_s
+
+    return objective
+
+
+def _sampler(optuna: Any, goal: Goal, number: int, seed: int) -> Any:
+    """What chooses the point of one trial: a function of its number, the seed and the trials that ended before.
+
+    So a search that was killed, or asked for more trials, finds what one that was not would have.
+    """
+    first = [(density, gamma) for gamma in (BASE_GAMMA, 1.0) for density in BASE_DENSITIES]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since years, of both
+        sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + number) % 2**32, multivariate=True)
+        if number >= len(first):
+            return sampler
+        point = uniform(*first[number], adapter=goal.settings.lora is not None)
+        return optuna.samplers.PartialFixedSampler(point, sampler)
+
+
+def _ended(optuna: Any, study: Any) -> list[Any]:
+    """The trials that count, in order; those of a run that was killed do not."""
+    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    ended: list[Any] = study.get_trials(deepcopy=False, states=states)
+    return ended
 
 
 def _about(goal: Goal, provenance: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -141,17 +165,12 @@ def _about(goal: Goal, provenance: dict[str, Any], seed: int) -> dict[str, Any]:
     }
 
 
-def _open(optuna: Any, path: Path, about: dict[str, Any], seed: int) -> Any:
+def _open(optuna: Any, path: Path, about: dict[str, Any]) -> Any:
     try:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-        # the number of trials that are there is part of the seed: a study that goes on must not repeat itself
-        done = optuna.get_all_study_summaries(storage)
-        sampler = optuna.samplers.TPESampler(seed=seed + sum(each.n_trials for each in done), multivariate=True)
         found = optuna.create_study(
-            storage=storage,
+            storage=optuna.storages.RDBStorage(f"sqlite:///{path}"),
             study_name="hwsim",
             directions=["minimize", "maximize"],
-            sampler=sampler,
             load_if_exists=True,
         )
     except Exception as error:  # of SQLAlchemy, whose errors are many
@@ -164,6 +183,9 @@ def _open(optuna: Any, path: Path, about: dict[str, Any], seed: int) -> Any:
             f"--study {path}: is of another {', '.join(differ)}; name another file, or tune for the same"
         )
     found.set_user_attr("about", text)
+    state = optuna.trial.TrialState
+    for trial in found.get_trials(deepcopy=False, states=(state.RUNNING,)):  # nobody else is at it: it was killed
+        found.tell(trial.number, state=state.FAIL)
     return found
 
 
@@ -185,28 +207,34 @@ def _run(loops: Loops, goal: Goal, point: Point, chosen: dict[str, Any]) -> Eval
 
 
 def _answer(optuna: Any, study: Any, goal: Goal, model: Any, now: int) -> Tuned:
-    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state == optuna.trial.TrialState.COMPLETE]
-    if not ended:
+    complete = {
+        number: trial
+        for number, trial in enumerate(_ended(optuna, study))
+        if trial.state == optuna.trial.TrialState.COMPLETE
+    }
+    if not complete:
         raise SettingError("no trial came to an end: the device or the losses leave nothing to try; allow more loss")
-    tuned = Tuned(len(ended), now, ended[0].user_attrs["dense_perplexity"])
+    tuned = Tuned(len(complete), now, next(iter(complete.values())).user_attrs["dense_perplexity"])
+    base = {number: trial for number, trial in complete.items() if trial.user_attrs.get("base")}
     for loss in goal.losses:
-        tuned.best[loss] = _fastest(ended, loss, goal, model)
-        tuned.base[loss] = _fastest([each for each in ended if each.user_attrs.get("base")], loss, goal, model)
+        tuned.best[loss] = _fastest(complete, loss, goal, model)
+        tuned.base[loss] = _fastest(base, loss, goal, model)
     return tuned
 
 
-def _fastest(trials: list[Any], loss: float, goal: Goal, model: Any) -> dict[str, Any] | None:
-    within = [trial for trial in trials if trial.values[0] <= loss]
+def _fastest(trials: dict[int, Any], loss: float, goal: Goal, model: Any) -> dict[str, Any] | None:
+    within = [number for number, trial in trials.items() if trial.values[0] <= loss]
     if not within:
         return None
-    best = max(within, key=lambda trial: trial.values[1])
+    number = max(within, key=lambda number: trials[number].values[1])
+    best = trials[number]
     chosen = settings_of(best.params, model)
     if goal.settings.dram is not None:
         chosen["dram"] = str(goal.settings.dram)
     if best.params.get("lora"):
         chosen |= {"lora": str(goal.settings.lora), "lora_merged": goal.settings.lora_merged}
     numbers = {key: value for key, value in best.user_attrs.items() if key != "base"}
-    return {"trial": best.number, "settings": chosen, **numbers}
+    return {"trial": number, "settings": chosen, **numbers}
 
 
 def write_settings(path: Path, found: dict[str, Any], about: str) -> None:
@@ -226,4 +254,4 @@ def told(found: dict[str, Any]) -> str:
     """One line about a trial."""
     cost, speed = found["perplexity"] - found["dense_perplexity"], found["throughput_tok_s"]
     density = found["mlp_density"]
-    return f"trial {found['trial']}: {speed:.4g} tokens/s at {cost:+.3f} perplexity, MLP density {density:.3f}"
+    return f"trial {found['trial']}: {show_number(speed)} tokens/s at {cost:+.3f} perplexity, MLP density {density:.3f}"

@@ -95,13 +95,13 @@ BAD_OPTIONS = {
     "unknown parameter": (replay("--set", "gama=1", policy="dip-ca"), r"^policy dip-ca: unknown parameter 'gama'; did you mean 'gamma'\? Known: alpha_blend, d"),
     "unknown parameter of several": (replay("--set", "gama=1", policy="dip,dip-ca"), r"^--set gama: no policy here has a parameter 'gama'; did you mean 'gamma'"),
     "parameter of an absent policy": (replay("--set", "dip-ca.gamma=1"), r"^--set dip-ca\.gamma: policy 'dip-ca' is not part of this replay; did you mean 'dip'"),
-    "out of bounds": (replay("--set", "gamma=1.5", policy="dip-ca"), r"^policy dip-ca: gamma=1\.5: Input should be less than or equal to 1 \(weight of"),
-    "no number": (replay("--set", "gamma=x", policy="dip-ca"), r"^policy dip-ca: gamma=x: Input should be a valid number"),
+    "out of bounds": (replay("--set", "gamma=1.5", policy="dip-ca"), r"^policy dip-ca: gamma=1\.5: must be at most 1 \(weight of"),
+    "no number": (replay("--set", "gamma=x", policy="dip-ca"), r"^policy dip-ca: gamma=x: must be a number"),
     "no value": (replay("--set", "gamma", policy="dip-ca"), r"^--set gamma: write --set key=value$"),
     "no key": (replay("--set", "=1"), r"^--set =1: write --set key=value$"),
-    "density out of bounds": (replay("--density", "1.5"), r"^policy dip: density=1\.5: Input should be less than or equal to 1"),
-    "density of 0": (replay("--density", "0"), r"^policy dip: density=0\.0: Input should be greater than 0"),
-    "density of NaN": (replay("--density", "nan"), r"^policy dip: density=nan: Input should be"),
+    "density out of bounds": (replay("--density", "1.5"), r"^policy dip: density=1\.5: must be at most 1"),
+    "density of 0": (replay("--density", "0"), r"^policy dip: density=0\.0: must be above 0"),
+    "density of NaN": (replay("--density", "nan"), r"^policy dip: density=nan: must be"),
     "density of dense": (replay("--density", "0.5", policy="dense"), r"^policy dense: density=0\.5: .* \(share of the MLP that a token reads; dense reads all\)$"),
     "density too low": (replay("--density", "0.5", policy="magnitude"), r"^policy magnitude: density=0\.5 cannot be reached: .*above 2/3; choose a higher"),
     "density twice": (replay("--density", "0.5", "--set", "density=0.4"), r"^--density and --set density=\.\.\. both set the density; give one$"),
@@ -113,11 +113,11 @@ BAD_OPTIONS = {
     "too little DRAM": (replay("--dram", "1kB"), r"^DRAM budget 1\.00 kB cannot hold the KV cache of 40 tokens, 5\.76 kB: 4\.76 kB are missing; give more with --dram"),
     "too few KV tokens": (replay("--kv-tokens", "10"), r"^--kv-tokens 10 cannot hold the trace's longest sequence, 40 tokens$"),
     "unknown bits": (replay("--bits", "mpl=4"), r"^--bits mpl: no such part of a model; did you mean 'mlp'\? Known: adapter, attention, kv_cache"),
-    "bits of 0": (replay("--bits", "mlp=0"), r"^--bits mlp=0: Input should be greater than"),
-    "hardly any bits": (replay("--bits", "mlp=1e-9"), r"^--bits mlp=1e-9: Input should be greater than"),
-    "too many bits": (replay("--bits", "mlp=65"), r"^--bits mlp=65: Input should be less than or equal to 64$"),
+    "bits of 0": (replay("--bits", "mlp=0"), r"^--bits mlp=0: must be at least 0\.01$"),
+    "hardly any bits": (replay("--bits", "mlp=1e-9"), r"^--bits mlp=1e-9: must be at least 0\.01$"),
+    "too many bits": (replay("--bits", "mlp=65"), r"^--bits mlp=65: must be at most 64$"),
     "bits of NaN": (replay("--bits", "mlp=nan"), r"^--bits mlp=nan: "),
-    "bits beyond all sense": (replay("--bits", "mlp=1e999999999"), r"^--bits mlp=1e999999999: Input should be "),
+    "bits beyond all sense": (replay("--bits", "mlp=1e999999999"), r"^--bits mlp=1e999999999: must be "),
     "a fraction beyond all sense": (replay("--bits", f"mlp={10**400}/1"), r"^--bits mlp=10+/1: '10+/1' is not a number of bits, nor one of q4_0, "),
     "bits as text": (replay("--bits", "mlp=four"), r"^--bits mlp=four: 'four' is not a number of bits, nor one of q4_0, "),
     "bits without =": (replay("--bits", "4"), r"^--bits 4: write --bits key=value$"),
@@ -190,6 +190,10 @@ def test_a_bad_device(here, text, rule):
         replay("--kv-tokens", "0"),
         replay("--kv-tokens", "1" + "0" * 400),
         replay("--nonsense"),
+        ["repla"],
+        ["replay", "t.npz", "--polcy", "dip"],
+        ["replay", "t.npz", "--hw"],
+        ["trace", "look"],
         replay("--json"),
         [],
     ],
@@ -198,6 +202,10 @@ def test_wrong_usage_exits_with_2(here, arguments):
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exit_code == 2
     assert "Traceback" not in done.output
+    if len(arguments) > 1:  # else it is the help
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("hwsim: ")
+        assert line.endswith("--help")
     assert done.output.strip()
 
 

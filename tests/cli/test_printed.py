@@ -8,6 +8,7 @@ import pytest
 
 from hwsim.cli.app import app
 from hwsim.trace import Trace
+from hwsim.units import show_number
 from tests.cli.run import here, replay, result, run
 from tests.plugins.made import MINE
 
@@ -29,7 +30,7 @@ def test_numbers_in_the_table_are_those_of_the_json(here):
     out, _ = run(*replay("--dram", "60%"))
     found = result("--dram", "60%")
     row = next(line for line in out.splitlines() if line.startswith("dip "))
-    assert f"{found['throughput_tok_s']:.0f}" in row
+    assert show_number(found["throughput_tok_s"]) in row
     assert f"{found['hit_rate']:.1%}" in row
     assert f"{found['mlp_density']:.3f}" in row
 

@@ -68,7 +68,9 @@ def test_the_filter_and_the_order(browser, here):
     page.keyboard.press("Enter")
 
     def column():
-        return [float(cell) for cell in page.locator("#runs tbody tr td:nth-child(3)").all_text_contents()]
+        return [
+            float(cell.replace(",", "")) for cell in page.locator("#runs tbody tr td:nth-child(3)").all_text_contents()
+        ]
 
     assert column() == sorted(column())
     page.keyboard.press("Enter")

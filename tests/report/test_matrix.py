@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from hwsim.units import show_number
 from tests.report.test_page import run
 
 
@@ -21,7 +22,7 @@ def test_a_matrix_of_single_replays(here):
         for row in single["results"]:
             speed = row["throughput_tok_s"]
             assert lines[row["provenance"]["policy"]["name"]][3 * column : 3 * column + 2] == [
-                f"{speed:.4g}",
+                show_number(speed),
                 f"{speed / dense:.2f}",
             ]
 

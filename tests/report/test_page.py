@@ -15,6 +15,7 @@ from hwsim.cli.app import app
 from hwsim.report.page import digest, figures
 from hwsim.report.page.export import latex
 from hwsim.report.page.inputs import Inputs, read_inputs
+from hwsim.units import show_number
 from tests.report.conftest import as_closed
 
 pytest.importorskip("plotly")
@@ -42,7 +43,7 @@ def test_without_accuracy_the_fastest_is_named_and_what_is_missing(rows):
     (answer,) = digest.answers(digest.name(rows))
     best, dense = rows[2]["throughput_tok_s"], rows[0]["throughput_tok_s"]
     assert answer.startswith(
-        f"On Google Pixel 8, dip-ca, density 0.5 is fastest: {best:.4g} tokens/s, {best / dense:.2f} x the dense"
+        f"On Google Pixel 8, dip-ca, density 0.5 is fastest: {show_number(best)} tokens/s, {best / dense:.2f} x the dense"
     )
     assert answer.endswith("What it costs in accuracy is not in these results: hwsim eval measures it.")
 
@@ -82,7 +83,9 @@ def test_the_front_holds_what_nothing_beats(rows):
 def test_every_number_of_the_tables_is_one_of_the_results(rows):
     found = digest.name([*rows, *(as_closed(row, 21) for row in rows)])
     heads, body = digest.table(found)
-    assert [row[heads.index("tokens/s")] for row in body] == [f"{each.row['throughput_tok_s']:.4g}" for each in found]
+    assert [row[heads.index("tokens/s")] for row in body] == [
+        show_number(each.row["throughput_tok_s"]) for each in found
+    ]
     assert [row[heads.index("perplexity")] for row in body] == [""] * 3 + ["21"] * 3
     for plot in figures.all_figures(found, []):
         assert len({len(row) for row in plot.rows} | {len(plot.heads)}) == 1, plot.key
@@ -249,7 +252,7 @@ def test_compare_says_what_differs_and_where_it_comes_from(here):
         in words
     )
     assert "100% of the change is in masked MLP" in words
-    assert f"{rows[1]['throughput_tok_s']:.4g}" in words
+    assert show_number(rows[1]["throughput_tok_s"]) in words
 
 
 def test_compare_writes_json(here):

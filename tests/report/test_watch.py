@@ -12,6 +12,7 @@ from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.report.watch import Watch
 from hwsim.simulation import Settings, replay
 from hwsim.trace import Trace
+from hwsim.units import show_number
 from tests.conftest import flat_profile
 from tests.devices.cli import run_cli
 
@@ -38,7 +39,7 @@ def test_it_shows_what_the_result_says_in_the_end(trace: Trace) -> None:
     for line, (name, result) in zip(lines, results.items(), strict=True):
         assert line.startswith(f"{name} on flat")
         assert f"{result.tokens}/{result.tokens}" in line
-        assert f"{result.throughput_tok_s:.4g}" in line
+        assert show_number(result.throughput_tok_s) in line
         assert ("-" if result.hit_rate is None else f"{result.hit_rate:.1%}") in line
 
 

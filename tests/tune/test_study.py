@@ -13,7 +13,6 @@ from hwsim.cli.app import app
 
 pytest.importorskip("torch")
 pytest.importorskip("optuna")
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
 def run(*arguments):
@@ -89,6 +88,45 @@ def test_a_study_goes_on(words):
     assert json.loads(Path("found.json").read_text())["now"] == 4
     assert run(*words, "--trials", 9, "--json", "found.json")[0] == 0
     assert json.loads(Path("found.json").read_text())["now"] == 0
+
+
+def test_a_killed_study_finds_what_an_undisturbed_one_does(words, monkeypatch):
+    """Killed in a trial of the base, before the first random one, and between two: no trial is lost or another one."""
+    import hwsim.tune.study as module
+
+    assert run(*words, "--trials", 14, "--json", "found.json")[0] == 0
+    real, begun = module._run, []
+
+    class Killed(BaseException):
+        pass
+
+    def mortal(*arguments):
+        begun.append(1)
+        if len(begun) in (2, 10, 14):
+            raise Killed
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "_run", mortal)
+    words[words.index("s.db")] = "other.db"
+    for _ in range(3):
+        with pytest.raises(Killed):
+            run(*words, "--trials", 14)
+    assert run(*words, "--trials", 14, "--json", "other.json")[0] == 0
+    first, second = (json.loads(Path(name).read_text()) for name in ("found.json", "other.json"))
+    assert first.pop("now") == 14
+    assert second.pop("now") == 3
+    assert first == second
+    assert not list(Path().glob(".*lock"))
+
+
+def test_one_search_at_a_time_in_a_study(words):
+    fcntl = pytest.importorskip("fcntl")
+    with Path(".s.db.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        code, _, err = run(*words, "--trials", 4)
+    assert (code, err) == (
+        1, "hwsim: --study s.db: another process is tuning into it; wait for it, or name another\n"
+    )  # fmt: skip
 
 
 def test_another_goal_is_refused(words):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hwsim.report.page.inputs import Row
 from hwsim.report.runs import settings_of
-from hwsim.units import show_energy, show_size, show_time
+from hwsim.units import show_energy, show_number, show_size, show_time
 
 _HIDDEN = {"model", "trace", "device", "policy"}
 COST = 0.5  # perplexity above dense that the answer allows
@@ -75,17 +75,18 @@ def _answer(device: str, found: list[Named]) -> str:
     speed = best.row["throughput_tok_s"]
     dense = next((each.row["throughput_tok_s"] for each in found if each.policy == "dense" and _like(each, best)), None)
     if dense and best.policy != "dense" and dense >= speed:
-        text = f"On {device}, nothing beats the dense model's {dense:.4g} tokens/s; of the others {best.label} is "
-        text += f"fastest: {speed:.4g} tokens/s, {speed / dense:.2g} x of it"
+        text = f"On {device}, nothing beats the dense model's {show_number(dense)} tokens/s; of the others "
+        text += f"{best.label} is fastest: {show_number(speed)} tokens/s, {speed / dense:.2g} x of it"
     else:
-        text = f"On {device}, {best.label} is fastest: {speed:.4g} tokens/s"
+        text = f"On {device}, {best.label} is fastest: {show_number(speed)} tokens/s"
         if dense and best.policy != "dense":
-            text += f", {speed / dense:.2f} x the dense model's {dense:.4g}"
+            text += f", {speed / dense:.2f} x the dense model's {show_number(dense)}"
     if best.row["hit_rate"] is not None:
         text += f", with a hit rate of {best.row['hit_rate']:.1%}"
     if not judged:
         return f"{text}. What it costs in accuracy is not in these results: hwsim eval measures it."
-    price = f"perplexity {best.row['perplexity']:.4g} against the dense model's {best.row['dense_perplexity']:.4g}"
+    lost, without = (show_number(best.row[key]) for key in ("perplexity", "dense_perplexity"))
+    price = f"perplexity {lost} against the dense model's {without}"
     if within:
         return (
             f"{text}; {price}. Among {len(judged)} runs whose accuracy was measured, {len(within)} cost at most {COST}."
@@ -119,12 +120,13 @@ def _cells(each: Named) -> list[str]:
     row, tokens = each.row, each.row["tokens"]
     latency, rate, energy = row["latency_s"], row["hit_rate"], row["energy_j"]
     cells = [
-        each.label, each.device, f"{row['throughput_tok_s']:.4g}", show_time(latency["p50"]), show_time(latency["p95"]),
+        each.label, each.device, show_number(row["throughput_tok_s"]),
+        show_time(latency["p50"]), show_time(latency["p95"]),
         "-" if rate is None else f"{rate:.1%}", f"{row['mlp_density']:.3f}", show_size(row["flash_bytes"] / tokens),
         show_size(row["dram_bytes"] / tokens), "-" if energy is None else show_energy(energy / tokens),
     ]  # fmt: skip
     accuracy = ("perplexity", "dense_perplexity", "kl") if each.closed else ()
-    cells += [f"{row[key]:.4g}" for key in accuracy] or [""] * 3
+    cells += [show_number(row[key]) for key in accuracy] or [""] * 3
     return [*cells, f"{row['top1']:.1%}" if each.closed else ""]
 
 
@@ -139,7 +141,7 @@ def loops(found: list[Named]) -> tuple[list[str], list[list[str]]]:
             continue
         pair = (twin.row, each.row)
         rates = ["-" if row["hit_rate"] is None else f"{row['hit_rate']:.1%}" for row in pair]
-        speeds = [f"{row['throughput_tok_s']:.4g}" for row in pair]
+        speeds = [show_number(row["throughput_tok_s"]) for row in pair]
         flash = [show_size(row["flash_bytes"] / row["tokens"]) for row in pair]
         body.append([each.label.removesuffix(" (closed loop)"), each.device, *rates, *speeds, *flash])
     return heads, body

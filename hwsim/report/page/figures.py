@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from hwsim.report.page.digest import Named
 from hwsim.report.page.inputs import Row
+from hwsim.units import show_number
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
@@ -110,13 +111,13 @@ def pareto(found: list[Named]) -> Figure | None:
         ],
     }  # fmt: skip
     says = f"Perplexity against tokens/s of {len(judged)} runs; to the right and down is better. "
-    says += f"The line is the dense model's perplexity, {dense:.4g}."
+    says += f"The line is the dense model's perplexity, {show_number(dense)}."
     rows = [
         [
             each.label,
             each.device,
-            f"{each.row['throughput_tok_s']:.4g}",
-            f"{each.row['perplexity']:.4g}",
+            show_number(each.row["throughput_tok_s"]),
+            show_number(each.row["perplexity"]),
             "yes" if each in front else "",
         ]
         for each in judged
@@ -187,7 +188,7 @@ def speed(found: list[Named]) -> Figure:
             )  # fmt: skip
         across = _axis("MLP density" if by_density else "")
         layout = {"xaxis": across, "yaxis": _axis("tokens/s", rangemode="tozero"), "height": 420}
-    rows = [[each.label, each.device, f"{each.row['throughput_tok_s']:.4g}"] for each in found]
+    rows = [[each.label, each.device, show_number(each.row["throughput_tok_s"])] for each in found]
     says = f"Tokens/s of {len(found)} runs on {len(devices)} device{'s' * (len(devices) > 1)}."
     return Figure(
         "speed",
@@ -230,7 +231,9 @@ def time(found: list[Named]) -> Figure:
     }
     data, layout = _stacked(found, parts, "ms a token")
     used = [name for name, values in parts.items() if any(values)]
-    rows = [[each.label, each.device, *(f"{parts[name][at]:.4g}" for name in used)] for at, each in enumerate(found)]
+    rows = [
+        [each.label, each.device, *(show_number(parts[name][at]) for name in used)] for at, each in enumerate(found)
+    ]
     says = (
         "Where the milliseconds of a mean token go: reading what is resident, the KV cache, what is streamed, masked "
     )
@@ -246,7 +249,8 @@ def traffic(found: list[Named]) -> Figure:
     }
     data, layout = _stacked(found, parts, "MB a token")
     rows = [
-        [each.label, each.device, *(f"{values[at]:.4g}" for values in parts.values())] for at, each in enumerate(found)
+        [each.label, each.device, *(show_number(values[at]) for values in parts.values())]
+        for at, each in enumerate(found)
     ]
     return Figure(
         "bytes",
@@ -274,7 +278,8 @@ def energy(found: list[Named]) -> Figure | None:
     parts = {name: values for name, values in parts.items() if any(values)}
     data, layout = _stacked(known, parts, "mJ a token")
     rows = [
-        [each.label, each.device, *(f"{values[at]:.4g}" for values in parts.values())] for at, each in enumerate(known)
+        [each.label, each.device, *(show_number(values[at]) for values in parts.values())]
+        for at, each in enumerate(known)
     ]
     return Figure(
         "energy",
@@ -306,7 +311,8 @@ def latency(found: list[Named]) -> Figure:
         "height": 140 + 26 * len(found),
     }  # fmt: skip
     rows = [
-        [each.label, each.device, *(f"{1000 * each.row['latency_s'][kind]:.4g}" for kind in kinds)] for each in found
+        [each.label, each.device, *(show_number(1000 * each.row["latency_s"][kind]) for kind in kinds)]
+        for each in found
     ]
     return Figure(
         "latency",

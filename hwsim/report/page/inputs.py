@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwsim.errors import SettingError, one_line
+from hwsim.explain import problem
 from hwsim.model import ModelShape
 
 Row = dict[str, Any]
@@ -182,9 +183,7 @@ def _check(path: Path, row: Row) -> None:
     try:
         _Result.model_validate(row)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise SettingError(f"{path}: holds no result of hwsim, or a damaged one: {field}: {first['msg']}") from error
+        raise SettingError(f"{path}: holds no result of hwsim, or a damaged one: {problem(error).text}") from error
 
 
 def _read(path: Path, read_store: ReadStore) -> Iterator[Row]:
