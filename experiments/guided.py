@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["hwsim"]):
     from hwsim.errors import HwsimError
     from tests.fuzz.kinds import all_kinds
 
-KEPT, LARGEST = 60, 16_384
+KEPT, LARGEST = 30, 16_384
 
 
 def fuzz(name: str, seconds: str, found: str, seeds: str) -> None:
