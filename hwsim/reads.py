@@ -112,17 +112,13 @@ class Reader:
     def count(self, misses: np.ndarray, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """Reads and bytes, in whole pages, of misses, bool ``[tokens, units]``: int64 ``[tokens]`` each."""
         lying = self.places(misses, layer)
-        reads, size = self._count(lying, self._gaps[0])
         if self._times is None or len(self._gaps) == 1:
-            return reads, size
-        least = self._times.alike(reads, size)
-        for gap in self._gaps[1:]:
-            fewer, more = self._count(lying, gap)
-            seconds = self._times.alike(fewer, more)
-            better = seconds < least
-            least = np.where(better, seconds, least)
-            reads, size = np.where(better, fewer, reads), np.where(better, more, size)
-        return reads, size
+            return self._count(lying, self._gaps[0])
+        # all sizes in one question: of few tokens, the cost of a call would count
+        tried = [self._count(lying, gap) for gap in self._gaps]
+        reads, size = (np.stack(column) for column in zip(*tried, strict=True))
+        best, token = self._times.alike(reads, size).argmin(axis=0), np.arange(len(lying))
+        return reads[best, token], size[best, token]
 
     def _count(self, lying: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
         token, first, last = self.runs(lying, gap)

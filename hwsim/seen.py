@@ -13,6 +13,9 @@ from hwsim.prefetch import Ahead, Prefetch
 from hwsim.reads import Reader
 
 
+_TOGETHER = 16  # tokens
+
+
 class Signals(Protocol):
     """Gives signals, and says which it has."""
 
@@ -49,17 +52,18 @@ class Seen:
     Attributes:
         watching: what is looked at.
         plans: the groups.
-        reads: of Flash, and their bytes; None: units are read one by one.
+        counted: reads of Flash, and their bytes; None: units are read one by one.
         ahead: units that the guess holds and the cache does not, and `useful`: those of them that are needed.
     """
 
     watching: Watching
     plans: tuple[GroupPlan, ...]
-    reads: np.ndarray | None = None
-    read_bytes: np.ndarray | None = None
+    counted: tuple[np.ndarray, np.ndarray] | None = None
     ahead: np.ndarray | None = None
     useful: np.ndarray | None = None
     _last: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    # misses of tokens in a row, and the first of them: of few tokens, the cost of counting them would be that of calls
+    _waiting: dict[tuple[int, int], tuple[int, list[np.ndarray]]] = field(default_factory=dict)
 
     @classmethod
     def nothing(cls, tokens: int, layers: int, plans: tuple[GroupPlan, ...], watching: Watching) -> Seen:
@@ -69,20 +73,49 @@ class Seen:
         def room(wanted: Any) -> np.ndarray | None:
             return np.zeros(shape, np.int64) if wanted else None
 
-        reads, ahead = bool(watching.readers), watching.prefetch is not None
-        return cls(watching, plans, room(reads), room(reads), room(ahead), room(ahead))
+        counted = (np.zeros(shape, np.int64), np.zeros(shape, np.int64)) if watching.readers else None
+        ahead = watching.prefetch is not None
+        return cls(watching, plans, counted, room(ahead), room(ahead))
+
+    @property
+    def reads(self) -> np.ndarray | None:
+        """How many reads of Flash; None: units are read one by one."""
+        self._count_all()
+        return None if self.counted is None else self.counted[0]
+
+    @property
+    def read_bytes(self) -> np.ndarray | None:
+        """Bytes of the reads."""
+        self._count_all()
+        return None if self.counted is None else self.counted[1]
 
     def see(self, row: int, layer: int, index: int, masks: np.ndarray, cached: np.ndarray) -> None:
         """Some tokens in a row asked one cache: masks and what was there before each, bool ``[tokens, units]``."""
         misses = masks & ~cached
         rows = slice(row, row + len(masks))
-        if self.reads is not None and self.read_bytes is not None:
-            found = self.watching.readers[index].count(misses, layer)
-            self.reads[rows, layer, index], self.read_bytes[rows, layer, index] = found
+        if self.counted is not None:
+            first, waiting = self._waiting.get((layer, index), (row, []))
+            if waiting and row != first + sum(map(len, waiting)):  # elsewhere: what waits is a block of its own
+                self._count(layer, index)
+            first, waiting = self._waiting.setdefault((layer, index), (row, []))
+            waiting.append(misses)
+            if row + len(masks) - first >= _TOGETHER:
+                self._count(layer, index)
         if self.ahead is not None and self.useful is not None:
             guessed = self._guess(row, layer, index, masks) & ~cached
             self.ahead[rows, layer, index] = np.count_nonzero(guessed, axis=1)
             self.useful[rows, layer, index] = np.count_nonzero(guessed & misses, axis=1)
+
+    def _count(self, layer: int, index: int) -> None:
+        first, waiting = self._waiting.pop((layer, index))
+        misses = np.concatenate(waiting)
+        assert self.counted is not None
+        for kept, found in zip(self.counted, self.watching.readers[index].count(misses, layer), strict=True):
+            kept[first : first + len(misses), layer, index] = found
+
+    def _count_all(self) -> None:
+        for layer, index in list(self._waiting):
+            self._count(layer, index)
 
     def _guess(self, row: int, layer: int, index: int, masks: np.ndarray) -> np.ndarray:
         watching, plan = self.watching, self.plans[index]
