@@ -12,7 +12,6 @@ from hwsim.plans import GroupPlan
 from hwsim.prefetch import Ahead, Prefetch
 from hwsim.reads import Reader
 
-
 _TOGETHER = 16  # tokens
 
 
