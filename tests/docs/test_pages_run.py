@@ -47,6 +47,7 @@ _SMALLER = [
     (r"(train lora .*)", r"\1 --tokens 1024 --validation 512"),
     (r"(train predictor .*)", r"\1 --epochs 1"),
     (r"(tune .*)", r"\1 --trials 3"),
+    (r"(sweep grid.yaml) ", r"\1 --hw pixel8 --dram 60% --density 0.5 "),  # some of its two hundred runs
     (r"--chat ", ""),  # the small models have no template
 ]
 
