@@ -99,8 +99,9 @@ def evaluate(
     from hwsim.report.table import print_results
 
     o.check_per_token(per_token, json)
-    chosen = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged)
-    policy, density, set_, eviction, dram, lora, lora_merged = o.with_settings(ctx, settings_file, chosen)
+    given = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged, cache_shares)
+    chosen = o.with_settings(ctx, settings_file, given)
+    policy, density, set_, eviction, dram, lora, lora_merged, cache_shares = chosen
     if not policy:
         raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
     asked = t.read_tasks(ctx, tasks, tasks_path, limit, num_fewshot, dense_prompt)

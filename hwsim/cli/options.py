@@ -206,6 +206,7 @@ class Chosen(NamedTuple):
     dram: str | None
     lora: Path | None
     lora_merged: bool
+    cache_shares: str
 
 
 def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chosen:

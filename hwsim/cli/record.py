@@ -11,7 +11,7 @@ import typer
 from hwsim.cli import options as o
 from hwsim.cli.common import JsonOption, check_target, guarded, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
-from hwsim.units import printable, show_size
+from hwsim.units import printable, show_number, show_size
 
 
 def record(
@@ -119,7 +119,7 @@ def _print(summary: dict[str, Any]) -> None:
         head = "Recorded"
     windows = summary["sequences"]
     in_windows = f" in {windows} windows" if windows > 1 else ""
-    loss = f"; dense perplexity {summary['dense_perplexity']:.4g}" if summary["dense_perplexity"] else ""
+    loss = f"; dense perplexity {show_number(summary['dense_perplexity'])}" if summary["dense_perplexity"] else ""
     signals, encoding = ", ".join(summary["signals"]), summary["encoding"]["name"]
     signals += f" in {encoding}" if encoding != "float16" else ""
     console.print(

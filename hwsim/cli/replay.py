@@ -110,8 +110,9 @@ def replay(
     from hwsim.report.table import print_results
 
     o.check_per_token(per_token, json)
-    chosen = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged)
-    policy, density, set_, eviction, dram, lora, lora_merged = o.with_settings(ctx, settings_file, chosen)
+    given = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged, cache_shares)
+    chosen = o.with_settings(ctx, settings_file, given)
+    policy, density, set_, eviction, dram, lora, lora_merged, cache_shares = chosen
     pairs, asked = set_ or [], policy or []
     trace = find_trace(trace)
     devices = [each for option in hw for each in ([option] if is_file(Path(option)) else listed(option))]

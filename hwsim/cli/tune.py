@@ -42,8 +42,9 @@ def tune(
 ) -> None:
     """Find the fastest DIP-CA on a device whose perplexity, with the cache in the loop, stays within a loss.
 
-    Searched are density, split between input and down, and gamma, each by thirds of the layers, and the eviction rule;
-    with --lora also whether the adapter is on. Judge the outcome on another text: `hwsim eval --settings FILE.yaml`.
+    Searched are density, split between input and down, and gamma, each by thirds of the layers, the parts of the cache
+    that input and down have, and the eviction rule; with --lora also whether the adapter is on. Judge the outcome on
+    another text: `hwsim eval --settings FILE.yaml`.
 
     Example: hwsim tune --model smollm2-135m --hw iphone16-a18 --dram 50% --text book.txt --study study.db -o tuned.yaml
     """
@@ -53,16 +54,17 @@ def tune(
     from hwsim.report.tuning import render_tuned
     from hwsim.tune import Goal, write_settings
     from hwsim.tune import tune as run
-    from hwsim.tune.study import told
+    from hwsim.tune.study import shares_file, told
 
     losses = _losses(loss)
     names = {each: out if len(losses) == 1 else out.with_name(f"{out.stem}-{each:g}{out.suffix}") for each in losses}
     read = [find_profile(hw), *o.model_files(model), *([Path(text)] if Path(text).is_file() else [])]
     read += o.lora_files(lora, lora_merged)
-    for path in (*names.values(), study):
+    written = [*names.values(), *map(shares_file, names.values()), study]
+    for path in written:
         check_new_file(path)
         spare(path, read)
-    check_target(json, *read, study, *names.values())
+    check_target(json, *read, *written)
     d.check_closed(overlap)
     settings = make_settings(dram=dram, bits=bits, overlap=overlap.value, seed=seed, lora=lora, lora_merged=lora_merged)
     reading = Reading(tokens=tokens, context=context, device=device, dtype=dtype)

@@ -10,7 +10,7 @@ from rich.padding import Padding
 
 from hwsim.metrics import TaskEvaluation
 from hwsim.report.columns import Column, fit, rows, table, widen
-from hwsim.units import printable
+from hwsim.units import printable, show_number
 
 
 class _Metric(NamedTuple):
@@ -87,4 +87,4 @@ def _difference(ours: dict[str, Any], dense: dict[str, Any], metric: _Metric) ->
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+    return show_number(value) if isinstance(value, int | float) else "-"

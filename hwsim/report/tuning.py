@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from rich.console import ConsoleRenderable
 from rich.table import Table
 
+from hwsim.units import show_number
+
 Best = dict[float, dict[str, Any] | None]
 
 
@@ -17,12 +19,14 @@ class Found(Protocol):
     dense: float
     best: Best
     base: Best
+    front: list[dict[str, Any]]
 
 
 def render_tuned(found: Found) -> ConsoleRenderable:
     """A row for each loss."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.title = f"{found.trials} trials; dense perplexity {found.dense:.4g}"
+    dense = show_number(found.dense)
+    table.title = f"{found.trials} trials, {len(found.front)} of them on the front; dense perplexity {dense}"
     for head in (
         "at most",
         "tokens/s",
@@ -37,7 +41,7 @@ def render_tuned(found: Found) -> ConsoleRenderable:
         base = found.base[loss]
         cells = [f"+{loss:g}"]
         cells += [*_cells(best)] if best else ["-"] * 4
-        cells.append(f"{base['throughput_tok_s']:.4g}" if base else "none so close")
+        cells.append(show_number(base["throughput_tok_s"]) if base else "none so close")
         cells.append(f"{best['throughput_tok_s'] / base['throughput_tok_s']:.3f} x" if best and base else "")
         table.add_row(*cells)
     return table
@@ -46,6 +50,6 @@ def render_tuned(found: Found) -> ConsoleRenderable:
 def _cells(best: dict[str, Any]) -> list[str]:
     rate = best["hit_rate"]
     return [
-        f"{best['throughput_tok_s']:.4g}", f"{best['perplexity']:.4g}", f"{best['mlp_density']:.3f}",
+        show_number(best['throughput_tok_s']), show_number(best['perplexity']), f"{best['mlp_density']:.3f}",
         "-" if rate is None else f"{rate:.1%}",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is searched: density, split between input and down, gamma, each by thirds of the layers; eviction; adapter."""
+"""What is searched: density, split, gamma, each by thirds of the layers; shares of the cache; eviction; adapter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ THIRDS = ("first", "middle", "last")  # of the layers
 EVICTIONS = ("lfu", "lru")
 _SLOPE, _SHIFT = 0.9849930711, 0.2997647759  # the authors' split, on the scale of logits (arXiv 2412.01380)
 _LEAST = 0.02  # of a group's units
+
+_EQUAL = 1000  # weight of a matrix's part of the cache
 
 Point = dict[str, Any]
 """A point of the space: ``density``, ``gamma_first`` and so on, each a plain value."""
@@ -40,6 +42,7 @@ def suggest(trial: Trial, low: float, *, adapter: bool) -> Point:
     for third in THIRDS:
         point[f"split_{third}"] = trial.suggest_float(f"split_{third}", -1.5, 1.5)  # of input above the authors'
         point[f"gamma_{third}"] = trial.suggest_float(f"gamma_{third}", 0.05, 1.0)
+    point["share_down"] = trial.suggest_float("share_down", -1.0, 1.0)  # logarithm of its part against an equal one
     point["eviction"] = trial.suggest_categorical("eviction", list(EVICTIONS))
     if adapter:
         point["lora"] = trial.suggest_categorical("lora", [False, True])
@@ -51,13 +54,14 @@ def uniform(density: float, gamma: float, *, adapter: bool = False) -> Point:
     point: Point = {"density": density, **{f"density_{third}": 0.0 for third in THIRDS[1:]}}
     for third in THIRDS:
         point |= {f"split_{third}": 0.0, f"gamma_{third}": gamma}
-    return point | {"eviction": "lfu"} | ({"lora": False} if adapter else {})
+    return point | {"share_down": 0.0, "eviction": "lfu"} | ({"lora": False} if adapter else {})
 
 
 def settings_of(point: Point, model: ModelShape) -> dict[str, Any]:
     """What a point comes down to, by the names of a sweep's keys: lists have one value for each layer.
 
-    Keeps are held within their bounds: where the split asks for more of one group than there is, it gets all of it.
+    ``cache_shares``, where they are not equal, are weights by group, alike in all layers. Keeps are held within their
+    bounds: where the split asks for more of one group than there is, it gets all of it.
     """
     layers, matrices = model.num_hidden_layers, len(model.mlp)
     densities, inputs, gammas = [], [], []
@@ -73,7 +77,10 @@ def settings_of(point: Point, model: ModelShape) -> dict[str, Any]:
         # rounded up where all of down is kept, so that down does not ask for more than that
         inputs.append(math.ceil(keep * 1e6) / 1e6 if keep == least else math.floor(keep * 1e6) / 1e6)
         gammas.append(round(point[f"gamma_{third}"], 6))
-    return {
+    chosen = {
         "policy": "dip-ca", "density": densities, "set": {"keep_input": inputs, "gamma": gammas},
         "eviction": point["eviction"],
     }  # fmt: skip
+    if share := point["share_down"]:
+        chosen["cache_shares"] = {"input": _EQUAL * (matrices - 1), "down": round(_EQUAL * math.exp(share))}
+    return chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.profile import Profile
 from hwsim.record import Settings as Reading
 from hwsim.settings import Settings
+from hwsim.shares import Shares
 from hwsim.tune.alone import alone
 from hwsim.tune.space import Point, settings_of, suggest, uniform
 from hwsim.units import show_number
@@ -71,6 +72,7 @@ class Tuned:
         best: by loss: the fastest trial that stays within it, with its settings and numbers; None: there is none.
         base: the same among DIP-CA with one density, the authors' split and gamma.
         dense: perplexity of the dense model.
+        front: trials that none is better than in both perplexity and tokens/s, by rising perplexity.
     """
 
     trials: int
@@ -78,6 +80,7 @@ class Tuned:
     dense: float
     best: dict[float, dict[str, Any] | None] = field(default_factory=dict)
     base: dict[float, dict[str, Any] | None] = field(default_factory=dict)
+    front: list[dict[str, Any]] = field(default_factory=list)
 
 
 def tune(goal: Goal, study: Path, trials: int, *, seed: int = 0, progress: Progress | None = None) -> Tuned:
@@ -162,6 +165,7 @@ def _about(goal: Goal, provenance: dict[str, Any], seed: int) -> dict[str, Any]:
         "low": goal.low,
         "greatest_loss": max(goal.losses),
         "seed": seed,
+        "space": 2,  # 2: with shares of the cache
     }
 
 
@@ -194,6 +198,8 @@ def _run(loops: Loops, goal: Goal, point: Point, chosen: dict[str, Any]) -> Eval
     name, kind = POLICIES.find(chosen["policy"])
     rule = EVICTIONS.make(chosen["eviction"])[1]
     settings = goal.settings if point.get("lora") else replace(goal.settings, lora=None, lora_merged=False)
+    if weights := chosen.get("cache_shares"):
+        settings = replace(settings, cache_shares=Shares(_by_layer(weights, len(chosen["density"])), "tuned"))
     most = _HOPELESS * max(goal.losses) + 1
 
     def hopeful(scores: list[Any]) -> bool:
@@ -215,6 +221,7 @@ def _answer(optuna: Any, study: Any, goal: Goal, model: Any, now: int) -> Tuned:
     if not complete:
         raise SettingError("no trial came to an end: the device or the losses leave nothing to try; allow more loss")
     tuned = Tuned(len(complete), now, next(iter(complete.values())).user_attrs["dense_perplexity"])
+    tuned.front = [_about_trial(number, trial, goal, model) for number, trial in _front(complete)]
     base = {number: trial for number, trial in complete.items() if trial.user_attrs.get("base")}
     for loss in goal.losses:
         tuned.best[loss] = _fastest(complete, loss, goal, model)
@@ -227,24 +234,50 @@ def _fastest(trials: dict[int, Any], loss: float, goal: Goal, model: Any) -> dic
     if not within:
         return None
     number = max(within, key=lambda number: trials[number].values[1])
-    best = trials[number]
-    chosen = settings_of(best.params, model)
+    return _about_trial(number, trials[number], goal, model)
+
+
+def _front(trials: dict[int, Any]) -> Iterator[tuple[int, Any]]:
+    """Those that none is better than in both: each costs more than the one before, and is faster."""
+    fastest = 0.0
+    for number, trial in sorted(trials.items(), key=lambda each: (each[1].values[0], -each[1].values[1])):
+        if trial.values[1] > fastest:
+            fastest = trial.values[1]
+            yield number, trial
+
+
+def _about_trial(number: int, trial: Any, goal: Goal, model: Any) -> dict[str, Any]:
+    chosen = settings_of(trial.params, model)
     if goal.settings.dram is not None:
         chosen["dram"] = str(goal.settings.dram)
-    if best.params.get("lora"):
+    if trial.params.get("lora"):
         chosen |= {"lora": str(goal.settings.lora), "lora_merged": goal.settings.lora_merged}
-    numbers = {key: value for key, value in best.user_attrs.items() if key != "base"}
+    numbers = {key: value for key, value in trial.user_attrs.items() if key != "base"}
     return {"trial": number, "settings": chosen, **numbers}
 
 
+def _by_layer(weights: dict[str, int], layers: int) -> dict[tuple[int, str], int]:
+    return {(layer, group): weight for layer in range(layers) for group, weight in weights.items()}
+
+
+def shares_file(path: Path) -> Path:
+    """Where the shares of the cache lie that belong to a file of settings."""
+    return path.with_suffix(".shares.json")
+
+
 def write_settings(path: Path, found: dict[str, Any], about: str) -> None:
-    """Write the settings of a trial as a file that `replay`, `eval` and `sweep` take.
+    """Write the settings of a trial as a file that `replay`, `eval` and `sweep` take; shares of the cache beside it.
 
     Raises:
         OutputError: it cannot be written.
     """
     lines = "".join(f"# {line}\n" for line in about.splitlines())
     one = found["settings"]
+    if weights := one.get("cache_shares"):
+        rows = _by_layer(weights, len(one["density"])).items()
+        groups = [{"layer": layer, "group": group, "flash_bytes": weight} for (layer, group), weight in rows]
+        write_atomic(shares_file(path), json.dumps({"groups": groups}) + "\n")
+        one = one | {"cache_shares": str(shares_file(path))}
     # in a sweep a list is one of several values: a list of one list is one value, a number for each layer
     grid = one | {"density": [one["density"]], "set": {key: [value] for key, value in one["set"].items()}}
     write_atomic(path, lines + yaml.safe_dump(grid, sort_keys=False, default_flow_style=None, width=118))

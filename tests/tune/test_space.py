@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,6 +56,14 @@ def test_the_uniform_point_is_dip_ca_as_it_is(density, gamma):
     for ours, theirs in zip(policy(chosen).groups(SMALL_MODEL), plain, strict=True):
         assert ours.keep == pytest.approx(theirs.keep, abs=1e-5)
     assert np.allclose(chosen["set"]["gamma"], gamma, atol=1e-6)
+    assert "cache_shares" not in chosen  # equal, as the authors have them
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_shares_of_the_cache_are_in_proportion(gated):
+    model = SMALL_MODEL.model_copy(update={"gated": gated})
+    shares = settings_of(uniform(0.7, 0.5) | {"share_down": math.log(2)}, model)["cache_shares"]
+    assert shares == {"input": 2000 if gated else 1000, "down": 2000}  # of two matrices, or one, and twice that of one
 
 
 def test_thirds_of_the_layers():

@@ -14,6 +14,14 @@ from hwsim.cli.app import app
 pytest.importorskip("torch")
 pytest.importorskip("optuna")
 
+from hwsim.evaluate import Loops
+from hwsim.profile import load_profile
+from hwsim.record import Settings as Reading
+from hwsim.simulation import Settings
+from hwsim.tune import Goal, study
+from hwsim.tune.space import settings_of, uniform
+from hwsim.units import show_number
+
 
 def run(*arguments):
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -48,10 +56,15 @@ def test_a_study_finds_what_can_be_found_again(words):
     assert found["now"] == 12
     best = found["best"]["50"]
     assert best["throughput_tok_s"] >= found["base"]["50"]["throughput_tok_s"]
-    assert f"{best['throughput_tok_s']:.4g}" in out
+    assert show_number(best["throughput_tok_s"]) in out
     written = yaml.safe_load(Path("tuned-50.yaml").read_text())
     assert written["density"] == [best["settings"]["density"]]
     assert written["set"]["gamma"] == [best["settings"]["set"]["gamma"]]
+    front = found["front"]
+    costs, speeds = ([each[key] for each in front] for key in ("perplexity", "throughput_tok_s"))
+    assert costs == sorted(costs)
+    assert speeds == sorted(speeds)
+    assert max(speeds) >= best["throughput_tok_s"]
     # the file gives the numbers of the study: in eval, and in a sweep
     options = [*words[1:3], "--hw", "pixel8", "--tokens", "64", "--context", "32"]
     code, out, err = run("eval", *options, "--settings", "tuned-50.yaml", "--json", "-")
@@ -81,6 +94,31 @@ def test_a_study_finds_what_can_be_found_again(words):
     assert (swept["perplexity"], swept["throughput_tok_s"]) == (best["perplexity"], best["throughput_tok_s"])
 
 
+def test_shares_of_the_cache_are_written_and_read(words, checkpoints):
+    """A trial with uneven shares gives the same numbers as its file of settings, by eval and by a sweep."""
+    reading, settings = Reading(tokens=64, context=32), Settings(dram="60%")
+    model = str(checkpoints["llama"])
+    goal = Goal(model, "persuasion", reading, load_profile("pixel8"), settings, losses=(50.0,))
+    point = uniform(0.7, 0.4) | {"share_down": 0.8}
+    with Loops(goal.model, goal.text, goal.reading) as loops:
+        chosen = settings_of(point, loops.ready.header.model)
+        uneven = study._run(loops, goal, point, chosen)
+        equal = study._run(loops, goal, point, {key: value for key, value in chosen.items() if key != "cache_shares"})
+    assert uneven.flash_bytes != equal.flash_bytes
+    study.write_settings(Path("t.yaml"), {"settings": chosen | {"dram": "60%"}}, "a test")
+    assert sorted(path.name for path in Path().glob("t.*")) == ["t.shares.json", "t.yaml"]
+    options = [*words[1:3], "--hw", "pixel8", "--tokens", "64", "--context", "32"]
+    code, out, err = run("eval", *options, "--settings", "t.yaml", "--json", "-")
+    assert code == 0, err
+    again = json.loads(out)
+    assert (again["perplexity"], again["flash_bytes"]) == (uneven.perplexity, uneven.flash_bytes)
+    vary = ["--model", words[2], "--hw", "pixel8", "--tokens", "64", "--vary", "context=32"]
+    code, out, err = run("sweep", "t.yaml", *vary, "-o", "r.db", "--jobs", 1, "--json", "-")
+    assert code == 0, err
+    (swept,) = json.loads(out)["results"]
+    assert (swept["perplexity"], swept["flash_bytes"]) == (uneven.perplexity, uneven.flash_bytes)
+
+
 def test_a_study_goes_on(words):
     assert run(*words, "--trials", 5)[0] == 0
     code, _, _ = run(*words, "--trials", 9, "--json", "found.json")
@@ -92,10 +130,8 @@ def test_a_study_goes_on(words):
 
 def test_a_killed_study_finds_what_an_undisturbed_one_does(words, monkeypatch):
     """Killed in a trial of the base, before the first random one, and between two: no trial is lost or another one."""
-    import hwsim.tune.study as module
-
     assert run(*words, "--trials", 14, "--json", "found.json")[0] == 0
-    real, begun = module._run, []
+    real, begun = study._run, []
 
     class Killed(BaseException):
         pass
@@ -106,7 +142,7 @@ def test_a_killed_study_finds_what_an_undisturbed_one_does(words, monkeypatch):
             raise Killed
         return real(*arguments)
 
-    monkeypatch.setattr(module, "_run", mortal)
+    monkeypatch.setattr(study, "_run", mortal)
     words[words.index("s.db")] = "other.db"
     for _ in range(3):
         with pytest.raises(Killed):
