@@ -42,7 +42,8 @@ NETS_TOKENS = 8192
 CALIBRATION_TOKENS = 4096
 FLASH = ("0.5 GB/s", "1 GB/s", "2 GB/s", "4 GB/s")
 LOSSES = (0.1, 0.2, 0.5)  # of perplexity, that is tuned for
-TUNING_TOKENS, TRIALS = 4096, 56
+TUNING_TOKENS, TRIALS = 8192, 96
+UNIFORM = (0.74, 0.76, 0.78, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9)  # densities of what tuned settings stand beside
 SHARES = ("40%", "50%", "60%", "70%", "80%", "90%")
 EVICTIONS = ("none", "fifo", "lru", "lfu", "belady")
 
@@ -229,8 +230,12 @@ def replays(shop: Workshop, densities: list[float]) -> dict[str, Any]:
     return found
 
 
-def tuned(shop: Workshop) -> list[dict[str, Any]]:
-    """DIP-CA tuned on text that is not the one it is judged by: what the study says, and what held-out text says."""
+def tuned(shop: Workshop) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """DIP-CA tuned on text that is not the one it is judged by: what the study says, and what held-out text says.
+
+    The second list is of DIP-CA as the authors set it, at the densities in question.
+    """
+    uniform = evaluated(shop, "uniform", [("dip-ca, gamma 0.2", each, "dip-ca", {"gamma": 0.2}) for each in UNIFORM])
     losses = ",".join(map(str, LOSSES))
     search = (
         "tune", "--model", MODEL, "--hw", DEVICE, "--dram", DRAM, "--text", "text/train.txt", "--tokens", TUNING_TOKENS,
@@ -244,7 +249,7 @@ def tuned(shop: Workshop) -> list[dict[str, Any]]:
         if found:
             (row,) = shop.result(f"tuned-{loss}", *judge, "--context", CONTEXT, "--settings", f"tuned-{loss:g}.yaml")
             rows.append({"loss": loss, "tuned": found, "judged": row})
-    return rows
+    return rows, uniform
 
 
 def main() -> None:
@@ -261,9 +266,10 @@ def main() -> None:
     rows = accuracy(shop, densities) if "accuracy" in parts else []
     rows += lora(shop, densities) if "lora" in parts else []
     opened = replays(shop, densities) if "replays" in parts else {}
-    search = tuned(shop) if "tuned" in parts else []
     if rows and opened and "accuracy" in parts:  # else what was run is kept for the next time
-        tables.write(given.page, rows, opened, curve(shop) if "lora" in parts else {}, search, shop.commands)
+        tables.write(given.page, rows, opened, curve(shop) if "lora" in parts else {}, shop.commands)
+    if "tuned" in parts:
+        tables.write_tuned(given.page, *tuned(shop))
 
 
 if __name__ == "__main__":

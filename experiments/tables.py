@@ -16,9 +16,7 @@ _KEPT = (
 )  # fmt: skip
 
 
-def write(
-    page: Path, rows: list[Row], opened: dict[str, Any], training: Row, search: list[Row], commands: dict[str, str]
-) -> None:
+def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, commands: dict[str, str]) -> None:
     """Put every table between its markers, and the numbers into a JSON file beside the page.
 
     Args:
@@ -26,7 +24,6 @@ def write(
         rows: closed loop.
         opened: open loop, by table.
         training: what `hwsim train lora` wrote; empty: there was none, and the page has no table of it.
-        search: what was tuned, by loss; empty: nothing was.
         commands: of the open loop, by result.
     """
     made = {
@@ -39,20 +36,35 @@ def write(
         "dram": cells(opened["dram"], "label", "share", _pace),
         "flash": cells(opened["flash"], "label", "rate", _pace),
     } | ({"lora": lora(training)} if training else {})
-    if search:
-        made["tuned"] = tuned(search, rows)
+    _put(page, made, {
+        "commands": {name: f"hwsim {command}" for name, command in sorted(commands.items())},
+        "closed_loop": [_kept(row) for row in rows],
+        "open_loop": {key: [_kept(row) for row in value] for key, value in opened.items()},
+        "training": training.get("done", {}) | training.get("training", {}),
+    })  # fmt: skip
+
+
+def write_tuned(page: Path, search: list[Row], uniform: list[Row]) -> None:
+    """The table of what was tuned, and its numbers, as `write`.
+
+    Args:
+        page: with the markers.
+        search: what was tuned, by loss.
+        uniform: closed loop of DIP-CA as the authors set it, at several densities.
+    """
+    found = [{"loss": each["loss"], "tuned": each["tuned"], "judged": _kept(each["judged"])} for each in search]
+    _put(page, {"tuned": tuned(search, uniform)}, {"tuned": found, "uniform": [_kept(row) for row in uniform]})
+
+
+def _put(page: Path, made: dict[str, str], numbers: Row) -> None:
+    """Tables into the page, numbers beside those that are there."""
     text = page.read_text(encoding="utf-8")
     for name, table in made.items():
         text = replaced(text, name, table)
     page.write_text(text, encoding="utf-8")
-    numbers = {
-        "commands": {name: f"hwsim {command}" for name, command in sorted(commands.items())},
-        "closed_loop": [_kept(row) for row in rows],
-        "open_loop": {key: [_kept(row) for row in value] for key, value in opened.items()},
-        "tuned": [{"loss": each["loss"], "tuned": each["tuned"], "judged": _kept(each["judged"])} for each in search],
-        "training": training.get("done", {}) | training.get("training", {}),
-    }
-    page.with_suffix(".json").write_text(json.dumps(numbers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    beside = page.with_suffix(".json")
+    kept = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+    beside.write_text(json.dumps(kept | numbers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def replaced(text: str, name: str, table: str) -> str:
@@ -154,9 +166,9 @@ def lora(training: Row) -> str:
     return f"Validation tokens, dense {done['dense_perplexity']:.3f}; step {done['best']} was kept:\n\n{table}"
 
 
-def tuned(search: list[Row], rows: list[Row], base: str = "dip-ca, gamma 0.2") -> str:
+def tuned(search: list[Row], uniform: list[Row]) -> str:
     """Tuned settings on held-out text, beside uniform DIP-CA where it costs as much there."""
-    own = sorted((row for row in rows if row["label"] == base), key=lambda row: row["asked"])
+    own = sorted(uniform, key=lambda row: row["asked"])
     points = [(row["mlp_density"], row["perplexity"] - row["dense_perplexity"], row["throughput_tok_s"]) for row in own]
     body = []
     for each in search:
