@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hwsim.errors import TraceError
+from hwsim.errors import TraceError, did_you_mean
 from hwsim.model import NORMS, ModelShape
 from hwsim.trace.encoding import RowError
 from hwsim.trace.header import TraceHeader, member_name, parse_header
@@ -42,6 +42,20 @@ class _Member(NamedTuple):
     size: int  # of the whole .npy, bytes
 
 
+def _hint(path: Path) -> str:
+    """The way out where a trace is missing: what lies beside it, and how one is made."""
+    if path.is_dir():
+        return "; hwsim record --model FOLDER makes a trace of a model"
+    try:
+        if path.exists():
+            return ""
+        if not path.parent.is_dir():
+            return f"; there is no folder {path.parent}"
+        return did_you_mean(path.name, [*(each.name for each in path.parent.glob("*.npz")), "sample"])
+    except (OSError, ValueError):  # a name that no file can have
+        return ""
+
+
 class Trace:
     """An open trace file.
 
@@ -60,8 +74,7 @@ class Trace:
             self._file: io.BufferedReader = self.path.open("rb", buffering=0)  # type: ignore[assignment]
             self._length = os.fstat(self._file.fileno()).st_size
         except OSError as error:
-            hint = "; hwsim record --model FOLDER makes a trace of a model" if self.path.is_dir() else ""
-            raise TraceError(f"{path}: cannot be opened: {error.strerror}{hint}") from error
+            raise TraceError(f"{path}: cannot be opened: {error.strerror}{_hint(self.path)}") from error
         try:
             self._members = self._directory()
             self._text = self._header_text()

@@ -54,7 +54,8 @@ def _pickled(members):
 
 
 BAD_TRACES = {
-    "missing": (lambda: "no/such.npz", r"^no/such\.npz: cannot be opened: No such file or directory$"),
+    "misspelt": (lambda: "smaple", r"^smaple: cannot be opened: .*; did you mean 'sample'\? Known: .*sample.*$"),
+    "missing": (lambda: "no/such.npz", r"^no/such\.npz: cannot be opened: No such file or directory; there is no folder no$"),
     "folder": (lambda: ".", r"^\.: cannot be opened: Is a directory; hwsim record --model FOLDER makes a trace of a model$"),
     "empty": (lambda: damaged("empty"), r"^bad\.npz: no zip directory; the file is truncated, or no hwsim trace$"),
     "text": (lambda: damaged("text"), r"^bad\.npz: no zip directory"),
