@@ -1,18 +1,22 @@
-"""A trace whose masks follow a rule that a small net can learn."""
+"""A trace whose masks follow a rule that a small net can learn, and nets that learnt it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hwsim.model import ModelShape
 from hwsim.trace import Sequence, TraceHeader, TraceWriter
+from hwsim.train.predictor import Settings, train
 
 MODEL = ModelShape(
     name="planted", num_hidden_layers=2, hidden_size=16, intermediate_size=60, num_attention_heads=2,
     num_key_value_heads=1, head_dim=8, vocab_size=100,
 )  # fmt: skip
+
+QUICK = Settings(density=0.6, rank=4, epochs=6, learning_rate=0.03, patience=2)
 
 
 def planted(path: Path, sequences: int = 10, length: int = 64, signals: tuple[str, ...] = ("input", "glu")) -> Path:
@@ -34,3 +38,13 @@ def planted(path: Path, sequences: int = 10, length: int = 64, signals: tuple[st
         writer.commit(header.tokens)
         writer.finish()
     return path
+
+
+@pytest.fixture(scope="session")
+def planted_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return planted(tmp_path_factory.mktemp("planted") / "planted.npz")
+
+
+@pytest.fixture(scope="module")
+def nets_file(tmp_path_factory: pytest.TempPathFactory, planted_trace: Path) -> Path:
+    return train(tmp_path_factory.mktemp("nets") / "nets.npz", planted_trace, QUICK).path
