@@ -77,6 +77,37 @@ def test_the_front_holds_what_nothing_beats(rows):
     assert [each.policy for each in figures.best_of(found)] == ["dip-ca", "dense"]
 
 
+def on_two_devices(rows, costs):
+    """The three runs on their device, and on one that is thirty times faster."""
+    fast = json.loads(json.dumps(rows))
+    for row in fast:
+        row["provenance"]["device"]["name"] = "fast"
+        row["throughput_tok_s"] *= 30
+    return digest.name([as_closed(row, cost) for row, cost in zip([*rows, *fast], costs * 2, strict=True)])
+
+
+def test_each_device_has_a_front_of_its_own(rows):
+    found = on_two_devices(rows, (20.0, 20.5, 20.4))
+    shown = figures.pareto(found)
+    lines = [trace for trace in shown.data if trace.get("mode") == "lines"]
+    assert [len(line["x"]) for line in lines] == [2, 2]
+    assert [line["showlegend"] for line in lines] == [True, False]
+    assert [row[-1] for row in shown.rows] == ["yes", "", "yes"] * 2
+    assert shown.layout["xaxis"]["type"] == "log"  # from one device to the other
+    assert figures.pareto(found[:3]).layout["xaxis"]["type"] == "linear"
+
+
+def test_notes_say_which_runs_they_are_about(rows):
+    found = on_two_devices(rows, (20.0, 20.5, 20.4))
+    for each in found:
+        each.row["notes"] = ["all"] + ["fast"] * (each.device == "fast") + ["dip-ca"] * (each.policy == "dip-ca")
+    found[0].row["notes"] += ["one", "some"]
+    found[4].row["notes"] += ["some"]
+    assert digest.notes(found) == [
+        "all", f"{found[0].label}, {found[0].device}: one", "2 of 6 runs: some", "dip-ca: dip-ca", "fast: fast",
+    ]  # fmt: skip
+
+
 # ---------------------------------------------------------------------- the numbers
 
 

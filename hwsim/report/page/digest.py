@@ -186,8 +186,23 @@ def _device(device: dict[str, Any]) -> str:
 
 
 def notes(found: list[Named]) -> list[str]:
-    """What a reader must know to read the numbers right, each once."""
-    return list(dict.fromkeys(note for each in found for note in each.row["notes"]))
+    """What a reader must know to read the numbers right, each once, with the runs it is about where not with all."""
+    told: dict[str, list[Named]] = {}
+    for each in found:
+        for note in dict.fromkeys(each.row["notes"]):
+            told.setdefault(note, []).append(each)
+    return [f"{_about(those, found)}{note}" for note, those in told.items()]
+
+
+def _about(those: list[Named], found: list[Named]) -> str:
+    """Which runs a note is about: nothing for all, the device or the policy that they have alone, else how many."""
+    if len(those) == len(found):
+        return ""
+    for name in ("device", "policy"):
+        names = dict.fromkeys(getattr(each, name) for each in those)
+        if len(those) == sum(getattr(each, name) in names for each in found):
+            return f"{', '.join(names)}: "
+    return f"{those[0].label}, {those[0].device}: " if len(those) == 1 else f"{len(those)} of {len(found)} runs: "
 
 
 def synthetic(found: list[Named]) -> bool:

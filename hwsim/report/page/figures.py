@@ -76,7 +76,7 @@ def _by_policy(found: list[Named]) -> dict[str, list[Named]]:
 
 
 def pareto(found: list[Named]) -> Figure | None:
-    """Perplexity against tokens/s, with the runs that no other run beats in both."""
+    """Perplexity against tokens/s, with the runs that no other run of the same device beats in both."""
     judged = [each for each in found if each.closed]
     if not judged:
         return None
@@ -91,18 +91,23 @@ def pareto(found: list[Named]) -> Figure | None:
                 "marker": {"color": COLORS[index % len(COLORS)], "symbol": MARKS[index % len(MARKS)], "size": 10},
             }
         )  # fmt: skip
-    front = best_of(judged)
-    data.append(
-        {
-            "type": "scatter", "mode": "lines", "name": "no run is better in both", "hoverinfo": "skip",
-            "x": [each.row["throughput_tok_s"] for each in front], "y": [each.row["perplexity"] for each in front],
-            "line": {"color": "#888888", "dash": "dot", "shape": "hv"},
-        }
-    )  # fmt: skip
+    best: list[Named] = []
+    for device in dict.fromkeys(each.device for each in judged):
+        front = best_of([each for each in judged if each.device == device])
+        best += front
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": "no run of the device is better in both",
+                "x": [each.row["throughput_tok_s"] for each in front], "y": [each.row["perplexity"] for each in front],
+                "line": {"color": "#888888", "dash": "dot", "shape": "hv"}, "hoverinfo": "skip",
+                "legendgroup": "front", "showlegend": len(best) == len(front),
+            }
+        )  # fmt: skip
     dense = judged[0].row["dense_perplexity"]
     layout = {
-        "height": 460, "xaxis": _axis("tokens/s"),
-        "yaxis": _axis("perplexity", type="log" if _wide(judged) else "linear"),
+        "height": 460,
+        "xaxis": _axis("tokens/s", type=_scale([each.row["throughput_tok_s"] for each in judged], 20)),
+        "yaxis": _axis("perplexity", type=_scale([each.row["perplexity"] for each in judged], 4)),
         "shapes": [
             {
                 "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense,
@@ -118,7 +123,7 @@ def pareto(found: list[Named]) -> Figure | None:
             each.device,
             show_number(each.row["throughput_tok_s"]),
             show_number(each.row["perplexity"]),
-            "yes" if each in front else "",
+            "yes" if each in best else "",
         ]
         for each in judged
     ]
@@ -142,9 +147,9 @@ def best_of(judged: list[Named]) -> list[Named]:
     return front
 
 
-def _wide(judged: list[Named]) -> bool:
-    values = [each.row["perplexity"] for each in judged]
-    return max(values) > 4 * min(values)
+def _scale(values: list[float], wide: float) -> str:
+    """Logarithmic where the largest value is more than `wide` times the smallest."""
+    return "log" if max(values) > wide * min(values) else "linear"
 
 
 def speed(found: list[Named]) -> Figure:
@@ -187,7 +192,8 @@ def speed(found: list[Named]) -> Figure:
                 }
             )  # fmt: skip
         across = _axis("MLP density" if by_density else "")
-        layout = {"xaxis": across, "yaxis": _axis("tokens/s", rangemode="tozero"), "height": 420}
+        scale = _scale([each.row["throughput_tok_s"] for each in found], 20)
+        layout = {"xaxis": across, "yaxis": _axis("tokens/s", rangemode="tozero", type=scale), "height": 420}
     rows = [[each.label, each.device, show_number(each.row["throughput_tok_s"])] for each in found]
     says = f"Tokens/s of {len(found)} runs on {len(devices)} device{'s' * (len(devices) > 1)}."
     return Figure(
