@@ -37,12 +37,19 @@ def rows_of(result: dict[str, Any], kind: Kind = "summary") -> list[dict[str, An
         raise SettingError(f"to_frame({kind!r}): must be one of summary, groups, tokens")
     flat: dict[str, Any] = {}
     for key, value in result.items():
-        if isinstance(value, dict) and key in ("latency_s", "time_s"):
+        if isinstance(value, dict) and key in _FLAT:
             flat |= {f"{key}_{part}": number for part, number in value.items()}
         elif value is None or isinstance(value, int | float):
             flat[key] = value
-    parameters = {f"policy.{key}": value for key, value in told["policy"]["parameters"].items()}
-    return [named | parameters | flat]
+    parameters = {
+        f"{what}.{key}": value for what in ("policy", "eviction") for key, value in told[what]["parameters"].items()
+    }
+    chosen = {f"settings.{key}": value for key, value in told["settings"].items() if not isinstance(value, dict | list)}
+    sure = {f"{part}_confidence": told["device"][part].get("confidence") for part in ("flash", "dram")}
+    return [named | sure | parameters | chosen | flat]
+
+
+_FLAT = ("latency_s", "time_s", "busy_s", "energy_by_source_j")
 
 
 def frame(rows: list[dict[str, Any]]) -> Any:

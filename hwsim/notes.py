@@ -13,6 +13,7 @@ from hwsim.reads import ReadSetup
 from hwsim.trace import FLOAT16, Encoding
 from hwsim.units import show_rate, show_size
 
+_ODD = 1.5  # times the flat rate that a table may reach before it is told
 _MUCH = 1.5  # times the bytes that are needed: worth a word
 _MANY = 10_000  # reads at once: enough to keep any queue full and to make a latency vanish
 
@@ -77,6 +78,7 @@ def notes(
     elif placement.groups and eviction.caches:
         found += _cache_notes(placement, name, bypass)
     found += _energy(profile)
+    found += _odd_rates(profile)
     if timing == "events" and (reads is None or reads.plain):
         found += _small_reads(placement, profile, name, reads or ReadSetup())
     return found
@@ -142,6 +144,19 @@ def _energy(profile: Profile) -> list[str]:
     if not missing:
         return []
     return [f"Energy is that of reading Flash and DRAM; the profile knows no {' and no '.join(missing)}."]
+
+
+def _odd_rates(profile: Profile) -> list[str]:
+    """Rates that hardly any device has: as a rule a slip of a unit or of a digit in the profile."""
+    if not profile.flash.by_request:
+        return []
+    best, flat, dram = profile.flash.best(), profile.flash.read_bandwidth, profile.dram.bandwidth
+    told = f"warning: Flash reads up to {show_rate(best)}"
+    if best > dram:
+        return [f"{told}, faster than DRAM's {show_rate(dram)}; check the profile."]
+    if best > _ODD * flat:
+        return [f"{told} by its table or queue, its read_bandwidth is {show_rate(flat)}; check the profile."]
+    return []
 
 
 def _small_reads(placement: Placement, profile: Profile, name: str, reads: ReadSetup) -> list[str]:

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hwsim.errors import SettingError
 from hwsim.explain import problem
 
+_DIGITS = 15  # of a weight
+
 Scope = Literal["matrix", "layer", "global"]
 """Who shares a cache: nobody, all groups of a layer, or all groups of all layers."""
 
@@ -38,11 +40,12 @@ class Shares:
     """Weights by layer and group.
 
     Attributes:
-        weights: whole numbers from 0 by (layer, group); None: of a replay with equal shares, which must run first.
-        source: where they are from, for results and messages: ``traffic`` or the name of a file.
+        weights: whole numbers from 0 by (layer, group), or by group, alike in all layers; None: of a replay with equal
+            shares, which must run first.
+        source: where they are from, for results and messages: ``traffic``, the name of a file, or the weights.
     """
 
-    weights: dict[tuple[int, str], int] | None
+    weights: dict[tuple[int, str], int] | dict[str, int] | None
     source: str
 
     def of(self, layers: int, groups: list[str]) -> list[list[int]]:
@@ -52,7 +55,9 @@ class Shares:
             SettingError: layers or groups are missing, or are none of the model's and policy's; all weights are 0.
         """
         wanted = {(layer, group) for layer in range(layers) for group in groups}
-        weights = self.weights or {}
+        weights: dict[tuple[int, str], int] = {}
+        for key, weight in (self.weights or {}).items():
+            weights |= {key: weight} if isinstance(key, tuple) else {(layer, key): weight for layer in range(layers)}
         for what, keys in (("lacks", wanted - weights.keys()), ("names", weights.keys() - wanted)):
             if keys:
                 layer, group = min(keys)
@@ -95,6 +100,24 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     groups: list[_Entry] = Field(min_length=1)
+
+
+def parse_shares(text: str) -> Shares:
+    """Weights by group, alike in all layers: ``input=2,down=1``.
+
+    Raises:
+        SettingError: a part is no weight of a group.
+    """
+    weights: dict[str, int] = {}
+    for part in text.split(","):
+        group, _, weight = (each.strip() for each in part.partition("="))
+        if not group or group in weights or not weight.isascii() or not weight.isdecimal() or len(weight) > _DIGITS:
+            raise SettingError(
+                f"--cache-shares {text}: {part.strip()!r} is no weight of a group; write equal, traffic, a file, or a "
+                "whole number for each group, such as input=2,down=1"
+            )
+        weights[group] = int(weight)
+    return Shares(weights, ",".join(f"{group}={weight}" for group, weight in weights.items()))
 
 
 def read_shares(path: Path) -> Shares:

@@ -32,6 +32,26 @@ def has(result: Result, words: str) -> bool:
     return any(words in note for note in result.notes)
 
 
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ([900, 1000], None),
+        (
+            [900, 1600],
+            "warning: Flash reads up to 1.60 GB/s by its table or queue, its read_bandwidth is 1.00 GB/s; check the profile.",
+        ),
+        ([900, 60000], "warning: Flash reads up to 60.0 GB/s, faster than DRAM's 50.0 GB/s; check the profile."),
+    ],
+)
+def test_rates_that_no_device_has_are_told(rates: list[int], told: str | None, small_trace: Path) -> None:
+    plain = SLOW.model_dump(mode="json", exclude_none=True)
+    plain["flash"] = {"read_bandwidth": "1 GB/s", "queue_depth": 8}
+    plain["flash"]["table"] = {"unit": "MB/s", "queue_depth": [1, 8], "read": {"4 KiB": [40, 250], "1 MiB": rates}}
+    plain["dram"] = {"budget": "1 GB", "bandwidth": "50 GB/s"}
+    notes = run(small_trace, "dip", Profile.model_validate(plain), dram="60%").notes
+    assert [note for note in notes if "check the profile" in note] == ([told] if told else [])
+
+
 def test_small_reads_are_named_with_the_rate_they_get(small_trace: Path) -> None:
     result = run(small_trace, "dip", SLOW, dram="60%")
     (note,) = [note for note in result.notes if "small pieces" in note]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hwsim.errors import SettingError
 from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.shares import Shares, divide, measured, read_shares
+from hwsim.shares import Shares, divide, measured, parse_shares, read_shares
 from hwsim.simulation import Settings, layout, replay
 
 from .conftest import flat_profile
@@ -71,6 +71,18 @@ def test_equal_weights_by_matrix_are_equal_shares(trace):
     """Input cuts two matrices, down one: weights 2 and 1 are the equal shares."""
     weights = {(layer, group): weight for layer in range(3) for group, weight in (("input", 2), ("down", 1))}
     assert run(trace, Shares(weights, "w")).groups == run(trace).groups
+    assert run(trace, parse_shares("input=2, down=1")).groups == run(trace).groups
+    assert parse_shares("down=1,input=2").source == "down=1,input=2"
+
+
+@pytest.mark.parametrize(
+    "text", ["input=", "=1", "input=2,input=1", "input=-1", "input=1.5", "input=1,", f"input={'9' * 16}"]
+)
+def test_weights_that_are_refused(text):
+    with pytest.raises(
+        SettingError, match=r"^--cache-shares .* is no weight of a group; write equal, traffic, a file, or"
+    ):
+        parse_shares(text)
 
 
 def test_layers_with_more_weight_hold_more(trace):

@@ -146,12 +146,19 @@ class _Plain:
         self._stream.flush()
 
 
+class _Piped(Console):
+    """Leaves it to `guarded` that the reader has gone; rich would end the process as if something had failed."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def output() -> Console:
     """The console for answers. Not a terminal: 160 characters a line, no colours."""
     stream = _stdout()
     if stream.isatty():
         return Console(highlight=False, file=stream)
-    return Console(highlight=False, width=160, file=cast("TextIO", _Plain(stream)))
+    return _Piped(highlight=False, width=160, file=cast("TextIO", _Plain(stream)))
 
 
 def note(text: str) -> None:

@@ -111,6 +111,9 @@ TimelineTokens = Annotated[
 ]
 
 
+SHOWN = "0:32"  # what is shown where nothing is said
+
+
 class Drawing:
     """What is asked for to be seen of the engine: a timeline, replays as they run, or neither.
 
@@ -141,6 +144,8 @@ class Drawing:
         if watch and timing is Timing.CLOSED_FORM:
             raise SettingError("--watch: the closed form knows no moments; leave out --timing")
         if path is None:
+            if tokens != SHOWN:
+                raise SettingError("--timeline-tokens: says which tokens --timeline shows; give that, too")
             return
         if len(devices) > 1 or len(policies) > 1:
             raise SettingError("--timeline: shows one run; name one --hw and one --policy")

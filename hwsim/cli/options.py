@@ -171,8 +171,9 @@ CacheScope = Annotated[
 CacheShares = Annotated[
     str,
     typer.Option(
-        metavar="equal|traffic|FILE",
-        help="Bytes of the caches: equal, in proportion to Flash traffic under equal shares, or to that of a --json.",
+        metavar="equal|traffic|A=N,B=N|FILE",
+        help="Bytes of the caches: equal, in proportion to Flash traffic under equal shares, to weights of groups such "
+        "as input=2,down=1, or to the traffic of a --json.",
     ),
 ]
 Block = Annotated[
@@ -288,5 +289,5 @@ def read_size(text: str | None, option: str) -> int | None:
 
 def cache_files(shares: str, layout: Path | None) -> list[Path]:
     """The files that ``--cache-shares`` and ``--layout`` name."""
-    named = None if shares in ("equal", "traffic") else Path(shares)
+    named = None if shares in ("equal", "traffic") or ("=" in shares and not Path(shares).exists()) else Path(shares)
     return [path for path in (named, layout) if path is not None]

@@ -88,7 +88,7 @@ def replay(
     kv_window: d.KvWindow = None,
     prefill_chunk: d.PrefillChunk = None,
     timeline: d.Timeline = None,
-    timeline_tokens: d.TimelineTokens = "0:32",
+    timeline_tokens: d.TimelineTokens = d.SHOWN,
     watch: d.WatchIt = False,
     seed: o.Seed = 0,
     threads: Annotated[

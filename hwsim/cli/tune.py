@@ -29,7 +29,7 @@ def tune(
         str, typer.Option(metavar="A,B,...", help="Perplexity above dense that may be lost.")
     ] = "0.1,0.2,0.5",
     trials: Annotated[int, typer.Option(min=1, max=10**6, help="In all, those that the study holds included.")] = 100,
-    least_density: Annotated[float, typer.Option(help="Least MLP density to try.")] = 0.4,
+    least_density: Annotated[float, typer.Option(help="Least MLP density of the first third to try.")] = 0.4,
     dram: o.Dram = None,
     lora: o.Lora = None,
     lora_merged: o.LoraMerged = False,
@@ -54,13 +54,13 @@ def tune(
     from hwsim.report.tuning import render_tuned
     from hwsim.tune import Goal, write_settings
     from hwsim.tune import tune as run
-    from hwsim.tune.study import shares_file, told
+    from hwsim.tune.study import told
 
     losses = _losses(loss)
     names = {each: out if len(losses) == 1 else out.with_name(f"{out.stem}-{each:g}{out.suffix}") for each in losses}
     read = [find_profile(hw), *o.model_files(model), *([Path(text)] if Path(text).is_file() else [])]
     read += o.lora_files(lora, lora_merged)
-    written = [*names.values(), *map(shares_file, names.values()), study]
+    written = [*names.values(), study]
     for path in written:
         check_new_file(path)
         spare(path, read)

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from hwsim.metrics import Result
 from hwsim.report.columns import Column, fit, rows, table, widen
-from hwsim.report.table import notes
+from hwsim.report.table import device_line, notes, settings_line
 from hwsim.units import printable, show_number
 
 Device = tuple[str, list[Result], Result]
@@ -20,6 +20,9 @@ def print_matrix(console: Console, devices: list[Device]) -> None:
     told = f"{first['model']['name']}, {devices[0][1][0].tokens} tokens decoded from {first['trace']['name']} "
     told += f"({first['trace']['origin']}); tokens/s, and how that compares with dense"
     console.print(Text(printable(told)))
+    console.print(Text(settings_line(devices[0][1][0])), style="dim", soft_wrap=not console.is_terminal)
+    for device, results, _ in devices:
+        console.print(Text(printable(f"{device}: {device_line(results[0])}")), soft_wrap=not console.is_terminal)
     console.print()
     names = [_name(result) for result in devices[0][1]]
     with_dense = names if "dense" in names else ["dense", *names]

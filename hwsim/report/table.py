@@ -76,23 +76,34 @@ def _name(result: Result) -> str:
 
 def _head(result: Result) -> ConsoleRenderable:
     origin = result.provenance
-    model, device, settings = origin["model"], origin["device"], origin["settings"]
+    model, device = origin["model"], origin["device"]
     lines = Text()
     lines.append(printable(model["name"]), style="bold")
     trace = printable(origin["trace"]["name"])
     lines.append(f", {result.tokens} tokens decoded from {trace} ({origin['trace']['origin']})\n")
     lines.append(printable(device["name"]), style="bold")
-    lines.append(
-        f": Flash {show_rate(device['flash']['read_bandwidth'])}{_confidence(device['flash'])}, "
-        f"DRAM {show_rate(_dram(device, settings))}{_confidence(device['dram'])}, "
-        f"budget {show_size(result.budget_bytes)}, {show_size(result.kv_cache_bytes)} of it KV cache\n"
-    )
-    lines.append(
-        f"eviction {printable(origin['eviction']['name'])}{_caches(settings)}, timing {settings['timing']}, "
-        f"overlap {settings['overlap']}{sentence(settings)}",
-        style="dim",
-    )
+    lines.append(f": {device_line(result)}\n")
+    lines.append(settings_line(result), style="dim")
     return Padding(lines, (1, 0, 0, 0))
+
+
+def device_line(result: Result) -> str:
+    """The rates of a device, how sure they are, and what the model may use of it."""
+    device, settings = result.provenance["device"], result.provenance["settings"]
+    return (
+        f"Flash {show_rate(device['flash']['read_bandwidth'])}{_confidence(device['flash'])}, "
+        f"DRAM {show_rate(_dram(device, settings))}{_confidence(device['dram'])}, "
+        f"budget {show_size(result.budget_bytes)}, {show_size(result.kv_cache_bytes)} of it KV cache"
+    )
+
+
+def settings_line(result: Result) -> str:
+    """How it was run."""
+    origin, settings = result.provenance, result.provenance["settings"]
+    return (
+        f"eviction {printable(origin['eviction']['name'])}{_caches(settings)}, timing {settings['timing']}, "
+        f"overlap {settings['overlap']}{sentence(settings)}"
+    )
 
 
 def _dram(device: dict[str, Any], settings: dict[str, Any]) -> float:

@@ -60,8 +60,8 @@ def uniform(density: float, gamma: float, *, adapter: bool = False) -> Point:
 def settings_of(point: Point, model: ModelShape) -> dict[str, Any]:
     """What a point comes down to, by the names of a sweep's keys: lists have one value for each layer.
 
-    ``cache_shares``, where they are not equal, are weights by group, alike in all layers. Keeps are held within their
-    bounds: where the split asks for more of one group than there is, it gets all of it.
+    ``cache_shares``, where they are not equal, are weights by group, as the option has them. Keeps are held within
+    their bounds: where the split asks for more of one group than there is, it gets all of it.
     """
     layers, matrices = model.num_hidden_layers, len(model.mlp)
     densities, inputs, gammas = [], [], []
@@ -82,5 +82,5 @@ def settings_of(point: Point, model: ModelShape) -> dict[str, Any]:
         "eviction": point["eviction"],
     }  # fmt: skip
     if share := point["share_down"]:
-        chosen["cache_shares"] = {"input": _EQUAL * (matrices - 1), "down": round(_EQUAL * math.exp(share))}
+        chosen["cache_shares"] = f"input={_EQUAL * (matrices - 1)},down={round(_EQUAL * math.exp(share))}"
     return chosen

@@ -20,7 +20,7 @@ from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.profile import Profile
 from hwsim.record import Settings as Reading
 from hwsim.settings import Settings
-from hwsim.shares import Shares
+from hwsim.shares import parse_shares
 from hwsim.tune.alone import alone
 from hwsim.tune.space import Point, settings_of, suggest, uniform
 from hwsim.units import show_number
@@ -28,6 +28,12 @@ from hwsim.units import show_number
 BASE_DENSITIES = (0.6, 0.7, 0.8, 0.9)
 BASE_GAMMA = 0.2  # the authors'
 _HOPELESS = 2.0  # times the greatest loss, after the first windows: such a trial is ended
+
+_CALLED = {
+    "source": "model or text", "device": "--hw", "dram": "--dram", "lora": "--lora", "overlap": "--overlap",
+    "bits": "--bits", "low": "--least-density", "greatest_loss": "greatest --loss", "seed": "--seed",
+    "space": "version of hwsim",
+}  # fmt: skip
 
 Progress = Callable[[str, int, int], None]
 
@@ -178,11 +184,13 @@ def _open(optuna: Any, path: Path, about: dict[str, Any]) -> Any:
             load_if_exists=True,
         )
     except Exception as error:  # of SQLAlchemy, whose errors are many
+        if path.is_file() and not path.read_bytes()[:16].startswith(b"SQLite format 3"):
+            raise SettingError(f"--study {path}: is no study but another file; name a new one, or a study") from error
         raise SettingError(f"--study {path}: cannot be used: {one_line(error)[:120]}") from error
     text = json.dumps(about, sort_keys=True)
     kept = found.user_attrs.get("about")
     if kept is not None and kept != text:
-        differ = sorted(key for key in about if json.loads(kept).get(key) != json.loads(text)[key])
+        differ = sorted(_CALLED.get(key, key) for key in about if json.loads(kept).get(key) != json.loads(text)[key])
         raise SettingError(
             f"--study {path}: is of another {', '.join(differ)}; name another file, or tune for the same"
         )
@@ -198,8 +206,8 @@ def _run(loops: Loops, goal: Goal, point: Point, chosen: dict[str, Any]) -> Eval
     name, kind = POLICIES.find(chosen["policy"])
     rule = EVICTIONS.make(chosen["eviction"])[1]
     settings = goal.settings if point.get("lora") else replace(goal.settings, lora=None, lora_merged=False)
-    if weights := chosen.get("cache_shares"):
-        settings = replace(settings, cache_shares=Shares(_by_layer(weights, len(chosen["density"])), "tuned"))
+    if "cache_shares" in chosen:
+        settings = replace(settings, cache_shares=parse_shares(chosen["cache_shares"]))
     most = _HOPELESS * max(goal.losses) + 1
 
     def hopeful(scores: list[Any]) -> bool:
@@ -256,30 +264,17 @@ def _about_trial(number: int, trial: Any, goal: Goal, model: Any) -> dict[str, A
     return {"trial": number, "settings": chosen, **numbers}
 
 
-def _by_layer(weights: dict[str, int], layers: int) -> dict[tuple[int, str], int]:
-    return {(layer, group): weight for layer in range(layers) for group, weight in weights.items()}
-
-
-def shares_file(path: Path) -> Path:
-    """Where the shares of the cache lie that belong to a file of settings."""
-    return path.with_suffix(".shares.json")
-
-
 def write_settings(path: Path, found: dict[str, Any], about: str) -> None:
-    """Write the settings of a trial as a file that `replay`, `eval` and `sweep` take; shares of the cache beside it.
+    """Write the settings of a trial as a file that `replay`, `eval` and `sweep` take.
 
     Raises:
         OutputError: it cannot be written.
     """
     lines = "".join(f"# {line}\n" for line in about.splitlines())
     one = found["settings"]
-    if weights := one.get("cache_shares"):
-        rows = _by_layer(weights, len(one["density"])).items()
-        groups = [{"layer": layer, "group": group, "flash_bytes": weight} for (layer, group), weight in rows]
-        write_atomic(shares_file(path), json.dumps({"groups": groups}) + "\n")
-        one = one | {"cache_shares": str(shares_file(path))}
     # in a sweep a list is one of several values: a list of one list is one value, a number for each layer
-    grid = one | {"density": [one["density"]], "set": {key: [value] for key, value in one["set"].items()}}
+    lists = {key: [one[key]] for key in ("density", "cache_shares") if key in one}
+    grid = one | lists | {"set": {key: [value] for key, value in one["set"].items()}}
     write_atomic(path, lines + yaml.safe_dump(grid, sort_keys=False, default_flow_style=None, width=118))
 
 

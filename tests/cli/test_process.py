@@ -89,8 +89,9 @@ def test_a_full_disk_is_one_line(here):
     assert refused(*replay("--json", "/dev/full")) == "/dev/full: cannot be written: No space left on device"
 
 
-def test_a_reader_that_has_gone_is_no_error(here):
-    command = [sys.executable, "-c", "from hwsim.cli import main; main()", *replay("--json", "-", "--per-token")]
+@pytest.mark.parametrize("words", [("--json", "-", "--per-token"), ()])
+def test_a_reader_that_has_gone_is_no_error(here, words):
+    command = [sys.executable, "-c", "from hwsim.cli import main; main()", *replay(*words)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     running.stdout.close()
     assert running.stderr.read() == b""

@@ -146,3 +146,9 @@ def test_what_cannot_be_drawn_is_one_line(tmp_path, options, says):
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "t.json").exists()
+
+
+def test_tokens_without_a_timeline_are_refused():
+    words = ("replay", "sample", "--hw", "pixel8", "--policy", "dip", "--timeline-tokens", "3:5")
+    done = run_cli(*words, code=1)
+    assert done.stderr == "hwsim: --timeline-tokens: says which tokens --timeline shows; give that, too\n"

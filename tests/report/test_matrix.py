@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from hwsim.units import show_number
 from tests.report.test_page import run
@@ -12,6 +13,10 @@ def test_a_matrix_of_single_replays(here):
     words = ("--policy", "dip,dip-ca", "--dram", "60%")
     code, out, _ = run("replay", "t.npz", "--hw", "pixel8,oneplus12", "--hw", "iphone16-a18", *words)
     assert code == 0
+    for device in ("pixel8", "oneplus12", "iphone16-a18"):
+        rates = r"Flash [\d.]+ GB/s \([a-z]+\), DRAM [\d.]+ GB/s \([a-z]+\), budget "
+        assert re.search(rf"^{device}: {rates}", out, re.MULTILINE)
+    assert "eviction lfu, timing events, overlap none" in out
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.split()}
     for column, device in enumerate(("pixel8", "oneplus12", "iphone16-a18")):
         assert lines["policy"][column] == device

@@ -97,6 +97,21 @@ def test_each_device_has_a_front_of_its_own(rows):
     assert figures.pareto(found[:3]).layout["xaxis"]["type"] == "linear"
 
 
+def test_runs_scored_on_different_tokens_have_lines_and_fronts_of_their_own(rows):
+    found = digest.name([as_closed(row, cost) for row, cost in zip(rows, (20.0, 20.5, 20.4), strict=True)])
+    for each in (found[1], found[2]):
+        each.row["dense_perplexity"] += 3
+    shown = figures.pareto(found)
+    assert [line["y0"] for line in shown.layout["shapes"]] == [20.0, 23.0]
+    assert [row[-1] for row in shown.rows] == ["yes", "", "yes"]
+    assert "scored on different tokens" in shown.says
+
+
+def test_without_dense_the_answer_says_so(rows):
+    (told,) = digest.answers(digest.name(rows[1:]))
+    assert "(no dense run of the same DRAM is among these, so whether that is a gain is open)" in told
+
+
 def test_notes_say_which_runs_they_are_about(rows):
     found = on_two_devices(rows, (20.0, 20.5, 20.4))
     for each in found:
@@ -185,6 +200,9 @@ def test_the_command(here):
     assert len(rows) == 6
     source = json.loads(Path("open.json").read_text())["results"]
     assert [float(row["throughput_tok_s"]) for row in rows[:3]] == [row["throughput_tok_s"] for row in source]
+    assert [row["settings.overlap"] for row in rows] == ["none"] * 6
+    assert {row["flash_confidence"] for row in rows} == {"assumed"}
+    assert [float(row["busy_s_flash"]) for row in rows[:3]] == [row["busy_s"]["flash"] for row in source]
     groups = list(csv.DictReader(Path("r-groups.csv").read_text().splitlines()))
     assert sum(int(row["hits"]) for row in groups) == 2 * sum(row["unit_hits"] for row in source)
 

@@ -106,7 +106,6 @@ def test_shares_of_the_cache_are_written_and_read(words, checkpoints):
         equal = study._run(loops, goal, point, {key: value for key, value in chosen.items() if key != "cache_shares"})
     assert uneven.flash_bytes != equal.flash_bytes
     study.write_settings(Path("t.yaml"), {"settings": chosen | {"dram": "60%"}}, "a test")
-    assert sorted(path.name for path in Path().glob("t.*")) == ["t.shares.json", "t.yaml"]
     options = [*words[1:3], "--hw", "pixel8", "--tokens", "64", "--context", "32"]
     code, out, err = run("eval", *options, "--settings", "t.yaml", "--json", "-")
     assert code == 0, err
@@ -170,7 +169,7 @@ def test_another_goal_is_refused(words):
     changed = ["70%" if word == "60%" else word for word in words]
     code, _, err = run(*changed, "--trials", 5)
     assert code == 1
-    assert err == "hwsim: --study s.db: is of another dram; name another file, or tune for the same\n"
+    assert err == "hwsim: --study s.db: is of another --dram; name another file, or tune for the same\n"
 
 
 @pytest.mark.parametrize(
@@ -190,5 +189,4 @@ def test_a_file_that_is_no_study_is_told(words):
     Path("s.db").write_text("no study")
     code, _, err = run(*words)
     assert code == 1
-    assert err.startswith("hwsim: --study s.db: cannot be used: ")
-    assert len(err.splitlines()) == 1
+    assert err == "hwsim: --study s.db: is no study but another file; name a new one, or a study\n"

@@ -81,6 +81,8 @@ def _answer(device: str, found: list[Named]) -> str:
         text = f"On {device}, {best.label} is fastest: {show_number(speed)} tokens/s"
         if dense and best.policy != "dense":
             text += f", {speed / dense:.2f} x the dense model's {show_number(dense)}"
+        elif best.policy != "dense":
+            text += " (no dense run of the same DRAM is among these, so whether that is a gain is open)"
     if best.row["hit_rate"] is not None:
         text += f", with a hit rate of {best.row['hit_rate']:.1%}"
     if not judged:

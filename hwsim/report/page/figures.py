@@ -76,7 +76,7 @@ def _by_policy(found: list[Named]) -> dict[str, list[Named]]:
 
 
 def pareto(found: list[Named]) -> Figure | None:
-    """Perplexity against tokens/s, with the runs that no other run of the same device beats in both."""
+    """Perplexity against tokens/s, with the runs that no other run of the same device and text beats in both."""
     judged = [each for each in found if each.closed]
     if not judged:
         return None
@@ -92,8 +92,9 @@ def pareto(found: list[Named]) -> Figure | None:
             }
         )  # fmt: skip
     best: list[Named] = []
-    for device in dict.fromkeys(each.device for each in judged):
-        front = best_of([each for each in judged if each.device == device])
+    scored = [round(each.row["dense_perplexity"], 6) for each in judged]  # another text, or other tokens of it
+    for alike in dict.fromkeys((each.device, dense) for each, dense in zip(judged, scored, strict=True)):
+        front = best_of([each for each, dense in zip(judged, scored, strict=True) if (each.device, dense) == alike])
         best += front
         data.append(
             {
@@ -103,7 +104,6 @@ def pareto(found: list[Named]) -> Figure | None:
                 "legendgroup": "front", "showlegend": len(best) == len(front),
             }
         )  # fmt: skip
-    dense = judged[0].row["dense_perplexity"]
     layout = {
         "height": 460,
         "xaxis": _axis("tokens/s", type=_scale([each.row["throughput_tok_s"] for each in judged], 20)),
@@ -113,10 +113,14 @@ def pareto(found: list[Named]) -> Figure | None:
                 "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense,
                 "line": {"color": "#888888", "width": 1},
             }
+            for dense in dict.fromkeys(scored)
         ],
     }  # fmt: skip
     says = f"Perplexity against tokens/s of {len(judged)} runs; to the right and down is better. "
-    says += f"The line is the dense model's perplexity, {show_number(dense)}."
+    lines = ", ".join(map(show_number, dict.fromkeys(scored)))
+    says += f"The line is the dense model's perplexity, {lines}."
+    if len(set(scored)) > 1:
+        says += " These runs were scored on different tokens: compare perplexities with the same line only."
     rows = [
         [
             each.label,
