@@ -14,7 +14,7 @@ def test_a_matrix_of_single_replays(here):
     code, out, _ = run("replay", "t.npz", "--hw", "pixel8,oneplus12", "--hw", "iphone16-a18", *words)
     assert code == 0
     for device in ("pixel8", "oneplus12", "iphone16-a18"):
-        rates = r"Flash [\d.]+ GB/s \([a-z]+\), DRAM [\d.]+ GB/s \([a-z]+\), budget "
+        rates = r"Flash [\d.]+ [GM]B/s \([a-z]+\), DRAM [\d.]+ GB/s \([a-z]+\), budget "
         assert re.search(rf"^{device}: {rates}", out, re.MULTILINE)
     assert "eviction lfu, timing events, overlap none" in out
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.split()}
