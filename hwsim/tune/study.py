@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -116,9 +117,26 @@ def tune(goal: Goal, study: Path, trials: int, *, seed: int = 0, progress: Progr
         for number in range(before, trials):
             tell("trials", number, trials)
             found.sampler = _sampler(optuna, goal, number, seed)
-            found.optimize(_objective(optuna, loops, goal, base=number < len(BASE_DENSITIES)), n_trials=1)
+            with _kept(optuna, study):
+                found.optimize(_objective(optuna, loops, goal, base=number < len(BASE_DENSITIES)), n_trials=1)
         tell("trials", trials, trials)
         return _answer(optuna, found, goal, model, max(0, trials - before))
+
+
+@contextlib.contextmanager
+def _kept(optuna: Any, path: Path) -> Iterator[None]:
+    """Tell in one line that a trial could not be kept."""
+    try:
+        yield
+    except Exception as error:
+        # Optuna asserts that the trial's state was kept, while the error that it was not is on its way
+        cause = error.__context__ if isinstance(error, AssertionError) else error
+        if isinstance(cause, optuna.exceptions.StorageInternalError):
+            raise SettingError(
+                f"--study {path}: cannot be written any more; was it deleted, or is the disk full? The same command "
+                "goes on with the trials that are there"
+            ) from error
+        raise
 
 
 def _objective(optuna: Any, loops: Loops, goal: Goal, *, base: bool) -> Callable[[Any], tuple[float, float]]:

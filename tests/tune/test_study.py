@@ -154,6 +154,22 @@ def test_a_killed_study_finds_what_an_undisturbed_one_does(words, monkeypatch):
     assert not list(Path().glob(".*lock"))
 
 
+def test_a_study_that_vanishes_is_told(words, monkeypatch):
+    real = study._run
+
+    def meanwhile(*arguments):
+        Path("s.db").unlink(missing_ok=True)
+        return real(*arguments)
+
+    monkeypatch.setattr(study, "_run", meanwhile)
+    code, _, err = run(*words, "--trials", 4)
+    assert code == 1
+    assert err.startswith("hwsim: --study s.db: cannot be written any more; was it deleted, or is the disk full? ")
+    assert len(err.splitlines()) == 1
+    monkeypatch.undo()
+    assert run(*words, "--trials", 4)[0] == 0
+
+
 def test_one_search_at_a_time_in_a_study(words):
     fcntl = pytest.importorskip("fcntl")
     with Path(".s.db.lock").open("w") as held:
