@@ -166,7 +166,7 @@ def test_a_study_that_vanishes_is_told(words, monkeypatch):
     assert code == 1
     assert err.startswith("hwsim: --study s.db: cannot be written any more; was it deleted, or is the disk full? ")
     assert len(err.splitlines()) == 1
-    monkeypatch.undo()
+    monkeypatch.setattr(study, "_run", real)
     assert run(*words, "--trials", 4)[0] == 0
 
 
