@@ -21,7 +21,7 @@ from hwsim.policy import Policy
 from hwsim.prefetch import Prefetch
 from hwsim.reads import ReadSetup
 from hwsim.settings import Settings
-from hwsim.shares import Shares, parse_shares, read_shares
+from hwsim.shares import Shares, parse_shares, read_shares, shares_file
 from hwsim.synth import bundled
 from hwsim.units import parse
 
@@ -94,12 +94,11 @@ def make_settings(
         raise SettingError("--lora-merged: no adapter is given; give --lora FOLDER, too")
     shares = None
     if str(cache_shares) != "equal":
-        traffic = str(cache_shares) == "traffic"
-        given = "=" in str(cache_shares) and not Path(cache_shares).exists()
-        shares = (
-            Shares(None, "traffic") if traffic else parse_shares(str(cache_shares)) if given
-            else read_shares(Path(cache_shares))
-        )  # fmt: skip
+        text = str(cache_shares)
+        if file := shares_file(text):
+            shares = read_shares(file)
+        else:
+            shares = Shares(None, text) if text == "traffic" else parse_shares(text)
     pinned, warmed = (None if each is None else read_units(Path(each)) for each in (pin, warm))
     return Settings(
         dram=dram, kv_tokens=kv_tokens, bits=bits if isinstance(bits, Bits) else read_bits(bits),

@@ -12,7 +12,7 @@ from hwsim.plans import GroupPlan
 from hwsim.prefetch import Ahead, Prefetch
 from hwsim.reads import Reader
 
-_TOGETHER = 16  # tokens
+_TOGETHER = 16  # tokens in a row whose reads are counted at once
 
 
 class Signals(Protocol):
@@ -94,10 +94,11 @@ class Seen:
         rows = slice(row, row + len(masks))
         if self.counted is not None:
             first, waiting = self._waiting.get((layer, index), (row, []))
-            if waiting and row != first + sum(map(len, waiting)):  # elsewhere: what waits is a block of its own
+            if row != first + sum(map(len, waiting)):  # elsewhere: what waits is a block of its own
                 self._count(layer, index)
-            first, waiting = self._waiting.setdefault((layer, index), (row, []))
+                first, waiting = row, []
             waiting.append(misses)
+            self._waiting[layer, index] = first, waiting
             if row + len(masks) - first >= _TOGETHER:
                 self._count(layer, index)
         if self.ahead is not None and self.useful is not None:

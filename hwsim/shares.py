@@ -102,6 +102,12 @@ class _File(BaseModel):
     groups: list[_Entry] = Field(min_length=1)
 
 
+def shares_file(text: str) -> Path | None:
+    """The file that a value of ``--cache-shares`` names; None: it is a word, or weights of groups."""
+    weights = "=" in text and not Path(text).exists()
+    return None if text in ("equal", "traffic") or weights else Path(text)
+
+
 def parse_shares(text: str) -> Shares:
     """Weights by group, alike in all layers: ``input=2,down=1``.
 

@@ -10,7 +10,7 @@ import typer
 from hwsim.cli.common import JsonOption, check_target, guarded, note, output, to_json, write_json
 from hwsim.errors import OutputError, SettingError
 from hwsim.files import check_new_file, spare, write_atomic
-from hwsim.units import show_number, show_rate, show_size
+from hwsim.units import show_rate, show_size
 
 _GOOD = 0.15  # error of points left out up to which a fit is called good
 
@@ -104,7 +104,7 @@ def _profile(
     import yaml
 
     flash: dict[str, Any] = {
-        "read_bandwidth": f"{show_number(model['bandwidth'] / 1e6)} MB/s",
+        "read_bandwidth": f"{model['bandwidth'] / 1e6:.4g} MB/s",
         "queue_depth": depth,
     }
     if page := base.get("flash", {}).get("page_size"):

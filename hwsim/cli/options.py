@@ -289,5 +289,6 @@ def read_size(text: str | None, option: str) -> int | None:
 
 def cache_files(shares: str, layout: Path | None) -> list[Path]:
     """The files that ``--cache-shares`` and ``--layout`` name."""
-    named = None if shares in ("equal", "traffic") or ("=" in shares and not Path(shares).exists()) else Path(shares)
-    return [path for path in (named, layout) if path is not None]
+    from hwsim.shares import shares_file
+
+    return [path for path in (shares_file(shares), layout) if path is not None]

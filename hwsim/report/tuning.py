@@ -50,6 +50,6 @@ def render_tuned(found: Found) -> ConsoleRenderable:
 def _cells(best: dict[str, Any]) -> list[str]:
     rate = best["hit_rate"]
     return [
-        show_number(best['throughput_tok_s']), show_number(best['perplexity']), f"{best['mlp_density']:.3f}",
+        show_number(best["throughput_tok_s"]), show_number(best["perplexity"]), f"{best['mlp_density']:.3f}",
         "-" if rate is None else f"{rate:.1%}",
     ]  # fmt: skip

@@ -103,7 +103,7 @@ def _cells(line: dict[str, Any]) -> list[str]:
     return [
         *cells,
         show_number(done / total),
-        f"{len(seconds[-_LAST:]) / recent:.4g}",
+        show_number(len(seconds[-_LAST:]) / recent),
         *rates,
         show_rate(float(np.sum(line["flash"][last])) / recent),
         show_time(seconds[-1]),

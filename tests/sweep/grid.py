@@ -12,6 +12,20 @@ from hwsim.cli.app import app
 from hwsim.sweep import Store, make_spec, sweep
 from tests.conftest import write_trace
 
+SLOW = """
+import time
+from hwsim.policy import *
+import numpy as np
+class Slow(Policy):
+    '''Takes its time, so that there is a middle.'''
+    density: float = Field(0.5)
+    def groups(self, model):
+        return [Group('down', axis='neuron', slices=['down.column'], keep=self.density, needs=['glu'])]
+    def score(self, ctx):
+        time.sleep(0.003)
+        return np.abs(ctx.signals['glu'])
+"""
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):

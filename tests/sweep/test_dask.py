@@ -16,25 +16,12 @@ import pytest
 from hwsim.errors import SettingError
 from hwsim.sweep import Store, make_spec, sweep
 from tests.conftest import write_trace
+from tests.sweep.grid import SLOW
 
 pytest.importorskip("distributed")
 pytest.importorskip("joblib")
 # the libraries' own, while workers come and go
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-SLOW = """
-import time
-from hwsim.policy import *
-import numpy as np
-class Slow(Policy):
-    '''Takes its time, so that there is a middle.'''
-    density: float = Field(0.5)
-    def groups(self, model):
-        return [Group('down', axis='neuron', slices=['down.column'], keep=self.density, needs=['glu'])]
-    def score(self, ctx):
-        time.sleep(0.002)
-        return np.abs(ctx.signals['glu'])
-"""
 
 
 @pytest.fixture

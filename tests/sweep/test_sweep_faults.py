@@ -16,7 +16,7 @@ from hwsim.sweep import Store
 from hwsim.sweep.runs import expand
 from hwsim.sweep.work import Task, perform
 from tests.conftest import write_trace
-from tests.sweep.grid import content, grid, here, swept
+from tests.sweep.grid import SLOW, content, grid, here, swept
 
 __all__ = ["here"]
 
@@ -187,21 +187,6 @@ def _left_over(folder):
             return []
         time.sleep(0.1)
     return found
-
-
-SLOW = """
-import time
-from hwsim.policy import *
-import numpy as np
-class Slow(Policy):
-    '''Takes its time, so that there is a middle.'''
-    density: float = Field(0.5)
-    def groups(self, model):
-        return [Group('down', axis='neuron', slices=['down.column'], keep=self.density, needs=['glu'])]
-    def score(self, ctx):
-        time.sleep(0.003)
-        return np.abs(ctx.signals['glu'])
-"""
 
 
 def test_ctrl_c_says_how_to_go_on(here):
