@@ -335,7 +335,7 @@ def test_what_else_needs_all_values(tmp_path: Path) -> None:
         ({"name": "top", "share": 0}, "header.encoding.share: "),
         ({"name": "top", "share": 1.0}, "header.encoding.share: "),
         ({"name": "top", "share": "0.5"}, "header.encoding.share: "),
-        ({"name": "int8", "scale": 3}, "header.encoding.scale: "),
+        ({"name": "int8", "scale": 3}, "header.encoding.scale is not a known key"),
         ("int8", "header.encoding: "),
         (None, "header.encoding: "),
         ({"name": "int8"}, "layers/000/input: type float16, a trace needs int8"),
