@@ -38,9 +38,13 @@ def results(smollm2: Path) -> dict[tuple[str, float, float], Evaluation]:
 
 
 @pytest.mark.parametrize("policy", POLICIES_TRIED)
-def test_perplexity_falls_as_density_rises(policy: str, results: dict[Any, Evaluation]) -> None:
-    low, middle, high = (results[policy, density, 1.0].perplexity for density in DENSITIES)
-    assert low > middle > high
+def test_what_it_says_comes_closer_to_dense_as_density_rises(policy: str, results: dict[Any, Evaluation]) -> None:
+    # perplexity of so few tokens may fall below dense by chance; the divergence cannot
+    low, middle, high = (results[policy, density, 1.0] for density in DENSITIES)
+    assert low.kl > middle.kl > high.kl
+    assert high.kl == pytest.approx(0, abs=1e-6)
+    assert low.top1 < high.top1
+    assert low.perplexity > 0.99 * high.perplexity
 
 
 @pytest.mark.parametrize("policy", POLICIES_TRIED)
@@ -58,4 +62,4 @@ def test_gamma_1_is_dip_and_a_smaller_one_trades_accuracy_for_hits(results: dict
     assert dip.hit_rate is not None
     assert aware.hit_rate > dip.hit_rate
     assert aware.throughput_tok_s > dip.throughput_tok_s
-    assert aware.perplexity > dip.perplexity
+    assert aware.kl > dip.kl
