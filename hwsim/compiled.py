@@ -15,6 +15,8 @@ RankUpdate = Literal["last", "count", "first"]
 """What serving a token does to a rank: the token at which a unit was last needed, how often it was, or admitted."""
 
 _UPDATES: dict[str, int] = {"last": 0, "count": 1, "first": 2}
+_SHORT = 32766  # the least and greatest rank that 16 bits hold, with room on both sides
+_MANY = 8  # tokens that pay for a copy of the ranks
 
 
 @cache
@@ -32,11 +34,17 @@ class Workspace:
 
     Args:
         units: of the group.
+
+    Attributes:
+        known: of the tokens before, where a search begins: how many scores have a key near the limit, the limit, and
+            how many tokens ago the oldest unit that stayed was last needed. The answer does not depend on them.
     """
 
     def __init__(self, units: int) -> None:
-        self.scores, self.one = np.empty(units, np.float32), np.empty(1, np.float32)
-        self.ranks, self.flags = np.empty(units, np.int32), np.empty(units, np.uint8)
+        self.keys, self.ranks, self.wide = np.empty(units, np.int16), np.empty(units, np.int16), np.empty(0, np.int32)
+        self.rank = np.empty(units, np.int16)
+        self.found, self.scores = np.empty(units, np.int32), np.empty(units, np.float32)
+        self.known = np.array([max(1.0, units / 4096), 0, 0])
         self._masks = np.empty((0, units), bool)
 
     def masks(self, tokens: int) -> np.ndarray:
@@ -81,9 +89,32 @@ def serve(
     masks, hits = space.masks(tokens), np.zeros(tokens, np.int32)
     values = np.require(values, requirements=["C", "W"])  # others would be compiled anew
     kept = np.empty((0, units), np.uint8) if before is None else before.view(np.uint8)
+    less = _short(rank, update, cached, token, tokens) if capacity and tokens >= _MANY else None
+    used: np.ndarray = space.rank
+    work: np.ndarray = space.ranks
+    if capacity and less is None:
+        if not len(space.wide):
+            space.wide = np.empty(units, np.int32)
+        used, work = rank, space.wide
+    elif less is not None:
+        np.clip(rank - less, -_SHORT, _SHORT, out=used, casting="unsafe")
+    bounds = np.iinfo(used.dtype)
     loop(
-        values, uncached, min(k, units), capacity, _UPDATES[update], cached.view(np.uint8), rank, token,
-        masks.view(np.uint8), hits, kept, space.scores, space.scores.view(np.int32), space.ranks, space.flags,
-        space.one, space.one.view(np.int32),
+        values, uncached, min(k, units), capacity, _UPDATES[update], cached.view(np.uint8), used, token - (less or 0),
+        masks.view(np.uint8), hits, kept, space.keys, space.found, space.scores, work, space.known,
+        np.array([bounds.min, bounds.max], np.int64),
     )  # fmt: skip
+    if less is not None:
+        np.add(used, less, out=rank, dtype=np.int32)
     return masks, hits
+
+
+def _short(rank: np.ndarray, update: RankUpdate, cached: np.ndarray, token: int, tokens: int) -> int | None:
+    """What ranks must be less by for 16 bits to hold them, of which more are compared at a time; None: they are too far
+    apart."""
+    if update == "count":
+        less = int(rank.min()) + _SHORT
+        return less if int(rank.max()) + tokens - less <= _SHORT else None
+    less = token + tokens - _SHORT
+    # who is not cached has no rank but the next one
+    return less if int(rank.min(where=cached, initial=less)) >= less - _SHORT else None

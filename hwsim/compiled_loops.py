@@ -3,10 +3,12 @@
 They stand in a module, not in a function: numba does not find again what it kept of inner functions that call each
 other.
 
-Nothing is sorted. A mask follows from a limit that exactly k scores exceed, and counting what exceeds a limit takes a
-processor one instruction for 8 or 16 scores. The search begins at the limit of the token before, goes on between the
-two that are known to be too low and too high, and needs some ten counts. Who stays in a cache is found the same way,
-by rank. Loops are free of branches and begin at index 0, of views if need be, so that vector instructions come of them.
+Nothing is sorted. Scores are cut to keys of 16 bits in the same order, of which a processor compares 16 or 32 in one
+instruction. A mask follows from a limit that k keys exceed, found by counting: the search begins at the limit of the
+token before and goes on between two that are known to be too low and too high, some five counts. The few scores that
+share the key at the limit are looked at whole, so the mask is exact whatever the scores are. Who stays in a cache is
+found the same way, by rank. Loops are free of branches and begin at index 0, of views if need be, so that vector
+instructions come of them.
 """
 
 from __future__ import annotations
@@ -15,10 +17,15 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic
 
-_LEAST, _MOST = -0x7F800000, 0x7F800000  # of the keys of floats: those of both infinities
-_STEP = 1 << 21  # of keys: a quarter of an octave
-_FEW = 4  # values between two limits from which on the next one is looked up
+_LEAST, _MOST = -0x7F800000, 0x7F800000  # of the whole numbers of floats: those of both infinities
+_SHORT = 32640  # how many a 16-bit number counts for sure, a multiple of what a vector holds
+_CUT = np.int32(13)  # bits of a float32's mantissa that a key is without: 10 are left
+_LOWEST = np.int32((87 << 10) + 0x8000)  # the key -32768 is 2**-40, and what is less; 32767 is 2**24, and what is more
+_FEW = 2  # keys between two limits from which on they are looked at one by one
+_FAR, _NEAR = 512, 64  # in how many they are looked for together
 
 
 def _compiled(function: Any) -> Any:
@@ -28,109 +35,97 @@ def _compiled(function: Any) -> Any:
         return numba.njit(nogil=True)(function)
 
 
+def _intrinsic(function: Any) -> Any:
+    return intrinsic(function)
+
+
+@_intrinsic
+def bits_of(context: Any, value: Any) -> Any:  # of a float32: int32
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return numba.types.int32(numba.types.float32), generate
+
+
+@_intrinsic
+def with_bits(context: Any, bits: Any) -> Any:  # of an int32: float32
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return numba.types.float32(numba.types.int32), generate
+
+
 @_compiled
 def above(values: Any, limit: Any) -> Any:  # how many exceed it
-    count = np.int32(0)
-    for i in range(values.shape[0]):
-        count = np.int32(count + np.int32(values[i] > limit))
+    count = np.int64(0)
+    for start in range(0, values.shape[0], _SHORT):
+        part, there = values[start : start + _SHORT], np.int16(0)
+        for i in range(part.shape[0]):
+            there = np.int16(there + np.int16(part[i] > limit))
+        count += there
     return count
 
 
 @_compiled
-def following(bits: Any, limit: Any) -> Any:  # the least key of those that exceed the key `limit`
-    least = np.int32(_MOST)
-    for i in range(bits.shape[0]):
-        key = bits[i] if bits[i] >= 0 else -(bits[i] & 0x7FFFFFFF)
-        least = np.int32(min(np.int32(key if key > limit else _MOST), least))
-    return least
-
-
-@_compiled
-def cut(flags: Any, count: Any) -> Any:  # the index before which the first `count` of the flags lie
-    units = flags.shape[0]
+def cut(values: Any, value: Any, count: Any) -> Any:  # the index before which the first `count` that equal it lie
     start = 0
-    while count > 0 and start < units:
-        stop = min(start + 64, units)
-        there = above(flags[start:stop], 0)
-        if there > count:
+    while count > 0:
+        part, there = values[start : start + 256], np.int16(0)
+        for i in range(part.shape[0]):
+            there = np.int16(there + np.int16(part[i] == value))
+        if there >= count:
             while count > 0:
-                count -= flags[start]
+                count -= np.int64(values[start] == value)
                 start += 1
             return start
         count -= there
-        start = stop
+        start += 256
     return start
 
 
 @_compiled
-def mark(values: Any, limit: Any, end: Any, mask: Any) -> None:  # what exceeds it; before `end`, what equals it too
-    first, rest, others = mask[:end], mask[end:], values[end:]
-    for i in range(end):
-        first[i] = values[i] >= limit
-    for i in range(others.shape[0]):
-        rest[i] = others[i] > limit
+def float_of(key: Any) -> Any:  # keys of floats are whole numbers in their order; 0 is -0
+    return with_bits(np.int32(key if key >= 0 else -key | -0x80000000))
 
 
 @_compiled
-def float_of(key: Any, one: Any, bits: Any) -> Any:  # keys are whole numbers in the order of the floats; 0 is -0
-    bits[0] = key if key >= 0 else -key | -0x80000000
-    return one[0]
-
-
-@_compiled
-def key_of(value: Any, one: Any, bits: Any) -> Any:
-    one[0] = value
-    key: Any = np.int64(bits[0])
+def key_of(value: Any) -> Any:
+    key: Any = np.int64(bits_of(np.float32(value)))
     return key if key >= 0 else -(key & 0x7FFFFFFF)
 
 
 @_compiled
-def split(scores: Any, keys: Any, k: Any, guess: Any, one: Any, bits: Any) -> Any:
-    # a limit, and how many of those equal to it are among the k largest besides all that exceed it
-    low, high = _LEAST - 1, _MOST
-    over, under = scores.shape[0], 0  # how many exceed low, high: more than k, fewer than k
-    at: Any = min(max(guess, low + 1), high - 1)
-    step, tries = _STEP, 0
+def split(scores: Any, k: Any) -> Any:
+    # a limit of floats, and how many of those equal to it are among the k largest besides all that exceed it
+    low, high, under = _LEAST - 1, _MOST, 0  # more than k exceed the one, `under` and at most k the other
+    at, step = min(max(key_of(scores[0]), low + 1), high - 1), 1 << 11
     while True:
-        limit = float_of(at, one, bits)
+        limit = float_of(at)
         count = above(scores, limit)
         if count == k:
-            return at, limit, 0
+            return limit, 0
         if count > k:
-            low, over = at, count
+            low = at
         else:
             high, under = at, count
         if high - low == 1:
-            return high, float_of(high, one, bits), k - under
-        tries += 1
+            return float_of(high), k - under
         if low < _LEAST:  # none is known to be too low
             at, step = high - step, step * 2
         elif high == _MOST:
             at, step = low + step, step * 2
-        elif over - under <= _FEW:
-            at = np.int64(following(keys, low))
-            limit = float_of(at, one, bits)
-            count = above(scores, limit)
-            if count <= k:
-                return at, limit, k - count
-            low, over = at, count
-            at = low + (high - low) // 2
-        elif tries % 4 == 0:  # it is halved at least so often, whatever the scores are
-            at = low + (high - low) // 2
         else:
-            first, last = float_of(low, one, bits), float_of(high, one, bits)
-            share = np.float32(over - k) / np.float32(over - under)
-            at = key_of(first + share * (last - first), one, bits)
+            at = low + (high - low) // 2
         at = min(max(at, low + 1), high - 1)
 
 
 @_compiled
-def split_ranks(ranks: Any, k: Any, guess: Any) -> Any:  # the same of whole numbers
-    low, high = -0x80000000, 0x7FFFFFFF
-    under, step = 0, 1
+def split_ranks(ranks: Any, k: Any, guess: Any, least: Any, most: Any) -> Any:
+    # the same of whole numbers between two
+    low, high, under, step = least, most, 0, 1
     at = min(max(guess, low + 1), high - 1)
     while True:
-        count = above(ranks, np.int32(at))
+        count = above(ranks, ranks.dtype.type(at))
         if count == k:
             return at, 0
         if count > k:
@@ -139,9 +134,9 @@ def split_ranks(ranks: Any, k: Any, guess: Any) -> Any:  # the same of whole num
             high, under = at, count
         if high - low == 1:
             return high, k - under
-        if low == -0x80000000:
+        if low == least:
             at, step = high - step, step * 2
-        elif high == 0x7FFFFFFF:
+        elif high == most:
             at, step = low + step, step * 2
         else:
             at = low + (high - low) // 2
@@ -149,77 +144,190 @@ def split_ranks(ranks: Any, k: Any, guess: Any) -> Any:  # the same of whole num
 
 
 @_compiled
+def shorten(value: Any, factor: Any, cached: Any, keys: Any) -> None:  # scores as keys in the same order, some alike
+    for i in range(value.shape[0]):
+        score = value[i] if cached[i] else factor * value[i]
+        key = np.int32((bits_of(score) >> _CUT) - _LOWEST)
+        keys[i] = np.int16(min(max(key, np.int32(-0x8000)), np.int32(0x7FFF)))
+
+
+@_compiled
+def between(keys: Any, k: Any, known: Any) -> Any:
+    # two keys: k or more, `over`, exceed the one, k or fewer, `under`, the other, and few or none lie between
+    # known: of the tokens before, how many scores have a key near the limit, and the limit
+    low, high, over, under = np.int64(-0x8001), np.int64(0x7FFF), np.int64(keys.shape[0]), np.int64(0)
+    at = min(max(np.int64(known[1]), low + 1), high - 1)
+    last, counted, tries = at, np.int64(0), 0
+    while True:
+        count = above(keys, np.int16(at))
+        if count >= k:
+            low, over = at, count
+        if count <= k:
+            high, under = at, count
+        if over - under <= _FEW or high - low <= 1:
+            known[1] = high
+            return low, high, over, under
+        tries += 1
+        if tries == 2 and at != last and count != counted:
+            known[0] += 0.25 * ((counted - count) / (at - last) - known[0])  # scores by key, near the limit
+        last, counted = at, count
+        if low >= -0x8000 and high < 0x7FFF and tries % 4 == 0:  # it is halved at least so often
+            at = (low + high) // 2
+        elif low >= -0x8000 and high < 0x7FFF and tries > 2:
+            at = low + np.int64(np.round((over - k) * (high - low) / (over - under)))
+        else:
+            step = (count - k) / known[0] * (1.0 if tries < 3 else 2.0 ** min(tries, 40))
+            at += np.int64(np.round(min(max(step, -65536.0), 65536.0)))
+        at = min(max(at, low + 1), high - 1)
+
+
+@_compiled
+def nearest(keys: Any, low: Any) -> Any:  # how far above `low` the next one is that is above
+    least, after = np.uint16(0xFFFF), np.int16(low + 1)
+    for i in range(keys.shape[0]):
+        least = min(least, np.uint16(keys[i] - after))
+    return least
+
+
+@_compiled
+def gather(
+    value: Any, factor: Any, cached: Any, keys: Any, low: Any, high: Any, count: Any, found: Any, scores: Any
+) -> None:  # the indices and the whole scores of the `count` that exceed `low` and not `high`
+    total, width = 0, np.uint16(high - low)
+    start = 0
+    while total < count:
+        if nearest(keys[start : start + _FAR], low) < width:
+            for near in range(start, min(start + _FAR, keys.shape[0]), _NEAR):
+                part = keys[near : near + _NEAR]
+                if nearest(part, low) < width:
+                    for i in range(part.shape[0]):
+                        if low < part[i] <= high:
+                            at = near + i
+                            found[total] = at
+                            scores[total] = value[at] if cached[at] else factor * value[at]
+                            total += 1
+        start += _FAR
+
+
+@_compiled
+def select(
+    value: Any, factor: Any, cached: Any, k: Any, known: Any, keys: Any, found: Any, scores: Any, mask: Any
+) -> None:  # the k largest
+    shorten(value, factor, cached, keys)
+    low, high, over, under = between(keys, k, known)
+    limit = np.int16(high)
+    for i in range(keys.shape[0]):
+        mask[i] = keys[i] > limit
+    missing = k - under
+    if missing:
+        total = over - under
+        gather(value, factor, cached, keys, low, high, total, found, scores)
+        if missing == total:
+            for i in range(total):
+                mask[found[i]] = 1
+        else:
+            least, equals = split(scores[:total], missing)
+            for i in range(total):
+                if scores[i] > least:
+                    mask[found[i]] = 1
+                elif equals and scores[i] == least:
+                    mask[found[i]] = 1
+                    equals -= 1
+
+
+@_compiled
+def touch(mask: Any, cached: Any, rank: Any, ranks: Any, now: Any, none: Any, update: Any) -> Any:
+    # a mask is served: the ranks of all, those of who is cached and not asked for, and the number of hits
+    hits, number = np.int64(0), rank.dtype.type
+    for start in range(0, mask.shape[0], _SHORT):
+        asked, held, there = mask[start : start + _SHORT], cached[start : start + _SHORT], np.int16(0)
+        old, idle = rank[start : start + _SHORT], ranks[start : start + _SHORT]
+        if update == 0:
+            for i in range(asked.shape[0]):
+                there = np.int16(there + np.int16(asked[i] & held[i]))
+                new = now if asked[i] else old[i]
+                old[i], idle[i] = new, new if held[i] > asked[i] else none
+        elif update == 1:
+            for i in range(asked.shape[0]):
+                there = np.int16(there + np.int16(asked[i] & held[i]))
+                new = number(old[i] + asked[i])
+                old[i], idle[i] = new, new if held[i] > asked[i] else none
+        else:
+            since = now if update == 2 else none
+            for i in range(asked.shape[0]):
+                there = np.int16(there + np.int16(asked[i] & held[i]))
+                new = since if (since != none) & (asked[i] > held[i]) else old[i]
+                old[i], idle[i] = new, new if held[i] > asked[i] else none
+        hits += there
+    return hits
+
+
+@_compiled
+def stay(cached: Any, mask: Any, ranks: Any, last: Any, end: Any) -> None:
+    # who exceeds the rank `last`, and before index `end` who equals it, stays; the mask comes in
+    for i in range(end):
+        cached[i] = mask[i] | np.uint8(ranks[i] >= last)
+    kept, wanted, others = cached[end:], mask[end:], ranks[end:]
+    for i in range(kept.shape[0]):
+        kept[i] = wanted[i] | np.uint8(others[i] > last)
+
+
+@_compiled
+def fill(cached: Any, mask: Any, rank: Any, keys: Any, room: Any, now: Any, update: Any) -> None:
+    # a mask larger than the cache: hits stay, then the lowest misses fill what is left
+    for i in range(mask.shape[0]):
+        keys[i] = mask[i] & (1 - cached[i])
+    end = cut(keys, np.int16(1), room)
+    if update == 2:
+        for i in range(end):
+            rank[i] = now if keys[i] else rank[i]
+    for i in range(end):
+        cached[i] = mask[i]
+    kept, wanted = cached[end:], mask[end:]
+    for i in range(kept.shape[0]):
+        kept[i] &= wanted[i]
+
+
+@_compiled
 def loop(
-    values: Any, uncached: Any, k: Any, capacity: Any, update: Any, cached: Any, rank: Any, token: Any,
-    masks: Any, hits: Any, before: Any, scores: Any, keys: Any, ranks: Any, flags: Any, one: Any, bits: Any,
+    values: Any, uncached: Any, k: Any, capacity: Any, update: Any, cached: Any, rank: Any, token: Any, masks: Any,
+    hits: Any, before: Any, keys: Any, found: Any, scores: Any, ranks: Any, known: Any, bounds: Any,
 ) -> None:  # fmt: skip
     tokens, units = values.shape
+    none, least, most = rank.dtype.type(bounds[0]), np.int64(bounds[0]), np.int64(bounds[1])
     occupied = np.int64(0)
     for i in range(units):
         occupied += cached[i]
-    guess, oldest = np.int64(0x3F800000), np.int64(token)  # 1.0
+    oldest: Any = np.int64(token - known[2])
+    moved: Any = np.int64(0)
     for t in range(tokens):
-        mask, value, factor, now = masks[t], values[t], uncached[t], np.int32(token + t)
+        mask, value, now = masks[t], values[t], rank.dtype.type(token + t)
         if before.shape[0]:
             before[t, :] = cached
         if k >= units:
             mask[:] = 1
         else:
-            for i in range(units):
-                scores[i] = value[i] if cached[i] else factor * value[i]
-            guess, limit, equals = split(scores, keys, k, guess, one, bits)
-            end = 0
-            if equals:
-                for i in range(units):
-                    flags[i] = scores[i] == limit
-                end = cut(flags, equals)
-            mark(scores, limit, end, mask)
+            select(value, uncached[t], cached, k, known, keys, found, scores, mask)
         if capacity == 0:
             continue
-        there = np.int32(0)
-        for i in range(units):
-            there = np.int32(there + (mask[i] & cached[i]))
+        there = touch(mask, cached, rank, ranks, now, none, update if update < 2 or k <= capacity else 3)
         hits[t] = there
-        if update == 0:
-            for i in range(units):
-                rank[i] = now if mask[i] else rank[i]
-        elif update == 1:
-            for i in range(units):
-                rank[i] += mask[i]
-        if k > capacity:  # hits stay, then the lowest misses fill what is left
-            for i in range(units):
-                flags[i] = mask[i] & (1 - cached[i])
-            end = cut(flags, capacity - there)
-            if update == 2:
-                for i in range(end):
-                    rank[i] = now if flags[i] else rank[i]
-            for i in range(end):
-                cached[i] = mask[i]
-            kept, asked = cached[end:], mask[end:]
-            for i in range(units - end):
-                kept[i] &= asked[i]
+        if k > capacity:
+            fill(cached, mask, rank, keys, capacity - there, now, update)
             occupied = capacity
             continue
-        if update == 2:
-            for i in range(units):
-                rank[i] = now if mask[i] > cached[i] else rank[i]
-        idle, stay = occupied - there, capacity - k
-        if idle <= stay:
+        idle, room = occupied - there, capacity - k
+        if idle <= room:
             for i in range(units):
                 cached[i] |= mask[i]
-        elif stay == 0:
+        elif room == 0:
             for i in range(units):
                 cached[i] = mask[i]
         else:
-            for i in range(units):
-                ranks[i] = rank[i] if cached[i] > mask[i] else np.int32(-0x80000000)
-            oldest, equals = split_ranks(ranks, stay, oldest)
-            last, end = np.int32(oldest), 0
-            if equals:
-                for i in range(units):
-                    flags[i] = ranks[i] == last
-                end = cut(flags, equals)
-            mark(ranks, last, end, cached)
-            for i in range(units):
-                cached[i] |= mask[i]
-        occupied = k + min(idle, stay)
+            was = oldest
+            oldest, equals = split_ranks(ranks, room, oldest + moved, least, most)
+            moved = min(max(oldest - was, 0), 1)
+            last = rank.dtype.type(oldest)
+            stay(cached, mask, ranks, last, cut(ranks, last, equals))
+        occupied = k + min(idle, room)
+    known[2] = token + tokens - oldest

@@ -98,6 +98,44 @@ def test_the_kernel_at_the_size_of_a_large_model(rule: str, size: str) -> None:
     )
 
 
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_more_units_than_16_bits_count(rule: str) -> None:
+    rng = np.random.default_rng(3)
+    values = np.round(np.abs(rng.standard_normal((10, 70_000))), 3).astype(np.float32)  # with many ties
+    test_the_kernel_is_its_plain_twin.hypothesis.inner_test(  # type: ignore[attr-defined]
+        case=(values, np.full(10, 0.5, np.float32), 40_000, 50_000), rule=rule
+    )
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("spread", [100, 70_000, 10_000_000])
+def test_ranks_of_long_sequences_decide_alike_in_one_block_and_token_by_token(rule: str, spread: int) -> None:
+    # ranks that lie closer than 16 bits are compared as such, others and single tokens whole
+    rng, tokens, token = np.random.default_rng(11), 30, 12_000_000
+    values = np.abs(rng.standard_normal((tokens, 300))).astype(np.float32)
+    factors, ranks = np.full(tokens, 0.5, np.float32), rng.integers(token - spread, token, 300).astype(np.int32)
+    there = np.arange(300) < 200
+    ends = []
+    for steps in ([tokens], [1] * tokens):
+        cached, rank, found, at = there.copy(), ranks.copy(), [], 0
+        for step in steps:
+            part = slice(at, at + step)
+            masks, hits = compiled.serve(
+                values[part],
+                factors[part],
+                150,
+                200,
+                RULES[rule],
+                cached,
+                rank,
+                token + at,  # type: ignore[arg-type]
+            )
+            found += list(zip(masks.tolist(), hits.tolist(), strict=True))
+            at += step
+        ends.append((found, cached.tolist(), rank[cached].tolist()))
+    assert ends[0] == ends[1]
+
+
 class Infinite(Policy):
     """Scores of which those that are not cached become 0 x infinity."""
 
