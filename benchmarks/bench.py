@@ -18,14 +18,21 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def paired(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median wall time of each work in seconds; they alternate, so that a machine that slows down meets all of them."""
+def paired(works: dict[str, Callable[[], object]], rounds: int, *, least: float = 0) -> dict[str, float]:
+    """Median wall time of each work in seconds; they alternate, so that a machine that slows down meets all of them.
+
+    Args:
+        works: by name.
+        rounds: how often each is timed.
+        least: seconds: what takes less is done so often in a row, and each counts as the mean. What is short is timed
+            as a part of much of the same, as it is in use, and not while the processor turns to it.
+    """
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():  # the first time is another thing: code is loaded, memory is got
         work()
     for _ in range(rounds):
         for name, work in works.items():
-            times[name].append(seconds(work))
+            times[name].append(mean_seconds(work, least))
     return {name: statistics.median(each) for name, each in times.items()}
 
 
@@ -34,6 +41,16 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def mean_seconds(work: Callable[[], object], least: float) -> float:
+    """Wall time of a call, the mean of as many as take `least` seconds."""
+    count, start = 0, time.perf_counter()
+    while True:
+        work()
+        count += 1
+        if (passed := time.perf_counter() - start) >= least:
+            return passed / count
 
 
 _LAUNCH = """

@@ -144,7 +144,7 @@ def measure(units: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
                 "torch": lambda rule=rule: with_torch(tensor, k, capacity, rule),
                 "libCacheSim": peer(path, capacity, rule),
             }
-            found = paired(works, rounds)
+            found = paired(works, rounds, least=0.1)
             found["torch"] /= TOGETHER
         rows.append({
             "units": units, "rule": rule, "tokens": tokens, "requests": requests,
@@ -180,7 +180,8 @@ def belady(units: int, tokens: int, rounds: int) -> dict[str, Any]:
 
 def run(rounds: int = 5) -> dict[str, Any]:
     """Everything of this file."""
-    rows = [row for units in SHAPES.values() for row in measure(units, max(32, 2**19 // units), rounds)]
+    block = 2**20  # values that a replay holds at once
+    rows = [row for units in SHAPES.values() for row in measure(units, block // units, rounds)]
     return {"bandwidth_bytes_per_s": bandwidth(), "rows": rows, "belady": belady(5120, 100, rounds)}
 
 

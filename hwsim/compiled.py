@@ -36,15 +36,15 @@ class Workspace:
         units: of the group.
 
     Attributes:
-        known: of the tokens before, where a search begins: how many scores have a key near the limit, the limit, and
-            how many tokens ago the oldest unit that stayed was last needed. The answer does not depend on them.
+        known: of the tokens before, where the searches begin, for the mask and for who stays: the limit, of who stays
+            by how much it lies behind the token's number, and how many share a value near it. No answer depends on it.
     """
 
     def __init__(self, units: int) -> None:
         self.keys, self.ranks, self.wide = np.empty(units, np.int16), np.empty(units, np.int16), np.empty(0, np.int32)
         self.rank = np.empty(units, np.int16)
         self.found, self.scores = np.empty(units, np.int32), np.empty(units, np.float32)
-        self.known = np.array([max(1.0, units / 4096), 0, 0])
+        self.known = np.array([[0, max(1.0, units / 4096)], [1, units / 16]])
         self._masks = np.empty((0, units), bool)
 
     def masks(self, tokens: int) -> np.ndarray:
@@ -102,7 +102,7 @@ def serve(
     loop(
         values, uncached, min(k, units), capacity, _UPDATES[update], cached.view(np.uint8), used, token - (less or 0),
         masks.view(np.uint8), hits, kept, space.keys, space.found, space.scores, work, space.known,
-        np.array([bounds.min, bounds.max], np.int64),
+        (int(bounds.min), int(bounds.max)),
     )  # fmt: skip
     if less is not None:
         np.add(used, less, out=rank, dtype=np.int32)

@@ -24,6 +24,7 @@ _LEAST, _MOST = -0x7F800000, 0x7F800000  # of the whole numbers of floats: those
 _SHORT = 32640  # how many a 16-bit number counts for sure, a multiple of what a vector holds
 _CUT = np.int32(13)  # bits of a float32's mantissa that a key is without: 10 are left
 _LOWEST = np.int32((87 << 10) + 0x8000)  # the key -32768 is 2**-40, and what is less; 32767 is 2**24, and what is more
+_KEYS = (-0x8000, 0x7FFF)
 _FEW = 2  # keys between two limits from which on they are looked at one by one
 _FAR, _NEAR = 512, 64  # in how many they are looked for together
 
@@ -120,30 +121,6 @@ def split(scores: Any, k: Any) -> Any:
 
 
 @_compiled
-def split_ranks(ranks: Any, k: Any, guess: Any, least: Any, most: Any) -> Any:
-    # the same of whole numbers between two
-    low, high, under, step = least, most, 0, 1
-    at = min(max(guess, low + 1), high - 1)
-    while True:
-        count = above(ranks, ranks.dtype.type(at))
-        if count == k:
-            return at, 0
-        if count > k:
-            low = at
-        else:
-            high, under = at, count
-        if high - low == 1:
-            return high, k - under
-        if low == least:
-            at, step = high - step, step * 2
-        elif high == most:
-            at, step = low + step, step * 2
-        else:
-            at = low + (high - low) // 2
-        at = min(max(at, low + 1), high - 1)
-
-
-@_compiled
 def shorten(value: Any, factor: Any, cached: Any, keys: Any) -> None:  # scores as keys in the same order, some alike
     for i in range(value.shape[0]):
         score = value[i] if cached[i] else factor * value[i]
@@ -152,32 +129,34 @@ def shorten(value: Any, factor: Any, cached: Any, keys: Any) -> None:  # scores 
 
 
 @_compiled
-def between(keys: Any, k: Any, known: Any) -> Any:
-    # two keys: k or more, `over`, exceed the one, k or fewer, `under`, the other, and few or none lie between
-    # known: of the tokens before, how many scores have a key near the limit, and the limit
-    low, high, over, under = np.int64(-0x8001), np.int64(0x7FFF), np.int64(keys.shape[0]), np.int64(0)
-    at = min(max(np.int64(known[1]), low + 1), high - 1)
+def between(keys: Any, k: Any, known: Any, few: Any, bounds: Any) -> Any:
+    # two keys: k or more, `over`, exceed the one, k or fewer, `under`, the other; `few` at most lie between, or the keys
+    # are neighbours
+    # known: where to begin, and how many share a key near there; bounds: the least and the greatest key
+    least, most = np.int64(bounds[0]), np.int64(bounds[1])
+    low, high, over, under = least - 1, most, np.int64(keys.shape[0]), np.int64(0)
+    at = min(max(np.int64(known[0]), low + 1), high - 1)
     last, counted, tries = at, np.int64(0), 0
     while True:
-        count = above(keys, np.int16(at))
+        count = above(keys, keys.dtype.type(at))
         if count >= k:
             low, over = at, count
         if count <= k:
             high, under = at, count
-        if over - under <= _FEW or high - low <= 1:
-            known[1] = high
+        if over - under <= few or high - low <= 1:
+            known[0] = high
             return low, high, over, under
         tries += 1
         if tries == 2 and at != last and count != counted:
-            known[0] += 0.25 * ((counted - count) / (at - last) - known[0])  # scores by key, near the limit
+            known[1] += 0.25 * ((counted - count) / (at - last) - known[1])
         last, counted = at, count
-        if low >= -0x8000 and high < 0x7FFF and tries % 4 == 0:  # it is halved at least so often
+        if low >= least and high < most and tries % 4 == 0:  # it is halved at least so often
             at = (low + high) // 2
-        elif low >= -0x8000 and high < 0x7FFF and tries > 2:
+        elif low >= least and high < most and tries > 2:
             at = low + np.int64(np.round((over - k) * (high - low) / (over - under)))
         else:
-            step = (count - k) / known[0] * (1.0 if tries < 3 else 2.0 ** min(tries, 40))
-            at += np.int64(np.round(min(max(step, -65536.0), 65536.0)))
+            step = (count - k) / known[1] * (1.0 if tries < 3 else 2.0 ** min(tries, 40))
+            at += np.int64(np.round(min(max(step, least - most), most - least)))
         at = min(max(at, low + 1), high - 1)
 
 
@@ -214,7 +193,7 @@ def select(
     value: Any, factor: Any, cached: Any, k: Any, known: Any, keys: Any, found: Any, scores: Any, mask: Any
 ) -> None:  # the k largest
     shorten(value, factor, cached, keys)
-    low, high, over, under = between(keys, k, known)
+    low, high, over, under = between(keys, k, known, _FEW, _KEYS)
     limit = np.int16(high)
     for i in range(keys.shape[0]):
         mask[i] = keys[i] > limit
@@ -294,12 +273,11 @@ def loop(
     hits: Any, before: Any, keys: Any, found: Any, scores: Any, ranks: Any, known: Any, bounds: Any,
 ) -> None:  # fmt: skip
     tokens, units = values.shape
-    none, least, most = rank.dtype.type(bounds[0]), np.int64(bounds[0]), np.int64(bounds[1])
+    none, sought, aged = rank.dtype.type(bounds[0]), known[1], update != 1
+    sought[0] = token - sought[0]
     occupied = np.int64(0)
     for i in range(units):
         occupied += cached[i]
-    oldest: Any = np.int64(token - known[2])
-    moved: Any = np.int64(0)
     for t in range(tokens):
         mask, value, now = masks[t], values[t], rank.dtype.type(token + t)
         if before.shape[0]:
@@ -307,7 +285,7 @@ def loop(
         if k >= units:
             mask[:] = 1
         else:
-            select(value, uncached[t], cached, k, known, keys, found, scores, mask)
+            select(value, uncached[t], cached, k, known[0], keys, found, scores, mask)
         if capacity == 0:
             continue
         there = touch(mask, cached, rank, ranks, now, none, update if update < 2 or k <= capacity else 3)
@@ -324,10 +302,9 @@ def loop(
             for i in range(units):
                 cached[i] = mask[i]
         else:
-            was = oldest
-            oldest, equals = split_ranks(ranks, room, oldest + moved, least, most)
-            moved = min(max(oldest - was, 0), 1)
-            last = rank.dtype.type(oldest)
-            stay(cached, mask, ranks, last, cut(ranks, last, equals))
+            sought[0] += aged
+            _, last, _, under = between(ranks, room, sought, 0, bounds)
+            oldest = rank.dtype.type(last)
+            stay(cached, mask, ranks, oldest, cut(ranks, oldest, room - under))
         occupied = k + min(idle, room)
-    known[2] = token + tokens - oldest
+    sought[0] = token + tokens - sought[0]
