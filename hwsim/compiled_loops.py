@@ -130,8 +130,8 @@ def shorten(value: Any, factor: Any, cached: Any, keys: Any) -> None:  # scores 
 
 @_compiled
 def between(keys: Any, k: Any, known: Any, few: Any, bounds: Any) -> Any:
-    # two keys: k or more, `over`, exceed the one, k or fewer, `under`, the other; `few` at most lie between, or the keys
-    # are neighbours
+    # two keys: k or more, `over`, exceed the one, k or fewer, `under`, the other; they are neighbours, or at most `few`
+    # lie between
     # known: where to begin, and how many share a key near there; bounds: the least and the greatest key
     least, most = np.int64(bounds[0]), np.int64(bounds[1])
     low, high, over, under = least - 1, most, np.int64(keys.shape[0]), np.int64(0)
