@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from hwsim.units import parse, shorten
 _LEAST_POINTS = 6  # one more than the largest model has parameters
 _MOST = 100_000
 _COLUMNS = ("block size", "queue depth", "rate")
+_FIO_SIZE = re.compile(r"\d{1,20} ?[kKmMgG]")  # 4k, of 1024 bytes, as fio's own options have it
 
 
 class Point(NamedTuple):
@@ -159,7 +161,7 @@ def _table(path: Path, text: str) -> list[Point]:
 
 def _point(where: str, size: str, depth: str, rate: str) -> Point:
     try:
-        size_bytes = float(parse(size, "size"))
+        size_bytes = _fio_size(size) if _FIO_SIZE.fullmatch(size) else float(parse(size, "size"))
         speed = float(parse(rate if any(c.isalpha() for c in rate) else f"{rate} MB/s", "rate"))
     except UnitError as error:
         raise ProfileError(f"{where}: {error}") from error

@@ -158,7 +158,8 @@ class Kind(Generic[T]):
             at = f"line {error.lineno}: " if error.lineno else ""
             raise PluginError(f"{origin}: {at}{one_line(error) if not at else error.msg}") from error
         except (Exception, SystemExit) as error:
-            raise PluginError(f"{origin}: cannot be loaded: {type(error).__name__}: {one_line(error)}") from error
+            said = one_line(error).partition(" For further information visit ")[0]  # pydantic's site
+            raise PluginError(f"{origin}: cannot be loaded: {type(error).__name__}: {said}") from error
 
 
 POLICIES: Kind[Policy] = Kind("policy", Policy, "hwsim_policies", "hwsim.policies")

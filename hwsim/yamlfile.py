@@ -59,4 +59,13 @@ def read_yaml(path: Path, kind: type[HwsimError], what: str, needs: str) -> dict
         raise kind(f"{path}: is not YAML") from error
     if not isinstance(data, dict):
         raise kind(f"{path}: is no {what}; it needs at least {needs}")
+    if (found := _something_else(data)) and found != what:
+        raise kind(f"{path}: is a {found}, no {what}; that needs at least {needs}")
     return data
+
+
+def _something_else(data: dict[Any, Any]) -> str | None:
+    """What a mapping is by its own word, or by keys that nothing else has."""
+    if str(data.get("format", "")).startswith("hwsim-"):
+        return "result of hwsim"
+    return "hardware profile" if {"flash", "dram"} <= data.keys() and isinstance(data["flash"], dict) else None

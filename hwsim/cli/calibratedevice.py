@@ -19,7 +19,7 @@ def calibrate_device(
     measured: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Lines of block size, queue depth and rate (4KiB, 8, 315 MB/s), or JSON of fio."
+            metavar="FILE", help="Lines of block size, queue depth and rate (4KiB or 4k, 8, 315 MB/s), or JSON of fio."
         ),
     ],
     like: Annotated[

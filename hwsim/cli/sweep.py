@@ -26,6 +26,9 @@ from hwsim.files import check_new_file, spare
 
 _MOST_SHOWN = 40  # rows of the table that follows a sweep
 
+Numbered = tuple[int, dict[str, Any]]
+"""A result, and its place among all of the store."""
+
 
 class Backend(StrEnum):
     """Where runs are done."""
@@ -129,7 +132,7 @@ def runs(
     limit: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 200,
     json: JsonOption = None,
 ) -> None:
-    """Show the runs of a store, or write them as one result file.
+    """Show the runs of a store, with the numbers by which `hwsim compare` finds them, or write them as one result file.
 
     Example: hwsim runs runs.db --where policy=dip-ca --json runs.json
     """
@@ -143,8 +146,9 @@ def runs(
     others = {key: value for key, value in wanted.items() if key not in COLUMNS}
     with Store(store, create=False) as kept:
         count = kept.count(**easy)
-        found = kept.find(whole=bool(json), limit=-1 if others or json else limit, **easy)
-        shown = list(_those_with(others, found) if others else found)
+        found = kept.numbered(whole=bool(json), limit=-1 if others or json else limit, **easy)
+        numbered = list(_those_with(others, found) if others else found)
+        shown = [result for _, result in numbered]
         count = len(shown) if others else count
         failures = kept.failures()
     if json:
@@ -153,12 +157,13 @@ def runs(
         return
     console = output()
     if shown:
-        console.print(render_runs(shown[:limit], width=console.width))
+        numbers = [number for number, _ in numbered[:limit]]
+        console.print(render_runs(shown[:limit], numbers=numbers, width=console.width))
     note(f"{count} runs" + (f", {count - limit} more than are shown" if count > limit else ""))
     _tell_failures([why for _, why in failures])
 
 
-def _those_with(wanted: dict[str, str], results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _those_with(wanted: dict[str, str], results: Iterable[Numbered]) -> Iterator[Numbered]:
     """Results with these settings.
 
     Raises:
@@ -167,11 +172,11 @@ def _those_with(wanted: dict[str, str], results: Iterable[dict[str, Any]]) -> It
     from hwsim.report.runs import settings_of
 
     known: dict[str, str] = {}
-    for result in results:
+    for number, result in results:
         told = settings_of(result)
         known |= told
         if all(told.get(key) == value for key, value in wanted.items()):
-            yield result
+            yield number, result
     for key in wanted.keys() - known.keys() if known else ():
         raise SettingError(f"--where {key}: no run has such a setting{did_you_mean(key, known)}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -69,7 +71,7 @@ class FlashTable(Section):
         if list(self.queue_depth) != sorted(set(self.queue_depth)):
             raise ValueError(f"queue_depth {list(self.queue_depth)} must rise")
         if not self.read or list(self.read) != sorted(self.read) or min(self.read) < 1:
-            raise ValueError("read: request sizes must rise, from at least 1 B")
+            raise ValueError(f"read: request sizes must rise, from at least 1 B{_falls(self.read)}")
         for size, row in self.read.items():
             if len(row) != len(self.queue_depth):
                 raise ValueError(f"read: {size} B has {len(row)} bandwidths, queue_depth has {len(self.queue_depth)}")
@@ -139,6 +141,12 @@ def _bracket(points: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return low, high, part
 
 
+def _falls(sizes: Iterable[int]) -> str:
+    """The first that is not more than the one before it, for messages."""
+    there = list(sizes)
+    return next((f"; {later} B comes after {one} B" for one, later in pairwise(there) if later <= one), "")
+
+
 class FlashQueue(Section):
     """Flash as a queue: requests spend some time side by side, then one after the other in one server.
 
@@ -187,7 +195,7 @@ class Spread(Section):
     @model_validator(mode="after")
     def _check(self) -> Spread:
         if not self.rate or list(self.rate) != sorted(self.rate):
-            raise ValueError("rate: the bytes that reads are scattered over must rise")
+            raise ValueError(f"rate: the bytes that reads are scattered over must rise{_falls(self.rate)}")
         if not all(0 < share <= 1 for share in self.rate.values()):
             raise ValueError("rate: shares must be more than 0 and at most 1")
         return self

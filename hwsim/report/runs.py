@@ -48,12 +48,19 @@ def _value(value: Any) -> str:
     return "-" if value is None else str(value) if not isinstance(value, dict | list) else json.dumps(value)
 
 
-def render_runs(results: Iterable[Row], *, width: int = 160) -> ConsoleRenderable:
-    """The results, one a line, in the order given; settings that all share are told once, above."""
+def render_runs(results: Iterable[Row], *, numbers: Iterable[int] = (), width: int = 160) -> ConsoleRenderable:
+    """The results, one a line, in the order given; settings that all share are told once, above.
+
+    Args:
+        results: as the result file holds them.
+        numbers: of the results, by which ``hwsim compare`` finds them; none: they are not shown.
+        width: characters of a line.
+    """
     found = list(results)
     told = [settings_of(result) for result in found]
     names = list(dict.fromkeys(name for each in told for name in each))
-    columns, same = [], []
+    places = [str(number) for number in numbers]
+    columns, same = [Column("", places)] if places else [], []
     for name in names:
         there = {each[name] for each in told if name in each}
         if len(there) > 1 or name == "policy":

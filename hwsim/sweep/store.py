@@ -120,6 +120,11 @@ class Store:
                     yield json.loads(row[0])
 
     def find(self, *, whole: bool = True, limit: int = -1, **wanted: str) -> Iterator[dict[str, Any]]:
+        """Results of the runs with these values in `COLUMNS`, as `numbered`, without their numbers."""
+        for _, result in self.numbered(whole=whole, limit=limit, **wanted):
+            yield result
+
+    def numbered(self, *, whole: bool = True, limit: int = -1, **wanted: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Results of the runs with these values in `COLUMNS`, in the order of what they were asked.
 
         Args:
@@ -127,18 +132,23 @@ class Store:
             limit: at most so many; -1: all.
             wanted: values of `COLUMNS`.
 
+        Yields:
+            Its place among all results of the store, from 1, and the result.
+
         Raises:
             SettingError: the store is damaged.
         """
         where, values = _where(wanted)
         # the keys in order first: results are long, and sorting would carry them along
-        keys = f"SELECT key FROM runs {where} ORDER BY {_ORDER} LIMIT ?"
+        names = ", ".join(("key", *COLUMNS))
+        every = f"SELECT {names}, row_number() OVER (ORDER BY {_ORDER}) AS number FROM runs"
+        keys = f"SELECT number, key FROM ({every}) {where} ORDER BY number LIMIT ?"
         shown = "result" if whole else "json_remove(result, '$.groups', '$.per_token')"
         with self._guard():
-            for (key,) in self._db.execute(keys, (*values, limit)).fetchall():
+            for number, key in self._db.execute(keys, (*values, limit)).fetchall():
                 row = self._db.execute(f"SELECT {shown} FROM runs WHERE key = ?", (key,)).fetchone()
                 if row is not None:
-                    yield json.loads(row[0])
+                    yield number, json.loads(row[0])
 
     def failures(self) -> list[tuple[dict[str, Any], str]]:
         """What was asked for and could not be run, and why."""

@@ -321,6 +321,11 @@ def test_bad_measurements_are_one_line(tmp_path, text, says):
     assert len(found.stderr.strip().splitlines()) == 1
 
 
+def test_sizes_of_a_table_may_be_written_as_fio_does(tmp_path):
+    (tmp_path / "fio.csv").write_text("4k, 8, 315 MB/s\n128 K, 8, 1 GB/s\n1M, 1, 2 GB/s\n4 kB, 1, 30\n")
+    assert [point.size for point in read_points(tmp_path / "fio.csv")] == [4096, 131_072, 2**20, 4000]
+
+
 def test_missing_files_are_one_line(tmp_path):
     with pytest.raises(ProfileError, match="cannot be read"):
         read_points(tmp_path / "none.csv")

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from hwsim.cli.app import app
 from hwsim.report.page import digest, figures
-from hwsim.report.page.export import latex
 from hwsim.report.page.inputs import Inputs, read_inputs
+from hwsim.report.page.latex import latex
 from hwsim.units import show_number
 from tests.report.conftest import as_closed
 
@@ -246,6 +246,7 @@ def test_what_is_in_several_files_is_there_once(here):
         ('{"format": "hwsim-results", "results": 3}', "x.json: results must be a list"),
         ('{"format": "hwsim-results", "results": []}', "x.json: no result in it"),
         (None, "x.json: cannot be read: No such file"),
+        ("PK\x03\x04 and so on", "x.json: is an archive, such as a trace, and no result; hwsim replay x.json --json"),
     ],
 )
 def test_other_files_are_refused(tmp_path, monkeypatch, content, message):
@@ -274,9 +275,20 @@ def test_sources_are_spared(here):
     )
 
 
-def test_latex_is_escaped():
-    made = latex(["run", "tokens/s"], [["50% of a_b & c", "1"]])
-    assert r"50\% of a\_b \& c & 1 \\" in made
+def test_latex_is_escaped_with_units_in_its_heads_and_the_fastest_first(here):
+    rows = json.loads(Path("open.json").read_text())["results"]
+    found = [each._replace(label="50% of a_b\n& c") for each in digest.name(rows)]
+    lines = latex(found).splitlines()
+    assert lines[0].startswith("% made by hwsim ")
+    heads = lines[3].removesuffix(r" \\").split(" & ")
+    assert heads[:5] == ["device", "run", "tokens/s", "p50 (ms)", "p95 (ms)"]
+    cells = [line.split(" & ") for line in lines[5:8]]
+    assert {row[1] for row in cells} == {r"50\% of a\_b \& c"}
+    assert {len(row) for row in cells} == {len(heads)}
+    rates = sorted((row["throughput_tok_s"] for row in rows), reverse=True)
+    assert [row[2] for row in cells] == [show_number(rate) for rate in rates]
+    assert not {"perplexity", "KL (nats)"} & set(heads)
+    assert "perplexity" in latex(digest.name(json.loads(Path("closed.json").read_text())["results"]))
 
 
 def test_parquet(here):

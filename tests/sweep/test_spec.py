@@ -123,6 +123,8 @@ def test_an_unknown_policy_ends_the_sweep_before_it_begins():
         ("a: &x [1]\nb: *x\n", "line 2: aliases"),
         ("hw: a\nhw: b\n", "line 2: key 'hw' is given twice"),
         ("hw: [\n", "line 2: "),
+        ('{"format": "hwsim-result"}', "is a result of hwsim, no description of a sweep; that needs at least hw"),
+        ("flash: {}\ndram: {}\n", "is a hardware profile, no description of a sweep"),
         ("trace: sample\nhw: pixel8\npolicy: dip\ngrids: 3\n", "grids: must be a list of sections"),
         ("trace: sample\nhw: pixel8\ngrids: [{policy: dip}, {density: .5}]\n", r"grids.1: policy is missing"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from hwsim.errors import OutputError, SettingError
 from hwsim.sweep import Store
+from hwsim.units import show_number
 from tests.sweep.grid import grid, here, run, swept
 
 __all__ = ["here"]
@@ -21,12 +23,31 @@ def test_the_store_is_asked_by_columns_without_the_groups(here):
         whole = list(store.results())
         assert list(store.find()) == whole
         assert [each["provenance"]["policy"]["name"] for each in store.find(policy="dip-ca")] == ["dip-ca"]
+        assert [number for number, _ in store.numbered(policy="dip-ca")] == [2]
         assert (store.count(), store.count(policy="dip"), store.count(policy="dip", device="none")) == (2, 1, 0)
         assert list(store.find(whole=False, limit=1)) == [
             {key: value for key, value in whole[0].items() if key not in ("groups", "per_token")}
         ]
         with pytest.raises(TypeError, match="no such column: colour"):
             store.count(colour="red")
+
+
+def test_the_numbers_that_are_shown_are_those_that_compare_finds(here):
+    run("sweep", "--trace", "t.npz", "--hw", "pixel8", "--policy", "dip-ca,dip", "--dram", "60%,90%", "-o", "r.db")
+    code, out, _ = run("runs", "r.db", "--where", "policy=dip-ca")
+    with Store(Path("r.db")) as store:
+        every = list(store.results())
+    lines = [line.split() for line in out.splitlines() if line[:1].isdigit()]
+    assert code == 0
+    assert len(lines) == 2
+    for line in lines:
+        row = every[int(line[0]) - 1]
+        assert row["provenance"]["policy"]["name"] == "dip-ca"
+        assert line[-1] == show_number(row["throughput_tok_s"])
+        code, out, _ = run("compare", f"r.db:{line[0]}", "r.db:1", "--json", "-")
+        assert code == 0
+        told = {each["name"]: each["first"] for each in json.loads(out)["numbers"]}
+        assert told["tokens/s"] == row["throughput_tok_s"]
 
 
 def test_another_file_is_no_store(here):

@@ -12,10 +12,9 @@ from hwsim.files import check_new_file, spare, write_atomic
 from hwsim.frames import rows_of
 from hwsim.report.page import digest, figures
 from hwsim.report.page.inputs import Inputs
+from hwsim.report.page.latex import latex
 
 FORMATS = ("csv", "parquet", "latex", "svg", "png")
-_LATEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {each: f"\\{each}" for each in "&%$#_"}
 
 
 def read_formats(text: str | None) -> list[str]:
@@ -52,7 +51,7 @@ def write_exports(inputs: Inputs, page: Path, formats: list[str], sources: list[
     if "parquet" in formats:
         made[".parquet"] = _parquet([{"run": each.label} | row for each in found for row in rows_of(each.row)])
     if "latex" in formats:
-        made[".tex"] = latex(*digest.table(found))
+        made[".tex"] = latex(found)
     for kind in ("svg", "png"):
         if kind in formats:
             for plot in figures.all_figures(found, inputs.curves):
@@ -91,18 +90,6 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
     except ImportError as error:
         raise SettingError("--export parquet needs pandas and pyarrow: pip install pandas pyarrow") from error
     return text.getvalue()
-
-
-def latex(heads: list[str], body: list[list[str]]) -> str:
-    """A table for ``\\input``, with rules of the package booktabs."""
-    lines = [r"\begin{tabular}{ll" + "r" * (len(heads) - 2) + "}", r"\toprule"]
-    lines += [" & ".join(map(_escaped, heads)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(_escaped, row)) + r" \\" for row in body]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def _image(plot: figures.Figure, kind: str) -> bytes:

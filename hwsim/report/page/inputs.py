@@ -17,7 +17,7 @@ from hwsim.model import ModelShape
 Row = dict[str, Any]
 """A result as the result file holds it."""
 ReadStore = Callable[[Path], Iterable[Row]]
-_SQLITE = b"SQLite format 3\x00"
+_SQLITE, _ARCHIVE = b"SQLite format 3\x00", b"PK\x03\x04"
 
 
 class _Open(BaseModel):
@@ -193,6 +193,10 @@ def _read(path: Path, read_store: ReadStore) -> Iterator[Row]:
             if start == _SQLITE:
                 yield from read_store(path)
                 return
+            if start.startswith(_ARCHIVE):
+                raise SettingError(
+                    f"{path}: is an archive, such as a trace, and no result; hwsim replay {path} --json FILE makes one"
+                )
             data = json.loads(start + file.read())
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"is no JSON: {one_line(error)[:80]}"
