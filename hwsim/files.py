@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -103,6 +104,29 @@ def spare(target: Path, sources: Iterable[Path], does: str = "reads") -> None:
             continue
         if same:
             raise OutputError(f"{target}: cannot be written: the command {does} it; choose another name")
+
+
+def lock(handle: int) -> bool:
+    """Hold an open file or folder for this process, until it is closed; False: another process holds it.
+
+    On Windows, which knows no such lock, processes are on their own.
+    """
+    with contextlib.suppress(ImportError):
+        import fcntl  # noqa: PLC0415
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`: its last holder may have deleted or renamed it meanwhile."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _umask() -> int:

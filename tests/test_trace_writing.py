@@ -164,16 +164,16 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
 
 def test_a_file_that_was_just_finished_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second writer opens the partial file, and the first one gives it its name before the second has the lock."""
-    path, honest = tmp_path / "t.npz", TraceWriter._lock
+    path, honest = tmp_path / "t.npz", writing.lock
     first = TraceWriter(path, header(), tokens=True, nll=True)
     fill(first, 0, TOKENS)
 
-    def late(self: TraceWriter) -> None:
-        monkeypatch.setattr(TraceWriter, "_lock", honest)
+    def late(handle: int) -> bool:
+        monkeypatch.setattr(writing, "lock", honest)
         first.finish()
-        honest(self)
+        return honest(handle)
 
-    monkeypatch.setattr(TraceWriter, "_lock", late)
+    monkeypatch.setattr(writing, "lock", late)
     with TraceWriter(path, header(), tokens=True, nll=True) as second:
         assert second.done == 0
         second.discard()

@@ -25,7 +25,7 @@ import numpy as np
 
 from hwsim import kernels
 from hwsim.errors import OutputError, TraceError, one_line
-from hwsim.files import check_new_file, write_atomic
+from hwsim.files import check_new_file, is_at, lock, write_atomic
 from hwsim.model import NORMS
 from hwsim.trace.encoding import FLOAT16_MAX
 from hwsim.trace.header import TraceHeader, member_name
@@ -279,8 +279,9 @@ class TraceWriter:
                 # neither truncates what is there nor fails where nothing is
                 self._file = open(os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: PTH123, SIM115
             try:
-                self._lock()
-                if self._renamed():
+                if not lock(self._file.fileno()):
+                    raise OutputError(f"{self.path}: another process is writing it; wait for it, or name another file")
+                if not is_at(self._file.fileno(), self._partial):  # another writer finished it, or gave up
                     self._file.close()
                     continue
                 if not self._resume():
@@ -289,24 +290,6 @@ class TraceWriter:
             except BaseException:
                 self._file.close()
                 raise
-
-    def _renamed(self) -> bool:
-        """Whether another writer finished, or gave up, the file between its opening here and its locking."""
-        try:
-            return not os.path.samestat(self._partial.stat(), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            return True
-
-    def _lock(self) -> None:
-        with contextlib.suppress(ImportError):  # Windows has no fcntl; two writers are on their own there
-            import fcntl  # noqa: PLC0415
-
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    f"{self.path}: another process is writing it; wait for it, or name another file"
-                ) from error
 
     def _resume(self) -> bool:
         try:

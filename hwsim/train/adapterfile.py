@@ -6,7 +6,6 @@ on from. The finished adapter is written there, too, and the folder gets its nam
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 from hwsim.adapter import ABOUT
 from hwsim.errors import OutputError, one_line
-from hwsim.files import write_atomic
+from hwsim.files import lock, write_atomic
 
 _STATE = "state.pt"
 
@@ -103,16 +102,12 @@ class Partial:
         try:
             self.path.mkdir(exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY)
-            with contextlib.suppress(ImportError):  # Windows has no fcntl; two processes are on their own there
-                import fcntl
-
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"{self.path}: another process is training there; wait for it, or name another -o"
-            ) from error
+            alone = lock(self._lock)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
+        if not alone:
+            os.close(self._lock)
+            raise OutputError(f"{self.path}: another process is training there; wait for it, or name another -o")
         write_atomic(self.path / ABOUT, _text(self._about))
         return self
 

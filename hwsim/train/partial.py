@@ -6,7 +6,6 @@ made safe on disk. What a kill cut off in the middle of a frame is dropped; noth
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.errors import OutputError, one_line
-from hwsim.files import check_new_file
+from hwsim.files import check_new_file, is_at, lock
 
 _MAGIC = b"hwsim-partial-1\n"
 _FRAME = struct.Struct("<QI")
@@ -95,20 +94,8 @@ class Partial:
     # ------------------------------------------------------------------ the file
 
     def _lock(self) -> None:
-        busy = OutputError(f"{self.path}: another process is writing it; wait for it, or name another file with -o")
-        with contextlib.suppress(ImportError):  # Windows has no fcntl; two processes are on their own there
-            import fcntl
-
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise busy from error
-        try:
-            same = os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))
-        except FileNotFoundError:
-            same = False
-        if not same:  # it was finished, and deleted, between opening and locking
-            raise busy
+        if not (lock(self._file.fileno()) and is_at(self._file.fileno(), self.path)):
+            raise OutputError(f"{self.path}: another process is writing it; wait for it, or name another file with -o")
 
     def _resume(self, overwrite: bool) -> None:
         length = os.fstat(self._file.fileno()).st_size

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hwsim.errors import SettingError, one_line
+from hwsim.files import is_at, lock
 
 
 @contextlib.contextmanager
@@ -23,16 +24,8 @@ def alone(study: Path) -> Iterator[None]:
     except OSError as error:
         raise SettingError(f"--study {study}: cannot be used: {error.strerror or one_line(error)}") from error
     try:
-        with contextlib.suppress(ImportError):  # Windows has no fcntl; two processes are on their own there
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = os.path.samestat(beside.stat(), os.fstat(handle))
-            except (BlockingIOError, FileNotFoundError):
-                held = False
-            if not held:  # or it was let go, and deleted, between opening and locking
-                raise SettingError(f"--study {study}: another process is tuning into it; wait for it, or name another")
+        if not (lock(handle) and is_at(handle, beside)):
+            raise SettingError(f"--study {study}: another process is tuning into it; wait for it, or name another")
         try:
             yield
         finally:
