@@ -43,7 +43,21 @@ CALIBRATION_TOKENS = 4096
 FLASH = ("0.5 GB/s", "1 GB/s", "2 GB/s", "4 GB/s")
 LOSSES = (0.1, 0.2, 0.5)  # of perplexity, that is tuned for
 TUNING_TOKENS, TRIALS = 6144, 64
-UNIFORM = (0.74, 0.76, 0.78, 0.8, 0.82, 0.84, 0.86, 0.88, 0.9)  # densities of what tuned settings stand beside
+TUNING_LORA = 0.72  # density that the adapter which may be on is trained at
+UNIFORM = (
+    0.74,
+    0.76,
+    0.78,
+    0.8,
+    0.82,
+    0.84,
+    0.86,
+    0.88,
+    0.9,
+    0.94,
+    0.98,
+)  # densities of what tuned settings stand beside
+UNIFORM_LORA = (0.6, 0.64, 0.68, 0.72, 0.76, 0.8)  # the same with the adapter
 SHARES = ("40%", "50%", "60%", "70%", "80%", "90%")
 EVICTIONS = ("none", "fifo", "lru", "lfu", "belady")
 
@@ -230,16 +244,33 @@ def replays(shop: Workshop, densities: list[float]) -> dict[str, Any]:
     return found
 
 
-def tuned(shop: Workshop) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """DIP-CA tuned on text that is not the one it is judged by: what the study says, and what held-out text says.
+def tuned(shop: Workshop) -> dict[str, list[dict[str, Any]]]:
+    """DIP-CA tuned, with an adapter that may be on, on text that neither the adapter nor the judgement has seen.
 
-    The second list is of DIP-CA as the authors set it, at the densities in question.
+    Returns:
+        ``search``: by loss what the study says, and what held-out text says; ``uniform``: DIP-CA as the authors set it,
+        at the densities in question; ``adapted``: the same with the adapter.
     """
-    uniform = evaluated(shop, "uniform", [("dip-ca, gamma 0.2", each, "dip-ca", {"gamma": 0.2}) for each in UNIFORM])
+    whole = shop.path("text/train.txt").read_text()
+    later = whole.index("\n\n", int(0.6 * len(whole)))  # the adapter's tokens end before half of it
+    write_atomic(shop.path("text/tuning.txt"), whole[later:].strip() + "\n")
+    masks = ("--policy", "dip-ca", "--density", TUNING_LORA, "--tokens", LORA_TOKENS, "--validation", 4096)
+    how = ("--batch", 2, "--learning-rate", 1e-3, "--every", 32)
+    folder = shop.made(
+        f"lora-{TUNING_LORA}", "train", "lora", "--model", MODEL, "--text", "text/train.txt", "--hw", DEVICE,
+        "--dram", DRAM, *masks, *how,
+    )  # fmt: skip
+
+    def at(densities: tuple[float, ...]) -> list[Asked]:
+        return [("dip-ca, gamma 0.2", each, "dip-ca", {"gamma": 0.2}) for each in densities]
+
+    uniform = evaluated(shop, "uniform", at(UNIFORM))
+    adapted = evaluated(shop, "uniform-lora", at(UNIFORM_LORA), folder, merged=True)
     losses = ",".join(map(str, LOSSES))
     search = (
-        "tune", "--model", MODEL, "--hw", DEVICE, "--dram", DRAM, "--text", "text/train.txt", "--tokens", TUNING_TOKENS,
-        "--loss", losses, "--study", "study.db", "--trials", TRIALS, "--least-density", 0.6, "--json", "tuned.json",
+        "tune", "--model", MODEL, "--hw", DEVICE, "--dram", DRAM, "--text", "text/tuning.txt",
+        "--tokens", TUNING_TOKENS, "--loss", losses, "--study", "study.db", "--trials", TRIALS,
+        "--least-density", 0.55, "--lora", folder.name, "--lora-merged", "--json", "tuned.json",
     )  # fmt: skip
     shop.made("tuned.yaml", *search, there="tuned.json")
     study, rows = json.loads(shop.path("tuned.json").read_text()), []
@@ -249,7 +280,7 @@ def tuned(shop: Workshop) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if found:
             (row,) = shop.result(f"tuned-{loss}", *judge, "--context", CONTEXT, "--settings", f"tuned-{loss:g}.yaml")
             rows.append({"loss": loss, "tuned": found, "judged": row})
-    return rows, uniform
+    return {"search": rows, "uniform": uniform, "adapted": adapted}
 
 
 def main() -> None:
@@ -269,7 +300,7 @@ def main() -> None:
     if rows and opened and "accuracy" in parts:  # else what was run is kept for the next time
         tables.write(given.page, rows, opened, curve(shop) if "lora" in parts else {}, shop.commands)
     if "tuned" in parts:
-        tables.write_tuned(given.page, *tuned(shop))
+        tables.write_tuned(given.page, **tuned(shop))
 
 
 if __name__ == "__main__":

@@ -44,16 +44,18 @@ def write(page: Path, rows: list[Row], opened: dict[str, Any], training: Row, co
     })  # fmt: skip
 
 
-def write_tuned(page: Path, search: list[Row], uniform: list[Row]) -> None:
+def write_tuned(page: Path, search: list[Row], uniform: list[Row], adapted: list[Row]) -> None:
     """The table of what was tuned, and its numbers, as `write`.
 
     Args:
         page: with the markers.
         search: what was tuned, by loss.
         uniform: closed loop of DIP-CA as the authors set it, at several densities.
+        adapted: the same with the adapter.
     """
     found = [{"loss": each["loss"], "tuned": each["tuned"], "judged": _kept(each["judged"])} for each in search]
-    _put(page, {"tuned": tuned(search, uniform)}, {"tuned": found, "uniform": [_kept(row) for row in uniform]})
+    numbers = {"tuned": found, "uniform": [_kept(row) for row in uniform], "adapted": [_kept(row) for row in adapted]}
+    _put(page, {"tuned": tuned(search, uniform, adapted)}, numbers)
 
 
 def _put(page: Path, made: dict[str, str], numbers: Row) -> None:
@@ -166,22 +168,29 @@ def lora(training: Row) -> str:
     return f"Validation tokens, dense {done['dense_perplexity']:.3f}; step {done['best']} was kept:\n\n{table}"
 
 
-def tuned(search: list[Row], uniform: list[Row]) -> str:
-    """Tuned settings on held-out text, beside uniform DIP-CA where it costs as much there."""
-    own = sorted(uniform, key=lambda row: row["asked"])
-    points = [(row["mlp_density"], row["perplexity"] - row["dense_perplexity"], row["throughput_tok_s"]) for row in own]
+def tuned(search: list[Row], uniform: list[Row], adapted: list[Row]) -> str:
+    """Tuned settings on held-out text, beside uniform DIP-CA that costs as much there, without and with the adapter."""
     body = []
     for each in search:
         before, after = each["tuned"], each["judged"]
         costs = [row["perplexity"] - row["dense_perplexity"] for row in (before, after)]
-        like = at_cost(points, costs[1])
+        beside = []
+        for rows in (uniform, adapted):
+            like = at_cost(_points(rows), costs[1])
+            gain = f", {100 * (after['throughput_tok_s'] / like[1] - 1):+.1f} %" if like else ""
+            beside.append(f"{like[1]:.1f}{gain}" if like else "-")
+        on = "on" if before["settings"].get("lora") else "off"
         body.append([
-            f"+{each['loss']:g}", f"{costs[0]:+.3f}", f"{costs[1]:+.3f}", f"{after['mlp_density']:.3f}", _pace(after),
-            f"{like[1]:.1f}" if like else "-",
-            f"{100 * (after['throughput_tok_s'] / like[1] - 1):+.1f} %" if like else "-",
+            f"+{each['loss']:g}", f"{costs[0]:+.3f}", f"{costs[1]:+.3f}", on, f"{after['mlp_density']:.3f}",
+            _pace(after), *beside,
         ])  # fmt: skip
-    head = ["at most", "perplexity, tuning text", "held-out", "MLP density", "tokens/s"]
-    return grid([*head, "uniform, gamma 0.2, at that cost", "gain"], body)
+    head = ["at most", "perplexity, tuning text", "held-out", "adapter", "MLP density", "tokens/s"]
+    return grid([*head, "uniform at that cost, gain", "uniform with adapter, gain"], body)
+
+
+def _points(rows: list[Row]) -> list[tuple[float, float, float]]:
+    own = sorted(rows, key=lambda row: row["asked"])
+    return [(row["mlp_density"], row["perplexity"] - row["dense_perplexity"], row["throughput_tok_s"]) for row in own]
 
 
 def gap(rows: list[Row], opened: list[Row]) -> str:

@@ -21,8 +21,8 @@ Point = dict[str, Any]
 class Trial(Protocol):
     """What is asked of a trial of Optuna."""
 
-    def suggest_float(self, name: str, low: float, high: float) -> float:
-        """A number."""
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number, where `log` is set as likely in each octave."""
 
     def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
         """One of several."""
@@ -38,10 +38,10 @@ def suggest(trial: Trial, low: float, *, adapter: bool) -> Point:
     """
     point: Point = {"density": trial.suggest_float("density", low, 0.98)}
     for third in THIRDS[1:]:  # beside the first; on the scale of logits
-        point[f"density_{third}"] = trial.suggest_float(f"density_{third}", -1.0, 1.0)
+        point[f"density_{third}"] = trial.suggest_float(f"density_{third}", -0.5, 0.5)
     for third in THIRDS:
-        point[f"split_{third}"] = trial.suggest_float(f"split_{third}", -1.5, 1.5)  # of input above the authors'
-        point[f"gamma_{third}"] = trial.suggest_float(f"gamma_{third}", 0.05, 1.0)
+        point[f"split_{third}"] = trial.suggest_float(f"split_{third}", -0.6, 0.6)  # of input above the authors'
+        point[f"gamma_{third}"] = trial.suggest_float(f"gamma_{third}", 0.05, 1.0, log=True)
     point["share_down"] = trial.suggest_float("share_down", -1.0, 1.0)  # logarithm of its part against an equal one
     point["eviction"] = trial.suggest_categorical("eviction", list(EVICTIONS))
     if adapter:
@@ -49,12 +49,18 @@ def suggest(trial: Trial, low: float, *, adapter: bool) -> Point:
     return point
 
 
-def uniform(density: float, gamma: float, *, adapter: bool = False) -> Point:
-    """The point of DIP-CA as the authors set it: one density, their split, one gamma, LFU."""
+def uniform(density: float, gamma: float, *, adapter: bool | None = None) -> Point:
+    """The point of DIP-CA as the authors set it: one density, their split, one gamma, LFU.
+
+    Args:
+        density: of the MLP.
+        gamma: of all layers.
+        adapter: whether it is on; None: there is none.
+    """
     point: Point = {"density": density, **{f"density_{third}": 0.0 for third in THIRDS[1:]}}
     for third in THIRDS:
         point |= {f"split_{third}": 0.0, f"gamma_{third}": gamma}
-    return point | {"share_down": 0.0, "eviction": "lfu"} | ({"lora": False} if adapter else {})
+    return point | {"share_down": 0.0, "eviction": "lfu"} | ({} if adapter is None else {"lora": adapter})
 
 
 def settings_of(point: Point, model: ModelShape) -> dict[str, Any]:

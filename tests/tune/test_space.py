@@ -28,7 +28,7 @@ class Drawn:
     def __init__(self, data):
         self.data = data
 
-    def suggest_float(self, name, low, high):
+    def suggest_float(self, name, low, high, log=False):
         return self.data.draw(st.floats(low, high), name)
 
     def suggest_categorical(self, name, choices):
