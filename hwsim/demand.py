@@ -49,6 +49,12 @@ class Demand:
         last, found = (np.concatenate(each) if each else None for each in (last_requests, last_hits))
         return cls(np.concatenate(requests), np.concatenate(hits), last, found)
 
+    def part(self, rows: slice) -> Demand:
+        """That of some tokens in a row; it shares memory with the whole."""
+        last, found = (None if each is None else each[rows] for each in (self.last_requests, self.last_hits))
+        seen = None if self.seen is None else self.seen.part(rows)
+        return Demand(self.requests[rows], self.hits[rows], last, found, seen)
+
     def put(self, row: int, layer: int, index: int, served: Served) -> None:
         """Write down what the token `row`, and those after it, asked of one cache."""
         rows = slice(row, row + len(served.masks))

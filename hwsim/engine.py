@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import simpy
 
-from hwsim import inorder
 from hwsim.devices import Device
 from hwsim.loads import Load
 from hwsim.metrics import Busy, Times, Timing
@@ -318,8 +317,6 @@ def run_events(
         recorder: is told what happened when.
         progress: is called with the number of tokens done.
     """
-    if recorder is None and inorder.applies(load, overlap):
-        return inorder.run_in_order(load, thermal=thermal, progress=progress)
     decoder = Decoder(load, overlap=overlap, thermal=thermal, recorder=recorder)
     decoder.env.process(decoder.run(progress))
     decoder.env.run()

@@ -66,6 +66,7 @@ class Load:
 def make_load(
     demand: Demand, placement: Placement, profile: Profile, sequences: list[Sequence],
     *, bits: Bits | None = None, reads: ReadSetup | None = None, fills: bool = False, kv_window: int | None = None,
+    rows: slice | None = None,
 ) -> Load:  # fmt: skip
     """The work of a decode.
 
@@ -78,10 +79,13 @@ def make_load(
         reads: how units lie in Flash and are read.
         fills: what comes from Flash goes through DRAM.
         kv_window: entries that a token reads at most; None: all.
+        rows: only the work of these tokens; None: of all.
     """
     bits, reads = bits or Bits(), reads or ReadSetup()
     plans, dram, arithmetic = placement.groups, profile.dram.bandwidth, Arithmetic(profile.compute)
     lengths = kv_lengths(sequences, kv_window)
+    if rows is not None:
+        demand, lengths = demand.part(rows), lengths[rows]
     shape = demand.requests.shape
     pinned, streamed = placement.by_layer()
     missed, found = demand.miss_bytes(plans), demand.hit_bytes(plans)

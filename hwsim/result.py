@@ -13,14 +13,14 @@ import numpy as np
 from pydantic import BaseModel
 
 import hwsim
-from hwsim import bounds, metrics
+from hwsim import bounds, inorder, metrics
 from hwsim.contents import UnitSets
 from hwsim.demand import Demand
 from hwsim.effective import effective
 from hwsim.engine import Recorder, run_events
 from hwsim.evictions import Eviction
 from hwsim.flashbytes import flash_reads
-from hwsim.loads import make_load
+from hwsim.loads import Load, make_load
 from hwsim.model import ModelShape
 from hwsim.notes import notes, prefetch_notes
 from hwsim.placement import Placement
@@ -69,16 +69,23 @@ def measure(
             overlap=settings.overlap == "group", kv_window=settings.kv_window,
         )  # fmt: skip
     else:
-        load = make_load(
-            demand, placement, profile, header.sequences,
-            bits=settings.bits, reads=settings.reads, fills=settings.fills, kv_window=settings.kv_window,
-        )  # fmt: skip
+
+        def load(rows: slice | None = None) -> Load:
+            return make_load(
+                demand, placement, profile, header.sequences, rows=rows,
+                bits=settings.bits, reads=settings.reads, fills=settings.fills, kv_window=settings.kv_window,
+            )  # fmt: skip
+
+        thermal = profile.flash.thermal
+        if settings.overlap == "none" and not settings.fills and recorder is None:  # nothing can interleave
+            parts = inorder.blocks(header.decoded, placement.layers, len(placement.groups))
+            timing = inorder.run_in_order(map(load, parts), thermal=thermal, progress=progress)
+            return _result(header, source, profile, policy, settings, placement, demand, timing, eviction, names)
+        whole = load()
         if recorder:
             about = {"policy": names.policy, "device": profile.name, "trace": source, "model": header.model.name}
-            recorder.begin(demand, placement, profile, settings, load.starts, about)
-        timing = run_events(
-            load, overlap=settings.overlap, thermal=profile.flash.thermal, recorder=recorder, progress=progress
-        )
+            recorder.begin(demand, placement, profile, settings, whole.starts, about)
+        timing = run_events(whole, overlap=settings.overlap, thermal=thermal, recorder=recorder, progress=progress)
     return _result(header, source, profile, policy, settings, placement, demand, timing, eviction, names)
 
 
@@ -88,7 +95,7 @@ def _result(
 ) -> metrics.Result:  # fmt: skip
     plans = placement.groups
     tokens = header.decoded
-    requests, hits = (array.astype(np.int64) for array in (demand.requests, demand.hits))
+    requests, hits = demand.requests, demand.hits
     flash, dram = demand.miss_bytes(plans), demand.hit_bytes(plans)
     kv = bounds.kv_lengths(header.sequences, settings.kv_window) * placement.kv_entry
     flash_token = flash.sum(axis=(1, 2)) + placement.streamed

@@ -76,6 +76,16 @@ class Seen:
         ahead = watching.prefetch is not None
         return cls(watching, plans, counted, room(ahead), room(ahead))
 
+    def part(self, rows: slice) -> Seen:
+        """What was seen of some tokens in a row; nothing more may be looked at."""
+        self._count_all()
+
+        def cut(each: np.ndarray | None) -> np.ndarray | None:
+            return None if each is None else each[rows]
+
+        counted = None if self.counted is None else (self.counted[0][rows], self.counted[1][rows])
+        return Seen(self.watching, self.plans, counted, cut(self.ahead), cut(self.useful))
+
     @property
     def reads(self) -> np.ndarray | None:
         """How many reads of Flash; None: units are read one by one."""

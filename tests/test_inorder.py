@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwsim import inorder
-from hwsim.engine import Recorders, run_events
+from hwsim.engine import run_events
 from hwsim.loads import Load
 from hwsim.metrics import Timing
 from hwsim.profile import Thermal
+from tests.devices.cli import run_cli
 
 
 @st.composite
@@ -37,6 +40,12 @@ def loads(draw: Any) -> Load:
     )  # fmt: skip
 
 
+def part(load: Load, rows: slice) -> Load:
+    """The work of some of its tokens."""
+    names = ("kv_cache", "unmasked", "selection", "flash", "dram", "fills", "on_hits", "on_misses")
+    return replace(load, **{name: getattr(load, name)[rows] for name in names})
+
+
 def plain(timing: Timing) -> dict[str, Any]:
     return timing.model_dump() | {"token_s": timing.token_s.tolist()}
 
@@ -54,17 +63,37 @@ def test_it_is_simpy_to_the_bit(load: Load, thermal: Thermal | None, step: int) 
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inorder, "_BLOCK", step)
-        fast = run_events(load, overlap="none", thermal=thermal, progress=told.append)
-    slow = run_events(load, overlap="none", thermal=thermal, recorder=Recorders([]))
+        rows = list(inorder.blocks(load.tokens, load.layers, len(load.kinds)))
+    fast = inorder.run_in_order((part(load, each) for each in rows), thermal=thermal, progress=told.append)
+    slow = run_events(load, overlap="none", thermal=thermal)
     assert plain(fast) == plain(slow)
-    assert told[-1] == load.tokens
+    assert told == [each.stop for each in rows]
 
 
-def test_it_is_taken_where_nothing_can_interleave() -> None:
-    shape = (2, 1, 1)
-    nothing = {name: np.zeros(shape) for name in ("selection", "flash", "dram", "on_hits", "on_misses")}
-    kinds = {"kinds": ("mlp",), "fills": np.zeros(shape)}
-    each = {"resident": np.ones(2), "streamed": np.ones(2), "kv_cache": np.ones(2), "unmasked": np.ones((2, 2))}
-    assert inorder.applies(Load(**nothing, **kinds, **each), "none")
-    assert not inorder.applies(Load(**nothing, **kinds, **each), "group")
-    assert not inorder.applies(Load(**nothing, **kinds | {"fills": np.ones(shape)}, **each), "none")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--policy", "dense"],
+        ["--policy", "dip-ca", "--packed", "--per-token"],
+        ["--policy", "dip", "--merge", "64 KiB", "--gap", "auto"],
+        ["--policy", "dip-ca", "--kv-window", 5, "--cache-scope", "layer"],
+    ],
+)
+def test_a_replay_in_blocks_is_one_with_a_timeline(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timeline wants to know of each service, so SimPy plays them."""
+    monkeypatch.setattr(inorder, "_BLOCK", 3000)
+    played: list[bool] = []
+
+    def play(*arguments: Any, **options: Any) -> Timing:
+        played.append(True)
+        return run_events(*arguments, **options)
+
+    monkeypatch.setattr("hwsim.result.run_events", play)
+    given = ["replay", "sample", "--hw", "oneplus15r", "--dram", "60%", *options]
+    run_cli(*given, "--json", tmp_path / "fast.json")
+    assert not played
+    run_cli(*given, "--json", tmp_path / "slow.json", "--timeline", tmp_path / "timeline.json")
+    assert played
+    assert (tmp_path / "fast.json").read_text() == (tmp_path / "slow.json").read_text()
