@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
 from collections.abc import Iterable
@@ -40,6 +41,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> None:
+    """Delete what `write_atomic` left beside a file because it was killed; only where nobody else writes it now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}"):
+        left.unlink(missing_ok=True)
 
 
 def check_new_file(path: Path) -> None:

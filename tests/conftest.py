@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import settings
+from typer.testing import CliRunner
 
 from hwsim.arrayfile import write_arrays
 from hwsim.calibration import KIND, calibrate
+from hwsim.cli.app import app
 from hwsim.model import ModelShape
 from hwsim.plugins import POLICIES
 from hwsim.profile import Profile
@@ -28,6 +30,13 @@ WITHOUT_A_FILE = [
     name for name in POLICIES.names() if not {"predictor", "calibration"} & POLICIES.find(name)[1].model_fields.keys()
 ]
 SEQUENCES = [Sequence(tokens=40, prompt=6), Sequence(tokens=25)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that share something dear to make go to one process, where pytest-xdist deals them out."""
+    config.addinivalue_line("markers", "xdist_group(name): tests that go to one process")
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadgroup"
 
 
 def write_trace(
@@ -98,7 +107,22 @@ Hwsim = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def hwsim(tmp_path: Path) -> Hwsim:
+def hwsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hwsim:
+    """Run ``hwsim ...`` in an empty folder and in this process, where torch is imported once; as `hwsim_process`."""
+
+    def run(*arguments: object, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.chdir(cwd)
+        done = CliRunner().invoke(app, words)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def hwsim_process(tmp_path: Path) -> Hwsim:
     """Run ``hwsim ...`` as a process of its own, in an empty folder; returns exit code, output and errors."""
 
     def run(*arguments: object, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from hwsim import kernels
 from hwsim.errors import OutputError, TraceError, one_line
-from hwsim.files import check_new_file, is_at, lock, write_atomic
+from hwsim.files import check_new_file, is_at, lock, sweep, write_atomic
 from hwsim.model import NORMS
 from hwsim.trace.encoding import FLOAT16_MAX
 from hwsim.trace.header import TraceHeader, member_name
@@ -284,6 +284,7 @@ class TraceWriter:
                 if not is_at(self._file.fileno(), self._partial):  # another writer finished it, or gave up
                     self._file.close()
                     continue
+                sweep(self._progress)
                 if not self._resume():
                     self._begin()
                 return

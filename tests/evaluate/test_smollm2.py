@@ -16,6 +16,7 @@ from hwsim.record import Settings as Reading
 from hwsim.simulation import Settings
 from tests.conftest import flat_profile
 
+pytestmark = pytest.mark.xdist_group("smollm2")  # one run for all
 POLICIES_TRIED = ("dip", "magnitude", "oracle")
 DENSITIES = (0.67, 0.8, 1.0)
 

@@ -272,9 +272,9 @@ def test_half_precision(checkpoints: dict[str, Path], tmp_path: Path) -> None:
         assert np.isfinite(trace.read(2, "glu")).all()
 
 
-def test_command(checkpoints: dict[str, Path], tmp_path: Path, hwsim: Any) -> None:
+def test_command(checkpoints: dict[str, Path], tmp_path: Path, hwsim: Any, hwsim_process: Any) -> None:
     command = ("record", "--model", checkpoints["llama"], "--tokens", 32, "--context", 16, "-o", "t.npz")
-    done = hwsim(*command)
+    done = hwsim_process(*command)
     assert done.returncode == 0, done.stderr
     assert "Recorded: 32 tokens of llama in 2 windows, signals input, up, gate" in done.stdout
     assert "Next: hwsim replay t.npz" in done.stdout
