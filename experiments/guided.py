@@ -4,12 +4,14 @@
 
 KIND is one of tests/fuzz/kinds.py. It begins with the kind's good files and with tests/fuzz/corpus/KIND, and puts there
 what reached something new, smallest first, `KEPT` files at most; the tests read those files again. A file that does
-harm is written to fuzz-faults/ in the current folder, and the command ends with an error.
+harm is written to fuzz-faults/ in the current folder, and the command ends with an error; else the number of inputs
+goes into the table of docs/reliability.md.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,8 @@ with atheris.instrument_imports(include=["hwsim"]):
     from tests.fuzz.kinds import all_kinds
 
 KEPT, LARGEST = 30, 16_384
+PAGE = ROOT / "docs" / "reliability.md"
+_INPUTS = re.compile(r"^Done (\d+) runs in", re.MULTILINE)
 
 
 def fuzz(name: str, seconds: str, found: str, seeds: str) -> None:
@@ -60,12 +64,29 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as found, tempfile.TemporaryDirectory() as seeds:
         for kept in corpus.iterdir():
             (Path(found) / kept.name).write_bytes(kept.read_bytes())
-        code = subprocess.run([sys.executable, __file__, name, seconds, found, seeds], check=False).returncode
+        done = subprocess.run(
+            [sys.executable, __file__, name, seconds, found, seeds], check=False, stderr=subprocess.PIPE, text=True
+        )
+        sys.stderr.write(done.stderr)
         reached = sorted(Path(found).iterdir(), key=lambda path: (path.stat().st_size, path.name))
         for path in reached[:KEPT]:
             content = path.read_bytes()
             (corpus / hashlib.sha256(content).hexdigest()[:16]).write_bytes(content)
-    return code
+    if (inputs := _INPUTS.search(done.stderr)) and not done.returncode:
+        PAGE.write_text(counted(PAGE.read_text(), name, int(inputs[1])))
+    return done.returncode
+
+
+def counted(page: str, name: str, inputs: int) -> str:
+    """The page with a kind's number of inputs in its table, and the sum of all."""
+    before, rest = page.split("<!-- guided: begin -->\n")
+    table, after = rest.split("<!-- guided: end -->")
+    rows = dict(re.findall(r"^\| (\w+) \| ([\d,]+) \|$", table, re.MULTILINE))
+    rows.pop("all", None)
+    rows[name] = f"{inputs:,}"
+    rows["all"] = f"{sum(int(each.replace(',', '')) for each in rows.values()):,}"
+    lines = ["", "| file | inputs |", "|---|---|", *(f"| {kind} | {count} |" for kind, count in rows.items()), "", ""]
+    return f"{before}<!-- guided: begin -->\n" + "\n".join(lines) + f"<!-- guided: end -->{after}"
 
 
 if __name__ == "__main__":
