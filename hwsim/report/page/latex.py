@@ -36,7 +36,11 @@ def latex(found: list[Named]) -> str:
 
 
 def _shown(value: str | float | None) -> str:
-    return "" if value is None else value if isinstance(value, str) else show_number(value)
+    """Four digits, zeros at the end too: numbers of a column are equally exact."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    text = f"{value:#.4g}"
+    return show_number(value) if "e" in text else text.removesuffix(".")
 
 
 def _escaped(text: str) -> str:
