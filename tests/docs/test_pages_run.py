@@ -19,6 +19,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def _asks_a_model(page: Path) -> bool:
 
 
 @pytest.fixture
-def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where a page is run: with the files that it takes for granted."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -87,7 +88,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     policy = next(block for block in fences(REPOSITORY / "docs" / "policy.md") if block.title == "mine.py")
     (tmp_path / "mine.py").write_text(policy.text, encoding="utf-8")
     (tmp_path / "fio.json").write_text(json.dumps(_like_fio()), encoding="utf-8")
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("mine", None)  # that a page imported
 
 
 def _like_fio() -> dict[str, object]:
