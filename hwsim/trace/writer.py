@@ -15,6 +15,7 @@ import os
 import shutil
 import struct
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,7 @@ from hwsim.units import show_size
 
 ALIGNMENT = 64  # bytes; payloads begin at multiples of it, so that they can be memory-mapped as they are
 _CHUNK = 4 * 2**20
+_AHEAD = 64 * 2**20  # bytes that may wait to be written
 _BIG = 0xFFFFFFFF
 _STAMP = (0, 0x21)  # 1980-01-01: no clock in the file
 _PADDING_ID = 0xD935  # the extra field that Android's zipalign uses for padding
@@ -136,6 +138,9 @@ class TraceWriter:
         self._end = 0
         self._keeper = ThreadPoolExecutor(1)  # disks are slow: the next block is computed meanwhile
         self._safe: Future[None] | None = None  # what was committed last
+        self._hand = ThreadPoolExecutor(1)  # so is the copy to the system: it goes on beside the next layer
+        self._waiting: deque[tuple[Future[None], int]] = deque()  # what it has yet to write, and how many bytes
+        self._ahead = 0
         for name, (shape, dtype) in header.members().items():
             self._place(name, shape, dtype)
         if tokens:
@@ -152,9 +157,11 @@ class TraceWriter:
     def write(self, layer: int, signal: str, start: int, values: np.ndarray) -> None:
         """Put `values`, any float ``[n, width]``, at tokens `start` to `start + n` of a layer's signal.
 
+        They are copied, and written while the caller goes on; the next `commit` waits for that.
+
         Raises:
             TraceError: a value is NaN or infinite, or the shape is wrong.
-            OutputError: the disk is full.
+            OutputError: the disk is full; it may be told by a later call, `commit` at the latest.
         """
         name = member_name(layer, signal)
         self._check_shape(name, (self.header.model.signal_width(signal),), start, values)
@@ -197,6 +204,7 @@ class TraceWriter:
         That is made safe against a kill while the caller goes on; it is so when the next `commit`, `finish` or `close`
         returns, and what kept it from becoming so is raised there.
         """
+        self._drain()
         self._settle()
         self.done = done
         state = {"fingerprint": self._fingerprint, "done": done, "clipped": self.clipped}
@@ -212,6 +220,7 @@ class TraceWriter:
             raise OutputError(
                 f"{self.path}: {self.done} of {self.header.tokens} tokens were written; it cannot be finished"
             )
+        self._drain()
         self._settle()
         extra = {"clipped_values": self.clipped} | (provenance or {})
         header = self.header.model_copy(update={"provenance": self.header.provenance | extra}).to_array()
@@ -236,6 +245,7 @@ class TraceWriter:
 
     def close(self) -> None:
         """Let go of the file; what was committed stays for a later writer."""
+        self._hand.shutdown()  # what failed of it was never committed
         try:
             self._settle()
         finally:
@@ -244,6 +254,7 @@ class TraceWriter:
 
     def discard(self) -> None:
         """Close the file and delete all that was written, for a writer that cannot go on from it."""
+        self._hand.shutdown()
         self._keeper.shutdown()  # what it would still say of the file must not come after
         self._safe = None
         self._partial.unlink(missing_ok=True)
@@ -355,8 +366,17 @@ class TraceWriter:
 
     def _put(self, slot: _Slot, start: int, values: np.ndarray) -> None:
         at = slot.start + len(slot.head) + start * slot.width * slot.dtype.itemsize
-        data = np.ascontiguousarray(values, slot.dtype)
-        self._pwrite(data.reshape(-1).view(np.uint8).data, at)
+        data = np.array(values, slot.dtype, order="C")  # a copy: a model may go on to change its own
+        self._waiting.append((self._hand.submit(self._pwrite, data.reshape(-1).view(np.uint8).data, at), data.nbytes))
+        self._ahead += data.nbytes
+        self._drain(_AHEAD)
+
+    def _drain(self, least: int = 0) -> None:
+        """Wait until at most so many bytes have yet to be written."""
+        while self._waiting and (self._ahead > least or self._waiting[0][0].done()):
+            written, size = self._waiting.popleft()
+            self._ahead -= size
+            written.result()
 
     def _pwrite(self, data: bytes | memoryview, at: int) -> None:
         view = memoryview(data)
