@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +245,71 @@ def test_places_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OutputError, match="cannot be written: Permission denied"):
         write(tmp_path / "t.npz")
     assert names(tmp_path) == ["file", "folder"]
+
+
+def test_what_is_given_may_change_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, go = TraceWriter._pwrite, threading.Event()
+    values, path = np.full((TOKENS, 48), 3, np.float16), tmp_path / "t.npz"
+    with TraceWriter(path, header(signals=["input"])) as writer:
+
+        def waiting(self: TraceWriter, data: bytes, at: int) -> None:
+            go.wait(10)
+            honest(self, data, at)
+
+        monkeypatch.setattr(TraceWriter, "_pwrite", waiting)
+        for layer in range(2):
+            writer.write(layer, "input", 0, values)
+        values[:] = 7  # a model that works in place
+        go.set()
+        writer.commit(TOKENS)
+        writer.finish()
+    with Trace(path) as trace:
+        assert all((trace.read(layer, "input") == 3).all() for layer in range(2))
+
+
+def test_what_waits_to_be_written_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest, most = TraceWriter._pwrite, [0]
+    monkeypatch.setattr(writing, "_AHEAD", 10_000)
+    with TraceWriter(tmp_path / "t.npz", header(signals=["input"])) as writer:
+
+        def slow(self: TraceWriter, data: bytes, at: int) -> None:
+            time.sleep(0.001)
+            honest(self, data, at)
+
+        monkeypatch.setattr(TraceWriter, "_pwrite", slow)
+        for token in range(TOKENS):
+            writer.write(0, "input", token, np.ones((1, 48), np.float16))
+            writer.write(1, "input", token, np.ones((1, 48), np.float16))
+            most[0] = max(most[0], writer._ahead)
+    assert 0 < most[0] <= 10_000
+
+
+def test_an_error_of_the_disk_is_told_by_commit_at_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TraceWriter(tmp_path / "t.npz", header(signals=["input"])) as writer:
+        writer.commit(0)
+
+        def full(*_: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def put() -> None:
+            writer.write(0, "input", 0, np.ones((TOKENS, 48), np.float16))
+            writer.commit(TOKENS)
+
+        monkeypatch.setattr(os, "pwrite", full)
+        with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+            put()
+        assert writer.done == 0
+
+
+@pytest.mark.parametrize("order", ["onward", "backward", "twice"])
+def test_checksums_are_those_of_the_file_in_whatever_order_it_was_written(order: str, tmp_path: Path) -> None:
+    spans = {"onward": [(0, 30), (30, 65)], "backward": [(30, 65), (0, 30)], "twice": [(0, 40), (20, 65), (0, 65)]}
+    rng, path = np.random.default_rng(0), tmp_path / "t.npz"
+    with TraceWriter(path, header(signals=["input"])) as writer:
+        for start, stop in spans[order]:
+            for layer in range(2):
+                writer.write(layer, "input", start, rng.random((stop - start, 48)))
+        writer.commit(TOKENS)
+        writer.finish()
+    with Trace(path) as trace:
+        assert len(list(trace.verify())) == len(trace._members)

@@ -141,6 +141,7 @@ class TraceWriter:
         self._hand = ThreadPoolExecutor(1)  # so is the copy to the system: it goes on beside the next layer
         self._waiting: deque[tuple[Future[None], int]] = deque()  # what it has yet to write, and how many bytes
         self._ahead = 0
+        self._sums: dict[str, tuple[int, int]] = {}  # of what was written without a gap: its checksum, its end
         for name, (shape, dtype) in header.members().items():
             self._place(name, shape, dtype)
         if tokens:
@@ -354,7 +355,8 @@ class TraceWriter:
             os.ftruncate(self._file.fileno(), 0)
             os.ftruncate(self._file.fileno(), self._end)
         for slot in self._slots.values():
-            self._pwrite(slot.head, slot.start)
+            self._sums[slot.name] = (0, slot.start)
+            self._append(slot.name, slot.head, slot.start)
         self.commit(0)
 
     def _check_shape(self, name: str, row: tuple[int, ...], start: int, values: np.ndarray) -> None:
@@ -367,9 +369,16 @@ class TraceWriter:
     def _put(self, slot: _Slot, start: int, values: np.ndarray) -> None:
         at = slot.start + len(slot.head) + start * slot.width * slot.dtype.itemsize
         data = np.array(values, slot.dtype, order="C")  # a copy: a model may go on to change its own
-        self._waiting.append((self._hand.submit(self._pwrite, data.reshape(-1).view(np.uint8).data, at), data.nbytes))
+        piece = data.reshape(-1).view(np.uint8).data
+        self._waiting.append((self._hand.submit(self._append, slot.name, piece, at), data.nbytes))
         self._ahead += data.nbytes
         self._drain(_AHEAD)
+
+    def _append(self, name: str, data: bytes | memoryview, at: int) -> None:
+        """Write a piece of a member, and go on with its checksum as long as each begins where the last one ended."""
+        self._pwrite(data, at)
+        crc, end = self._sums.get(name, (0, -1))
+        self._sums[name] = (zlib.crc32(data, crc), at + len(data)) if end == at else (0, -1)
 
     def _drain(self, least: int = 0) -> None:
         """Wait until at most so many bytes have yet to be written."""
@@ -386,6 +395,9 @@ class TraceWriter:
                 view, at = view[written:], at + written
 
     def _crc(self, slot: _Slot) -> int:
+        crc, end = self._sums.get(slot.name, (0, -1))
+        if end == slot.start + slot.size:
+            return crc
         crc = 0
         for piece in self._pieces(slot.start, slot.size):
             crc = zlib.crc32(piece, crc)
