@@ -48,7 +48,8 @@ def run(model: str = "smollm2-135m", tokens: int = 2048, rounds: int = 3) -> dic
                 taken = seconds(work)
                 if number:
                     times[name].append(taken)
-        size = (Path(folder) / "t.npz").stat().st_size
+            size = (Path(folder) / "t.npz").stat().st_size
+            (Path(folder) / "t.npz").unlink()  # to free a file of before is no part of recording
     median = {name: statistics.median(each) for name, each in times.items()}
     return {
         "model": model, "tokens": tokens, "bytes": size, "threads": torch.get_num_threads(), "s": median,
