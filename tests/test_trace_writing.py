@@ -298,6 +298,9 @@ def test_an_error_of_the_disk_is_told_by_commit_at_the_latest(tmp_path: Path, mo
         monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(OutputError, match="cannot be written: No space left on device"):
             put()
+        monkeypatch.undo()  # there is room again, but what was given is lost
+        with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+            writer.commit(TOKENS)
         assert writer.done == 0
 
 

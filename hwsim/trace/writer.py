@@ -383,9 +383,8 @@ class TraceWriter:
     def _drain(self, least: int = 0) -> None:
         """Wait until at most so many bytes have yet to be written."""
         while self._waiting and (self._ahead > least or self._waiting[0][0].done()):
-            written, size = self._waiting.popleft()
-            self._ahead -= size
-            written.result()
+            self._waiting[0][0].result()  # one that failed stays first: nothing can be committed any more
+            self._ahead -= self._waiting.popleft()[1]
 
     def _pwrite(self, data: bytes | memoryview, at: int) -> None:
         view = memoryview(data)
