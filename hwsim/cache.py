@@ -140,8 +140,8 @@ class Cache:
         """Decide and serve many tokens by the compiled scan, as `step` would one by one.
 
         Args:
-            values: float32 ``[tokens, units]``: scores of what is cached.
-            uncached: float32 ``[tokens]``: times this, of what is not.
+            values: float32 ``[tokens, units]``: scores of what is cached; or float16, whose magnitudes are the scores.
+            uncached: float32 ``[tokens]``, from 0: times this, of what is not.
             k: units of each mask.
             before: bool ``[tokens, units]``, for what is in the cache before each token.
 

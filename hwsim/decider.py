@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,22 +13,39 @@ from hwsim import kernels
 from hwsim.errors import ContractError, HwsimError, one_line
 from hwsim.model import ModelShape
 from hwsim.placement import GroupPlan
-from hwsim.policy import BEFOREHAND, Context, Policy, Scores
+from hwsim.policy import BEFOREHAND, Context, Magnitudes, Policy, Scores
 
 
-class _Needed(dict[str, np.ndarray]):
-    """What a policy sees of the signals: those that its group needs; asking for another says so."""
+class _Needed(Mapping[str, np.ndarray]):
+    """What a policy sees of the signals: those that its group needs; asking for another says so.
 
-    def __missing__(self, name: str) -> np.ndarray:
-        have = ", ".join(self) or "nothing"
-        raise KeyError(f"signal {name!r} is not among what this group needs ({have}); name it in the group's needs")
+    What is stored as float16 becomes float32 when it is first asked for.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._arrays:
+            have = ", ".join(self) or "nothing"
+            raise KeyError(f"signal {name!r} is not among what this group needs ({have}); name it in the group's needs")
+        found = self._arrays[name]
+        if found.dtype == np.float16:
+            found = self._arrays[name] = kernels.read_only(kernels.widen(found))
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
 class Block(NamedTuple):
     """What a group needs, for some tokens in a row.
 
     Attributes:
-        signals: float32 ``[tokens, width]`` each, read-only.
+        signals: float32 ``[tokens, width]`` each, read-only; finite float16, where they are stored so.
         norms: float32 ``[indices]`` each, read-only, the same for all tokens.
         tokens: how many.
     """
@@ -37,10 +54,11 @@ class Block(NamedTuple):
     norms: dict[str, np.ndarray]
     tokens: int
 
-    def rows(self) -> Iterator[dict[str, np.ndarray]]:
+    def rows(self) -> Iterator[Mapping[str, np.ndarray]]:
         """What each token shows to the policy."""
+        signals = dict(_Needed(dict(self.signals)))
         for token in range(self.tokens):
-            yield _Needed(self.norms | {signal: values[token] for signal, values in self.signals.items()})
+            yield _Needed(self.norms | {signal: values[token] for signal, values in signals.items()})
 
 
 class Decider:
@@ -82,7 +100,7 @@ class Decider:
         if self._blocks is not None and cached is not None:
             ctx._cached = kernels.read_only(self._cached_indices)
 
-    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
+    def decide(self, signals: Mapping[str, np.ndarray]) -> np.ndarray:
         """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
 
         Raises:
@@ -119,34 +137,44 @@ class Decider:
         self._blocks.expand(units, self._indices)
         return self._view_indices
 
-    def scores(self, block: Block, *, aware: bool = True) -> Scores | None:
-        """The scores of all tokens of a block; None: the policy wants to be asked one by one.
+    def scores(self, block: Block, *, aware: bool = True) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """The scores of all tokens of a block, as `hwsim.compiled.serve` takes them; None: they are asked one by one.
 
         Args:
             block: of tokens, the next ones.
             aware: scores that depend on the cache will do.
+
+        Returns:
+            float32 ``[tokens, units]`` of what is cached, or float16 of which the magnitudes are the scores; and
+            float32 ``[tokens]``, times which they are those of what is not, or None.
 
         Raises:
             ContractError: the policy raised, or returned something of the wrong shape or type.
         """
         ctx = self._ctx
         ctx.token, ctx.signals = ctx.token + 1, _Needed(block.norms | block.signals)
+        ctx._halves = {name: values for name, values in block.signals.items() if values.dtype == np.float16}
         found = self._ask("scores")
+        ctx._halves = {}
         if found is None:
             ctx.token -= 1
             return None
         shape = (block.tokens, self._plan.indices)
         values, uncached = found if isinstance(found, Scores) else (None, None)
-        right = _is_float32(values, shape) and (uncached is None or _is_float32(uncached, shape[:1]))
-        if values is None or not right:
+        halves = isinstance(values, Magnitudes)
+        scores: Any = values.halves if isinstance(values, Magnitudes) else values
+        kind = np.float16 if halves else np.float32
+        right = _is(kind, scores, shape) and (uncached is None or _is(np.float32, uncached, shape[:1]))
+        if not right:
             raise ContractError(
                 f"{self._who('scores')}: needs Scores of float32 of shape {shape}, and {shape[:1]} of what is uncached"
             )
-        if np.isnan(values.max()) or not (uncached is None or (aware and _weighs(values, uncached))):
+        sound = halves or not np.isnan(scores.max())
+        if not sound or not (uncached is None or (aware and _weighs(scores, uncached))):
             ctx.token -= 1  # an error is told token by token, with its place
             return None
         ctx.token += block.tokens - 1
-        return Scores(values, uncached)
+        return scores, uncached
 
     def wrong_size(self, token: int, count: int) -> ContractError:
         """The error of a mask that holds `count` units where the group's keep asks for another number."""
@@ -200,13 +228,14 @@ class Decider:
         return f"policy {self._name}: {method}() at {at}"
 
 
-def _is_float32(value: object, shape: tuple[int, ...]) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == np.float32 and value.shape == shape
+def _is(kind: type, value: object, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == kind and value.shape == shape
 
 
 def _weighs(values: np.ndarray, uncached: np.ndarray) -> bool:
-    """Whether no NaN comes of the product: no 0 x infinity, no NaN."""
-    return bool(np.isfinite(uncached).all() and (uncached.all() or np.isfinite(values).all()))
+    """Whether the product keeps the order and no NaN comes of it: no 0 x infinity, no NaN."""
+    finite = np.isfinite(uncached).all() and (uncached >= 0).all()
+    return bool(finite and (uncached.all() or np.isfinite(values).all()))
 
 
 def _scores_blocks(kind: type[Policy]) -> bool:

@@ -6,6 +6,7 @@ fields.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +19,8 @@ from hwsim.kernels import threshold, top_k
 from hwsim.model import ModelShape
 
 __all__ = [
-    "Context", "Field", "Group", "ModelShape", "PluginError", "Policy", "Scores", "read_arrays", "threshold", "top_k",
+    "Context", "Field", "Group", "Magnitudes", "ModelShape", "PluginError", "Policy", "Scores", "read_arrays",
+    "threshold", "top_k",
 ]  # fmt: skip
 
 
@@ -72,10 +74,11 @@ class Context:
     k: int
     rng: np.random.Generator
     token: int = 0
-    signals: dict[str, np.ndarray] = field(default_factory=dict)
+    signals: Mapping[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
     _cached: np.ndarray | None = None
     _blind: str = BEFOREHAND
+    _halves: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the signals, those that are stored as float16
 
     @property
     def cached(self) -> np.ndarray:
@@ -84,16 +87,40 @@ class Context:
             raise BlindError(f"reads ctx.cached, but {self._blind}")
         return self._cached
 
+    def magnitudes(self, signal: str) -> Magnitudes | np.ndarray:
+        """The magnitudes of a signal for `Policy.scores` to hand on: nothing is computed where a trace has float16.
+
+        Returns:
+            `Magnitudes`, or float32 of the shape of ``ctx.signals[signal]``: each is what `Scores` takes.
+        """
+        halves = self._halves.get(signal)
+        return np.abs(self.signals[signal]) if halves is None else Magnitudes(halves)
+
+
+@dataclass(frozen=True, eq=False)
+class Magnitudes:
+    """The magnitudes of a signal at many tokens, not computed: `Context.magnitudes` gives them, `Scores` takes them.
+
+    Attributes:
+        halves: float16 ``[tokens, units]``, finite, read-only: as stored, signs included.
+    """
+
+    halves: np.ndarray
+
+    def __len__(self) -> int:
+        """The number of tokens."""
+        return len(self.halves)
+
 
 class Scores(NamedTuple):
     """The scores of many tokens.
 
     Attributes:
-        values: float32 ``[tokens, units]``: of what is cached.
+        values: float32 ``[tokens, units]``, or `Magnitudes` of that shape: of what is cached.
         uncached: float32 ``[tokens]``: times this they are the scores of what is not; None: the cache plays no part.
     """
 
-    values: np.ndarray
+    values: np.ndarray | Magnitudes
     uncached: np.ndarray | None = None
 
 

@@ -6,7 +6,7 @@ of a trace and the closed loop share this scan; they differ only in where the si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -251,13 +251,14 @@ class GroupScan:
                 for row in block.rows():
                     yield self.step(row)
             elif self._fast:
-                uncached = np.ones(block.tokens, np.float32) if scores.uncached is None else scores.uncached
-                before = np.empty(scores.values.shape, bool) if self._watched else None
-                found, hits = self._cache.serve(scores.values, uncached, self._k, before)
+                values, uncached = scores
+                uncached = np.ones(block.tokens, np.float32) if uncached is None else uncached
+                before = np.empty(values.shape, bool) if self._watched else None
+                found, hits = self._cache.serve(values, uncached, self._k, before)
                 yield Served(found, self._k, hits, before=before)
             else:
                 first = self._decider.token + 1 - block.tokens
-                for token, mask in enumerate(compiled.top_k(scores.values, self._k), first):
+                for token, mask in enumerate(compiled.top_k(scores[0], self._k), first):
                     yield self._serve(token, mask)
 
     def _masks(self, block: Block) -> np.ndarray:
@@ -265,14 +266,14 @@ class GroupScan:
         scores = self._decider.scores(block, aware=False) if self._blocks else None
         if scores is None:
             return np.array([self._decider.decide(row).copy() for row in block.rows()])
-        return compiled.top_k(scores.values, self._k)
+        return compiled.top_k(scores[0], self._k)
 
-    def step(self, signals: dict[str, np.ndarray]) -> Served:
+    def step(self, signals: Mapping[str, np.ndarray]) -> Served:
         """Decide the next token and let it go through the cache; as `run`, for one token."""
         mask = self._decider.decide(signals)
         return self._serve(self._decider.token, mask)
 
-    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
+    def decide(self, signals: Mapping[str, np.ndarray]) -> np.ndarray:
         """Decide the next token, for a cache that it goes through later: bool ``[units]``, valid until the next one."""
         mask = self._decider.decide(signals)
         requests = int(np.count_nonzero(mask))
@@ -303,8 +304,14 @@ def signal_blocks(source: SignalSource, plan: GroupPlan, layer: int, start: int,
     signals = [signal for signal in plan.group.needs if signal not in NORMS]
     for at in range(start, stop, step):
         end = min(at + step, stop)
-        found = {signal: kernels.read_only(source.read(layer, signal, at, end)) for signal in signals}
+        found = {signal: kernels.read_only(_read(source, layer, signal, at, end)) for signal in signals}
         yield Block(found, norms, end - at)
+
+
+def _read(source: SignalSource, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
+    """A signal of some tokens: float16 where a trace has it so, else float32."""
+    halves = source.read_halves(layer, signal, start, stop) if isinstance(source, Trace) else None
+    return source.read(layer, signal, start, stop) if halves is None else halves
 
 
 def decided(

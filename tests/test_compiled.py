@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,8 +15,11 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numba", reason="the compiled scan needs the extra `fast`")
 
+import llvmlite.binding as llvm
+
 from hwsim import compiled, kernels
 from hwsim.cache import Cache, rank_update
+from hwsim.decider import _Needed
 from hwsim.errors import ContractError
 from hwsim.evictions.lfu import Lfu
 from hwsim.evictions.lru import Lru
@@ -22,8 +29,8 @@ from hwsim.select import GroupScan, signal_blocks
 from hwsim.select import scan as scan_layers
 from hwsim.simulation import Settings, layout
 from hwsim.testing import SMALL_MODEL, RandomSignals
-from hwsim.trace import Sequence
-from tests.conftest import flat_profile
+from hwsim.trace import Sequence, Trace
+from tests.conftest import flat_profile, write_trace
 
 RULES = {"lru": "last", "lfu": "count", "fifo": "first"}
 RANKS = {"lru": -1, "lfu": 0, "fifo": -1}
@@ -48,6 +55,7 @@ def cases(draw: Any) -> tuple[np.ndarray, np.ndarray, int, int]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     values = rng.standard_t(3, size=(tokens, units)).astype(np.float32)
     kinds = ["any", "ties", "zeros", "infinite", "magnitudes", "equal", "tiny", "half", "spread"]
+    kinds += ["half ties", "half spread", "close"]
     kind = draw(st.sampled_from(kinds))
     if kind == "ties":
         values = np.round(values)
@@ -63,9 +71,21 @@ def cases(draw: Any) -> tuple[np.ndarray, np.ndarray, int, int]:
         values *= np.float32(1e-42)
     elif kind == "half":
         values = np.abs(values).astype(np.float16).astype(np.float32)
+    elif kind == "half ties":
+        values = np.round(np.abs(values), 1).astype(np.float16).astype(np.float32)
+    elif kind == "half spread":  # tiny ones, zeros and the largest among them
+        spread = 10.0 ** rng.uniform(-9, 4.8, values.shape)
+        values = np.minimum(spread, 65504).astype(np.float16).astype(np.float32)
+    elif kind == "close":  # many share a key, and products with a factor lie between two keys
+        values = np.float32(1) + rng.integers(0, 64, values.shape).astype(np.float32) * np.float32(2.0**-14)
+        values *= np.where(rng.random(values.shape) < 0.5, np.float32(5), np.float32(1))
     elif kind == "spread":
         values = np.float32(10.0 ** rng.uniform(-40, 38, values.shape)) * np.sign(values)
-    factors = [1.0, 0.5, 0.2] if kind == "infinite" else [1.0, 0.5, 0.2, 0.0]  # 0 x infinity is NaN
+    factors = (
+        [1.0, 0.5, 0.2, 0.3333, 1e-3, 1e-30, 2.5]
+        if kind == "infinite"
+        else [1.0, 0.5, 0.2, 0.3333, 1e-3, 1e-30, 2.5, 0.0]
+    )  # 0 x infinity is NaN
     uncached = rng.choice(np.float32(factors), tokens)
     return values, uncached, draw(st.integers(1, units)), draw(st.integers(0, units))
 
@@ -75,13 +95,20 @@ def cases(draw: Any) -> tuple[np.ndarray, np.ndarray, int, int]:
 def test_the_kernel_is_its_plain_twin(case: Any, rule: str) -> None:
     values, uncached, k, capacity = case
     masks, hits, cache = plain(values, uncached, k, capacity, rule)
-    cached, rank = np.zeros(values.shape[1], bool), np.full(values.shape[1], RANKS[rule], np.int32)
-    found, there = compiled.serve(values, uncached, k, capacity, RULES[rule], cached, rank, 0)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(found, masks)
-    np.testing.assert_array_equal(there, hits)
-    np.testing.assert_array_equal(cached, cache.view)
-    if capacity:
-        np.testing.assert_array_equal(rank, cache._state)
+    kinds = [values]
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if np.array_equal(np.abs(halves.astype(np.float32)), values) and np.isfinite(values).all():
+        signs = np.float16(1) - 2 * np.random.default_rng(1).integers(0, 2, halves.shape).astype(np.float16)
+        kinds += [halves, halves * signs]  # of these the magnitudes are the scores
+    for kind in kinds:
+        cached, rank = np.zeros(values.shape[1], bool), np.full(values.shape[1], RANKS[rule], np.int32)
+        found, there = compiled.serve(kind, uncached, k, capacity, RULES[rule], cached, rank, 0)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(found, masks)
+        np.testing.assert_array_equal(there, hits)
+        np.testing.assert_array_equal(cached, cache.view)
+        if capacity:
+            np.testing.assert_array_equal(rank, cache._state)
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
@@ -262,6 +289,110 @@ def test_scores_that_break_the_contract(answer: Any, message: str, monkeypatch: 
     monkeypatch.setattr(Wrong, "answer", staticmethod(answer))
     with pytest.raises(ContractError, match=message):
         run(scan_of(Wrong()))
+
+
+class Negative(POLICIES.find("dip")[1]):  # type: ignore[misc]
+    """What is not cached counts less than nothing."""
+
+    def score(self, ctx: Context) -> np.ndarray:
+        value = super().score(ctx)
+        return np.where(ctx.cached, value, np.float32(-0.5) * value)
+
+    def scores(self, ctx: Context) -> Scores | None:
+        values = np.abs(ctx.signals[ctx.group.needs[0]])
+        return Scores(values, np.full(len(values), -0.5, np.float32))
+
+
+def test_a_factor_that_turns_the_order_is_decided_token_by_token() -> None:
+    runs = []
+    for fast in (False, True):
+        plan = layout(SMALL_MODEL, flat_profile(), Negative(), 40, Settings(dram="80%")).groups[-1]
+        scan = GroupScan(Negative(), plan, SMALL_MODEL, 0, Lru(), name="p", seed=(0,), fast=fast)
+        scan.begin(0)
+        blocks = signal_blocks(RandomSignals(SMALL_MODEL, 12), plan, 0, 0, 12)
+        runs.append(np.concatenate([served.masks.copy() for served in scan.run(blocks)]))
+    np.testing.assert_array_equal(*runs)
+
+
+class Widened:
+    """A trace whose float16 nobody sees."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.read, self.norm = trace.read, trace.norm
+
+
+@pytest.mark.parametrize("stored", ["input,glu", "input,up,gate"])
+@pytest.mark.parametrize("name", ["dip", "dip-ca", "magnitude", "oracle", "up", "gate"])
+def test_what_is_stored_decides_as_what_is_read(name: str, stored: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """float16 of a trace is handed to the compiled scan as it is: masks, hits and contents are those of float32."""
+    monkeypatch.setattr("hwsim.select._WORTH", 0)
+    names = stored.split(",")
+    if name in ("up", "gate") and name not in names:
+        pytest.skip("not in it")
+    path = write_trace(tmp_path / "a.npz", sequences=[Sequence(tokens=60)], signals=tuple(names))
+    policy = POLICIES.make(name, {"density": 0.8})[1]
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 60, Settings(dram="85%"), name).groups
+    with Trace(path) as trace:
+        halves = {signal: trace.read_halves(0, signal) for signal in names}
+        assert all(each is not None and each.dtype == np.float16 for each in halves.values())
+        assert trace.has("glu") and (trace.read_halves(0, "glu") is None) == ("glu" not in names)
+        runs = []
+        for given in (trace, Widened(trace)):
+            told: list[Any] = []
+            demand = scan_layers(
+                given, SMALL_MODEL, list(trace.header.sequences), policy, plans, Lru(), name=name,
+                contents=lambda *args, to=told: to.append((*args[:2], args[2].tolist())),
+                listener=lambda *args, to=told: to.append((*args[:3], args[3].tolist())),
+            )  # fmt: skip
+            runs.append((demand.requests.tolist(), demand.hits.tolist(), told))
+    assert runs[0] == runs[1]
+
+
+def test_a_policy_sees_all_signals_of_a_block_as_float32() -> None:
+    halves = np.arange(6, dtype=np.float16).reshape(2, 3)
+    seen = _Needed({"glu": halves, "norm_down": np.ones(3, np.float32)})
+    assert list(seen) == ["glu", "norm_down"]
+    assert "glu" in seen
+    assert "up" not in seen
+    assert {name: (values.dtype, values.flags.writeable) for name, values in seen.items()} == {
+        "glu": (np.float32, False),
+        "norm_down": (np.float32, True),
+    }
+    assert seen["glu"] is seen["glu"]
+    with pytest.raises(KeyError, match=r"signal 'up' is not among what this group needs \(glu, norm_down\)"):
+        seen["up"]
+
+
+_LOOK = r"""
+import re, sys
+import numpy as np
+from hwsim import compiled, compiled_loops
+
+for kind in (np.float16, np.float32):
+    for rule in ("last", "count", "first"):
+        values = np.random.default_rng(0).random((16, 200)).astype(kind)
+        cached, rank = np.zeros(200, bool), np.zeros(200, np.int32)
+        compiled.serve(values, np.full(16, 0.5, np.float32), 90, 120, rule, cached, rank, 0)
+for name in sys.argv[1:]:
+    found = "".join(getattr(compiled_loops, name).inspect_asm().values())
+    print(name, len(re.findall(r"vp(?:cmpgt|cmpeq|maxs|mins|sub)[wd][^\n]*%ymm", found)))
+"""
+
+
+@pytest.mark.skipif("avx2" not in llvm.get_host_cpu_features(), reason="looks at the code of a processor with AVX2")
+def test_loops_become_vector_instructions(tmp_path: Path) -> None:
+    """Of the oldest processor that is common: a load or store under a condition makes a loop 20 times slower there, and
+    no longer so where memory can be masked."""
+    least = {"reach": 2, "reach_first": 2, "reach_first_half": 2, "settle": 15, "remain": 2, "above": 2}
+    features = ",".join(f"+{name}" for name in ("avx2", "avx", "fma", "sse4.2", "popcnt", "bmi", "bmi2"))
+    changes = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _LOOK, *least], env=os.environ | changes, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = {name: int(count) for name, count in (line.split() for line in done.stdout.splitlines())}
+    assert found.keys() == least.keys()
+    assert {name: count for name, count in found.items() if count < least[name]} == {}
 
 
 def test_check_policy_holds_scores_to_score() -> None:

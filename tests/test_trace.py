@@ -14,7 +14,7 @@ import pytest
 from hwsim.errors import TraceError
 from hwsim.model import ModelShape
 from hwsim.testing import SMALL_MODEL, RandomSignals
-from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
+from hwsim.trace import Encoding, Sequence, Trace, TraceHeader, TraceWriter, convert
 from tests.conftest import SEQUENCES, Hwsim, write_trace
 
 TOKENS = sum(sequence.tokens for sequence in SEQUENCES)
@@ -213,6 +213,23 @@ def test_nan_is_refused_on_writing(value: float, tmp_path: Path) -> None:
         writer.write(2, "input", 20, values)
 
 
+def test_halves_are_what_is_stored(trace: Trace, tmp_path: Path) -> None:
+    halves = trace.read_halves(1, "up", 3, 9)
+    assert halves is not None
+    assert halves.dtype == np.float16
+    assert not halves.flags.writeable
+    np.testing.assert_array_equal(halves.astype(np.float32), trace.read(1, "up", 3, 9))
+    np.testing.assert_array_equal(halves, trace.read_halves(1, "up")[3:9])  # type: ignore[index]
+    assert trace.read_halves(1, "glu") is None  # a product
+    with pytest.raises(TraceError, match="has no layer 9"):
+        trace.read_halves(9, "up")
+    for name, share in (("int8", None), ("top", 0.5)):
+        encoded = tmp_path / f"{name}.npz"
+        convert(trace, encoded, Encoding(name=name, share=share))  # type: ignore[arg-type]
+        with Trace(encoded) as other:
+            assert other.read_halves(1, "up") is None
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_is_refused_on_reading(value: float, tmp_path: Path) -> None:
     found = arrays(write(tmp_path / "t.npz"))
@@ -223,6 +240,9 @@ def test_nan_is_refused_on_reading(value: float, tmp_path: Path) -> None:
         for name in ("up", "glu"):
             with pytest.raises(TraceError, match=r"nan\.npz: layers/001/up: token 13 holds NaN"):
                 trace.read(1, name, 10, 20)
+        assert trace.read_halves(1, "up", 0, 13) is not None
+        with pytest.raises(TraceError, match=r"nan\.npz: layers/001/up: token 13 holds NaN"):
+            trace.read_halves(1, "up", 10, 20)
         with pytest.raises(TraceError, match="layers/001/up: token 13"):
             list(trace.verify())
 

@@ -157,10 +157,11 @@ def _scores(policy: Policy, model: ModelShape) -> str | None:
             if scores is None:
                 continue
             found = True
+            values, uncached = scores
             for at, row in enumerate(block.rows()):
-                ours = scores.values[at]
-                if scores.uncached is not None:
-                    ours = np.where(cached, ours, scores.uncached[at] * ours)
+                ours = values[at]
+                if uncached is not None:
+                    ours = np.where(cached, ours, uncached[at] * ours)
                 mask = single.decide(row)
                 if not np.array_equal(kernels.top_k(ours, plan.k[0]), mask):
                     raise ContractError(

@@ -102,9 +102,7 @@ class Encoding(BaseModel):
             _refuse(wrong, _SCALE, lambda row: f"has {scale[row]}; must be a scale from 0 to {_LARGEST_SCALE:.6g}")
             _refuse(np.any(stored < -LEVELS, axis=1), "", lambda row: f"holds -128; must be from -{LEVELS} to {LEVELS}")
             return stored.astype(np.float32) * scale[:, None]
-        if not kernels.all_finite(stored):
-            wrong = np.logical_not(kernels.finite(stored).all(axis=1))
-            _refuse(wrong, "", lambda row: "holds NaN or infinity; the recording is damaged")
+        _check_finite(stored)
         if self.name == "float16":
             return kernels.widen(stored)
         kept, places = self.kept(width), parts[_PLACES]
@@ -118,8 +116,26 @@ class Encoding(BaseModel):
         block[there] = stored.ravel()
         return block
 
+    def halves(self, parts: Parts) -> np.ndarray | None:
+        """Rows as they are stored, float16 ``[rows, width]``; None: they are stored otherwise.
+
+        Raises:
+            RowError: the first that holds NaN or infinity.
+        """
+        if self.name != "float16":
+            return None
+        _check_finite(parts[""])
+        return parts[""]
+
 
 FLOAT16 = Encoding()
+
+
+def _check_finite(stored: np.ndarray) -> None:
+    """Refuse the first row of float16 ``[rows, ...]`` that holds NaN or infinity."""
+    if not kernels.all_finite(stored):
+        wrong = np.logical_not(kernels.finite(stored).all(axis=1))
+        _refuse(wrong, "", lambda row: "holds NaN or infinity; the recording is damaged")
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:

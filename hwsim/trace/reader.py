@@ -14,6 +14,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -125,13 +126,22 @@ class Trace:
             return self.read(layer, "up", start, stop) * self.read(layer, "gate", start, stop)
         if not self.has(signal):
             raise TraceError(f"{self.path}: has no signal {signal!r}; it holds {', '.join(self.header.signals)}")
-        name, width, encoding = member_name(layer, signal), self.model.signal_width(signal), self.header.encoding
-        try:
-            parts = {part: self._rows(name + part, start, stop) for part in encoding.parts(width)}
-            return encoding.decode(parts, width)
-        except RowError as broken:
-            message = f"{self.path}: {name}{broken.part}: token {start + broken.row} {broken.what}"
-            raise TraceError(message) from broken
+        width, encoding = self.model.signal_width(signal), self.header.encoding
+        with self._told(layer, signal, start):
+            return encoding.decode(self._parts(layer, signal, start, stop), width)
+
+    def read_halves(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray | None:
+        """As `read`, but float16 ``[stop - start, width]``, read-only, as it is stored; None: it is stored otherwise.
+
+        Raises:
+            TraceError: as `read`.
+        """
+        stop = self.header.tokens if stop is None else stop
+        self._check_range(layer, start, stop)
+        if signal not in self.header.signals or self.header.encoding.name != "float16":
+            return None
+        with self._told(layer, signal, start):
+            return self.header.encoding.halves(self._parts(layer, signal, start, stop))
 
     def check_whole(self, purpose: str) -> None:
         """Refuse a trace that leaves values out, for a `purpose` that needs all of them.
@@ -249,6 +259,20 @@ class Trace:
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
             raise TraceError(f"{self.path}: {name}: {each} {first} has {values[first]}; {rule}")
+
+    def _parts(self, layer: int, signal: str, start: int, stop: int) -> dict[str, np.ndarray]:
+        """What rows of a signal are stored as."""
+        name, parts = member_name(layer, signal), self.header.encoding.parts(self.model.signal_width(signal))
+        return {part: self._rows(name + part, start, stop) for part in parts}
+
+    @contextmanager
+    def _told(self, layer: int, signal: str, start: int) -> Iterator[None]:
+        """A row that is broken is told with its place; `start` is the token of the first."""
+        try:
+            yield
+        except RowError as broken:
+            name = f"{member_name(layer, signal)}{broken.part}"
+            raise TraceError(f"{self.path}: {name}: token {start + broken.row} {broken.what}") from broken
 
     def _pread(self, at: int, size: int, name: str) -> bytes:
         pieces, left = [], size

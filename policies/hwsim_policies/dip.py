@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from hwsim.policy import Context, Field, Group, ModelShape, PluginError, Policy, Scores
+from hwsim.policy import Context, Field, Group, Magnitudes, ModelShape, PluginError, Policy, Scores
 
 _SIGNALS = (("input", "norm_input"), ("glu", "norm_down"))  # of the two groups
 
@@ -54,4 +54,8 @@ class Dip(Policy):
 
     def scores(self, ctx: Context) -> Scores | None:
         """The cache plays no part."""
-        return Scores(self.score(ctx))
+        return Scores(self._values(ctx))
+
+    def _values(self, ctx: Context) -> np.ndarray | Magnitudes:
+        """The scores of many tokens, whatever is cached."""
+        return Dip.score(self, ctx) if self.weighted else ctx.magnitudes(ctx.group.needs[0])

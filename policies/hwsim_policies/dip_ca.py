@@ -36,9 +36,9 @@ class DipCa(Dip):
         """|v|, gamma times that where not cached; nothing shorter is known for the other options."""
         if self.fixed_top_n or self.alpha_blend:
             return None
-        value = super().score(ctx)
-        gammas = [self._gamma(token) for token in range(ctx.token, ctx.token + len(value))]
-        return Scores(value, np.array(gammas, np.float32))
+        values = self._values(ctx)
+        gammas = [self._gamma(token) for token in range(ctx.token, ctx.token + len(values))]
+        return Scores(values, np.array(gammas, np.float32))
 
     def _gamma(self, token: int) -> float:
         if not self.warm_up:

@@ -34,4 +34,4 @@ class Magnitude(Policy):
 
     def scores(self, ctx: Context) -> Scores | None:
         """The cache plays no part."""
-        return Scores(self.score(ctx))
+        return Scores(self.score(ctx) if self.weighted else ctx.magnitudes("glu"))

@@ -22,7 +22,7 @@ class Up(Policy):
 
     def scores(self, ctx: Context) -> Scores | None:
         """The cache plays no part."""
-        return Scores(self.score(ctx))
+        return Scores(ctx.magnitudes(ctx.group.needs[0]))
 
 
 def one_dense(whole: str, cut: str, density: float, model: ModelShape) -> Group:
