@@ -140,6 +140,8 @@ def _short(rank: np.ndarray, update: RankUpdate, cached: np.ndarray, token: int,
     """What ranks must be less by for 16 bits to hold them, of which more are compared at a time; None: they are too far
     apart."""
     most = _TOP[np.dtype(np.int16)] - 1
+    if tokens > most - 2:
+        return None
     if update == "count":
         less = int(rank.min()) - 1
         return less if int(rank.max()) + tokens - less <= most else None

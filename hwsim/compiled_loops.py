@@ -218,15 +218,15 @@ def reach_first_half(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> 
 
 @_compiled
 def advance(at: Any, count: Any, k: Any, aim: Any, low: Any, high: Any, over: Any, under: Any, sides: Any,
-            tries: Any, shared: Any, reach_of: Any) -> Any:  # fmt: skip
-    # where to count next. sides: both are known; shared: how many share a value near there; reach_of: all values
+            tries: Any, shared: Any, span: Any) -> Any:  # fmt: skip
+    # where to count next. sides: both are known; shared: how many share a value near there; span: of all values
     if sides and tries % 4 == 0:  # it is halved at least so often
         at = (low + high) // 2
     elif sides and tries > 2:
         at = low + np.int64(np.round((over - k) * (high - low) / (over - under)))
     else:
         step = (count - k + aim) / shared * (1.0 if tries < 3 else 2.0 ** min(tries, 40))
-        at += np.int64(np.round(min(max(step, -reach_of), reach_of)))
+        at += np.int64(np.round(min(max(step, -span), span)))
     return min(max(at, low + 1), high - 1)
 
 

@@ -135,6 +135,15 @@ def test_more_units_than_16_bits_count(rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
+def test_more_tokens_than_16_bits_count(rule: str) -> None:
+    rng = np.random.default_rng(5)
+    values = np.abs(rng.standard_normal((33_000, 9))).astype(np.float16).astype(np.float32)
+    test_the_kernel_is_its_plain_twin.hypothesis.inner_test(  # type: ignore[attr-defined]
+        case=(values, np.full(len(values), 0.5, np.float32), 4, 6), rule=rule
+    )
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
 @pytest.mark.parametrize("spread", [100, 70_000, 10_000_000])
 def test_ranks_of_long_sequences_decide_alike_in_one_block_and_token_by_token(rule: str, spread: int) -> None:
     # ranks that lie closer than 16 bits are compared as such, others and single tokens whole
@@ -417,6 +426,27 @@ def test_check_policy_holds_scores_to_score() -> None:
     assert "scores() of many tokens, where it has them, are those of score()" in check_policy(
         POLICIES.find("dip-ca")[1]
     )
+
+
+def test_check_policy_finds_what_breaks_with_a_trace_only() -> None:
+    from hwsim.testing import check_policy
+
+    class Doubled(Policy):
+        """Columns of down by |glu|, doubled where many are asked for: magnitudes that are not computed have no double."""
+
+        def groups(self, model: Any) -> list[Group]:
+            return [Group("down", axis="neuron", slices=["down.column"], keep=0.5, needs=["glu"])]
+
+        def score(self, ctx: Context) -> np.ndarray:
+            return np.abs(ctx.signals["glu"]) * 2
+
+        def scores(self, ctx: Context) -> Scores:
+            return Scores(ctx.magnitudes("glu") * 2)  # type: ignore[operator]
+
+    with pytest.raises(
+        ContractError, match=r"scores\(\) at layer 0, group down, token 0: raised TypeError: .*Magnitudes"
+    ):
+        check_policy(Doubled)
 
 
 # ---------------------------------------------------------------------- threads

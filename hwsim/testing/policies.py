@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hwsim import kernels
-from hwsim.decider import Decider
+from hwsim.decider import Block, Decider
 from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions.lru import Lru
 from hwsim.model import ModelShape
@@ -143,32 +143,36 @@ def _masks(policy: Policy, model: ModelShape) -> None:
 
 def _scores(policy: Policy, model: ModelShape) -> str | None:
     """Scores of a block against those of single tokens, for a cache that holds some units, to the bit."""
-    tokens, rng, found = 9, np.random.default_rng(0), False
+    tokens, found = 9, False
     for index, plan in enumerate(plans_of(policy, model)):
-        seed = (0, 0, index)
-        many, single = (Decider(policy.in_layer(0), type(policy).__name__, plan, model, 0, seed) for _ in range(2))
-        if not many.scores_blocks:
-            continue
-        cached = rng.random(plan.units) < 0.5
-        for decider in (many, single):
-            decider.begin(0, kernels.read_only(cached))
         for block in signal_blocks(RandomSignals(model, tokens), plan, 0, 0, tokens):
-            scores = many.scores(block)
-            if scores is None:
-                continue
-            found = True
-            values, uncached = scores
-            for at, row in enumerate(block.rows()):
-                ours = values[at]
-                if uncached is not None:
-                    ours = np.where(cached, ours, uncached[at] * ours)
-                mask = single.decide(row)
-                if not np.array_equal(kernels.top_k(ours, plan.k[0]), mask):
-                    raise ContractError(
-                        f"{type(policy).__name__}: scores() at layer 0, group {plan.group.name}, token {at} choose "
-                        "other units than score(); give the very same numbers, or leave scores() out"
-                    )
+            with np.errstate(over="ignore"):
+                halves = {name: values.astype(np.float16) for name, values in block.signals.items()}
+            stored = {name: kernels.read_only(values) for name, values in halves.items() if np.isfinite(values).all()}
+            for each in (block, block._replace(signals=block.signals | stored)):  # as a trace gives them, too
+                found |= _scored(policy, model, plan, (0, 0, index), each)
     return None if found else "it has no scores() of many tokens, so it is asked token by token"
+
+
+def _scored(policy: Policy, model: ModelShape, plan: GroupPlan, seed: tuple[int, ...], block: Block) -> bool:
+    """Hold `scores` to `score` for the tokens of a block; False: the policy wants to be asked one by one."""
+    many, single = (Decider(policy.in_layer(0), type(policy).__name__, plan, model, 0, seed) for _ in range(2))
+    cached = np.random.default_rng(0).random(plan.units) < 0.5
+    for decider in (many, single):
+        decider.begin(0, kernels.read_only(cached))
+    if not many.scores_blocks or (scores := many.scores(block)) is None:
+        return False
+    values, uncached = np.abs(scores[0]).astype(np.float32) if scores[0].dtype == np.float16 else scores[0], scores[1]
+    for at, row in enumerate(block.rows()):
+        ours = values[at]
+        if uncached is not None:
+            ours = np.where(cached, ours, uncached[at] * ours)
+        if not np.array_equal(kernels.top_k(ours, plan.k[0]), single.decide(row)):
+            raise ContractError(
+                f"{type(policy).__name__}: scores() at layer 0, group {plan.group.name}, token {at} choose "
+                "other units than score(); give the very same numbers, or leave scores() out"
+            )
+    return True
 
 
 def _same_twice(policy: Policy, model: ModelShape) -> None:
