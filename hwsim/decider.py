@@ -16,19 +16,21 @@ from hwsim.placement import GroupPlan
 from hwsim.policy import BEFOREHAND, Context, Magnitudes, Policy, Scores
 
 
-class _Needed(Mapping[str, np.ndarray]):
-    """What a policy sees of the signals: those that its group needs; asking for another says so.
+class _Needed(dict[str, np.ndarray]):
+    """What a policy sees of the signals: those that its group needs; asking for another says so."""
 
-    What is stored as float16 becomes float32 when it is first asked for.
-    """
+    def __missing__(self, name: str) -> np.ndarray:
+        have = ", ".join(self) or "nothing"
+        raise KeyError(f"signal {name!r} is not among what this group needs ({have}); name it in the group's needs")
+
+
+class _Stored(Mapping[str, np.ndarray]):
+    """The same of many tokens: what is stored as float16 becomes float32 when it is first asked for."""
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
-        self._arrays = arrays
+        self._arrays = _Needed(arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._arrays:
-            have = ", ".join(self) or "nothing"
-            raise KeyError(f"signal {name!r} is not among what this group needs ({have}); name it in the group's needs")
         found = self._arrays[name]
         if found.dtype == np.float16:
             found = self._arrays[name] = kernels.read_only(kernels.widen(found))
@@ -54,9 +56,9 @@ class Block(NamedTuple):
     norms: dict[str, np.ndarray]
     tokens: int
 
-    def rows(self) -> Iterator[Mapping[str, np.ndarray]]:
+    def rows(self) -> Iterator[dict[str, np.ndarray]]:
         """What each token shows to the policy."""
-        signals = dict(_Needed(dict(self.signals)))
+        signals = dict(_Stored(self.signals))
         for token in range(self.tokens):
             yield _Needed(self.norms | {signal: values[token] for signal, values in signals.items()})
 
@@ -100,7 +102,7 @@ class Decider:
         if self._blocks is not None and cached is not None:
             ctx._cached = kernels.read_only(self._cached_indices)
 
-    def decide(self, signals: Mapping[str, np.ndarray]) -> np.ndarray:
+    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
         """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
 
         Raises:
@@ -152,7 +154,7 @@ class Decider:
             ContractError: the policy raised, or returned something of the wrong shape or type.
         """
         ctx = self._ctx
-        ctx.token, ctx.signals = ctx.token + 1, _Needed(block.norms | block.signals)
+        ctx.token, ctx.signals = ctx.token + 1, _Stored(block.norms | block.signals)
         ctx._halves = {name: values for name, values in block.signals.items() if values.dtype == np.float16}
         found = self._ask("scores")
         ctx._halves = {}

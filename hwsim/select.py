@@ -6,7 +6,7 @@ of a trace and the closed loop share this scan; they differ only in where the si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -268,12 +268,12 @@ class GroupScan:
             return np.array([self._decider.decide(row).copy() for row in block.rows()])
         return compiled.top_k(scores[0], self._k)
 
-    def step(self, signals: Mapping[str, np.ndarray]) -> Served:
+    def step(self, signals: dict[str, np.ndarray]) -> Served:
         """Decide the next token and let it go through the cache; as `run`, for one token."""
         mask = self._decider.decide(signals)
         return self._serve(self._decider.token, mask)
 
-    def decide(self, signals: Mapping[str, np.ndarray]) -> np.ndarray:
+    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
         """Decide the next token, for a cache that it goes through later: bool ``[units]``, valid until the next one."""
         mask = self._decider.decide(signals)
         requests = int(np.count_nonzero(mask))

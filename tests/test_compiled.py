@@ -19,7 +19,7 @@ import llvmlite.binding as llvm
 
 from hwsim import compiled, kernels
 from hwsim.cache import Cache, rank_update
-from hwsim.decider import _Needed
+from hwsim.decider import _Stored
 from hwsim.errors import ContractError
 from hwsim.evictions.lfu import Lfu
 from hwsim.evictions.lru import Lru
@@ -359,7 +359,7 @@ def test_what_is_stored_decides_as_what_is_read(name: str, stored: str, tmp_path
 
 def test_a_policy_sees_all_signals_of_a_block_as_float32() -> None:
     halves = np.arange(6, dtype=np.float16).reshape(2, 3)
-    seen = _Needed({"glu": halves, "norm_down": np.ones(3, np.float32)})
+    seen = _Stored({"glu": halves, "norm_down": np.ones(3, np.float32)})
     assert list(seen) == ["glu", "norm_down"]
     assert "glu" in seen
     assert "up" not in seen
