@@ -37,6 +37,8 @@ class DipCa(Dip):
         if self.fixed_top_n or self.alpha_blend:
             return None
         values = self._values(ctx)
+        if not self.warm_up:
+            return Scores(values, np.full(len(values), self.gamma, np.float32))
         gammas = [self._gamma(token) for token in range(ctx.token, ctx.token + len(values))]
         return Scores(values, np.array(gammas, np.float32))
 
