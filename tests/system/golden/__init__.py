@@ -1,0 +1,1 @@
+"""Frozen inputs and expected results of the system tests; ``python -m tests.system.golden.make`` writes the results."""
