@@ -133,13 +133,47 @@ SAMPLE = [
 
 REPLAYS = list(dict.fromkeys([*POLICIES, *EVICTIONS, *OVERLAPS, *CACHES, *DEVICES, *SAMPLE]))
 
-TABLES = [
+# What commands print, word for word.
+TEXTS = [
     "replay small.npz --hw rich.yaml --dram 60% --policy dense,dip,dip-ca --density 0.45",
     "replay small.npz --hw pixel8.yaml,rich.yaml,m5-pro.yaml --dram 60% --policy dip,dip-ca --eviction lru",
     "replay small.npz --hw oneplus12.yaml --dram 60% --policy dip --overlap prefetch --prefetch last-token --lora adapter",
+    "compare shares.json other.json",
     "trace info small.npz",
     "trace info plain.npz --layers",
     "trace verify small.npz",
     "trace curve small.npz --policy dip --hw pixel8.yaml --dram 60%",
     "trace locality small.npz --policy dip --dram 60%",
+]
+
+# What commands give with `--json -`.
+JSONS = [
+    "trace info small.npz",
+    "trace info plain.npz --tokens 30",
+    "trace verify plain.npz",
+    "trace curve small.npz --policy dip --density 0.35",
+    "trace curve plain.npz --policy relu --hw rich.yaml",
+    "trace locality small.npz --policy oracle --density 0.3 --dram 62% --seed 4",
+    "compare shares.json other.json",
+]
+
+# Files that commands write, at the place of OUT.
+FILES = [
+    "layout small.npz -o OUT.npz",
+    "layout plain.npz -o OUT.npz",
+    "calibrate small.npz -o OUT.npz",
+    "calibrate plain.npz -o OUT.npz",
+    "train prefetch small.npz --policy dip --hw pixel8.yaml --dram 60% -o OUT.npz",
+    "synth --model smollm2-135m --like small.npz --tokens 12 --context 6 --prompt 2 --signals input,glu --seed 3 -o OUT.npz",
+    "synth --model opt-350m --like plain.npz --tokens 6 -o OUT.npz",
+    "trace convert small.npz --encoding int8 -o OUT.npz",
+    "trace convert small.npz --encoding top --keep-share 0.4 --signals input,glu -o OUT.npz",
+    "trace convert plain.npz --signals glu -o OUT.npz",
+    "replay small.npz --hw rich.yaml --policy dip --dram 62% --eviction lru --save-cache OUT.npz",
+    "replay small.npz --hw rich.yaml --policy dip-ca --dram 62% --cache-scope layer --save-cache OUT.npz",
+    "replay small.npz --hw rich.yaml --policy oracle --dram 62% --eviction s3fifo --block 4 --save-cache OUT.npz",
+    "replay small.npz --hw rich.yaml --policy dip --overlap pipeline --timeline OUT.json --timeline-tokens 35:36",
+    "replay small.npz --hw latency.yaml --policy dip-ca --density 0.4 --timeline OUT.json --timeline-tokens 0:1",
+    "replay small.npz --hw rich.yaml --policy dip --density 0.3 --overlap prefetch --prefetch oracle --fills "
+    "--timeline OUT.json --timeline-tokens 4:5",
 ]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from typer import testing
 
 from hwsim.cli.app import app
+from hwsim.testing import SMALL_MODEL, decide
+from hwsim.trace import Trace
 
 GOLDEN = Path(__file__).parent / "golden"
 INPUTS = GOLDEN / "inputs"
@@ -40,9 +45,46 @@ def run_json(line: str, folder: Path = INPUTS) -> Any:
     return json.loads(run([*line.split(), "--json", "-"], folder))
 
 
-def sha256(path: Path) -> str:
-    """Of the bytes of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def written(line: str, folder: Path) -> dict[str, Any]:
+    """What the file holds that a command writes at the place of OUT in its line."""
+    folder.mkdir()
+    word = next(word for word in line.split() if word.startswith("OUT."))
+    path = folder / word.replace("OUT.", "out.")
+    run([str(path) if each == word else each for each in line.split()])
+    return contents(path)
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """What a file of hwsim holds: of arrays the names and one hash, the header as it is.
+
+    The hash of the whole file belongs to it only where the file names no version of hwsim.
+    """
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    digest = hashlib.sha256()
+    with np.load(path, allow_pickle=False) as archive:
+        names = archive.files
+        text = str(archive["header"])
+        for name in names:
+            if name != "header":
+                array = archive[name]
+                digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode() + array.tobytes())
+    found = {"header": json.loads(text), "members": names, "arrays": digest.hexdigest()}
+    return found if '"hwsim"' in text else found | {"file": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def decided() -> dict[str, list[str]]:
+    """Masks of the policy in a file on the signals of a trace, by `hwsim.testing.decide`: the bits of each token."""
+    spec = importlib.util.spec_from_file_location("nearest_policy", INPUTS / "nearest_policy.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nearest_policy"] = module  # pydantic looks up annotations there
+    spec.loader.exec_module(module)
+    with Trace(INPUTS / "small.npz") as trace:
+        signals = {name: trace.read(1, name, 0, 20) for name in ("input", "up")}
+    signals["glu"] = signals["up"]
+    masks = decide(module.Nearest(bonus=2.0), signals, SMALL_MODEL, capacity=0.4)
+    return {group: [np.packbits(row).tobytes().hex() for row in mask] for group, mask in masks.items()}
 
 
 def read(name: str) -> Any:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.system import compare
-from tests.system.replays import REPLAYS
-from tests.system.run import run_json, write
+from tests.system.replays import FILES, JSONS, REPLAYS, TEXTS
+from tests.system.run import decided, run, run_json, write, written
 
 
 def replays() -> None:
@@ -20,7 +22,17 @@ def replays() -> None:
     write("replays.json", {"arithmetic": compare.arithmetic(), **entries})
 
 
-PARTS: dict[str, Callable[[], None]] = {"replays": replays}
+def outputs() -> None:
+    """What other commands print and write."""
+    texts = {line: run(line.split()).splitlines() for line in TEXTS}
+    write("texts.json", texts)
+    entries = {line: run_json(line) for line in JSONS}
+    with TemporaryDirectory() as folder:
+        entries |= {line: written(line, Path(folder) / str(number)) for number, line in enumerate(FILES)}
+    write("outputs.json", {"arithmetic": compare.arithmetic(), "masks": decided(), **entries})
+
+
+PARTS: dict[str, Callable[[], None]] = {"replays": replays, "outputs": outputs}
 
 
 def main(names: list[str]) -> None:

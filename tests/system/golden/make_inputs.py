@@ -105,7 +105,7 @@ def main() -> None:
             "shares.json",
         ]
     )
-    run(["replay", "small.npz", *dip, "--dram", "50%", "--save-cache", "pin.npz"])
+    run(["replay", "small.npz", *dip, "--dram", "50%", "--save-cache", "pin.npz", "--json", "other.json"])
     blocks = ["--block", "4", "--layout", "neurons.npz"]
     run(["replay", "small.npz", *dip, "--dram", "60%", *blocks, "--save-cache", "warm-blocks.npz"])
 
