@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import sqlite3
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +17,7 @@ from unittest import mock
 import numpy as np
 from typer import testing
 
+import hwsim
 from hwsim.cli.app import app
 from hwsim.testing import SMALL_MODEL, decide
 from hwsim.trace import Trace
@@ -36,7 +38,7 @@ def run(arguments: list[str], folder: Path = INPUTS) -> str:
         done = testing.CliRunner().invoke(app, arguments, env=environment)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
-    assert done.exit_code == 0, f"hwsim {' '.join(arguments)}: exit code {done.exit_code}\n{done.stdout}{done.stderr}"
+    assert done.exit_code == 0, f"hwsim {' '.join(arguments)}: exit code {done.exit_code}\n{done.stderr}"
     return done.stdout
 
 
@@ -71,6 +73,15 @@ def contents(path: Path) -> dict[str, Any]:
                 digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode() + array.tobytes())
     found = {"header": json.loads(text), "members": names, "arrays": digest.hexdigest()}
     return found if '"hwsim"' in text else found | {"file": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def swept(store: Path, version: str, arguments: str = "grids.yaml", folder: Path = INPUTS) -> dict[str, Any]:
+    """Sweep with a pinned version of hwsim, as it is part of the keys: the results by their keys, in order of the runs."""
+    with mock.patch.object(hwsim, "__version__", version):
+        run(["sweep", *arguments.split(), "--store", str(store), "--jobs", "1"], folder)
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        rows = database.execute("SELECT key, result FROM runs ORDER BY rowid").fetchall()
+    return {key: json.loads(result) for key, result in rows}
 
 
 def decided() -> dict[str, list[str]]:

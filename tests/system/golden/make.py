@@ -1,7 +1,7 @@
 """Write the golden results anew. Never run by a test; the reason belongs into docs/log.md.
 
 python -m tests.system.golden.make            # all of them
-python -m tests.system.golden.make replays    # one of: replays, outputs
+python -m tests.system.golden.make replays    # one of: replays, outputs, store
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import hwsim
 from tests.system import compare
 from tests.system.replays import FILES, JSONS, REPLAYS, TEXTS
-from tests.system.run import decided, run, run_json, write, written
+from tests.system.run import decided, run, run_json, swept, write, written
+
+FIRST_GRID = 30907  # bytes of DRAM, by which its runs are known
 
 
 def replays() -> None:
@@ -32,7 +36,19 @@ def outputs() -> None:
     write("outputs.json", {"arithmetic": compare.arithmetic(), "masks": decided(), **entries})
 
 
-PARTS: dict[str, Callable[[], None]] = {"replays": replays, "outputs": outputs}
+def store() -> None:
+    """Keys and results of a sweep; of the results that many runs have alike only the totals."""
+    with TemporaryDirectory() as folder:
+        results = swept(Path(folder) / "runs.db", hwsim.__version__)
+    totals = ("tokens", "throughput_tok_s", "time_s", "unit_requests", "unit_hits", "flash_read_bytes", "energy_j")
+    entries: dict[str, Any] = {"arithmetic": compare.arithmetic(), "version": hwsim.__version__}
+    for key, result in results.items():
+        whole = result["provenance"]["settings"]["dram_budget_bytes"] == FIRST_GRID
+        entries[key] = result if whole else {name: result[name] for name in totals}
+    write("store.json", entries)
+
+
+PARTS: dict[str, Callable[[], None]] = {"replays": replays, "outputs": outputs, "store": store}
 
 
 def main(names: list[str]) -> None:

@@ -1,0 +1,27 @@
+"""A copy of the rule `lru`: its source is part of the store's keys, so it must not change."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from hwsim.evictions import Eviction, Use
+
+
+class Lru(Eviction):
+    """Least recently used: the unit that was not needed for the longest time leaves first."""
+
+    shares: ClassVar[bool] = True
+
+    def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
+        """The token at which each unit was last needed, int32 ``[units]``."""
+        return np.full(units, -1, np.int32)
+
+    def use(self, state: np.ndarray, use: Use) -> None:
+        """Needed now."""
+        state[use.mask] = use.token
+
+    def rank(self, state: np.ndarray) -> np.ndarray:
+        """Later is better."""
+        return state
