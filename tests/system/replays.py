@@ -131,7 +131,18 @@ SAMPLE = [
     )
 ]
 
-REPLAYS = list(dict.fromkeys([*POLICIES, *EVICTIONS, *OVERLAPS, *CACHES, *DEVICES, *SAMPLE]))
+MASKS = [
+    f"masks.npz --hw {options}"
+    for options in (
+        "rich.yaml --dram 80% --eviction lru",
+        "pixel8.yaml --dram 85% --eviction belady --overlap group",
+        "oneplus12.yaml --dram 85% --eviction clock --block 4",
+        "m5-pro.yaml --dram 80% --cache-scope layer --eviction lru --overlap pipeline --packed --merge 1KiB",
+        "latency.yaml,rich.yaml --dram 90% --cache-shares input=2,down=1 --per-token",
+    )
+]
+
+REPLAYS = list(dict.fromkeys([*POLICIES, *EVICTIONS, *OVERLAPS, *CACHES, *DEVICES, *SAMPLE, *MASKS]))
 
 # What commands print, word for word.
 TEXTS = [

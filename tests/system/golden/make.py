@@ -1,7 +1,7 @@
 """Write the golden results anew. Never run by a test; the reason belongs into docs/log.md.
 
 python -m tests.system.golden.make            # all of them
-python -m tests.system.golden.make replays    # one of: replays, outputs, store
+python -m tests.system.golden.make replays    # one of: replays, outputs, store, loops
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 import hwsim
 from tests.system import compare
+from tests.system.checkpoints import arithmetic
+from tests.system.loops import LOOPS, checkpoints, loop, recorded
 from tests.system.replays import FILES, JSONS, REPLAYS, TEXTS
-from tests.system.run import decided, run, run_json, swept, write, written
+from tests.system.run import GOLDEN, decided, run, run_json, swept, write, written
 
 FIRST_GRID = 30907  # bytes of DRAM, by which its runs are known
 
@@ -48,7 +52,25 @@ def store() -> None:
     write("store.json", entries)
 
 
-PARTS: dict[str, Callable[[], None]] = {"replays": replays, "outputs": outputs, "store": store}
+def loops() -> None:
+    """Results and masks of closed loops, and a recorded trace; needs torch and transformers.
+
+    Raises:
+        SystemExit: weights that are changed by a millionth give other masks, so that rounding would, too.
+    """
+    with TemporaryDirectory() as folder:
+        models = checkpoints(Path(folder) / "models")
+        entries = {name: loop(line, models, Path(folder) / f"{name}.npz") for name, line in LOOPS.items()}
+        for seed in range(3):
+            near = checkpoints(Path(folder) / str(seed), noise=1e-6, seed=seed)
+            for name, line in LOOPS.items():
+                if loop(line, near, Path(folder) / f"{seed} {name}.npz")["masks"] != entries[name]["masks"]:
+                    raise SystemExit(f"{name}: its masks depend on rounding; change the checkpoint or the policy")
+        write("loops.json", {"arithmetic": arithmetic(models / "llama"), **entries})
+        np.savez(GOLDEN / "recorded.npz", **recorded(models, Path(folder) / "recorded.npz"))  # type: ignore[arg-type]
+
+
+PARTS: dict[str, Callable[[], None]] = {"replays": replays, "outputs": outputs, "store": store, "loops": loops}
 
 
 def main(names: list[str]) -> None:

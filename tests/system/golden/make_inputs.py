@@ -2,7 +2,7 @@
 
     python -m tests.system.golden.make_inputs
 
-They are committed, so this is only needed for a golden of other inputs; `make` must be run after it.
+Needs torch and transformers. They are committed, so this is only needed for a golden of other inputs; `make` must be run after it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from hwsim.policy import ModelShape
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, TraceHeader, TraceWriter
+from tests.system.checkpoints import save
 from tests.system.run import INPUTS, run
 
 SEQUENCES = [Sequence(tokens=40, prompt=6), Sequence(tokens=25)]
@@ -108,6 +110,10 @@ def main() -> None:
     run(["replay", "small.npz", *dip, "--dram", "50%", "--save-cache", "pin.npz", "--json", "other.json"])
     blocks = ["--block", "4", "--layout", "neurons.npz"]
     run(["replay", "small.npz", *dip, "--dram", "60%", *blocks, "--save-cache", "warm-blocks.npz"])
+    with TemporaryDirectory() as folder:
+        model = save("llama", Path(folder) / "llama")
+        loop = "--hw pixel8.yaml --text text.txt --tokens 48 --context 24 --prompt 3 --dram 80% --policy dip-ca"
+        run(["eval", "--model", str(model), *loop.split(), "--save-masks", "masks.npz"])
 
 
 if __name__ == "__main__":
