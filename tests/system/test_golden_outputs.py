@@ -30,17 +30,17 @@ def test_every_output_has_a_golden_one() -> None:
     assert list(PRINTED) == TEXTS
 
 
-@pytest.mark.parametrize("line", TEXTS)
+@pytest.mark.parametrize("line", TEXTS, ids=TEXTS)
 def test_the_text_is_the_golden_one(line: str) -> None:
     assert run(line.split()).splitlines() == PRINTED[line]
 
 
-@pytest.mark.parametrize("line", JSONS)
+@pytest.mark.parametrize("line", JSONS, ids=JSONS)
 def test_the_json_is_the_golden_one(line: str) -> None:
     compare.check(GOLDEN[line], run_json(line), RELATIVE)
 
 
-@pytest.mark.parametrize("line", FILES)
+@pytest.mark.parametrize("line", FILES, ids=FILES)
 def test_the_file_is_the_golden_one(line: str, tmp_path: Path) -> None:
     golden, now = GOLDEN[line], written(line, tmp_path / "here")
     if not SAME and not {"synth", "calibrate"}.isdisjoint(line.split()):

@@ -27,7 +27,7 @@ def test_every_replay_has_a_golden_result() -> None:
     assert list(GOLDEN) == REPLAYS
 
 
-@pytest.mark.parametrize("line", REPLAYS)
+@pytest.mark.parametrize("line", REPLAYS, ids=REPLAYS)
 def test_the_result_is_the_golden_one(line: str) -> None:
     compare.check(GOLDEN[line], run_json(f"replay {line}"), RELATIVE)
 
