@@ -21,10 +21,10 @@ import selection
 import sweeping
 from bench import ROOT, command, machine, paired
 
-import hwsim.select
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import load_profile
-from hwsim.simulation import Settings, layout
+import hwsim.masking.scan
+from hwsim.device.profile import load_profile
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout
 from hwsim.trace import Trace
 
 PAGE, KEPT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.json"
@@ -39,7 +39,7 @@ def threads(work: Path) -> dict[str, Any]:
         plans = layout(header.model, profile, policy, header.longest, Settings(dram="50%")).groups
 
         def scan(number: int) -> object:
-            return hwsim.select.scan(trace, header.model, header.sequences, policy, plans, rule, threads=number)
+            return hwsim.masking.scan.scan(trace, header.model, header.sequences, policy, plans, rule, threads=number)
 
         part = paired({"1": lambda: scan(1), "2": lambda: scan(2)}, 3)
     whole = {str(number): replays.replay(path, threads=number)["s"] for number in (1, 2)}

@@ -18,14 +18,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from hwsim import compiled, simulation
-from hwsim.evaluate.masking import ClosedLoop
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import load_profile
+from hwsim.cache import compiled
+from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.device.profile import load_profile
+from hwsim.masking.scan import worth_compiling
 from hwsim.record import Settings as TextSettings
 from hwsim.record.prepare import prepare
 from hwsim.record.runner import Runner
-from hwsim.select import worth_compiling
+from hwsim.simulation import replay as simulation
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
 
 
 def seconds(work: Callable[[], object]) -> float:

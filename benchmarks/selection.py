@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 from bench import bandwidth, paired
 
-from hwsim import compiled, kernels
-from hwsim.cache import Cache
-from hwsim.plugins import EVICTIONS
+from hwsim.cache import compiled
+from hwsim.cache.cache import Cache
+from hwsim.simulation.plugins import EVICTIONS
+from hwsim.util import kernels
 
 SHAPES = {"Phi-3-Medium input": 5120, "Phi-3-Medium down": 17920, "SmolLM2 input": 576, "SmolLM2 down": 1536}
 KEEP, ROOM, GAMMA = 0.5, 0.6, 0.2  # of the units: a mask, the cache; weight of what is not cached

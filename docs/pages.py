@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hwsim.errors import HwsimError
-from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import ModelShape
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
 
 DOCS = Path(__file__).resolve().parent
 KINDS: dict[str, Any] = {"policies": POLICIES, "evictions": EVICTIONS}

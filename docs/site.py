@@ -11,7 +11,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 from rich.console import Console
 
-from hwsim.profile import known_profiles, load_profile
+from hwsim.device.profile import known_profiles, load_profile
 from hwsim.report.device import render_device, render_devices
 
 ROOT = Path(__file__).resolve().parent.parent

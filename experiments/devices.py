@@ -17,7 +17,7 @@ from pathlib import Path
 from tables import replaced
 
 import hwsim
-from hwsim.profile import Compute, Profile, Thermal, load_profile
+from hwsim.device.profile import Compute, Profile, Thermal, load_profile
 
 POLICY, DRAM = "dip-ca", "50%"
 READS = {"bundle": True, "packed": True, "merge": "256KiB", "gap": "auto"}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hwsim.catalog import known_shape
+from hwsim.model.catalog import known_shape
 from hwsim.trace import Sequence, TraceHeader
 
 TOKENS, RUNS = 27_000, 10_000

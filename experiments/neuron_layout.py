@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hwsim.coactivation import chain, pack
-from hwsim.kernels import top_k
-from hwsim.layout import Blocks
-from hwsim.synth import bundled
+from hwsim.analysis.coactivation import chain, pack
+from hwsim.memory.neuron_order import Blocks
 from hwsim.trace import Trace
+from hwsim.trace.synth import bundled
+from hwsim.util.kernels import top_k
 
 KEEP, BLOCKS = 0.5, (4, 16, 64)
 

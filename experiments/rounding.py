@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from hwsim.evaluate import Candidate
-from hwsim.evaluate.evaluation import Loops
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import load_profile
+from hwsim.closed_loop import Candidate
+from hwsim.closed_loop.evaluation import Loops
+from hwsim.device.profile import load_profile
 from hwsim.record import Settings as Reading
 from hwsim.record import prepare
-from hwsim.simulation import Settings
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings
 
 CHANGE, SEEDS = 1e-6, (1, 2, 3)
 CASES = [(name, density) for name in ("dip", "dip-ca") for density in (0.5, 0.8)]

@@ -20,13 +20,13 @@ from typing import Any
 
 import tables
 
-from hwsim.evaluate import Candidate, evaluate
-from hwsim.files import write_atomic
-from hwsim.plugins import EVICTIONS as EVICTION
-from hwsim.plugins import POLICIES as POLICY
-from hwsim.profile import load_profile
+from hwsim.closed_loop import Candidate, evaluate
+from hwsim.device.profile import load_profile
 from hwsim.record import Settings as Reading
-from hwsim.simulation import Settings
+from hwsim.simulation.plugins import EVICTIONS as EVICTION
+from hwsim.simulation.plugins import POLICIES as POLICY
+from hwsim.simulation.replay import Settings
+from hwsim.util.files import write_atomic
 
 HERE = Path(__file__).resolve().parent
 MODEL = "smollm2-135m"

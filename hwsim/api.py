@@ -12,15 +12,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from hwsim.choices import find_trace, make_policy, make_settings, takes_density
+from hwsim.device.profile import Profile, load_profile
 from hwsim.errors import SettingError, did_you_mean
 from hwsim.evictions import Eviction
-from hwsim.frames import Kind, frame, rows_of, to_html
-from hwsim.metrics import Evaluation, Result
-from hwsim.plugins import EVICTIONS, POLICIES, build
 from hwsim.policy import Policy
-from hwsim.profile import Profile, load_profile
-from hwsim.simulation import replay as run
+from hwsim.simulation.frames import Kind, frame, rows_of, to_html
+from hwsim.simulation.metrics import Evaluation, Result
+from hwsim.simulation.options import find_trace, make_policy, make_settings, takes_density
+from hwsim.simulation.plugins import EVICTIONS, POLICIES, build
+from hwsim.simulation.replay import replay as run
 from hwsim.trace import Trace
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def closed_loop(
     Raises:
         HwsimError: as `replay`; torch and transformers are missing, or the model cannot be had.
     """
-    from hwsim.evaluate import Candidate
-    from hwsim.evaluate import evaluate as loop
+    from hwsim.closed_loop import Candidate
+    from hwsim.closed_loop import evaluate as loop
     from hwsim.record import Settings as Reading
 
     settings, parameters = _split(options)

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from hwsim.arrayfile import read_arrays
 from hwsim.errors import BlindError, PluginError
-from hwsim.kernels import threshold, top_k
-from hwsim.model import ModelShape
+from hwsim.model.shape import ModelShape
+from hwsim.util.arrayfile import read_arrays
+from hwsim.util.kernels import threshold, top_k
 
 __all__ = [
     "Context", "Field", "Group", "Magnitudes", "ModelShape", "PluginError", "Policy", "Scores", "read_arrays",

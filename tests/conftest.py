@@ -12,14 +12,14 @@ import pytest
 from hypothesis import settings
 from typer.testing import CliRunner
 
-from hwsim.arrayfile import write_arrays
-from hwsim.calibration import KIND, calibrate
+from hwsim.analysis.calibration import KIND, calibrate
 from hwsim.cli.app import app
-from hwsim.model import ModelShape
-from hwsim.plugins import POLICIES
-from hwsim.profile import Profile
+from hwsim.device.profile import Profile
+from hwsim.model.shape import ModelShape
+from hwsim.simulation.plugins import POLICIES
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
+from hwsim.util.arrayfile import write_arrays
 
 settings.register_profile("hwsim", deadline=None)  # a slow machine is no failure
 settings.load_profile("hwsim")

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 import hwsim
 from hwsim.cli.app import app
+from hwsim.device.profile import load_profile
 from hwsim.errors import HwsimError, SettingError
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import load_profile
-from hwsim.sweep.spec import Spec
-from hwsim.units import show_number
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.studies.sweep.spec import Spec
+from hwsim.util.units import show_number
 from tests.conftest import REPOSITORY, write_trace
 from tests.docs.blocks import blocks
 
@@ -181,7 +181,7 @@ def test_it_has_no_other_attributes():
 
 def test_options_are_those_of_a_sweep():
     """One list of names in three places."""
-    from hwsim.choices import make_settings
+    from hwsim.simulation.options import make_settings
 
     assert make_settings.__kwdefaults__.keys() - {"per_token"} < Spec.model_fields.keys()
 

@@ -5,21 +5,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwsim.arrayfile import write_arrays
-from hwsim.coactivation import _looked_up, _ones, chain, order_trace, pack
-from hwsim.demand import Demand
-from hwsim.devices import flash_seconds
+from hwsim.analysis.coactivation import _looked_up, _ones, chain, order_trace, pack
+from hwsim.device.flash_times import flash_seconds
+from hwsim.device.profile import Profile
 from hwsim.errors import ContractError, PluginError, SettingError, TraceError
-from hwsim.layout import KIND, Blocks, Layout, read_layout, write_layout
-from hwsim.masks import MaskFile, MaskWriter
-from hwsim.model import Bits
-from hwsim.placement import plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.counts import Demand
+from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.memory.neuron_order import KIND, Blocks, Layout, read_layout, write_layout
+from hwsim.memory.placement import plan_groups
+from hwsim.model.shape import Bits
 from hwsim.policy import Group, Policy
-from hwsim.profile import Profile
-from hwsim.simulation import Settings, layout, replay, replay_masks
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay, replay_masks
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace
+from hwsim.util.arrayfile import write_arrays
 
 from .conftest import flat_profile, write_trace
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwsim import kernels
-from hwsim.cache import Cache
+from hwsim.cache.cache import Cache
 from hwsim.errors import ContractError
 from hwsim.evictions import Eviction
-from hwsim.plugins import EVICTIONS
+from hwsim.simulation.plugins import EVICTIONS
+from hwsim.util import kernels
 
 
 def run(rule, masks, units, capacity):

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from hwsim import calibration as module
-from hwsim.arrayfile import read_arrays
-from hwsim.calibration import KIND, LEVELS, calibrate
-from hwsim.kernels import magnitude_counts, magnitude_quantiles, threshold
+from hwsim.analysis import calibration as module
+from hwsim.analysis.calibration import KIND, LEVELS, calibrate
 from hwsim.trace import Trace
+from hwsim.util.arrayfile import read_arrays
+from hwsim.util.kernels import magnitude_counts, magnitude_quantiles, threshold
 
 from .conftest import Hwsim, write_trace
 

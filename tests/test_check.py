@@ -15,8 +15,8 @@ from pydantic import Field as PydanticField
 
 from hwsim.errors import ContractError, PluginError
 from hwsim.evictions import Eviction
-from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Context, Field, Group, ModelShape, Policy
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.testing import (
     SMALL_MODEL,
     BrokenRuleError,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from hwsim.errors import OutputError
-from hwsim.files import check_new_file, spare
 from hwsim.trace import Trace, TraceWriter
+from hwsim.util.files import check_new_file, spare
 from tests.cli.run import here, refused, replay, run  # noqa: F401
 from tests.plugins.made import MINE, MRU
 
@@ -128,11 +128,15 @@ def test_the_others_spare_their_inputs() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_impossible_places_are_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hwsim.analysis.tracestats
     import hwsim.record
-    import hwsim.synth
-    import hwsim.tracestats
+    import hwsim.trace.synth
 
-    for module, name in ((hwsim.synth, "synthesize"), (hwsim.tracestats, "trace_stats"), (hwsim.record, "record")):
+    for module, name in (
+        (hwsim.trace.synth, "synthesize"),
+        (hwsim.analysis.tracestats, "trace_stats"),
+        (hwsim.record, "record"),
+    ):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it worked"))
     for command in (SYNTH, ["trace", "info", "t.npz"], ["record", "--model", "smollm2-135m"]):
         assert "there is no folder no" in refused(*command, "--json", "no/such.json")

@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console, ConsoleRenderable
 from typer.testing import CliRunner
 
+from hwsim.analysis.tracestats import trace_stats
 from hwsim.cli.app import app
-from hwsim.profile import find_profile, known_profiles, load_profile
+from hwsim.device.profile import find_profile, known_profiles, load_profile
 from hwsim.report.device import render_device, render_devices
 from hwsim.report.traceinfo import render_comparison, render_trace
 from hwsim.trace import Trace
-from hwsim.tracestats import trace_stats
-from hwsim.units import parse, printable
+from hwsim.util.units import parse, printable
 from tests.cli.run import here, refused, replay, result, run  # noqa: F401
 from tests.plugins.made import MINE
 
@@ -164,9 +164,9 @@ def test_a_kind_has_its_article() -> None:
 
 def test_out_of_memory_is_one_line(here: Path) -> None:  # noqa: F811
     script = (
-        "import hwsim.tracestats\n"
+        "import hwsim.analysis.tracestats\n"
         "def full(*_, **__): raise MemoryError\n"
-        "hwsim.tracestats.trace_stats = full\n"
+        "hwsim.analysis.tracestats.trace_stats = full\n"
         "from hwsim.cli import main; main()\n"
     )
     command = [sys.executable, "-c", script, "trace", "info", "t.npz"]

@@ -9,22 +9,22 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from hwsim.cache import Cache, CacheSetup
-from hwsim.contents import UnitSets, member_of, read_units, write_units
-from hwsim.decider import Block
+from hwsim.analysis.locality import locality
+from hwsim.cache.cache import Cache, CacheSetup
+from hwsim.cache.unit_sets import UnitSets, member_of, read_units, write_units
 from hwsim.errors import HwsimError, SettingError
 from hwsim.evictions import Admission
 from hwsim.evictions.lfu import Lfu
 from hwsim.evictions.lru import Lru
-from hwsim.interleave import scan_shared
-from hwsim.layout import Layout
-from hwsim.locality import locality
-from hwsim.metrics import Result
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.decider import Block
+from hwsim.masking.scan import GroupScan, scan, signal_blocks
+from hwsim.masking.shared_scan import scan_shared
+from hwsim.memory.neuron_order import Layout
+from hwsim.memory.shares import Shares
 from hwsim.policy import Group, Policy
-from hwsim.select import GroupScan, scan, signal_blocks
-from hwsim.shares import Shares
-from hwsim.simulation import Settings, layout, replay
+from hwsim.simulation.metrics import Result
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
 from tests.conftest import flat_profile

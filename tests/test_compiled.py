@@ -17,19 +17,20 @@ pytest.importorskip("numba", reason="the compiled scan needs the extra `fast`")
 
 import llvmlite.binding as llvm
 
-from hwsim import compiled, kernels
-from hwsim.cache import Cache, rank_update
-from hwsim.decider import _Stored
+from hwsim.cache import compiled
+from hwsim.cache.cache import Cache, rank_update
 from hwsim.errors import ContractError
 from hwsim.evictions.lfu import Lfu
 from hwsim.evictions.lru import Lru
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.decider import _Stored
+from hwsim.masking.scan import GroupScan, signal_blocks
+from hwsim.masking.scan import scan as scan_layers
 from hwsim.policy import Context, Group, Policy, Scores
-from hwsim.select import GroupScan, signal_blocks
-from hwsim.select import scan as scan_layers
-from hwsim.simulation import Settings, layout
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
+from hwsim.util import kernels
 from tests.conftest import flat_profile, write_trace
 
 RULES = {"lru": "last", "lfu": "count", "fifo": "first"}
@@ -334,7 +335,7 @@ class Widened:
 @pytest.mark.parametrize("name", ["dip", "dip-ca", "magnitude", "oracle", "up", "gate"])
 def test_what_is_stored_decides_as_what_is_read(name: str, stored: str, tmp_path: Path, monkeypatch: Any) -> None:
     """float16 of a trace is handed to the compiled scan as it is: masks, hits and contents are those of float32."""
-    monkeypatch.setattr("hwsim.select._WORTH", 0)
+    monkeypatch.setattr("hwsim.masking.scan._WORTH", 0)
     names = stored.split(",")
     if name in ("up", "gate") and name not in names:
         pytest.skip("not in it")
@@ -375,7 +376,8 @@ def test_a_policy_sees_all_signals_of_a_block_as_float32() -> None:
 _LOOK = r"""
 import re, sys
 import numpy as np
-from hwsim import compiled, compiled_loops
+from hwsim.cache import compiled
+from hwsim.cache import compiled_loops
 
 for kind in (np.float16, np.float32):
     for rule in ("last", "count", "first"):
@@ -456,7 +458,7 @@ def test_check_policy_finds_what_breaks_with_a_trace_only() -> None:
 @pytest.mark.parametrize("name", ["dip", "dip-ca", "random", "up"])
 def test_threads_find_the_same(name: str, rule: str, monkeypatch: Any) -> None:
     """Whoever decides which layer: requests, hits, contents, and who is told of layers in which order."""
-    monkeypatch.setattr("hwsim.select._WORTH", 0)
+    monkeypatch.setattr("hwsim.masking.scan._WORTH", 0)
     policy, eviction = POLICIES.make(name, {"density": 0.8})[1], EVICTIONS.make(rule)[1]
     if rule == "belady" and name == "dip-ca":
         eviction = Lru()
@@ -474,7 +476,7 @@ def test_threads_find_the_same(name: str, rule: str, monkeypatch: Any) -> None:
 
 
 def test_the_first_error_of_several_threads_is_told(monkeypatch: Any) -> None:
-    monkeypatch.setattr("hwsim.select._WORTH", 0)
+    monkeypatch.setattr("hwsim.masking.scan._WORTH", 0)
     policy, sequences = Infinite(), [Sequence(tokens=20)]
     plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).groups
     with np.errstate(invalid="ignore"), pytest.raises(ContractError, match=r"at layer 0, group down, token 0"):

@@ -17,12 +17,12 @@ pytest.importorskip("torch", reason="recording needs the extra `record`")
 
 import torch
 
-from hwsim.evaluate import Candidate, evaluate, generate
-from hwsim.metrics import Evaluation
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.closed_loop import Candidate, evaluate, generate
 from hwsim.record import Settings as Reading
 from hwsim.record import record
-from hwsim.simulation import Settings
+from hwsim.simulation.metrics import Evaluation
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings
 from hwsim.trace import Trace
 from tests.conftest import flat_profile
 from tests.record.conftest import FAMILIES, checkpoints, smollm2

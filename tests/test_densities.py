@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwsim.densities import Layered, read_densities
 from hwsim.errors import ContractError, HwsimError, SettingError
-from hwsim.metrics import Result
-from hwsim.plugins import EVICTIONS, POLICIES, build
 from hwsim.policy import Group, Policy
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.densities import Layered, read_densities
+from hwsim.simulation.metrics import Result
+from hwsim.simulation.plugins import EVICTIONS, POLICIES, build
+from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Trace
 from tests.cli.run import here, refused, result, run  # noqa: F401

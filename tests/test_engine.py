@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hwsim.errors import SettingError
-from hwsim.plugins import POLICIES
-from hwsim.simulation import Settings
+from hwsim.simulation.plugins import POLICIES
+from hwsim.simulation.replay import Settings
 from hwsim.trace import Sequence
 from tests.toy import DOWN, DOWN_USE, INPUT, INPUT_USE, KV_ENTRY, RESIDENT, device_of, times, toy
 
@@ -183,7 +183,7 @@ def test_kv_cache_grows_by_one_entry_a_token_prompt_included(tmp_path):
         ("kv_tokens", 0, "kv_tokens=0: must be a whole number from 1, or None"),
         ("dram", -1, "dram=-1: must be bytes from 0, text such as '4 GB' or '50%', or None"),
         ("dram", 4e9, "dram=4000000000.0: must be bytes from 0"),
-        ("bits", {"mlp": 4}, "bits={'mlp': 4}: must be hwsim.model.Bits"),
+        ("bits", {"mlp": 4}, "bits={'mlp': 4}: must be hwsim.model.shape.Bits"),
     ],
 )
 def test_impossible_settings_are_refused(field, value, rule):

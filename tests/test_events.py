@@ -8,18 +8,19 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim import bounds
-from hwsim.demand import Demand
-from hwsim.devices import Device, flash_seconds, stream_seconds
-from hwsim.engine import run_events
-from hwsim.loads import make_load
-from hwsim.model import Bits, ModelShape
-from hwsim.placement import place, plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.device.flash_times import flash_seconds, stream_seconds
+from hwsim.device.profile import Flash
+from hwsim.masking.counts import Demand
+from hwsim.memory.placement import place, plan_groups
+from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group, Policy
-from hwsim.profile import Flash
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL
+from hwsim.timing import closed_form as bounds
+from hwsim.timing.events import run_events
+from hwsim.timing.server import Device
+from hwsim.timing.work import make_load
 from hwsim.trace import Sequence
 from tests.conftest import WITHOUT_A_FILE, flat_profile
 from tests.toy import BITS, DOWN_USE, INPUT_USE, KV_ENTRY, RESIDENT, TOY, Scripted, device_of, times

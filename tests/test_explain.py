@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from hwsim.explain import problem
+from hwsim.util.explain import problem
 
 
 class Inner(BaseModel):

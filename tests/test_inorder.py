@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim import inorder
-from hwsim.engine import run_events
-from hwsim.loads import Load
-from hwsim.metrics import Timing
-from hwsim.profile import Thermal
+from hwsim.device.profile import Thermal
+from hwsim.simulation.metrics import Timing
+from hwsim.timing import in_order as inorder
+from hwsim.timing.events import run_events
+from hwsim.timing.work import Load
 from tests.devices.cli import run_cli
 
 
@@ -90,7 +90,7 @@ def test_a_replay_in_blocks_is_one_with_a_timeline(
         played.append(True)
         return run_events(*arguments, **options)
 
-    monkeypatch.setattr("hwsim.result.run_events", play)
+    monkeypatch.setattr("hwsim.simulation.result.run_events", play)
     given = ["replay", "sample", "--hw", "oneplus15r", "--dram", "60%", *options]
     run_cli(*given, "--json", tmp_path / "fast.json")
     assert not played

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hwsim.cache import Cache
-from hwsim.model import Bits, ModelShape
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.cache.cache import Cache
+from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Field, Group, Policy
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace, TraceWriter
 

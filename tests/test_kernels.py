@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hwsim import kernels
+from hwsim.util import kernels
 
 SCORES = arrays(
     np.float32,

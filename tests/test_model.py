@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from hwsim.catalog import MODELS, known_shape
 from hwsim.errors import ModelError
-from hwsim.model import Bits, ModelShape, footprint, stored_bytes
+from hwsim.model.catalog import MODELS, known_shape
+from hwsim.model.shape import Bits, ModelShape, footprint, stored_bytes
 
 # GB at 4-bit weights and an 8-bit KV cache of 2,048 tokens; B of one down and one up column (docs/model.md)
 FOOTPRINTS = {

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim.catalog import known_shape
 from hwsim.errors import ContractError, PluginError
-from hwsim.files import data_folder
-from hwsim.model import Bits, ModelShape
-from hwsim.placement import plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.scan import scan
+from hwsim.memory.placement import plan_groups
+from hwsim.model.catalog import known_shape
+from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group, Policy
-from hwsim.select import scan
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.testing import SMALL_MODEL, RandomSignals, check_policy
 from hwsim.trace import Sequence, Trace
+from hwsim.util.files import data_folder
 
 PHI3, OPT = known_shape("phi3-medium"), known_shape("opt-350m")
 UNGATED = SMALL_MODEL.model_copy(update={"gated": False})

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hwsim.metrics import Result
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import Profile
-from hwsim.simulation import Settings, replay
+from hwsim.device.profile import Profile
+from hwsim.simulation.metrics import Result
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
 from hwsim.trace import Trace
 from tests.conftest import flat_profile
 

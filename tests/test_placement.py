@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwsim.catalog import known_shape
 from hwsim.errors import ContractError, SettingError
-from hwsim.model import Bits, ModelShape, footprint
-from hwsim.placement import dram_budget, place, plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.memory.placement import dram_budget, place, plan_groups
+from hwsim.model.catalog import known_shape
+from hwsim.model.shape import Bits, ModelShape, footprint
 from hwsim.policy import Group, Policy
-from hwsim.simulation import Settings, layout, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Trace
 

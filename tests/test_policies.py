@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwsim.catalog import known_shape
 from hwsim.errors import ContractError, HwsimError, PluginError
-from hwsim.model import Bits
-from hwsim.placement import plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.scan import scan
+from hwsim.memory.placement import plan_groups
+from hwsim.model.catalog import known_shape
+from hwsim.model.shape import Bits
 from hwsim.policy import Group, Policy
-from hwsim.select import scan
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL, RandomSignals, check_policy
 from hwsim.trace import Sequence
 

@@ -8,9 +8,9 @@ import yaml
 from typer.testing import CliRunner
 
 from hwsim.cli.app import app
+from hwsim.device.profile import Profile, find_profile, known_profiles, load_profile
 from hwsim.errors import ProfileError
-from hwsim.files import data_folder
-from hwsim.profile import Profile, find_profile, known_profiles, load_profile
+from hwsim.util.files import data_folder
 
 from .conftest import REPOSITORY
 

@@ -9,10 +9,10 @@ import pytest
 from hwsim_policies.dip_ca import DipCa
 
 from hwsim.evictions.lru import Lru
-from hwsim.model import Bits
-from hwsim.placement import place, plan_groups
+from hwsim.masking.scan import scan
+from hwsim.memory.placement import place, plan_groups
+from hwsim.model.shape import Bits
 from hwsim.policy import Context, Field, Group, ModelShape, Policy
-from hwsim.select import scan
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence
 
@@ -134,7 +134,7 @@ def test_all_fixed_units_are_exempt(strongest: int) -> None:
 
 
 def test_latency_is_shared_by_no_more_reads_than_the_queue_holds() -> None:
-    from hwsim.devices import flash_seconds
+    from hwsim.device.flash_times import flash_seconds
     from tests.conftest import flat_profile
 
     def seconds(count: int, **flash: Any) -> float:

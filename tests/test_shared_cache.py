@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim.cache import Cache
+from hwsim.cache.cache import Cache
+from hwsim.cache.shared import SharedCache, check_shared
 from hwsim.errors import ContractError, SettingError
 from hwsim.evictions import Eviction
-from hwsim.interleave import scan_shared
-from hwsim.masks import MaskFile, MaskWriter
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.masking.shared_scan import scan_shared
 from hwsim.policy import Field, Group, Policy
-from hwsim.shared_cache import SharedCache, check_shared
-from hwsim.simulation import Settings, layout, replay, replay_masks
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay, replay_masks
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwsim.errors import SettingError
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.shares import Shares, divide, measured, parse_shares, read_shares
-from hwsim.simulation import Settings, layout, replay
+from hwsim.memory.shares import Shares, divide, measured, parse_shares, read_shares
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay
 
 from .conftest import flat_profile
 

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwsim.catalog import known_shape
+from hwsim.analysis.tracestats import SignalStats, TraceStats, trace_stats
 from hwsim.errors import OutputError, SettingError, TraceError
-from hwsim.kernels import top_k
-from hwsim.model import ModelShape
-from hwsim.synth import SignalFit, bundled, generate, law, synthesize
-from hwsim.synth import fit as fitting
+from hwsim.model.catalog import known_shape
+from hwsim.model.shape import ModelShape
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace
-from hwsim.tracestats import SignalStats, TraceStats, trace_stats
+from hwsim.trace.synth import SignalFit, bundled, generate, law, synthesize
+from hwsim.trace.synth import fit as fitting
+from hwsim.util.kernels import top_k
 from tests.conftest import Hwsim, write_trace
 
 # relative; what the synthetic trace promises of each signal over all layers
@@ -214,9 +214,9 @@ def test_the_comparison_can_fail(
 
 
 def test_replays_like_the_recorded_trace(twin: Path, recorded: Trace) -> None:
-    from hwsim.plugins import EVICTIONS, POLICIES
-    from hwsim.profile import load_profile
-    from hwsim.simulation import Settings, replay
+    from hwsim.device.profile import load_profile
+    from hwsim.simulation.plugins import EVICTIONS, POLICIES
+    from hwsim.simulation.replay import Settings, replay
 
     profile, settings = load_profile("pixel8"), Settings(dram="50%")
     with Trace(twin) as trace:

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim.arrayfile import read_arrays, write_arrays
-from hwsim.calibration import KIND
+from hwsim.analysis.calibration import KIND
 from hwsim.errors import HwsimError, PluginError
-from hwsim.model import Bits
-from hwsim.placement import plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.scan import scan
+from hwsim.memory.placement import plan_groups
+from hwsim.model.shape import Bits
 from hwsim.policy import Policy
-from hwsim.select import scan
-from hwsim.simulation import replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import replay
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
+from hwsim.util.arrayfile import read_arrays, write_arrays
 
 from .conftest import flat_profile, write_calibration
 

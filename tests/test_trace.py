@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hwsim.errors import TraceError
-from hwsim.model import ModelShape
+from hwsim.model.shape import ModelShape
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Encoding, Sequence, Trace, TraceHeader, TraceWriter, convert
 from tests.conftest import SEQUENCES, Hwsim, write_trace

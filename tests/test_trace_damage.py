@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hwsim.errors import TraceError
-from hwsim.model import ModelShape
+from hwsim.model.shape import ModelShape
 from hwsim.trace import FLOAT16, Encoding, Sequence, Trace, TraceHeader, TraceWriter
 from hwsim.trace.header import parse_header
 from tests.conftest import Hwsim

@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hwsim.calibration import calibrate
-from hwsim.coactivation import order_trace
+from hwsim.analysis.calibration import calibrate
+from hwsim.analysis.coactivation import order_trace
 from hwsim.errors import SettingError, TraceError
-from hwsim.kernels import kept, top_k
-from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Policy
-from hwsim.simulation import Settings, replay
-from hwsim.synth import bundled
-from hwsim.synth.fit import Fitter
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import FLOAT16, Encoding, Trace, TraceWriter, convert
 from hwsim.trace.encoding import RowError, largest
+from hwsim.trace.synth import bundled
+from hwsim.trace.synth.fit import Fitter
+from hwsim.util.kernels import kept, top_k
 from tests.conftest import Hwsim, flat_profile
 from tests.test_trace import TOKENS, arrays, fill, header, write
 

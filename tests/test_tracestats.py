@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwsim import tracestats
+from hwsim.analysis import tracestats
+from hwsim.analysis.tracestats import trace_stats
 from hwsim.errors import SettingError
-from hwsim.model import ModelShape
+from hwsim.model.shape import ModelShape
 from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
-from hwsim.tracestats import trace_stats
 from tests.conftest import SEQUENCES, write_trace
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwsim.errors import UnitError
-from hwsim.units import KINDS, parse, show_number, show_rate, show_size, show_time, size
+from hwsim.util.units import KINDS, parse, show_number, show_rate, show_size, show_time, size
 
 
 @pytest.mark.parametrize(

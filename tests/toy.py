@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from hwsim.model import Bits, ModelShape
-from hwsim.plugins import EVICTIONS
+from hwsim.device.profile import Profile
+from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group, Policy
-from hwsim.profile import Profile
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS
+from hwsim.simulation.replay import Settings, replay
 from hwsim.trace import Sequence, Trace
 from tests.conftest import write_trace
 

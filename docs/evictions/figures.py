@@ -12,11 +12,11 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from hwsim.files import data_folder
-from hwsim.locality import GroupLocality, locality
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.simulation import Settings, layout
+from hwsim.analysis.locality import GroupLocality, locality
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout
 from hwsim.trace import Trace
+from hwsim.util.files import data_folder
 
 HERE = Path(__file__).parent
 SHARES = (50, 60, 70, 80, 90)  # --dram, % of the weights

@@ -20,13 +20,13 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
-from hwsim.arrayfile import read_arrays, write_arrays
-from hwsim.calibration import KIND, calibrate
-from hwsim.files import data_folder
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import load_profile
-from hwsim.simulation import Settings, replay
+from hwsim.analysis.calibration import KIND, calibrate
+from hwsim.device.profile import load_profile
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
 from hwsim.trace import Trace
+from hwsim.util.arrayfile import read_arrays, write_arrays
+from hwsim.util.files import data_folder
 
 HERE = Path(__file__).parent
 SAMPLE = data_folder("traces") / "smollm2-135m-sample.npz"

@@ -10,13 +10,13 @@ import typer
 
 from hwsim.cli.common import key_values
 from hwsim.errors import SettingError
-from hwsim.files import check_new_file, spare
+from hwsim.util.files import check_new_file, spare
 
 if TYPE_CHECKING:
     import numpy as np
 
     from hwsim.evictions import Eviction
-    from hwsim.metrics import Result
+    from hwsim.simulation.metrics import Result
 
 
 class Admission(StrEnum):
@@ -55,7 +55,7 @@ def make_rule(spec: str, pairs: list[str]) -> tuple[str, Eviction, list[str]]:
     Raises:
         PluginError, SettingError: unknown rule, unknown parameter, value out of bounds.
     """
-    from hwsim.plugins import EVICTIONS
+    from hwsim.simulation.plugins import EVICTIONS
 
     own = [pair for pair in pairs if pair.strip().startswith(f"{_OWNER}.")]
     parameters = {key.partition(".")[2]: value for key, value in key_values(own, "--set").items()}
@@ -84,7 +84,7 @@ class Held:
 
     def __call__(self, layer: int, group: str, cached: np.ndarray) -> None:
         """One cache: bool ``[units]``."""
-        from hwsim.contents import member_of
+        from hwsim.cache.unit_sets import member_of
 
         self._sets[member_of(layer, group)] = cached.copy()
 
@@ -95,7 +95,7 @@ class Held:
             SettingError: the policy has no cache.
             OutputError: it cannot be written.
         """
-        from hwsim.contents import write_units
+        from hwsim.cache.unit_sets import write_units
 
         if self._target is None:
             return

@@ -20,8 +20,8 @@ from hwsim.cli.common import (
 )
 from hwsim.cli.record import quoted
 from hwsim.errors import OutputError, SettingError
-from hwsim.files import check_new_file, spare
-from hwsim.units import printable, show_size
+from hwsim.util.files import check_new_file, spare
+from hwsim.util.units import printable, show_size
 
 
 def calibrate(
@@ -47,10 +47,10 @@ def calibrate(
 
     Example: hwsim calibrate smollm2.npz -o calibration.npz
     """
-    from hwsim.arrayfile import write_arrays
-    from hwsim.calibration import KIND
-    from hwsim.calibration import calibrate as run
+    from hwsim.analysis.calibration import KIND
+    from hwsim.analysis.calibration import calibrate as run
     from hwsim.trace import Trace
+    from hwsim.util.arrayfile import write_arrays
 
     shown, trace = trace, find_trace(trace)
     check_target(json, trace)

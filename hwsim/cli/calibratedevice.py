@@ -9,8 +9,8 @@ import typer
 
 from hwsim.cli.common import JsonOption, check_target, guarded, note, output, to_json, write_json
 from hwsim.errors import OutputError, SettingError
-from hwsim.files import check_new_file, spare, write_atomic
-from hwsim.units import show_rate, show_size
+from hwsim.util.files import check_new_file, spare, write_atomic
+from hwsim.util.units import show_rate, show_size
 
 _GOOD = 0.15  # error of points left out up to which a fit is called good
 
@@ -45,9 +45,9 @@ def calibrate_device(
 
     Example: hwsim calibrate-device fio.json --like pixel8 --name "My phone" -o myphone.yaml
     """
-    from hwsim.flashfit import fit_queue, read_points
-    from hwsim.profile import find_profile
-    from hwsim.yamlfile import read_yaml
+    from hwsim.device.fit import fit_queue, read_points
+    from hwsim.device.profile import find_profile
+    from hwsim.util.yamlfile import read_yaml
 
     pattern = find_profile(like)
     check_target(json, measured, pattern)
@@ -135,7 +135,7 @@ def _profile(
 
 
 def _check(path: Path) -> None:
-    from hwsim.profile import load_profile
+    from hwsim.device.profile import load_profile
 
     try:
         load_profile(path)

@@ -24,7 +24,7 @@ from hwsim.errors import SettingError, did_you_mean
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hwsim.model import ModelShape
+    from hwsim.model.shape import ModelShape
     from hwsim.testing import Speed
 
 KEPT, BROKEN, UNCHECKED = "kept", "broken", "unchecked"
@@ -52,8 +52,8 @@ def check(
 
     Example: hwsim check ./mine.py
     """
-    from hwsim.catalog import known_shape
-    from hwsim.plugins import kinds_of
+    from hwsim.model.catalog import known_shape
+    from hwsim.simulation.plugins import kinds_of
 
     pairs = set_ or []
     check_target(json, *plugin_files([plugin]), *setting_files(pairs))
@@ -80,7 +80,7 @@ def check(
 
 def _verdict(kind: Any, name: str, found: Any, parameters: dict[str, str], shape: ModelShape | None) -> dict[str, Any]:
     """One plug-in's rules, each with its state; the speed is information and not part of the JSON."""
-    from hwsim.plugins import POLICIES, build
+    from hwsim.simulation.plugins import POLICIES, build
     from hwsim.testing import (
         SMALL_MODEL,
         BrokenRuleError,
@@ -141,7 +141,7 @@ def _marks(console: Console) -> dict[str, tuple[str, str]]:
 
 
 def _speed(kind: str, speed: Speed) -> str:
-    from hwsim.units import show_time
+    from hwsim.util.units import show_time
 
     plain = "the plain top-k" if kind == "policy" else "lru"
     took = "deciding" if kind == "policy" else "serving"

@@ -19,13 +19,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from typer.core import TyperGroup
 
 from hwsim.errors import HwsimError, OutputError, SettingError, one_line
-from hwsim.explain import problem
-from hwsim.files import keep_strangers, spare, write_atomic
-from hwsim.units import printable, shorten
+from hwsim.util.explain import problem
+from hwsim.util.files import keep_strangers, spare, write_atomic
+from hwsim.util.units import printable, shorten
 
 if TYPE_CHECKING:
-    from hwsim.metrics import Result
-    from hwsim.model import Bits
+    from hwsim.model.shape import Bits
+    from hwsim.simulation.metrics import Result
 
 JsonOption = Annotated[
     str | None,
@@ -291,14 +291,14 @@ def key_values(pairs: list[str], option: str) -> dict[str, str]:
 
 
 def read_bits(text: str) -> Bits:
-    """Read ``--bits mlp=4.5,attention=4``, as `hwsim.choices.read_bits` does."""
-    from hwsim.choices import read_bits as read
+    """Read ``--bits mlp=4.5,attention=4``, as `hwsim.simulation.options.read_bits` does."""
+    from hwsim.simulation.options import read_bits as read
 
     return read(text)
 
 
 def find_trace(trace: Path) -> Path:
-    """A file, or the bundled trace, as `hwsim.choices.find_trace` finds it."""
-    from hwsim.choices import find_trace as find
+    """A file, or the bundled trace, as `hwsim.simulation.options.find_trace` finds it."""
+    from hwsim.simulation.options import find_trace as find
 
     return find(trace)

@@ -32,7 +32,7 @@ def compare(
 
 def _read(name: str) -> dict[str, Any]:
     from hwsim.report.page.inputs import read_inputs
-    from hwsim.sweep import Store
+    from hwsim.studies.sweep import Store
 
     path = str(_file(name))
     number = name.removeprefix(path).removeprefix(":")

@@ -10,7 +10,7 @@ import typer
 from hwsim.cli import options as o
 from hwsim.cli.common import JsonOption, check_target, find_trace, note, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
-from hwsim.files import spare
+from hwsim.util.files import spare
 
 
 def convert(
@@ -31,7 +31,7 @@ def convert(
     """
     from hwsim.trace import Trace
     from hwsim.trace import convert as run
-    from hwsim.units import printable, show_size
+    from hwsim.util.units import printable, show_size
 
     chosen = o.read_encoding(encoding, keep_share)
     wanted = None if signals is None else [name.strip() for name in signals.split(",") if name.strip()]

@@ -56,11 +56,11 @@ def curve(
 
     Example: hwsim trace curve sample --policy dip --dram 70%
     """
-    from hwsim.curve import curve as count
-    from hwsim.profile import find_profile, load_profile
+    from hwsim.analysis.curve import curve as count
+    from hwsim.device.profile import find_profile, load_profile
+    from hwsim.masking.scan import check_trace
     from hwsim.report.curve import render_curve
-    from hwsim.select import check_trace
-    from hwsim.simulation import Settings, layout
+    from hwsim.simulation.replay import Settings, layout
     from hwsim.trace import Trace
 
     trace = find_trace(trace)

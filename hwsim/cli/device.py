@@ -12,11 +12,11 @@ import typer
 from hwsim.cli.common import key_values, note, progress_bar
 from hwsim.cli.options import Overlap, Timing
 from hwsim.errors import SettingError
-from hwsim.files import check_new_file, keep_strangers, spare
+from hwsim.util.files import check_new_file, keep_strangers, spare
 
 if TYPE_CHECKING:
-    from hwsim.engine import Recorder
     from hwsim.report.watch import Watch
+    from hwsim.timing.events import Recorder
 
 _PANEL = "How the device is used"
 _OWNER = "prefetch"
@@ -171,7 +171,7 @@ class Drawing:
 
     def recorder(self, *, first: bool) -> Recorder | None:
         """For the engine, of a replay that is the first of the command or another."""
-        from hwsim.engine import Recorders
+        from hwsim.timing.events import Recorders
 
         wanted: list[Recorder] = [each for each in (self._timeline if first else None, self._seen) if each]
         return Recorders(wanted) if wanted else None

@@ -24,7 +24,7 @@ from hwsim.cli.common import (
     write_results,
 )
 from hwsim.cli.replay import density_files, make_policies
-from hwsim.files import spare
+from hwsim.util.files import spare
 
 
 def evaluate(
@@ -88,15 +88,15 @@ def evaluate(
 
     Example: hwsim eval --model smollm2-135m --hw pixel8 --dram 50% --policy dip,dip-ca --density 0.7
     """
-    from hwsim.choices import make_settings
-    from hwsim.evaluate import Candidate
-    from hwsim.evaluate import evaluate as run
-    from hwsim.masks import MaskWriter
-    from hwsim.plugins import POLICIES
-    from hwsim.profile import find_profile, load_profile
+    from hwsim.closed_loop import Candidate
+    from hwsim.closed_loop import evaluate as run
+    from hwsim.device.profile import find_profile, load_profile
+    from hwsim.masking.mask_file import MaskWriter
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import render_accuracy
     from hwsim.report.table import print_results
+    from hwsim.simulation.options import make_settings
+    from hwsim.simulation.plugins import POLICIES
 
     o.check_per_token(per_token, json)
     given = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged, cache_shares)

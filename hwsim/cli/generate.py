@@ -65,12 +65,12 @@ def generate(
 
     Example: hwsim generate --model smollm2-135m --prompt "The sea was" --hw pixel8 --dram 60% --policy dip
     """
-    from hwsim.choices import make_settings
-    from hwsim.evaluate import Candidate
-    from hwsim.evaluate import generate as run
-    from hwsim.profile import find_profile, load_profile
+    from hwsim.closed_loop import Candidate
+    from hwsim.closed_loop import generate as run
+    from hwsim.device.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import speed
+    from hwsim.simulation.options import make_settings
 
     read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
     read += [*o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout), *(f for f in (pin, warm) if f)]

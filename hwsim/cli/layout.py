@@ -20,7 +20,7 @@ from hwsim.cli.common import (
 )
 from hwsim.cli.trace import TraceArgument
 from hwsim.errors import OutputError
-from hwsim.files import check_new_file, spare
+from hwsim.util.files import check_new_file, spare
 
 
 def layout(
@@ -35,10 +35,10 @@ def layout(
 
     Example: hwsim layout sample -o neurons.npz
     """
-    from hwsim.coactivation import order_trace
-    from hwsim.layout import write_layout
+    from hwsim.analysis.coactivation import order_trace
+    from hwsim.memory.neuron_order import write_layout
     from hwsim.trace import Trace
-    from hwsim.units import printable
+    from hwsim.util.units import printable
 
     trace = find_trace(trace)
     check_new_file(out)

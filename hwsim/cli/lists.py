@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hwsim.cli.common import JsonOption, check_target, guarded, note, output, plugin_files, to_json, write_json
 from hwsim.errors import PluginError, SettingError
-from hwsim.files import check_new_file, spare
+from hwsim.util.files import check_new_file, spare
 
 NameArgument = Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)]
 
@@ -108,7 +108,7 @@ def policies(name: NameArgument = None, json: JsonOption = None) -> None:
 
     Example: hwsim policies dip-ca
     """
-    from hwsim.plugins import POLICIES
+    from hwsim.simulation.plugins import POLICIES
 
     _list_plugins(POLICIES, name, json)
 
@@ -118,7 +118,7 @@ def evictions(name: NameArgument = None, json: JsonOption = None) -> None:
 
     Example: hwsim evictions
     """
-    from hwsim.plugins import EVICTIONS
+    from hwsim.simulation.plugins import EVICTIONS
 
     _list_plugins(EVICTIONS, name, json)
 
@@ -128,7 +128,7 @@ def prefetches(name: NameArgument = None, json: JsonOption = None) -> None:
 
     Example: hwsim prefetches
     """
-    from hwsim.plugins import PREFETCHES
+    from hwsim.simulation.plugins import PREFETCHES
 
     _list_plugins(PREFETCHES, name, json)
 
@@ -145,7 +145,7 @@ def devices(
 
     Example: hwsim devices pixel8
     """
-    from hwsim.profile import find_profile, known_profiles, load_profile
+    from hwsim.device.profile import find_profile, known_profiles, load_profile
     from hwsim.report.device import render_device, render_devices
 
     console = output()

@@ -60,11 +60,11 @@ def locality(
 
     Example: hwsim trace locality sample --policy dip --dram 70%
     """
-    from hwsim.locality import locality as count
-    from hwsim.plugins import EVICTIONS
+    from hwsim.analysis.locality import locality as count
+    from hwsim.masking.scan import check_trace
     from hwsim.report.locality import render_locality
-    from hwsim.select import check_trace
-    from hwsim.simulation import Settings, layout
+    from hwsim.simulation.plugins import EVICTIONS
+    from hwsim.simulation.replay import Settings, layout
     from hwsim.trace import Trace
 
     asked = [name for option in eviction or [] for name in listed(option)]

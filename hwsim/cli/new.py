@@ -16,8 +16,8 @@ import typer
 
 from hwsim.cli.common import JsonOption, check_target, guarded, is_file, output, to_json, write_json
 from hwsim.errors import OutputError, SettingError, one_line
-from hwsim.files import write_atomic
-from hwsim.units import printable, shorten
+from hwsim.util.files import write_atomic
+from hwsim.util.units import printable, shorten
 
 _SPECIAL = ("conftest", "setup", "test")  # names that Python's tools give a meaning to
 
@@ -123,7 +123,7 @@ def _text(part: str) -> str:
 
 
 def _check_name(starter: _Starter, name: str) -> None:
-    from hwsim.plugins import EVICTIONS, POLICIES
+    from hwsim.simulation.plugins import EVICTIONS, POLICIES
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         near = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_0123456789")

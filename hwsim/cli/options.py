@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from hwsim.errors import SettingError, did_you_mean
-from hwsim.units import parse, shorten
+from hwsim.util.units import parse, shorten
 
 if TYPE_CHECKING:
     from hwsim.trace import Encoding
@@ -216,7 +216,7 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
     Raises:
         SettingError: the file cannot be read, or says something else.
     """
-    from hwsim.yamlfile import read_yaml
+    from hwsim.util.yamlfile import read_yaml
 
     if path is None:
         return chosen
@@ -289,6 +289,6 @@ def read_size(text: str | None, option: str) -> int | None:
 
 def cache_files(shares: str, layout: Path | None) -> list[Path]:
     """The files that ``--cache-shares`` and ``--layout`` name."""
-    from hwsim.shares import shares_file
+    from hwsim.memory.shares import shares_file
 
     return [path for path in (shares_file(shares), layout) if path is not None]

@@ -11,7 +11,7 @@ import typer
 from hwsim.cli import options as o
 from hwsim.cli.common import JsonOption, check_target, guarded, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
-from hwsim.units import printable, show_number, show_size
+from hwsim.util.units import printable, show_number, show_size
 
 
 def record(

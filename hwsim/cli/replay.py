@@ -26,12 +26,12 @@ from hwsim.cli.common import (
     write_results,
 )
 from hwsim.errors import SettingError, did_you_mean
-from hwsim.units import printable, shorten
+from hwsim.util.units import printable, shorten
 
 if TYPE_CHECKING:
-    from hwsim.metrics import Result
-    from hwsim.profile import Profile
-    from hwsim.settings import Settings
+    from hwsim.device.profile import Profile
+    from hwsim.simulation.metrics import Result
+    from hwsim.simulation.settings import Settings
 
 
 def replay(
@@ -103,11 +103,11 @@ def replay(
 
     Example: hwsim replay smollm2.npz --hw pixel8 --dram 50% --policy dip,dip-ca
     """
-    from hwsim.choices import make_settings
-    from hwsim.masks import is_mask_file
-    from hwsim.profile import find_profile, load_profile
+    from hwsim.device.profile import find_profile, load_profile
+    from hwsim.masking.mask_file import is_mask_file
     from hwsim.report.matrix import print_matrix
     from hwsim.report.table import print_results
+    from hwsim.simulation.options import make_settings
 
     o.check_per_token(per_token, json)
     given = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged, cache_shares)
@@ -170,8 +170,8 @@ def _decided(
     drawn: d.Drawing,
 ) -> tuple[list[Result], Result]:
     """Replay the signals of a trace: the results, and that of `dense`."""
-    from hwsim.plugins import POLICIES
-    from hwsim.simulation import replay as run
+    from hwsim.simulation.plugins import POLICIES
+    from hwsim.simulation.replay import replay as run
     from hwsim.trace import Trace
 
     with Trace(trace) as opened, drawn.follow() as progress:
@@ -197,8 +197,8 @@ def _saved(
     drawn: d.Drawing,
 ) -> tuple[list[Result], Result]:
     """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
-    from hwsim.masks import MaskFile
-    from hwsim.simulation import replay_masks
+    from hwsim.masking.mask_file import MaskFile
+    from hwsim.simulation.replay import replay_masks
 
     masks = MaskFile(path)
     with drawn.follow() as progress:
@@ -263,8 +263,8 @@ def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> li
     Raises:
         PluginError, SettingError: unknown policy, unknown parameter, value out of bounds.
     """
-    from hwsim.choices import make_policy, takes_density
-    from hwsim.plugins import POLICIES
+    from hwsim.simulation.options import make_policy, takes_density
+    from hwsim.simulation.plugins import POLICIES
 
     if not specs:
         raise SettingError("--policy names no policy")

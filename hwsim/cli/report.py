@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hwsim.cli.common import guarded, note
-from hwsim.files import check_new_file, keep_strangers, spare, write_atomic
+from hwsim.util.files import check_new_file, keep_strangers, spare, write_atomic
 
 
 def report(
@@ -36,7 +36,7 @@ def report(
     """
     from hwsim.report.page import build_page, read_inputs
     from hwsim.report.page.export import read_formats, write_exports
-    from hwsim.sweep import Store
+    from hwsim.studies.sweep import Store
 
     def stored(path: Path) -> list[dict[str, object]]:
         with Store(path, create=False) as store:

@@ -22,7 +22,7 @@ from hwsim.cli.common import (
     write_json,
 )
 from hwsim.errors import SettingError, did_you_mean
-from hwsim.files import check_new_file, spare
+from hwsim.util.files import check_new_file, spare
 
 _MOST_SHOWN = 40  # rows of the table that follows a sweep
 
@@ -82,9 +82,9 @@ def sweep(
     -o runs.db
     """
     from hwsim.report.runs import render_runs
-    from hwsim.simulation import cores
-    from hwsim.sweep import Store, make_spec, read_spec
-    from hwsim.sweep import sweep as run
+    from hwsim.simulation.replay import cores
+    from hwsim.studies.sweep import Store, make_spec, read_spec
+    from hwsim.studies.sweep import sweep as run
 
     given: dict[str, Any] = {
         "trace": trace, "model": model, "text": text, "tokens": tokens, "hw": hw, "policy": policy,
@@ -137,8 +137,8 @@ def runs(
     Example: hwsim runs runs.db --where policy=dip-ca --json runs.json
     """
     from hwsim.report.runs import render_runs
-    from hwsim.sweep import Store
-    from hwsim.sweep.store import COLUMNS
+    from hwsim.studies.sweep import Store
+    from hwsim.studies.sweep.store import COLUMNS
 
     check_target(json, store)
     wanted = key_values(where or [], "--where")

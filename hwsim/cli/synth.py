@@ -19,10 +19,10 @@ from hwsim.cli.common import (
     write_json,
 )
 from hwsim.errors import OutputError
-from hwsim.files import check_new_file, spare
+from hwsim.util.files import check_new_file, spare
 
 if TYPE_CHECKING:
-    from hwsim.tracestats import TraceStats
+    from hwsim.analysis.tracestats import TraceStats
 
 _COMPARED = 128  # tokens: enough for the statistics, few enough for a large model
 
@@ -55,13 +55,13 @@ def synth(
 
     Example: hwsim synth --model phi3-medium --tokens 200
     """
-    from hwsim.catalog import known_shape
+    from hwsim.analysis.tracestats import trace_stats
+    from hwsim.model.catalog import known_shape
     from hwsim.report.traceinfo import render_comparison
-    from hwsim.synth import synthesize
     from hwsim.trace import Trace
+    from hwsim.trace.synth import synthesize
     from hwsim.trace.writer import unfinished
-    from hwsim.tracestats import trace_stats
-    from hwsim.units import printable, show_size
+    from hwsim.util.units import printable, show_size
 
     shape = known_shape(model)
     path = out or Path(f"{model}-synthetic.npz")

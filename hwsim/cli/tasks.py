@@ -11,11 +11,11 @@ from hwsim.cli.common import note, output, progress_bar, write_results
 from hwsim.errors import SettingError
 
 if TYPE_CHECKING:
-    from hwsim.evaluate import Candidate, TaskSettings
+    from hwsim.closed_loop import Candidate, TaskSettings
+    from hwsim.device.profile import Profile
     from hwsim.evictions import Eviction
-    from hwsim.profile import Profile
     from hwsim.record import Settings as Reading
-    from hwsim.simulation import Settings
+    from hwsim.simulation.replay import Settings
 
 Tasks = Annotated[
     list[str] | None,
@@ -57,7 +57,7 @@ def read_tasks(
         raise SettingError(f"--{wrong[0].replace('_', '-')}: {rule}; leave it out")
     if tasks is None:
         return None
-    from hwsim.evaluate import TaskSettings
+    from hwsim.closed_loop import TaskSettings
 
     names = dict.fromkeys(name.strip() for option in tasks for name in option.split(",") if name.strip())
     return TaskSettings(tuple(names), folder, limit, num_fewshot, dense_prompt)
@@ -86,7 +86,7 @@ def run_tasks(
     shown: int,
 ) -> None:
     """Evaluate on tasks and show it; the first `shown` candidates were asked for."""
-    from hwsim.evaluate import evaluate_tasks
+    from hwsim.closed_loop import evaluate_tasks
     from hwsim.report.table import print_results
     from hwsim.report.tasks import render_tasks
 

@@ -40,9 +40,9 @@ def info(
     """
     import dataclasses
 
+    from hwsim.analysis.tracestats import trace_stats
     from hwsim.report.traceinfo import finite_perplexity, render_trace
     from hwsim.trace import Trace
-    from hwsim.tracestats import trace_stats
 
     trace = find_trace(trace)
     check_target(json, trace)
@@ -82,7 +82,7 @@ def verify(trace: TraceArgument, json: JsonOption = None) -> None:
     Example: hwsim trace verify sample
     """
     from hwsim.trace import Trace
-    from hwsim.units import show_size
+    from hwsim.util.units import show_size
 
     trace = find_trace(trace)
     check_target(json, trace)

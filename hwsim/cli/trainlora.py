@@ -57,11 +57,11 @@ def lora(
 
     Example: hwsim train lora --model smollm2-135m --text book.txt --hw pixel8 --policy dip --density 0.5 -o dip50
     """
-    from hwsim.evaluate import Candidate
-    from hwsim.profile import find_profile, load_profile
+    from hwsim.closed_loop import Candidate
+    from hwsim.device.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.training import render_lora
-    from hwsim.simulation import Settings
+    from hwsim.simulation.replay import Settings
     from hwsim.train.adapterfile import partial_of
     from hwsim.train.lora import train_lora
     from hwsim.train.trainer import Training

@@ -10,7 +10,7 @@ import typer
 
 from hwsim.cli import options as o
 from hwsim.cli.common import JsonOption, check_target, find_trace, note, output, progress_bar, to_json, write_json
-from hwsim.units import printable
+from hwsim.util.units import printable
 
 
 def predictor(

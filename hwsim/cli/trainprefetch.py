@@ -23,8 +23,8 @@ from hwsim.cli.common import (
 )
 from hwsim.cli.replay import density_files, make_policies
 from hwsim.errors import OutputError, SettingError
-from hwsim.files import check_new_file, spare
-from hwsim.units import printable
+from hwsim.util.files import check_new_file, spare
+from hwsim.util.units import printable
 
 
 def prefetch(
@@ -45,12 +45,12 @@ def prefetch(
 
     Example: hwsim train prefetch sample --policy dip --hw pixel8 --dram 50% -o guess.npz
     """
-    from hwsim.arrayfile import write_arrays
-    from hwsim.choices import make_settings
+    from hwsim.device.profile import find_profile, load_profile
     from hwsim.prefetch.trained import KIND
-    from hwsim.profile import find_profile, load_profile
+    from hwsim.simulation.options import make_settings
     from hwsim.trace import Trace
     from hwsim.train.prefetching import train_prefetch
+    from hwsim.util.arrayfile import write_arrays
 
     trace = find_trace(trace)
     files = [

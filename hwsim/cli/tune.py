@@ -11,7 +11,7 @@ from hwsim.cli import device as d
 from hwsim.cli import options as o
 from hwsim.cli.common import JsonOption, check_target, guarded, note, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
-from hwsim.files import check_new_file, spare
+from hwsim.util.files import check_new_file, spare
 
 
 def tune(
@@ -48,13 +48,13 @@ def tune(
 
     Example: hwsim tune --model smollm2-135m --hw iphone16-a18 --dram 50% --text book.txt --study study.db -o tuned.yaml
     """
-    from hwsim.choices import make_settings
-    from hwsim.profile import find_profile, load_profile
+    from hwsim.device.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.tuning import render_tuned
-    from hwsim.tune import Goal, write_settings
-    from hwsim.tune import tune as run
-    from hwsim.tune.study import told
+    from hwsim.simulation.options import make_settings
+    from hwsim.studies.tune import Goal, write_settings
+    from hwsim.studies.tune import tune as run
+    from hwsim.studies.tune.study import told
 
     losses = _losses(loss)
     names = {each: out if len(losses) == 1 else out.with_name(f"{out.stem}-{each:g}{out.suffix}") for each in losses}

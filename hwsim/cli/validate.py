@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hwsim.cli.common import JsonOption, check_target, guarded, note, output, to_json, write_json
-from hwsim.files import check_new_file, write_atomic
+from hwsim.util.files import check_new_file, write_atomic
 
 
 def validate(
@@ -23,7 +23,7 @@ def validate(
     """
     from hwsim.report.validation import markdown as page
     from hwsim.report.validation import render
-    from hwsim.validate import predict, read_rows, summarize
+    from hwsim.studies.validate import predict, read_rows, summarize
 
     check_target(json)
     if markdown:

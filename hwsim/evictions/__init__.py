@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from hwsim import kernels
-from hwsim.compiled import RankUpdate
+from hwsim.cache.compiled import RankUpdate
 from hwsim.errors import PluginError
+from hwsim.util import kernels
 
 Admission = Literal["always", "bypass"]
 """Whether a needed unit always enters the cache, or only if the rule ranks it above somebody in there."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hwsim.compiled import RankUpdate
+from hwsim.cache.compiled import RankUpdate
 from hwsim.evictions import Eviction, Use
 
 

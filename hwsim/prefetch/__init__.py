@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from hwsim.errors import PluginError
-from hwsim.kernels import top_k
+from hwsim.util.kernels import top_k
 
 
 class Ahead(NamedTuple):

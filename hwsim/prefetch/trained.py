@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from hwsim.arrayfile import read_arrays
 from hwsim.errors import PluginError
 from hwsim.prefetch import Ahead, Prefetch, best
+from hwsim.util.arrayfile import read_arrays
 
 KIND = "hwsim-prefetch"
 

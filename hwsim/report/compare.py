@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwsim.report.runs import Row, settings_of
-from hwsim.units import printable, show_energy, show_number, show_size, show_time
+from hwsim.util.units import printable, show_energy, show_number, show_size, show_time
 
 _PARTS = {
     "resident": "what is resident", "kv_cache": "the KV cache", "streamed": "what is streamed", "mlp": "masked MLP",

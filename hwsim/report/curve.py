@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hwsim.curve import GroupCurve, units_of
-from hwsim.units import printable
+from hwsim.analysis.curve import GroupCurve, units_of
+from hwsim.util.units import printable
 
 _MEANING = (
     "Hit rate of a cache that holds so much of a group's units, in each layer. mask: units of the largest. first:\n"

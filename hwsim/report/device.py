@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import ConsoleRenderable, Group
 from rich.text import Text
 
-from hwsim.profile import FlashTable, Profile
+from hwsim.device.profile import FlashTable, Profile
 from hwsim.report.columns import Column, fit, rows, table, widen
-from hwsim.units import printable, show_energy, show_rate, show_size, show_time
+from hwsim.util.units import printable, show_energy, show_rate, show_size, show_time
 
 _SHOW: dict[str, Any] = {
     "budget": show_size,

@@ -7,8 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hwsim.metrics import Evaluation, Result
-from hwsim.units import printable, show_number, show_time
+from hwsim.simulation.metrics import Evaluation, Result
+from hwsim.util.units import printable, show_number, show_time
 
 
 def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hwsim.device.profile import Profile
 from hwsim.errors import OutputError, SettingError, one_line
-from hwsim.files import write_atomic
-from hwsim.profile import Profile
 from hwsim.report.page.figures import COLORS
-from hwsim.units import printable
+from hwsim.util.files import write_atomic
+from hwsim.util.units import printable
 
 _SIZES = [2**power for power in range(9, 23)]  # 512 B to 4 MiB
 _DEPTHS = (1, 2, 4, 8, 16, 32)

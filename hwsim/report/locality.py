@@ -7,8 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hwsim.locality import GroupLocality
-from hwsim.units import printable
+from hwsim.analysis.locality import GroupLocality
+from hwsim.util.units import printable
 
 
 def render_locality(found: dict[str, GroupLocality], title: str) -> ConsoleRenderable:

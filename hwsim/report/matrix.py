@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
-from hwsim.metrics import Result
 from hwsim.report.columns import Column, fit, rows, table, widen
 from hwsim.report.table import device_line, notes, settings_line
-from hwsim.units import printable, show_number
+from hwsim.simulation.metrics import Result
+from hwsim.util.units import printable, show_number
 
 Device = tuple[str, list[Result], Result]
 """How the user calls it, the results of all policies on it, and that of `dense`."""

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hwsim.report.columns import Column, fit, rows, table, widen
 from hwsim.report.use import KEYS, use
-from hwsim.units import printable, show_number, show_size
+from hwsim.util.units import printable, show_number, show_size
 
 _WIDE = 100  # columns of a terminal from which on tables are spaced wider
 

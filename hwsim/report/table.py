@@ -8,11 +8,11 @@ from rich.console import Console, ConsoleRenderable, Group
 from rich.padding import Padding
 from rich.text import Text
 
-from hwsim.metrics import Result
 from hwsim.report.columns import Column, fit, table, total, widen
 from hwsim.report.columns import rows as cells_of
 from hwsim.report.use import sentence
-from hwsim.units import printable, show_energy, show_number, show_rate, show_size, show_time
+from hwsim.simulation.metrics import Result
+from hwsim.util.units import printable, show_energy, show_number, show_rate, show_size, show_time
 
 
 class _Part(NamedTuple):

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from rich.console import ConsoleRenderable, Group
 from rich.padding import Padding
 
-from hwsim.metrics import TaskEvaluation
 from hwsim.report.columns import Column, fit, rows, table, widen
-from hwsim.units import printable, show_number
+from hwsim.simulation.metrics import TaskEvaluation
+from hwsim.util.units import printable, show_number
 
 
 class _Metric(NamedTuple):

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from hwsim.demand import Demand
+from hwsim.device.profile import Profile
 from hwsim.errors import SettingError
-from hwsim.files import write_atomic
-from hwsim.placement import Placement
-from hwsim.profile import Profile
-from hwsim.settings import Settings
+from hwsim.masking.counts import Demand
+from hwsim.memory.placement import Placement
+from hwsim.simulation.settings import Settings
+from hwsim.util.files import write_atomic
 
 _TRACKS = {"decoder": 1, "flash": 2, "dram": 3, "compute": 4}
 _NAMES = {"decoder": "decoder", "flash": "Flash", "dram": "DRAM", "compute": "compute"}

@@ -12,11 +12,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from hwsim.analysis.tracestats import SignalStats, TraceStats
 from hwsim.report.columns import Column, fit, table, widen
 from hwsim.report.columns import rows as rows_of
 from hwsim.trace import Trace
-from hwsim.tracestats import SignalStats, TraceStats
-from hwsim.units import printable, show_number, show_size
+from hwsim.util.units import printable, show_number, show_size
 
 _NARROW = (0, 1)
 

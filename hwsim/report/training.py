@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from hwsim.units import printable, show_number
+from hwsim.util.units import printable, show_number
 
 
 def render_lora(trained: Any) -> ConsoleRenderable:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from rich.console import ConsoleRenderable
 from rich.table import Table
 
-from hwsim.units import show_number
+from hwsim.util.units import show_number
 
 Best = dict[float, dict[str, Any] | None]
 

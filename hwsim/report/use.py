@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hwsim.units import printable, show_size
+from hwsim.util.units import printable, show_size
 
 KEYS = ("reads", "prefetch", "fills", "engine", "ignore", "kv_window", "prefill_chunk")
 

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hwsim.report.columns import Column, fit, rows, table
-from hwsim.units import printable, show_number, show_rate, show_time
+from hwsim.util.units import printable, show_number, show_rate, show_time
 
 _LAST = 32  # tokens that are "now"
 _BAR = 24

@@ -9,10 +9,10 @@ import numpy as np
 
 from hwsim.errors import ContractError
 from hwsim.evictions.lru import Lru
-from hwsim.model import NORMS, Bits, ModelShape
-from hwsim.placement import plan_groups
+from hwsim.masking.scan import scan
+from hwsim.memory.placement import plan_groups
+from hwsim.model.shape import NORMS, Bits, ModelShape
 from hwsim.policy import Policy
-from hwsim.select import scan
 from hwsim.trace.header import Sequence
 
 SMALL_MODEL = ModelShape(

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from hwsim.cache import Cache
+from hwsim.cache.cache import Cache
 from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions import Admission, Eviction
 from hwsim.testing.rules import at_the_ends, check_rules, make

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from hwsim import kernels
-from hwsim.decider import Block, Decider
+from hwsim.device.profile import Profile
 from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions.lru import Lru
-from hwsim.model import ModelShape
-from hwsim.placement import GroupPlan
+from hwsim.masking.decider import Block, Decider
+from hwsim.masking.scan import scan, signal_blocks
+from hwsim.memory.placement import GroupPlan
+from hwsim.model.shape import ModelShape
 from hwsim.policy import Context, Policy
-from hwsim.profile import Profile
-from hwsim.select import scan, signal_blocks
-from hwsim.simulation import Settings, layout
+from hwsim.simulation.replay import Settings, layout
 from hwsim.testing.drive import SMALL_MODEL, RandomSignals
 from hwsim.testing.rules import at_the_ends, check_rules, make
 from hwsim.trace.header import Sequence
+from hwsim.util import kernels
 
 _SEQUENCES = [Sequence(tokens=14, prompt=2), Sequence(tokens=9)]
 _DEVICE = Profile.model_validate(

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from hwsim.errors import ContractError, HwsimError, one_line
-from hwsim.explain import problem
-from hwsim.simulation import check_parameters
+from hwsim.simulation.replay import check_parameters
+from hwsim.util.explain import problem
 
 T = TypeVar("T", bound=BaseModel)
 _SIGNS = ("ge", "gt", "le", "lt")

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hwsim.cache import Cache
-from hwsim.decider import Decider
+from hwsim.cache.cache import Cache
 from hwsim.errors import HwsimError
 from hwsim.evictions import Eviction
 from hwsim.evictions.lru import Lru
-from hwsim.kernels import read_only, top_k
-from hwsim.model import NORMS, ModelShape
-from hwsim.placement import GroupPlan
+from hwsim.masking.decider import Decider
+from hwsim.memory.placement import GroupPlan
+from hwsim.model.shape import NORMS, ModelShape
 from hwsim.policy import Policy
 from hwsim.testing.drive import RandomSignals
 from hwsim.testing.policies import plans_of
+from hwsim.util.kernels import read_only, top_k
 
 # the size of a real layer: that of Llama-3.2-1B
 _LAYER = ModelShape(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hwsim.errors import OutputError, SettingError, TraceError, did_you_mean
-from hwsim.files import check_new_file, spare
-from hwsim.model import NORMS, SIGNALS
+from hwsim.model.shape import NORMS, SIGNALS
 from hwsim.trace.encoding import Encoding
 from hwsim.trace.header import TraceHeader
 from hwsim.trace.reader import Trace
 from hwsim.trace.writer import TraceWriter, unfinished
+from hwsim.util.files import check_new_file, spare
 
 _BLOCK = 2**20  # values that are held at once
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hwsim import kernels
+from hwsim.util import kernels
 
 FLOAT16_MAX = 65504.0
 LEVELS = 127  # of int8, to either side of 0
@@ -139,7 +139,7 @@ def _check_finite(stored: np.ndarray) -> None:
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Where each row's `count` largest magnitudes are; among equals the lower index, as in `hwsim.kernels.top_k`.
+    """Where each row's `count` largest magnitudes are; among equals the lower index, as in `hwsim.util.kernels.top_k`.
 
     Args:
         values: float32 ``[rows, width]``, no NaN.

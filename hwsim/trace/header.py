@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hwsim.errors import TraceError
-from hwsim.explain import problem
-from hwsim.model import SIGNALS, ModelShape
+from hwsim.model.shape import SIGNALS, ModelShape
 from hwsim.trace.encoding import FLOAT16, Encoding
-from hwsim.units import shorten
+from hwsim.util.explain import problem
+from hwsim.util.units import shorten
 
 FORMAT = "hwsim-trace"
 VERSION = 1

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.errors import TraceError, did_you_mean
-from hwsim.model import NORMS, ModelShape
+from hwsim.model.shape import NORMS, ModelShape
 from hwsim.trace.encoding import RowError
 from hwsim.trace.header import TraceHeader, member_name, parse_header
 
@@ -156,7 +156,7 @@ class Trace:
             )
 
     def norm(self, layer: int, name: str) -> np.ndarray:
-        """The Euclidean norm of each unit's weights, one of `hwsim.model.NORMS`: float32 ``[units]``.
+        """The Euclidean norm of each unit's weights, one of `hwsim.model.shape.NORMS`: float32 ``[units]``.
 
         Raises:
             TraceError: it was not recorded, there is no such layer, or one is negative or not finite.

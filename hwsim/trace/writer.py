@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hwsim import kernels
 from hwsim.errors import OutputError, TraceError, one_line
-from hwsim.files import check_new_file, is_at, lock, sweep, write_atomic
-from hwsim.model import NORMS
+from hwsim.model.shape import NORMS
 from hwsim.trace.encoding import FLOAT16_MAX
 from hwsim.trace.header import TraceHeader, member_name
-from hwsim.units import show_size
+from hwsim.util import kernels
+from hwsim.util.files import check_new_file, is_at, lock, sweep, write_atomic
+from hwsim.util.units import show_size
 
 ALIGNMENT = 64  # bytes; payloads begin at multiples of it, so that they can be memory-mapped as they are
 _CHUNK = 4 * 2**20
@@ -189,7 +189,7 @@ class TraceWriter:
         self._put(self._slots["nll"], start, nats)
 
     def write_norm(self, layer: int, name: str, values: np.ndarray) -> None:
-        """Put the norms of a layer's units, one of `hwsim.model.NORMS`, floats ``[units]``.
+        """Put the norms of a layer's units, one of `hwsim.model.shape.NORMS`, floats ``[units]``.
 
         Raises:
             TraceError: the shape is wrong, or one is negative or not finite.

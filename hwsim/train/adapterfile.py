@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hwsim.adapter import ABOUT
 from hwsim.errors import OutputError, one_line
-from hwsim.files import lock, write_atomic
+from hwsim.model.lora import ABOUT
+from hwsim.util.files import lock, write_atomic
 
 _STATE = "state.pt"
 

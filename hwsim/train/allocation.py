@@ -19,17 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from hwsim.arrayfile import ArrayFile
-from hwsim.calibration import Progress, member
+from hwsim.analysis.calibration import Progress, member
 from hwsim.errors import ModelError, TraceError
-from hwsim.kernels import threshold
-from hwsim.model import ModelShape
+from hwsim.model.shape import ModelShape
 from hwsim.record.extras import Libraries, libraries, require_extra, told_as
 from hwsim.record.hooks import Layer
 from hwsim.record.loading import find_device, find_dtype, load_model, read_structure
 from hwsim.record.runner import Runner
 from hwsim.record.sources import find_source, weights_hash
 from hwsim.trace import Trace
+from hwsim.util.arrayfile import ArrayFile
+from hwsim.util.kernels import threshold
 
 STEP = 0.02  # share of a block's weights that a step takes
 _LEAST = 0.1  # of a block's weights, what is left at the end of the way

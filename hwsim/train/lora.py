@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hwsim
-from hwsim import simulation
+from hwsim.closed_loop.carried import Carried, check_in_memory, require_peft
+from hwsim.closed_loop.evaluation import Candidate
+from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.device.profile import Profile
 from hwsim.errors import SettingError
-from hwsim.evaluate.carried import Carried, check_in_memory, require_peft
-from hwsim.evaluate.evaluation import Candidate
-from hwsim.evaluate.masking import ClosedLoop
 from hwsim.evictions import Eviction
-from hwsim.profile import Profile
+from hwsim.masking.scan import worth_compiling
 from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import told_as
 from hwsim.record.loading import Loaded
 from hwsim.record.prepare import Prepared, Progress, prepare
-from hwsim.select import worth_compiling
+from hwsim.simulation import replay as simulation
 from hwsim.train.adapterfile import Partial, finished
 from hwsim.train.trainer import Look, Trainer, Training
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.errors import OutputError, one_line
-from hwsim.files import check_new_file, is_at, lock
+from hwsim.util.files import check_new_file, is_at, lock
 
 _MAGIC = b"hwsim-partial-1\n"
 _FRAME = struct.Struct("<QI")

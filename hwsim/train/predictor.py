@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import hwsim
-from hwsim.arrayfile import read_arrays, write_arrays
 from hwsim.errors import HwsimError, OutputError, SettingError, TraceError
-from hwsim.files import check_new_file, spare
-from hwsim.model import ModelShape
+from hwsim.model.shape import ModelShape
 from hwsim.record.extras import import_torch, told_as
 from hwsim.record.loading import find_device
 from hwsim.trace import Trace
 from hwsim.train.nets import BATCH, fit
 from hwsim.train.partial import Layer, Partial, partial_of
 from hwsim.train.samples import Samples, measure, split, statistics
+from hwsim.util.arrayfile import read_arrays, write_arrays
+from hwsim.util.files import check_new_file, spare
 
 KIND = "hwsim-predictor"
 Progress = Callable[[str, int, int], None]

@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import PrivateAttr
 
+from hwsim.device.profile import Profile
 from hwsim.evictions import Eviction
 from hwsim.policy import Policy
 from hwsim.prefetch import Ahead, Prefetch
 from hwsim.prefetch.trained import member
-from hwsim.profile import Profile
-from hwsim.settings import Settings
-from hwsim.simulation import replay
+from hwsim.simulation.replay import replay
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hwsim.errors import TraceError
-from hwsim.kernels import top_k
 from hwsim.trace import Trace, TraceHeader
+from hwsim.util.kernels import top_k
 
 VALIDATION = 0.1  # share of the decoded tokens that is held out, at least
 BLOCK = 256  # tokens that are read at once

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hwsim.closed_loop.carried import Carried
+from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.closed_loop.scoring import Score, score
 from hwsim.errors import ModelError, SettingError
-from hwsim.evaluate.carried import Carried
-from hwsim.evaluate.masking import ClosedLoop
-from hwsim.evaluate.scoring import Score, score
 from hwsim.record.prepare import Prepared, Progress
 from hwsim.record.runner import Runner
 from hwsim.train.adapterfile import Partial

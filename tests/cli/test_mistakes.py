@@ -211,7 +211,7 @@ def test_wrong_usage_exits_with_2(here, arguments):
 
 
 def test_a_json_that_cannot_be_written_is_told_before_the_work(here, monkeypatch):
-    import hwsim.simulation
+    import hwsim.simulation.replay
 
-    monkeypatch.setattr(hwsim.simulation, "replay", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(hwsim.simulation.replay, "replay", lambda *_, **__: pytest.fail("it ran"))
     refused(*replay("--json", "no/such/r.json"))

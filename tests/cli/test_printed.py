@@ -8,7 +8,7 @@ import pytest
 
 from hwsim.cli.app import app
 from hwsim.trace import Trace
-from hwsim.units import show_number
+from hwsim.util.units import show_number
 from tests.cli.run import here, replay, result, run
 from tests.plugins.made import MINE
 
@@ -70,11 +70,11 @@ def test_the_table_fits_the_width(here, width):
 
     from rich.console import Console
 
-    from hwsim.plugins import EVICTIONS, POLICIES
-    from hwsim.profile import load_profile
+    from hwsim.device.profile import load_profile
     from hwsim.report.table import print_results
-    from hwsim.simulation import Settings
-    from hwsim.simulation import replay as run_one
+    from hwsim.simulation.plugins import EVICTIONS, POLICIES
+    from hwsim.simulation.replay import Settings
+    from hwsim.simulation.replay import replay as run_one
 
     with Trace("t.npz") as trace:
         results = [

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from hwsim.loads import Load
+from hwsim.timing.work import Load
 
 
 def make(tokens=2, layers=1, groups=1, **seconds):

@@ -12,12 +12,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim.devices import FlashTimes, flash_seconds, holes
-from hwsim.engine import run_events
+from hwsim.device.fit import Point, fit_queue, read_points
+from hwsim.device.flash import network
+from hwsim.device.flash_times import FlashTimes, flash_seconds, holes
+from hwsim.device.profile import Flash, FlashQueue, Thermal, load_profile
 from hwsim.errors import ProfileError
-from hwsim.flashfit import Point, fit_queue, read_points
-from hwsim.profile import Flash, FlashQueue, Thermal, load_profile
-from hwsim.profile.flash import network
+from hwsim.timing.events import run_events
 from tests.devices.cli import run_cli
 from tests.devices.loads import make
 

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from hwsim.devices import FlashTimes
-from hwsim.effective import effective
+from hwsim.device.effective import effective
+from hwsim.device.flash_times import FlashTimes
+from hwsim.device.profile import Flash, Profile, known_profiles, load_profile
 from hwsim.errors import SettingError
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import Flash, Profile, known_profiles, load_profile
-from hwsim.settings import MECHANISMS
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import MECHANISMS
 from hwsim.trace import Sequence
 from tests.devices.cli import run_cli
 from tests.toy import DOWN_USE, INPUT_USE, KV_ENTRY, RESIDENT, device_of, times, toy
@@ -181,14 +181,14 @@ def test_what_is_left_out_is_told(trace):
     [("Q4_0", 4.5), ("q8_0", 8.5), ("int4-g128", 4.125), ("Q6_K", 6.5625), ("9/2", 4.5), ("4", 4.0)],
 )
 def test_bits_go_by_the_names_of_formats(name, bits):
-    from hwsim.choices import read_bits
+    from hwsim.simulation.options import read_bits
 
     assert read_bits(f"mlp={name}").mlp == bits
 
 
 def test_formats_have_the_bits_of_their_blocks():
     gguf = pytest.importorskip("gguf")
-    from hwsim.model import FORMATS
+    from hwsim.model.shape import FORMATS
 
     for name in FORMATS:
         kind = getattr(gguf.GGMLQuantizationType, name.upper().replace("INT8", "I8"), None)

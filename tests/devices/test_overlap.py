@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim.engine import run_events
+from hwsim.timing.events import run_events
 from tests.devices.loads import make, random_loads
 
 

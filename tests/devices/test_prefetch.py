@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from hwsim.plugins import EVICTIONS, POLICIES, PREFETCHES
 from hwsim.prefetch import Prefetch
 from hwsim.prefetch.last_token import LastToken
 from hwsim.prefetch.oracle import Oracle
-from hwsim.reads import ReadSetup
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES, PREFETCHES
+from hwsim.simulation.replay import Settings, replay
+from hwsim.timing.reads import ReadSetup
 from tests.conftest import flat_profile
 from tests.devices.cli import run_cli
 

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim.devices import FlashTimes, holes
+from hwsim.device.flash_times import FlashTimes, holes
+from hwsim.device.profile import load_profile
 from hwsim.errors import SettingError
-from hwsim.layout import Layout
-from hwsim.model import Bits, ModelShape
-from hwsim.plans import plan_group
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.memory.groups import plan_group
+from hwsim.memory.neuron_order import Layout
+from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group
-from hwsim.profile import load_profile
-from hwsim.reads import Reader, ReadSetup
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
+from hwsim.timing.reads import Reader, ReadSetup
 from tests.conftest import flat_profile
 from tests.devices.cli import run_cli
 
@@ -182,7 +182,7 @@ def test_merging_changes_time_and_bytes_read_and_nothing_else(trace, device, blo
 
 def test_the_compiled_scan_sees_what_the_plain_one_sees(trace, device, monkeypatch):
     """Misses come from two paths: token by token, and of many tokens at once."""
-    from hwsim import select
+    from hwsim.masking import scan as select
 
     policy, rule = POLICIES.make("dip-ca")[1], EVICTIONS.make("lfu")[1]
     found = []

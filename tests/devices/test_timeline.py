@@ -102,8 +102,8 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 
 def test_occupancy_is_that_of_the_caches(tmp_path, trace):
     """Against what caches really hold at the end of the last sequence."""
-    from hwsim.plugins import EVICTIONS, POLICIES
-    from hwsim.simulation import Settings, replay
+    from hwsim.simulation.plugins import EVICTIONS, POLICIES
+    from hwsim.simulation.replay import Settings, replay
     from tests.conftest import flat_profile
 
     timeline, held = Timeline((0, 2**62)), {}

@@ -13,9 +13,7 @@ import pytest
 import typer
 
 from hwsim.cli.app import app
-from hwsim.plugins import EVICTIONS, POLICIES, PREFETCHES
-from hwsim.prefetch import Ahead
-from hwsim.profile import (
+from hwsim.device.profile import (
     Compute,
     Dram,
     Energy,
@@ -27,7 +25,9 @@ from hwsim.profile import (
     Thermal,
     load_profile,
 )
-from hwsim.settings import MECHANISMS, OverlapMode
+from hwsim.prefetch import Ahead
+from hwsim.simulation.plugins import EVICTIONS, POLICIES, PREFETCHES
+from hwsim.simulation.settings import MECHANISMS, OverlapMode
 from hwsim.testing import check_eviction, check_policy
 from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks

@@ -14,8 +14,8 @@ import pytest
 import typer
 
 from hwsim.cli.app import app
-from hwsim.plugins import EVICTIONS, POLICIES, PREFETCHES
-from hwsim.profile import known_profiles
+from hwsim.device.profile import known_profiles
+from hwsim.simulation.plugins import EVICTIONS, POLICIES, PREFETCHES
 from tests.conftest import REPOSITORY
 
 

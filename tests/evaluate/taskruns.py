@@ -10,18 +10,18 @@ import pytest
 pytest.importorskip("torch", reason="tasks need the extra `record`")
 pytest.importorskip("lm_eval", reason="tasks need the extra `tasks`")
 
-from hwsim.evaluate import Candidate, TaskSettings, evaluate_tasks
-from hwsim.evaluate.harness import build_requests, load_tasks
-from hwsim.evaluate.masking import ClosedLoop
-from hwsim.metrics import TaskEvaluation
-from hwsim.model import Bits
-from hwsim.placement import GroupPlan, place, plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.closed_loop import Candidate, TaskSettings, evaluate_tasks
+from hwsim.closed_loop.harness import build_requests, load_tasks
+from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.memory.placement import GroupPlan, place, plan_groups
+from hwsim.model.shape import Bits
 from hwsim.record.extras import libraries
 from hwsim.record.hooks import find_layers
 from hwsim.record.loading import read_structure
 from hwsim.record.sources import find_source
-from hwsim.simulation import Settings
+from hwsim.simulation.metrics import TaskEvaluation
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings
 from tests.conftest import flat_profile
 
 TASKS = Path(__file__).parent / "tasks"

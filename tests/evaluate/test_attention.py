@@ -10,21 +10,21 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.arrayfile import write_arrays
-from hwsim.calibration import KIND, calibrate
+from hwsim.analysis.calibration import KIND, calibrate
+from hwsim.closed_loop import Candidate, evaluate
+from hwsim.closed_loop.generation import Stepper
+from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.errors import ModelError
-from hwsim.evaluate import Candidate, evaluate
-from hwsim.evaluate.generation import Stepper
-from hwsim.evaluate.masking import ClosedLoop
-from hwsim.masks import MaskFile, MaskWriter
-from hwsim.model import Bits
-from hwsim.placement import place, plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.memory.placement import place, plan_groups
+from hwsim.model.shape import Bits
 from hwsim.record import Settings as Reading
 from hwsim.record import record
 from hwsim.record.hooks import find_layers
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
 from hwsim.trace import Trace
+from hwsim.util.arrayfile import write_arrays
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model
 

@@ -10,17 +10,17 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
+from hwsim.closed_loop import Candidate, evaluate
+from hwsim.closed_loop.evaluation import Evaluation
 from hwsim.errors import ModelError, OutputError, SettingError, TraceError
-from hwsim.evaluate import Candidate, evaluate
-from hwsim.evaluate.evaluation import Evaluation
-from hwsim.masks import MaskFile, MaskWriter
-from hwsim.model import Bits
-from hwsim.placement import GroupPlan, place, plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.memory.placement import GroupPlan, place, plan_groups
+from hwsim.model.shape import Bits
 from hwsim.record import Settings as Reading
 from hwsim.record import record
 from hwsim.record.runner import kv_argument
-from hwsim.simulation import Settings, replay, replay_masks
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay, replay_masks
 from hwsim.trace import Trace
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model

@@ -11,18 +11,18 @@ import pytest
 
 pytest.importorskip("torch", reason="generation needs the extra `record`")
 
+from hwsim.closed_loop import Candidate, evaluate, generate
+from hwsim.closed_loop.generation import Stepper
+from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.errors import SettingError
-from hwsim.evaluate import Candidate, evaluate, generate
-from hwsim.evaluate.generation import Stepper
-from hwsim.evaluate.masking import ClosedLoop
-from hwsim.masks import MaskFile, MaskWriter
-from hwsim.model import Bits
-from hwsim.placement import place, plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.memory.placement import place, plan_groups
+from hwsim.model.shape import Bits
 from hwsim.record import Settings as Reading
 from hwsim.record import record
 from hwsim.record.hooks import find_layers
-from hwsim.simulation import Settings
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings
 from hwsim.trace import Trace
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model, make_tokenizer

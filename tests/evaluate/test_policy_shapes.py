@@ -10,19 +10,19 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.densities import Layered
-from hwsim.evaluate import Candidate, evaluate, generate
-from hwsim.evaluate.evaluation import Evaluation
-from hwsim.masks import MaskFile, MaskWriter
-from hwsim.model import NORMS
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.closed_loop import Candidate, evaluate, generate
+from hwsim.closed_loop.evaluation import Evaluation
+from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.masking.scan import scan
+from hwsim.model.shape import NORMS
 from hwsim.policy import PluginError, Policy
 from hwsim.record import Settings as Reading
 from hwsim.record.hooks import Taps
 from hwsim.record.prepare import passes, prepare
 from hwsim.record.runner import Runner
-from hwsim.select import scan
-from hwsim.simulation import Settings, layout, replay_masks
+from hwsim.simulation.densities import Layered
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay_masks
 from hwsim.trace import TraceHeader
 from tests.conftest import flat_profile
 from tests.test_policies import nets_file

@@ -10,26 +10,26 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.cache import CacheSetup
-from hwsim.contents import UnitSets, member_of
-from hwsim.demand import Demand
+from hwsim.cache.cache import CacheSetup
+from hwsim.cache.unit_sets import UnitSets, member_of
+from hwsim.closed_loop import Candidate, TaskSettings, evaluate, evaluate_tasks, evaluation, generate
+from hwsim.closed_loop.evaluation import Evaluation
+from hwsim.closed_loop.generation import Stepper
+from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.errors import HwsimError, ModelError, SettingError
-from hwsim.evaluate import Candidate, TaskSettings, evaluate, evaluate_tasks, evaluation, generate
-from hwsim.evaluate.evaluation import Evaluation
-from hwsim.evaluate.generation import Stepper
-from hwsim.evaluate.masking import ClosedLoop
-from hwsim.interleave import SharedCaches, count_shared
-from hwsim.layout import Layout
-from hwsim.masks import MaskFile, MaskWriter
-from hwsim.model import ModelShape
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.masking.counts import Demand
+from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.masking.shared_scan import SharedCaches, count_shared
+from hwsim.memory.neuron_order import Layout
+from hwsim.model.shape import ModelShape
 from hwsim.policy import Context, Group, Policy
 from hwsim.record import Settings as Reading
 from hwsim.record.extras import libraries
 from hwsim.record.hooks import find_layers
 from hwsim.record.loading import read_structure
 from hwsim.record.sources import find_source
-from hwsim.simulation import Settings, layout, replay_masks
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay_masks
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model
 

@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.evaluate import Candidate, evaluate
-from hwsim.metrics import Evaluation
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.closed_loop import Candidate, evaluate
 from hwsim.record import Settings as Reading
-from hwsim.simulation import Settings
+from hwsim.simulation.metrics import Evaluation
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings
 from tests.conftest import flat_profile
 
 pytestmark = pytest.mark.xdist_group("smollm2")  # one run for all

@@ -12,19 +12,19 @@ import pytest
 pytest.importorskip("torch", reason="tasks need the extra `record`")
 pytest.importorskip("lm_eval", reason="tasks need the extra `tasks`")
 
-from hwsim.demand import Demand
-from hwsim.evaluate import Candidate, generate
-from hwsim.evaluate.generation import Stepper
-from hwsim.evaluate.masking import ClosedLoop
-from hwsim.evaluate.requests import Passes, masked_model
-from hwsim.model import Bits
-from hwsim.placement import place, plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.closed_loop import Candidate, generate
+from hwsim.closed_loop.generation import Stepper
+from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.closed_loop.requests import Passes, masked_model
+from hwsim.masking.counts import Demand
+from hwsim.memory.placement import place, plan_groups
+from hwsim.model.shape import Bits
 from hwsim.record.extras import libraries
 from hwsim.record.hooks import find_layers
 from hwsim.record.loading import read_structure
 from hwsim.record.sources import find_source
-from hwsim.simulation import Settings
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings
 from tests.conftest import flat_profile
 from tests.evaluate.taskruns import ALL, QUESTIONS, SCORED, TASKS, loop_of, own_cache, requests_of, run, silent
 from tests.record.conftest import make_model, make_tokenizer

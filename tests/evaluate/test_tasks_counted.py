@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("torch", reason="tasks need the extra `record`")
 pytest.importorskip("lm_eval", reason="tasks need the extra `tasks`")
 
-from hwsim.evaluate import Candidate, TaskSettings, evaluate_tasks
-from hwsim.evaluate.requests import Passes, masked_model, plan_requests
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.simulation import Settings
+from hwsim.closed_loop import Candidate, TaskSettings, evaluate_tasks
+from hwsim.closed_loop.requests import Passes, masked_model, plan_requests
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings
 from tests.conftest import flat_profile
 from tests.evaluate.taskruns import ALL, SCORED, TASKS, loop_of, own_cache, requests_of, run, silent
 from tests.record.conftest import make_model, make_tokenizer, save

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("torch", reason="tasks need the extra `record`")
 pytest.importorskip("lm_eval", reason="tasks need the extra `tasks`")
 
+from hwsim.closed_loop.harness import load_tasks
 from hwsim.errors import HwsimError, ModelError, SettingError
-from hwsim.evaluate.harness import load_tasks
 from tests.evaluate.taskruns import TASKS, own_cache, run
 
 __all__ = ["own_cache"]

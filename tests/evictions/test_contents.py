@@ -7,16 +7,16 @@ import json
 import numpy as np
 import pytest
 
-from hwsim.cache import Cache, CacheSetup
-from hwsim.contents import UnitSets, member_of, read_units, write_units
+from hwsim.cache.cache import Cache, CacheSetup
+from hwsim.cache.unit_sets import UnitSets, member_of, read_units, write_units
 from hwsim.errors import PluginError, SettingError
 from hwsim.evictions.clock import Clock
 from hwsim.evictions.lfu import Lfu
 from hwsim.evictions.lru import Lru
 from hwsim.evictions.none import NoCache
 from hwsim.evictions.static import Static
-from hwsim.plugins import POLICIES
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import POLICIES
+from hwsim.simulation.replay import Settings, replay
 from tests.conftest import flat_profile
 
 

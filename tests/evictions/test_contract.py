@@ -11,7 +11,7 @@ from pydantic import Field
 from hwsim.errors import ContractError
 from hwsim.evictions import Eviction
 from hwsim.evictions.lru import Lru
-from hwsim.plugins import EVICTIONS
+from hwsim.simulation.plugins import EVICTIONS
 from hwsim.testing import check_eviction
 
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwsim.cache import Cache
-from hwsim.curve import Stack, curve, units_of
+from hwsim.analysis.curve import Stack, curve, units_of
+from hwsim.cache.cache import Cache
 from hwsim.errors import PluginError, SettingError
 from hwsim.evictions.lru import Lru
-from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Group, Policy
-from hwsim.simulation import Settings, layout, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence
 from tests.conftest import flat_profile

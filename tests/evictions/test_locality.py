@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from hwsim.analysis.locality import locality
 from hwsim.errors import PluginError, SettingError
-from hwsim.locality import locality
-from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Group, Policy
-from hwsim.simulation import Settings, layout
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hwsim.files import data_folder
-from hwsim.kernels import top_k
 from hwsim.trace import Trace
+from hwsim.util.files import data_folder
+from hwsim.util.kernels import top_k
 from tests.evictions.test_rules import run
 
 peer = pytest.importorskip("libcachesim")

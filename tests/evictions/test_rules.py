@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwsim.cache import Cache
-from hwsim.plugins import EVICTIONS
+from hwsim.cache.cache import Cache
+from hwsim.simulation.plugins import EVICTIONS
 from tests.evictions.plain import QUEUES, RANKED, plain_run
 from tests.evictions.textbook import TEXTBOOK
 

@@ -13,24 +13,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hwsim.arrayfile import read_arrays, write_arrays
-from hwsim.calibration import KIND as CALIBRATION
-from hwsim.contents import read_units, write_units
-from hwsim.densities import read_densities
-from hwsim.flashfit import read_points
-from hwsim.layout import Layout, read_layout, write_layout
-from hwsim.masks import MaskFile, MaskWriter
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.analysis.calibration import KIND as CALIBRATION
+from hwsim.cache.unit_sets import read_units, write_units
+from hwsim.device.fit import read_points
+from hwsim.device.profile import known_profiles, load_profile
+from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.memory.neuron_order import Layout, read_layout, write_layout
+from hwsim.memory.shares import read_shares
 from hwsim.prefetch.trained import KIND as PREFETCH
-from hwsim.profile import known_profiles, load_profile
 from hwsim.report.page.digest import answers, name, provenance, table
 from hwsim.report.page.figures import all_figures
 from hwsim.report.page.inputs import read_inputs
-from hwsim.shares import read_shares
-from hwsim.simulation import Settings, layout, replay, replay_masks
-from hwsim.sweep import Store
-from hwsim.sweep.spec import read_spec
+from hwsim.simulation.densities import read_densities
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay, replay_masks
+from hwsim.studies.sweep import Store
+from hwsim.studies.sweep.spec import read_spec
 from hwsim.trace import Encoding, Trace
+from hwsim.util.arrayfile import read_arrays, write_arrays
 from tests.conftest import flat_profile
 from tests.devices.test_flash import FIO, LINES
 from tests.test_trace_damage import TINY, make_tiny

@@ -4,9 +4,9 @@ import sys
 import textwrap
 
 from hwsim.evictions import Eviction
-from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Policy
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
 from tests.conftest import flat_profile
 
 MINE = '''

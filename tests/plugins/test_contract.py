@@ -9,9 +9,9 @@ import pytest
 
 from hwsim.errors import ContractError, HwsimError, PluginError
 from hwsim.evictions import Eviction
-from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.policy import Group, Policy
-from hwsim.simulation import replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import replay
 from hwsim.testing import check_policy
 from tests.conftest import REPOSITORY, flat_profile
 from tests.plugins.made import MRU, run, write

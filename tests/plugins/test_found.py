@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from hwsim.cli.app import app
 from hwsim.errors import PluginError, SettingError
-from hwsim.plugins import EVICTIONS, POLICIES, build
 from hwsim.policy import Field, Policy
+from hwsim.simulation.plugins import EVICTIONS, POLICIES, build
 from tests.conftest import REPOSITORY
 from tests.plugins.made import MINE, MRU, installed, run, write
 
@@ -85,7 +85,7 @@ def test_a_file_beside_a_policies_folder_of_its_own(tmp_path, small_trace):
     write(tmp_path / "policies" / "dip.py", "raise RuntimeError('not mine')")
     mine = write(tmp_path / "policies" / "mine.py", MINE)
     command = (
-        "import sys; from hwsim.plugins import POLICIES; path = list(sys.path);"
+        "import sys; from hwsim.simulation.plugins import POLICIES; path = list(sys.path);"
         "print(POLICIES.find('dip')[1].__module__, POLICIES.find(sys.argv[1])[0], path == sys.path)"
     )
     done = subprocess.run(

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from hwsim.errors import TraceError
-from hwsim.model import NORMS
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.model.shape import NORMS
 from hwsim.record import Settings, record
 from hwsim.record.recording import Runner
-from hwsim.simulation import replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import replay
 from hwsim.trace import Trace
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model, save

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from hwsim.units import show_number
+from hwsim.util.units import show_number
 from tests.report.test_page import run
 
 

@@ -15,7 +15,7 @@ from hwsim.cli.app import app
 from hwsim.report.page import digest, figures
 from hwsim.report.page.inputs import Inputs, read_inputs
 from hwsim.report.page.latex import _shown, latex
-from hwsim.units import show_number
+from hwsim.util.units import show_number
 from tests.report.conftest import as_closed
 
 pytest.importorskip("plotly")

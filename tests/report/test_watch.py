@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hwsim.plugins import EVICTIONS, POLICIES
 from hwsim.report.watch import Watch
-from hwsim.simulation import Settings, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
 from hwsim.trace import Trace
-from hwsim.units import show_number
+from hwsim.util.units import show_number
 from tests.conftest import flat_profile
 from tests.devices.cli import run_cli
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hwsim.cli.app import app
-from hwsim.sweep import Store, make_spec, sweep
+from hwsim.studies.sweep import Store, make_spec, sweep
 from tests.conftest import write_trace
 
 SLOW = """

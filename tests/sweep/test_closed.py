@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import hwsim
-from hwsim.sweep import Store, make_spec, sweep
-from hwsim.sweep.runs import expand
-from hwsim.sweep.sweeping import _tasks
-from hwsim.sweep.work import Task, perform
+from hwsim.studies.sweep import Store, make_spec, sweep
+from hwsim.studies.sweep.runs import expand
+from hwsim.studies.sweep.sweeping import _tasks
+from hwsim.studies.sweep.work import Task, perform
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hwsim.errors import SettingError
-from hwsim.sweep import Store, make_spec, sweep
+from hwsim.studies.sweep import Store, make_spec, sweep
 from tests.conftest import write_trace
 from tests.sweep.grid import SLOW
 
@@ -124,7 +124,7 @@ def test_a_cluster_that_loses_a_worker_finds_the_same(tmp_path, monkeypatch, clu
 def test_a_scheduler_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_trace(tmp_path / "t.npz")
-    monkeypatch.setattr("hwsim.sweep.backends.CONNECT_S", 1)
+    monkeypatch.setattr("hwsim.studies.sweep.backends.CONNECT_S", 1)
     with (
         Store(Path("r.db")) as store,
         pytest.raises(SettingError, match=r"--backend dask: tcp://127\.0\.0\.1:9 cannot be reached"),

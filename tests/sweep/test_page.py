@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hwsim.sweep.runs import expand
-from hwsim.sweep.spec import read_spec
+from hwsim.studies.sweep.runs import expand
+from hwsim.studies.sweep.spec import read_spec
 from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks
 

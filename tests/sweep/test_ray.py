@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hwsim.errors import SettingError
-from hwsim.sweep import Store, make_spec, sweep
+from hwsim.studies.sweep import Store, make_spec, sweep
 from tests.conftest import write_trace
 
 pytest.importorskip("ray")

@@ -4,8 +4,8 @@ import pytest
 
 from hwsim.cli.sweep import _values
 from hwsim.errors import HwsimError, PluginError, SettingError
-from hwsim.sweep.runs import expand
-from hwsim.sweep.spec import make_spec, read_spec
+from hwsim.studies.sweep.runs import expand
+from hwsim.studies.sweep.spec import make_spec, read_spec
 
 LEAST = {"trace": "sample", "hw": "pixel8", "policy": "dip"}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hwsim.errors import OutputError, SettingError
-from hwsim.sweep import Store
-from hwsim.units import show_number
+from hwsim.studies.sweep import Store
+from hwsim.util.units import show_number
 from tests.sweep.grid import grid, here, run, swept
 
 __all__ = ["here"]

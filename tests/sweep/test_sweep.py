@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from hwsim.device.profile import load_profile
 from hwsim.errors import SettingError
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.profile import load_profile
-from hwsim.simulation import Settings, replay
-from hwsim.sweep.backends import run_tasks
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, replay
+from hwsim.studies.sweep.backends import run_tasks
 from hwsim.trace import Trace
 from tests.conftest import write_trace
 from tests.sweep.grid import content, grid, here, run, swept

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hwsim.sweep import Store
-from hwsim.sweep.runs import expand
-from hwsim.sweep.work import Task, perform
+from hwsim.studies.sweep import Store
+from hwsim.studies.sweep.runs import expand
+from hwsim.studies.sweep.work import Task, perform
 from tests.conftest import write_trace
 from tests.sweep.grid import SLOW, content, grid, here, swept
 

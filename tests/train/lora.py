@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("peft", reason="training needs the extra `train`")
 
-from hwsim.evaluate import Candidate, evaluate
-from hwsim.metrics import Evaluation
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.closed_loop import Candidate, evaluate
 from hwsim.record import Settings as Reading
-from hwsim.simulation import Settings
+from hwsim.simulation.metrics import Evaluation
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings
 from hwsim.train.lora import Trained, train_lora
 from hwsim.train.trainer import Training
 from tests.conftest import flat_profile

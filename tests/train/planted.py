@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hwsim.model import ModelShape
+from hwsim.model.shape import ModelShape
 from hwsim.trace import Sequence, TraceHeader, TraceWriter
 from hwsim.train.predictor import Settings, train
 

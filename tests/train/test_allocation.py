@@ -10,13 +10,13 @@ import pytest
 
 pytest.importorskip("torch", reason="an allocation needs the extra `record`")
 
-from hwsim.arrayfile import ArrayFile
-from hwsim.calibration import calibrate
+from hwsim.analysis.calibration import calibrate
 from hwsim.errors import ModelError, TraceError
 from hwsim.record import Settings, record
 from hwsim.trace import Trace
 from hwsim.train import allocation as module
 from hwsim.train.allocation import allocate
+from hwsim.util.arrayfile import ArrayFile
 from tests.conftest import write_trace
 from tests.record.conftest import checkpoints, make_model, save
 

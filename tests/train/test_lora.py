@@ -12,17 +12,17 @@ import pytest
 pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("peft", reason="training needs the extra `train`")
 
-from hwsim.evaluate import Candidate, evaluate, generate
-from hwsim.evaluate.carried import carry
-from hwsim.evaluate.generation import Stepper
-from hwsim.evaluate.masking import ClosedLoop
-from hwsim.masks import MaskFile, MaskWriter
-from hwsim.model import Bits
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.closed_loop import Candidate, evaluate, generate
+from hwsim.closed_loop.carried import carry
+from hwsim.closed_loop.generation import Stepper
+from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.model.shape import Bits
 from hwsim.record import Settings as Reading
 from hwsim.record import record
 from hwsim.record.prepare import prepare
-from hwsim.simulation import Settings, layout, replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings, layout, replay
 from hwsim.trace import Trace
 from hwsim.train.trainer import Training
 from tests.conftest import flat_profile

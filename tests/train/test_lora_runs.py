@@ -14,11 +14,11 @@ import pytest
 pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("peft", reason="training needs the extra `train`")
 
-from hwsim.adapter import read_adapter
+from hwsim.closed_loop import Candidate, evaluate
 from hwsim.errors import ModelError, OutputError, SettingError
-from hwsim.evaluate import Candidate, evaluate
-from hwsim.plugins import EVICTIONS, POLICIES
-from hwsim.simulation import Settings
+from hwsim.model.lora import read_adapter
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import Settings
 from hwsim.train.trainer import Training
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model, save
@@ -208,8 +208,8 @@ def test_order_of_windows_is_a_permutation() -> None:
 
 
 def test_masks_name_their_adapter(checkpoints: dict[str, Path], adapters: dict[str, Path], tmp_path: Path) -> None:
-    from hwsim.masks import MaskFile, MaskWriter
-    from hwsim.simulation import replay_masks
+    from hwsim.masking.mask_file import MaskFile, MaskWriter
+    from hwsim.simulation.replay import replay_masks
 
     dip, rule = Candidate("dip", POLICIES.make("dip")[1]), EVICTIONS.make("lfu")[1]
     settings = Settings(dram="110%", lora=adapters["llama"])

@@ -17,16 +17,16 @@ pytest.importorskip("torch", reason="training needs torch")
 
 import torch
 
-from hwsim.arrayfile import read_arrays, write_arrays
 from hwsim.errors import PluginError, SettingError
-from hwsim.model import Bits, ModelShape
-from hwsim.placement import plan_groups
-from hwsim.plugins import EVICTIONS, POLICIES
+from hwsim.memory.placement import plan_groups
+from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Policy
-from hwsim.simulation import replay
+from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.replay import replay
 from hwsim.trace import Sequence, Trace
 from hwsim.train import nets, samples
 from hwsim.train.predictor import Settings, plan, train
+from hwsim.util.arrayfile import read_arrays, write_arrays
 from tests.conftest import flat_profile, write_trace
 
 from .planted import MODEL, nets_file, planted_trace

@@ -16,11 +16,11 @@ import pytest
 pytest.importorskip("torch", reason="training needs torch")
 
 
-from hwsim.arrayfile import read_arrays
 from hwsim.errors import ModelError, OutputError, SettingError, TraceError
 from hwsim.train import nets
 from hwsim.train.partial import partial_of
 from hwsim.train.predictor import Settings, train
+from hwsim.util.arrayfile import read_arrays
 from tests.cli.run import refused, run
 from tests.conftest import write_trace
 

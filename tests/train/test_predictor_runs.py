@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.arrayfile import read_arrays
+from hwsim.util.arrayfile import read_arrays
 from tests.cli.run import refused, run
 from tests.test_profile import LEAST
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hwsim.choices import make_policy
 from hwsim.errors import SettingError
-from hwsim.plugins import POLICIES
+from hwsim.simulation.options import make_policy
+from hwsim.simulation.plugins import POLICIES
+from hwsim.studies.tune.space import THIRDS, settings_of, suggest, uniform
 from hwsim.testing import SMALL_MODEL
-from hwsim.tune.space import THIRDS, settings_of, suggest, uniform
 
 KIND = POLICIES.find("dip-ca")[1]
 

@@ -14,13 +14,13 @@ from hwsim.cli.app import app
 pytest.importorskip("torch")
 pytest.importorskip("optuna")
 
-from hwsim.evaluate import Loops
-from hwsim.profile import load_profile
+from hwsim.closed_loop import Loops
+from hwsim.device.profile import load_profile
 from hwsim.record import Settings as Reading
-from hwsim.simulation import Settings
-from hwsim.tune import Goal, study
-from hwsim.tune.space import settings_of, uniform
-from hwsim.units import show_number
+from hwsim.simulation.replay import Settings
+from hwsim.studies.tune import Goal, study
+from hwsim.studies.tune.space import settings_of, uniform
+from hwsim.util.units import show_number
 
 
 def run(*arguments):

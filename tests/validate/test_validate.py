@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from hwsim.engine import run_events
-from hwsim.profile import load_profile
+from hwsim.device.profile import load_profile
 from hwsim.report.validation import markdown
-from hwsim.validate import predict, read_rows, summarize
-from hwsim.validate.workload import Workload
+from hwsim.studies.validate import predict, read_rows, summarize
+from hwsim.studies.validate.workload import Workload
+from hwsim.timing.events import run_events
 from tests.conftest import REPOSITORY
 from tests.devices.cli import run_cli
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hwsim.report.page.inputs import Row
 from hwsim.report.runs import settings_of
-from hwsim.units import show_energy, show_number, show_size, show_time
+from hwsim.util.units import show_energy, show_number, show_size, show_time
 
 _HIDDEN = {"model", "trace", "device", "policy"}
 COST = 0.5  # perplexity above dense that the answer allows

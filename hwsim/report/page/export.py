@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from hwsim.errors import OutputError, SettingError, one_line
-from hwsim.files import check_new_file, spare, write_atomic
-from hwsim.frames import rows_of
 from hwsim.report.page import digest, figures
 from hwsim.report.page.inputs import Inputs
 from hwsim.report.page.latex import latex
+from hwsim.simulation.frames import rows_of
+from hwsim.util.files import check_new_file, spare, write_atomic
 
 FORMATS = ("csv", "parquet", "latex", "svg", "png")
 

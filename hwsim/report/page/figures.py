@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hwsim.report.page.digest import Named
 from hwsim.report.page.inputs import Row
-from hwsim.units import show_number
+from hwsim.util.units import show_number
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwsim.errors import SettingError, one_line
-from hwsim.explain import problem
-from hwsim.model import ModelShape
+from hwsim.model.shape import ModelShape
+from hwsim.util.explain import problem
 
 Row = dict[str, Any]
 """A result as the result file holds it."""

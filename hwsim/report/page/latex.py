@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hwsim.report.page.digest import Named
-from hwsim.units import show_number
+from hwsim.util.units import show_number
 
 _LETTERS = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LETTERS |= {each: f"\\{each}" for each in "&%$#_"}

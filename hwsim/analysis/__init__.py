@@ -1,0 +1,1 @@
+"""Statistics of traces: calibration, coactivation, hit-rate curves, locality."""

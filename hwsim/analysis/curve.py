@@ -1,0 +1,176 @@
+"""The hit rate of LRU for all sizes of a cache at once, from one pass over a policy's masks: stack distances on sets.
+
+LRU is a stack algorithm (Mattson et al. 1970): what a cache holds is the top of one list, the stack, however large the
+cache is. With hwsim's rules the stack after a token is its mask, by index, and then what was there before, in the order
+that it had: by the token at which a unit was last needed, ties by index. A cache of C units holds its first C, as long
+as no mask so far was larger than C: a mask of k units leaves room for C - k others, and those are the first of the rest
+of the stack. So a needed unit at place d, from 0, is a hit in every cache of more than d units, and in no other.
+
+A mask larger than the cache breaks this: it keeps the hits and takes the lowest-index misses, which is no top of the
+stack. Sizes below the largest mask have no curve; those that are asked for go through the cache itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hwsim.cache.cache import Cache
+from hwsim.errors import SettingError
+from hwsim.evictions.lru import Lru
+from hwsim.masking.scan import SignalSource, decided
+from hwsim.memory.placement import GroupPlan
+from hwsim.model.shape import ModelShape
+from hwsim.policy import Policy
+from hwsim.trace.header import Sequence
+
+_BLIND = "its masks change with the size of the cache and have no curve"
+
+
+class Stack:
+    """The LRU stack of one group of one layer.
+
+    Attributes:
+        distances: int64 ``[units]``: how many requests found their unit at each place of the stack.
+        requests: units that all masks asked for.
+        largest: units of the largest mask.
+    """
+
+    def __init__(self, units: int) -> None:
+        self.distances = np.zeros(units, np.int64)
+        self.requests = self.largest = 0
+        self._order = np.arange(units)  # the stack, and then what was never needed in this sequence
+        self._used = 0
+
+    def start(self) -> None:
+        """A sequence begins with empty caches."""
+        self._used = 0
+
+    def step(self, mask: np.ndarray) -> None:
+        """Serve one token's mask, bool ``[units]``."""
+        needed = mask[self._order]
+        places = np.flatnonzero(needed)
+        found = int(np.searchsorted(places, self._used))
+        self.distances[places[:found]] += 1
+        self._order = np.concatenate([np.flatnonzero(mask), self._order[~needed]])
+        self._used += len(places) - found
+        self.requests += len(places)
+        self.largest = max(self.largest, len(places))
+
+    def hits(self) -> np.ndarray:
+        """Hits of a cache of 0, 1, ... units: int64 ``[units + 1]``; exact from `largest` on."""
+        return np.concatenate([[0], np.cumsum(self.distances)])
+
+
+@dataclass
+class GroupCurve:
+    """One group, over all layers.
+
+    Attributes:
+        units: of the group.
+        capacity: units that its cache holds now; None where no DRAM was named.
+        requests: units that all masks ask for.
+        first: those of them that were asked for the first time in their sequence: no cache hits them.
+        largest: units of the largest mask.
+        hits: by the capacity of the cache: all from `largest` to `units`, and those below that were asked for.
+    """
+
+    units: int
+    capacity: int | None = None
+    requests: int = 0
+    first: int = 0
+    largest: int = 0
+    hits: dict[int, int] = field(default_factory=dict)
+
+    def rate(self, capacity: int) -> float:
+        """Hit rate of a cache of so many units, one of those in `hits`."""
+        return self.hits[capacity] / max(1, self.requests)
+
+
+def curve(
+    source: SignalSource,
+    model: ModelShape,
+    sequences: list[Sequence],
+    policy: Policy,
+    plans: tuple[GroupPlan, ...],
+    shares: Iterable[float] = (),
+    *,
+    known: bool = False,
+    name: str = "",
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, GroupCurve]:
+    """Count the hits of LRU caches of every size on the masks of a policy.
+
+    Args:
+        source: gives the signals.
+        model: its shape.
+        sequences: windows of the trace.
+        policy: decides the masks; one that looks at the cache has none of its own.
+        plans: its groups.
+        shares: of the units, 0 to 1: sizes that are counted also where they are below the largest mask.
+        known: whether the plans' capacities are asked for, too.
+        name: of the policy, for messages.
+        seed: of the random numbers that the policy may draw.
+        progress: is called with the number of layers done.
+
+    Returns:
+        By group.
+
+    Raises:
+        PluginError: the policy looks at the cache, or broke its contract.
+        SettingError: the policy masks nothing.
+    """
+    if not plans:
+        raise SettingError(f"policy {name}: masks nothing, so nothing is cached; choose another, such as dip")
+    shares = tuple(shares)
+    found = {plan.group.name: GroupCurve(plan.units, plan.capacity if known else None) for plan in plans}
+    totals = {plan.group.name: np.zeros(plan.units + 1, np.int64) for plan in plans}
+    for layer in range(model.num_hidden_layers):
+        for index, plan in enumerate(plans):
+            group, total = found[plan.group.name], totals[plan.group.name]
+            asked = {units_of(share, plan.units) for share in shares} | ({plan.capacity} if known else set())
+
+            def masks(layer: int = layer, index: int = index, plan: GroupPlan = plan) -> Iterable[Iterable[np.ndarray]]:
+                return decided(source, model, sequences, policy, plan, layer, name, (seed, layer, index), _BLIND)
+
+            _count(group, total, asked, masks)
+        if progress:
+            progress(layer + 1)
+    for key, group in found.items():
+        group.hits |= {size: int(totals[key][size]) for size in range(group.largest, group.units + 1)}
+        group.hits = dict(sorted(group.hits.items()))
+    return found
+
+
+def units_of(share: float, units: int) -> int:
+    """Units of a cache that holds a share of them, rounded down."""
+    return int(share * units + 1e-9)
+
+
+def _count(
+    group: GroupCurve, total: np.ndarray, asked: set[int], masks: Callable[[], Iterable[Iterable[np.ndarray]]]
+) -> None:
+    """Add one layer: its curve to `total`, the sizes asked for to the group's hits."""
+    stack = Stack(group.units)
+    for sequence in masks():
+        stack.start()
+        for mask in sequence:
+            stack.step(mask)
+    hits = stack.hits()
+    total += hits
+    group.requests += stack.requests
+    group.first += stack.requests - int(hits[-1])
+    group.largest = max(group.largest, stack.largest)
+    small = {size: Cache(group.units, size, Lru()) for size in asked if 0 < size < stack.largest}
+    counts = {size: 0 if size in small else int(hits[size]) for size in asked}
+    for sequence in masks() if small else ():
+        for cache in small.values():
+            cache.start()
+        for mask in sequence:
+            for size, cache in small.items():
+                counts[size] += cache.step(mask)[1]
+    for size, count in counts.items():
+        group.hits[size] = group.hits.get(size, 0) + count

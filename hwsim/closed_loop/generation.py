@@ -1,0 +1,206 @@
+"""Real generation: the model decodes token by token under a policy, with its KV cache and the unit caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hwsim.closed_loop.carried import Carried, carry, require_peft
+from hwsim.closed_loop.evaluation import Candidate
+from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.device.profile import Profile
+from hwsim.errors import SettingError
+from hwsim.evictions import Eviction
+from hwsim.masking.counts import Demand
+from hwsim.record import Settings as TextSettings
+from hwsim.record.extras import libraries, require_extra, told_as
+from hwsim.record.loading import find_device, find_dtype, load_model, load_tokenizer, read_structure
+from hwsim.record.prepare import Progress
+from hwsim.record.runner import kv_argument
+from hwsim.record.sources import find_source
+from hwsim.simulation import replay as simulation
+from hwsim.simulation.metrics import Result
+from hwsim.trace import Sequence, TraceHeader
+
+
+class Generated(NamedTuple):
+    """What came of it."""
+
+    text: str  # without the prompt
+    ids: list[int]
+    result: Result | None  # of the masked tokens; None where the first token already was the end
+
+
+class Stepper:
+    """A model that reads a prompt densely and then one token at a time under a policy.
+
+    Args:
+        model: of transformers.
+        torch: the library.
+        loop: the policy and its caches; it must not need the future.
+        carried: an adapter of the model, on while tokens are masked.
+    """
+
+    def __init__(self, model: Any, torch: Any, loop: ClosedLoop, carried: Carried | None = None) -> None:
+        self._model, self._torch, self._loop, self._carried = model, torch, loop, carried
+        self._past: Any = None
+        self._kv = kv_argument(model)
+        self.demands: list[Demand] = []
+
+    def prefill(self, ids: list[int]) -> Any:
+        """Read the prompt densely; logits of the token after it, ``[vocabulary]``."""
+        self._loop.begin(0)
+        return self._forward(ids)
+
+    def step(self, token: int) -> Any:
+        """Read one more token under the masks; logits of the one after it."""
+        self._loop.continued(1)
+        with self._carried or nullcontext(), self._loop:
+            logits = self._forward([token])
+        self.demands.append(self._loop.demand())
+        return logits
+
+    def _forward(self, ids: list[int]) -> Any:
+        device = self._model.get_input_embeddings().weight.device
+        with self._torch.inference_mode():
+            tokens = self._torch.as_tensor([ids], dtype=self._torch.long, device=device)
+            out = self._model(tokens, **{self._kv: self._past}, use_cache=True, logits_to_keep=1)
+        self._past = out[self._kv]
+        return out.logits[0, -1].float()
+
+
+def generate(
+    model: str,
+    prompt: str,
+    profile: Profile,
+    candidate: Candidate,
+    eviction: Eviction,
+    tokens: int,
+    reading: TextSettings | None = None,
+    settings: simulation.Settings | None = None,
+    *,
+    chat: bool = False,
+    temperature: float = 0.0,
+    eviction_name: str = "",
+    on_text: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> Generated:
+    """Let a model go on from a prompt under a policy.
+
+    Args:
+        model: as `hwsim.record.record` takes it.
+        prompt: read densely before the decode begins.
+        profile: the device: its DRAM budget decides what the caches hold.
+        candidate: the policy.
+        eviction: picks who leaves the caches.
+        tokens: how many to generate at most; the first comes from the prompt, the others from masked tokens.
+        reading: device, type and memory for the model; its other fields play no part.
+        settings: DRAM, bits, timing, seed and LoRA adapter, as in a replay.
+        chat: put the prompt into the model's chat template.
+        temperature: 0 takes the most likely token, else tokens are drawn, from the seed.
+        eviction_name: how the result calls the eviction.
+        on_text: is told each new piece of text.
+        progress: is told what is loaded.
+
+    Raises:
+        HwsimError: one of its kinds.
+    """
+    reading, settings = reading or TextSettings(), settings or simulation.Settings()
+    simulation.check_closed(settings)
+    tell = progress or (lambda phase, done, total: None)
+    if tokens < 2:
+        raise SettingError(f"--tokens {tokens}: must be at least 2; the first comes from the prompt alone")
+    if eviction.needs_future:
+        raise SettingError("--eviction: a rule that must know the future cannot serve a generation; choose another")
+    require_extra()
+    if settings.lora:
+        require_peft()
+    source = find_source(model)
+    used = libraries()
+    tell("loading the model", 0, 1)
+    structure = read_structure(source, used)
+    tokenizer = load_tokenizer(source, used)
+    ids = _prompt_ids(tokenizer, prompt, chat, source.name)
+    if structure.longest is not None and len(ids) + tokens > structure.longest:
+        raise SettingError(
+            f"--tokens {tokens}: with the prompt's {len(ids)}, {source.name} reads at most {structure.longest} tokens"
+        )
+    longest = len(ids) + tokens - 1
+    placement = simulation.layout(structure.shape, profile, candidate.policy, longest, settings, candidate.name)
+    simulation.check_caches(placement, eviction, settings)
+    device = find_device(reading.device, used.torch)
+    dtype = find_dtype(reading.dtype, device, structure)
+    loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
+    carried = carry(loaded, settings.lora, source.name)
+    tell("loading the model", 1, 1)
+    loop = ClosedLoop(
+        carried.layers if carried else loaded.layers, structure.shape, candidate.policy, placement.groups, eviction,
+        settings.caches,
+        name=candidate.name, seed=settings.seed, shared=placement.shared, steps=True,
+    )  # fmt: skip
+    stepper = Stepper(loaded.model, used.torch, loop, carried)
+    with told_as(f"--model {source.name}: cannot be run"):
+        made = _decode(stepper, tokenizer, ids, tokens, _chooser(temperature, settings.seed), on_text)
+    text = tokenizer.decode(made, skip_special_tokens=True)
+    if not stepper.demands:
+        return Generated(text, made, None)
+    demand = Demand.joined(stepper.demands)
+    header = TraceHeader.model_validate(
+        {
+            "origin": "recorded",
+            "model": structure.shape,
+            "signals": ["input"],
+            "sequences": [Sequence(tokens=len(ids) + len(stepper.demands), prompt=len(ids))],
+        }
+    )
+    names = simulation.Names(candidate.name, eviction_name or type(eviction).__name__)
+    result = simulation.measure(
+        header, {"name": "a prompt", "origin": "generated"}, demand, placement, profile, candidate.policy, eviction,
+        replace(settings, kv_tokens=longest), names,
+    )  # fmt: skip
+    return Generated(text, made, result)
+
+
+def _prompt_ids(tokenizer: Any, prompt: str, chat: bool, name: str) -> list[int]:
+    with told_as(f"--model {name}: its tokenizer cannot read the prompt"):
+        if chat:
+            talk = [{"role": "user", "content": prompt}]
+            prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+        ids = list(tokenizer(prompt, add_special_tokens=not chat)["input_ids"])
+    if not ids:
+        raise SettingError("--prompt: is empty; give the model something to go on from")
+    return ids
+
+
+def _chooser(temperature: float, seed: int) -> Callable[[Any], int]:
+    rng = np.random.default_rng(seed)
+
+    def choose(logits: Any) -> int:
+        if temperature == 0:
+            return int(logits.argmax())
+        scaled = logits.cpu().double().numpy() / temperature
+        chance = np.exp(scaled - scaled.max())
+        return int(rng.choice(len(chance), p=chance / chance.sum()))
+
+    return choose
+
+
+def _decode(
+    stepper: Stepper, tokenizer: Any, ids: list[int], tokens: int, choose: Callable[[Any], int],
+    on_text: Callable[[str], None] | None,
+) -> list[int]:  # fmt: skip
+    made = [choose(stepper.prefill(ids))]
+    shown = ""
+    while True:
+        text = tokenizer.decode(made, skip_special_tokens=True)
+        # a token may end in the middle of a character: wait for the rest
+        if on_text and not text.endswith("\ufffd"):
+            on_text(text[len(shown) :])
+            shown = text
+        if len(made) == tokens or made[-1] == tokenizer.eos_token_id:
+            return made
+        made.append(choose(stepper.step(made[-1])))

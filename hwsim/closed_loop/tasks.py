@@ -1,0 +1,256 @@
+"""Tasks of lm-eval in the closed loop: a policy's accuracy beside the dense model's, and the speed of the same run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hwsim
+from hwsim.closed_loop.carried import Carried, carry, require_peft
+from hwsim.closed_loop.evaluation import Candidate
+from hwsim.closed_loop.harness import Tasks, ask, build_requests, load_tasks, quiet_model, require_harness
+from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.closed_loop.requests import Passes, Plan, masked_model, plan_requests
+from hwsim.device.profile import Profile
+from hwsim.errors import ModelError, SettingError
+from hwsim.evictions import Eviction
+from hwsim.record import Settings as Reading
+from hwsim.record.extras import Libraries, libraries, require_extra, told_as
+from hwsim.record.loading import Loaded, Structure, find_device, find_dtype, load_model, load_tokenizer, read_structure
+from hwsim.record.prepare import Progress
+from hwsim.record.sources import Source, find_source, weights_hash
+from hwsim.simulation import replay as simulation
+from hwsim.simulation.metrics import TaskEvaluation
+from hwsim.trace import TraceHeader
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Which tasks, and how they are asked.
+
+    Attributes:
+        names: tasks, groups or tags; of `folder` first, then lm-eval's own.
+        folder: of task files; data files that they name are looked for from there.
+        limit: questions of each task at most; None: all.
+        num_fewshot: examples in front of each question; None: the task's own number.
+        dense_prompt: prompts of generations are read densely and are no part of the decode, as in `generate`; else
+            every token is masked.
+    """
+
+    names: tuple[str, ...]
+    folder: Path | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    dense_prompt: bool = False
+
+
+class _Model(NamedTuple):
+    """A model that is ready to run."""
+
+    source: Source
+    used: Libraries
+    structure: Structure
+    tokenizer: Any
+    loaded: Loaded
+    carried: Carried | None  # an adapter, on while tokens are masked
+
+
+class _Run(NamedTuple):
+    """What one run over all tasks gave."""
+
+    passes: Passes
+    answers: dict[str, Any]
+
+
+def evaluate_tasks(
+    model: str,
+    tasks: TaskSettings,
+    profile: Profile,
+    candidates: list[Candidate],
+    eviction: Eviction,
+    reading: Reading | None = None,
+    settings: simulation.Settings | None = None,
+    *,
+    eviction_name: str = "",
+    progress: Progress | None = None,
+) -> list[TaskEvaluation]:
+    """Ask a model the questions of lm-eval's tasks, densely and under each policy, with the cache in the loop.
+
+    Each request is a sequence of its own that begins with empty caches. Requests that read the same tokens are served
+    once, as lm-eval does.
+
+    Args:
+        model: as `hwsim.record.record` takes it.
+        tasks: which tasks, and how they are asked.
+        profile: the device: its DRAM budget decides what the caches hold.
+        candidates: the policies; those that mask nothing share the dense run.
+        eviction: picks who leaves the caches.
+        reading: device, type and memory for the model; its other fields play no part.
+        settings: DRAM, bits, timing, seed and LoRA adapter, as in a replay. The dense run is without the adapter.
+        eviction_name: how results call the eviction.
+        progress: is told how far it is.
+
+    Raises:
+        HwsimError: one of its kinds.
+    """
+    reading, settings = reading or Reading(), settings or simulation.Settings()
+    simulation.check_closed(settings)
+    tell = progress or (lambda phase, done, total: None)
+    _check(tasks)
+    require_harness()
+    require_extra()
+    if settings.lora:
+        require_peft()
+    used, source = libraries(), find_source(model)
+    found = load_tasks(list(tasks.names), tasks.folder, tasks.num_fewshot, partial(tell, "loading tasks"))
+    requests, hashes = build_requests(found, tasks.limit)
+    ready = _load(source, used, reading, settings.lora, tell)
+    with told_as("--tasks: cannot be asked"), quiet_model():
+        plan = plan_requests(ready.loaded.model, ready.tokenizer, requests)
+    _check_plan(plan, tasks, eviction, ready)
+    placements = [
+        simulation.layout(ready.structure.shape, profile, each.policy, plan.longest, settings, each.name)
+        for each in candidates
+    ]
+    done, total = 0, plan.passes * (1 + sum(bool(placement.groups) for placement in placements))
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        tell("asking", done, total)
+
+    for placement in placements:
+        simulation.check_caches(placement, eviction, settings)
+    layers = ready.carried.layers if ready.carried else ready.loaded.layers
+    loops = [
+        ClosedLoop(
+            layers, ready.structure.shape, each.policy, placement.groups, eviction, settings.caches,
+            name=each.name, seed=settings.seed, shared=placement.shared,
+        )
+        for each, placement in zip(candidates, placements, strict=True)
+    ]  # fmt: skip
+    unmasked = ClosedLoop(layers, ready.structure.shape, candidates[0].policy, (), eviction, name="dense")
+    dense = _run(ready, unmasked, None, found, tasks, step)
+    runs = [
+        _run(ready, loop, ready.carried, found, tasks, step) if placement.groups else dense
+        for loop, placement in zip(loops, placements, strict=True)
+    ]
+    origin = {
+        "name": ", ".join(tasks.names),
+        "origin": "closed loop",
+        "provenance": _provenance(ready, tasks, hashes),
+    }
+    notes = _notes(found, plan, tasks, ready)
+    results = []
+    for each, placement, run in zip(candidates, placements, runs, strict=True):
+        header = TraceHeader.model_validate(
+            {
+                "origin": "recorded",
+                "model": ready.structure.shape,
+                "signals": ["input"],
+                "sequences": run.passes.sequences,
+            }
+        )
+        names = simulation.Names(each.name, eviction_name or type(eviction).__name__)
+        result = simulation.measure(
+            header, origin, run.passes.demand(), placement, profile, each.policy, eviction, settings, names
+        )
+        about = {"results": run.answers["results"], "dense_results": dense.answers["results"]}
+        about |= {part: value for part, value in run.answers.items() if part != "results"}
+        results.append(TaskEvaluation(**{**dict(result), "notes": [*notes, *result.notes]}, lm_eval=about))
+    return results
+
+
+def _check(tasks: TaskSettings) -> None:
+    if not tasks.names:
+        raise SettingError("--tasks names no task")
+    for option, value, least in (("limit", tasks.limit, 1), ("num-fewshot", tasks.num_fewshot, 0)):
+        if value is not None and value < least:
+            raise SettingError(f"--{option} {value}: must be at least {least}")
+
+
+def _check_plan(plan: Plan, tasks: TaskSettings, eviction: Eviction, ready: _Model) -> None:
+    if plan.highest >= ready.structure.shape.vocab_size:
+        raise ModelError(
+            f"--model {ready.source.name}: its tokenizer made token {plan.highest}, the model knows "
+            f"{ready.structure.shape.vocab_size}; they do not belong together"
+        )
+    if plan.generates and eviction.needs_future:
+        raise SettingError(
+            f"--eviction: a rule that must know the future cannot serve {', '.join(sorted(plan.generates))}, "
+            "which generates; choose another"
+        )
+    if tasks.dense_prompt and not plan.generates:
+        raise SettingError("--dense-prompt: is for tasks that generate, and none of these does; leave it out")
+
+
+def _load(source: Source, used: Libraries, reading: Reading, lora: Path | None, tell: Progress) -> _Model:
+    tell("loading the model", 0, 1)
+    structure = read_structure(source, used)
+    device = find_device(reading.device, used.torch)
+    dtype = find_dtype(reading.dtype, device, structure)
+    tokenizer = load_tokenizer(source, used)
+    loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
+    carried = carry(loaded, lora, source.name)
+    tell("loading the model", 1, 1)
+    return _Model(source, used, structure, tokenizer, loaded, carried)
+
+
+def _run(
+    ready: _Model,
+    loop: ClosedLoop,
+    carried: Carried | None,
+    found: Tasks,
+    tasks: TaskSettings,
+    step: Callable[[], None],
+) -> _Run:
+    """Ask everything once."""
+    passes = Passes(loop, dense_prompt=tasks.dense_prompt, tell=step, carried=carried)
+    with told_as(f"--model {ready.source.name}: cannot be run"), quiet_model():
+        asked = masked_model(ready.loaded.model, ready.tokenizer, passes)
+    answers = ask(asked, found, tasks.limit, ready.used)
+    if not passes.sequences:
+        raise SettingError(
+            "--dense-prompt: every text ended with its first token, so nothing was decoded; leave it out"
+        )
+    return _Run(passes, answers)
+
+
+def _notes(found: Tasks, plan: Plan, tasks: TaskSettings, ready: _Model) -> list[str]:
+    notes = list(found.notes)
+    if tasks.limit is not None:
+        notes.append(f"Of each task the first {tasks.limit} questions were asked, at most; say so beside its figures.")
+    if plan.cut:
+        notes.append(
+            f"{plan.cut} requests are longer than {ready.source.name} can read; lm-eval cut their beginnings off."
+        )
+    return notes
+
+
+def _provenance(ready: _Model, tasks: TaskSettings, hashes: dict[str, str]) -> dict[str, Any]:
+    """What decides the answers: no clock, and no path of this machine."""
+    import lm_eval
+
+    weight = ready.loaded.model.get_input_embeddings().weight
+    return {
+        "hwsim": hwsim.__version__,
+        "python": platform.python_version(),
+        "torch": str(ready.used.torch.__version__),
+        "transformers": str(ready.used.transformers.__version__),
+        "lm_eval": lm_eval.__version__,
+        "weights": {"origin": ready.source.origin, "sha256": weights_hash(ready.source)},
+        "requests_sha256": hashes,
+        "command": {
+            "model": ready.source.name,
+            "tasks": list(tasks.names),
+            "limit": tasks.limit,
+            "num_fewshot": tasks.num_fewshot,
+            "dense_prompt": tasks.dense_prompt,
+            "device": str(weight.device),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+        },
+    }

@@ -1,0 +1,1 @@
+"""Hardware: profiles, what Flash and arithmetic cost by them, and their measurement."""

@@ -1,0 +1,1 @@
+"""Masks through caches: the policy decides, the cache serves, units are counted. No time in it."""

@@ -1,0 +1,252 @@
+"""Asking a policy for its masks, and holding it to the contract."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hwsim.errors import ContractError, HwsimError, one_line
+from hwsim.memory.placement import GroupPlan
+from hwsim.model.shape import ModelShape
+from hwsim.policy import BEFOREHAND, Context, Magnitudes, Policy, Scores
+from hwsim.util import kernels
+
+
+class _Needed(dict[str, np.ndarray]):
+    """What a policy sees of the signals: those that its group needs; asking for another says so."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        have = ", ".join(self) or "nothing"
+        raise KeyError(f"signal {name!r} is not among what this group needs ({have}); name it in the group's needs")
+
+
+class _Stored(Mapping[str, np.ndarray]):
+    """The same of many tokens: what is stored as float16 becomes float32 when it is first asked for."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self._arrays = _Needed(arrays)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found = self._arrays[name]
+        if found.dtype == np.float16:
+            found = self._arrays[name] = kernels.read_only(kernels.widen(found))
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+class Block(NamedTuple):
+    """What a group needs, for some tokens in a row.
+
+    Attributes:
+        signals: float32 ``[tokens, width]`` each, read-only; finite float16, where they are stored so.
+        norms: float32 ``[indices]`` each, read-only, the same for all tokens.
+        tokens: how many.
+    """
+
+    signals: dict[str, np.ndarray]
+    norms: dict[str, np.ndarray]
+    tokens: int
+
+    def rows(self) -> Iterator[dict[str, np.ndarray]]:
+        """What each token shows to the policy."""
+        signals = dict(_Stored(self.signals))
+        for token in range(self.tokens):
+            yield _Needed(self.norms | {signal: values[token] for signal, values in signals.items()})
+
+
+class Decider:
+    """Asks a policy for the masks of one group of one layer, and holds it to the contract."""
+
+    def __init__(
+        self, policy: Policy, name: str, plan: GroupPlan, model: ModelShape, layer: int, seed: tuple[int, ...]
+    ) -> None:
+        self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
+        # a policy sees single indices, whatever the units are
+        group, self._blocks, self._k_units = plan.in_layer(layer), plan.blocks(layer), plan.k[layer]
+        k = self._k_units if self._blocks is None or group.keep is None else kernels.kept(group.keep, plan.indices)
+        self._ctx = Context(model, group, layer, plan.indices, k, np.random.default_rng(self._seed))
+        self._scores = type(policy).select is Policy.select
+        self.scores_blocks = self._blocks is None and k > 0 and _scores_blocks(type(policy))
+        self._mask = np.empty(plan.units, bool)
+        self._view = kernels.read_only(self._mask)
+        self._cached: np.ndarray | None = None  # of units
+        self._indices, self._cached_indices = np.empty(plan.indices, bool), np.zeros(plan.indices, bool)
+        self._view_indices = kernels.read_only(self._indices)
+
+    @property
+    def token(self) -> int:
+        """The token that was decided last, from 0 in each sequence; -1 before the first."""
+        return self._ctx.token
+
+    def begin(self, number: int, cached: np.ndarray | None, blind: str = "") -> None:
+        """Sequence `number` begins: fresh state and random numbers.
+
+        Args:
+            number: of the sequence in the run.
+            cached: the cache's read-only view, bool ``[units]``; None: the policy may not read it.
+            blind: why; the default is what a rule that needs the future asks for.
+        """
+        ctx = self._ctx
+        ctx._blind = blind or BEFOREHAND
+        ctx.state, ctx.rng, ctx.token = {}, np.random.default_rng((*self._seed, number)), -1
+        ctx._cached = self._cached = cached
+        if self._blocks is not None and cached is not None:
+            ctx._cached = kernels.read_only(self._cached_indices)
+
+    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
+        """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
+
+        Raises:
+            ContractError: the policy raised, or returned something of the wrong shape or type, or NaN.
+        """
+        self._ctx.token += 1
+        self._ctx.signals = signals
+        if self._blocks is not None and self._cached is not None:
+            self._blocks.expand(self._cached, self._cached_indices)
+        if not self._scores:
+            mask = self._ask("select")
+            if mask is not None:
+                self._take(self._checked_mask(mask))
+                return self._view
+        scores = self._checked_scores(self._ask("score"))
+        kernels.top_k(scores if self._blocks is None else self._blocks.sums(scores), self._k(), self._mask)
+        return self._view
+
+    def _take(self, mask: np.ndarray) -> None:
+        """Make the policy's own mask of indices one of units."""
+        if self._blocks is None:
+            np.copyto(self._mask, mask)  # the policy may change its own, or return ctx.cached
+        elif self._k_units == 0:
+            np.copyto(self._mask, self._blocks.touched(mask))
+        elif (count := int(np.count_nonzero(mask))) != self._ctx.k:
+            raise self.wrong_size(self.token, count)
+        else:  # the blocks that hold most of it
+            kernels.top_k(self._blocks.sums(mask.astype(np.float32)), self._k_units, self._mask)
+
+    def expand(self, units: np.ndarray) -> np.ndarray:
+        """A mask of units as one of indices, read-only; valid until the next call."""
+        if self._blocks is None:
+            return units
+        self._blocks.expand(units, self._indices)
+        return self._view_indices
+
+    def scores(self, block: Block, *, aware: bool = True) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """The scores of all tokens of a block, as `hwsim.cache.compiled.serve` takes them; None: ask one by one.
+
+        Args:
+            block: of tokens, the next ones.
+            aware: scores that depend on the cache will do.
+
+        Returns:
+            float32 ``[tokens, units]`` of what is cached, or float16 of which the magnitudes are the scores; and
+            float32 ``[tokens]``, times which they are those of what is not, or None.
+
+        Raises:
+            ContractError: the policy raised, or returned something of the wrong shape or type.
+        """
+        ctx = self._ctx
+        ctx.token, ctx.signals = ctx.token + 1, _Stored(block.norms | block.signals)
+        ctx._halves = {name: values for name, values in block.signals.items() if values.dtype == np.float16}
+        found = self._ask("scores")
+        ctx._halves = {}
+        if found is None:
+            ctx.token -= 1
+            return None
+        shape = (block.tokens, self._plan.indices)
+        values, uncached = found if isinstance(found, Scores) else (None, None)
+        halves = isinstance(values, Magnitudes)
+        scores: Any = values.halves if isinstance(values, Magnitudes) else values
+        kind = np.float16 if halves else np.float32
+        right = _is(kind, scores, shape) and (uncached is None or _is(np.float32, uncached, shape[:1]))
+        if not right:
+            raise ContractError(
+                f"{self._who('scores')}: needs Scores of float32 of shape {shape}, and {shape[:1]} of what is uncached"
+            )
+        sound = halves or not np.isnan(scores.max())
+        if not sound or not (uncached is None or (aware and _weighs(scores, uncached))):
+            ctx.token -= 1  # an error is told token by token, with its place
+            return None
+        ctx.token += block.tokens - 1
+        return scores, uncached
+
+    def wrong_size(self, token: int, count: int) -> ContractError:
+        """The error of a mask that holds `count` units where the group's keep asks for another number."""
+        return ContractError(
+            f"{self._who('select', token)}: the mask holds {count} units, keep asks for {self._ctx.k}; "
+            "give the group keep=None if select() decides"
+        )
+
+    def _ask(self, method: str) -> object:
+        try:
+            return getattr(self._policy, method)(self._ctx)
+        except HwsimError as error:
+            raise type(error)(f"{self._who(method)}: {error}") from error
+        except (Exception, SystemExit) as error:  # a plug-in must not end the program
+            frames = traceback.extract_tb(error.__traceback__)
+            last = next((frame for frame in reversed(frames) if frame.filename != __file__), frames[-1])
+            at = f"{Path(last.filename).name}, line {last.lineno}"
+            raise ContractError(
+                f"{self._who(method)}: raised {type(error).__name__}: {one_line(error)} ({at})"
+            ) from error
+
+    def _k(self) -> int:
+        if self._k_units == 0:
+            raise ContractError(
+                f"{self._who('score')}: the group names no keep; give it one, or define select(self, ctx)"
+            )
+        return self._k_units
+
+    def _checked_scores(self, scores: object) -> np.ndarray:
+        units = (self._plan.indices,)
+        if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiub" or scores.shape != units:
+            raise ContractError(f"{self._who('score')}: returned {_describe(scores)}, needs float32 of shape {units}")
+        if scores.dtype != np.float32:
+            with np.errstate(over="ignore"):  # what is beyond float32 is infinite
+                scores = scores.astype(np.float32)
+        if np.isnan(scores.max()):  # the maximum of anything with a NaN is NaN
+            raise ContractError(
+                f"{self._who('score')}: returned NaN for unit {int(np.flatnonzero(np.isnan(scores))[0])}"
+            )
+        return scores
+
+    def _checked_mask(self, mask: object) -> np.ndarray:
+        units = (self._plan.indices,)
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != units:
+            raise ContractError(f"{self._who('select')}: returned {_describe(mask)}, needs bool of shape {units}")
+        return mask
+
+    def _who(self, method: str, token: int | None = None) -> str:
+        token = self._ctx.token if token is None else token
+        at = f"layer {self._ctx.layer}, group {self._plan.group.name}, token {token}"
+        return f"policy {self._name}: {method}() at {at}"
+
+
+def _is(kind: type, value: object, shape: tuple[int, ...]) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == kind and value.shape == shape
+
+
+def _weighs(values: np.ndarray, uncached: np.ndarray) -> bool:
+    """Whether the product keeps the order and no NaN comes of it: no 0 x infinity, no NaN."""
+    finite = np.isfinite(uncached).all() and (uncached >= 0).all()
+    return bool(finite and (uncached.all() or np.isfinite(values).all()))
+
+
+def _scores_blocks(kind: type[Policy]) -> bool:
+    """Whether a policy's `scores` speaks for its `score`: a subclass with another `score` or `select` has its own."""
+    own = {name: next(each for each in kind.__mro__ if name in vars(each)) for name in ("score", "scores", "select")}
+    return own["scores"] is not Policy and all(issubclass(own["scores"], each) for each in own.values())
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return type(value).__name__

@@ -1,0 +1,1 @@
+"""Where bytes lie: the groups of a policy made concrete, placement in DRAM and Flash, shares, neuron order."""

@@ -1,0 +1,162 @@
+"""A LoRA adapter as peft saves it: what it weighs, and whether it fits a model. Reads no weights and needs no torch.
+
+A folder with ``adapter_config.json`` and ``adapter_model.safetensors``; one that ``hwsim train lora`` made also has
+``hwsim.json``, which says for which model and policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hwsim.errors import SettingError
+from hwsim.model.shape import MLP, Matrix, ModelShape
+
+CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "hwsim.json"
+_LONGEST_HEADER = 10**8  # bytes, as the safetensors library has it
+_NAME = re.compile(r"\.(\d+)\.(?:\w+\.)*?(\w+)\.lora_([AB])(?:\.\w+)?\.weight$")
+_MODULES = {  # modules of transformers -> matrices of the model's shape
+    "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",), "qkv_proj": ("q", "k", "v"),
+    "o_proj": ("o",), "out_proj": ("o",), "dense": ("o",),
+    "gate_proj": ("gate",), "up_proj": ("up",), "gate_up_proj": ("gate", "up"), "down_proj": ("down",),
+    "fc1": ("up",), "fc2": ("down",),
+}  # fmt: skip
+
+
+class Adapter(NamedTuple):
+    """What is known of an adapter without its weights.
+
+    Attributes:
+        folder: where it lies.
+        rank: of its matrices.
+        parameters: of all of its matrices.
+        mlp_parameters: those of them that belong to the MLP.
+        sha256: of its weights.
+        about: what ``hwsim train lora`` wrote about it; empty for others.
+        merged: its product is taken to be added to the model's weights, so that it costs no bytes of its own.
+    """
+
+    folder: Path
+    rank: int
+    parameters: int
+    mlp_parameters: int
+    sha256: str
+    about: dict[str, Any]
+    merged: bool = False
+
+    @property
+    def counted(self) -> int:
+        """Parameters that lie in DRAM and are read at every token beside the model's own."""
+        return 0 if self.merged else self.parameters
+
+    @property
+    def counted_mlp(self) -> int:
+        """Those of them that belong to the MLP: they count in its density."""
+        return 0 if self.merged else self.mlp_parameters
+
+    def provenance(self) -> dict[str, Any]:
+        """For a result; no path in it."""
+        trained = {key: self.about[key] for key in ("policy", "text", "tokens") if key in self.about}
+        return {
+            "name": self.folder.name, "sha256": self.sha256, "rank": self.rank, "parameters": self.parameters,
+            "merged": self.merged, "trained": trained,
+        }  # fmt: skip
+
+
+def read_adapter(folder: Path, model: ModelShape, *, merged: bool = False) -> Adapter:
+    """Look at an adapter and hold it against a model.
+
+    Raises:
+        SettingError: it is missing or damaged, adapts something else than linear layers, or belongs to another model.
+    """
+    where = f"--lora {folder}"
+    config = _json(folder / CONFIG, where)
+    if config.get("peft_type") != "LORA":
+        raise SettingError(f"{where}: {CONFIG} says {config.get('peft_type')!r}; it must be a LORA adapter of peft")
+    rank = config.get("r")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise SettingError(f"{where}: {CONFIG} has r={rank!r}; it must be a whole number from 1")
+    more = [key for key in ("use_dora", "modules_to_save", "rank_pattern") if config.get(key)]
+    if more or config.get("bias") not in (None, "none"):
+        raise SettingError(
+            f"{where}: {CONFIG} has {(more or ['bias'])[0]}; hwsim knows plain LoRA of one rank, without biases"
+        )
+    weights = folder / WEIGHTS
+    shapes = _shapes(weights, where)
+    parameters = of_mlp = 0
+    for name, shape in shapes.items():
+        module = _check(name, shape, rank, model, where)
+        parameters += shape[0] * shape[1]
+        of_mlp += shape[0] * shape[1] if set(_MODULES[module]) & set(MLP) else 0
+    about = _json(folder / ABOUT, where) if (folder / ABOUT).exists() else {}
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Adapter(folder, rank, parameters, of_mlp, digest, about, merged)
+
+
+def _json(path: Path, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(
+            f"{where}: {path.name} cannot be read: {error.strerror}; give a folder of `hwsim train lora` or of peft"
+        ) from error
+    except ValueError as error:
+        raise SettingError(f"{where}: {path.name} is damaged: no JSON text") from error
+    if not isinstance(content, dict):
+        raise SettingError(f"{where}: {path.name} must hold a JSON object")
+    return content
+
+
+def _shapes(path: Path, where: str) -> dict[str, tuple[int, int]]:
+    """Names and shapes of the tensors, from the header of the safetensors file."""
+    damaged = SettingError(f"{where}: {path.name} is damaged, or no safetensors file")
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_LONGEST_HEADER, path.stat().st_size - 8):
+                raise damaged
+            header = json.loads(file.read(length))
+            tensors = {name: each for name, each in header.items() if name != "__metadata__"}
+            shapes = {name: (int(each["shape"][0]), int(each["shape"][1])) for name, each in tensors.items()}
+            end = max(int(each["data_offsets"][1]) for each in tensors.values())
+    except OSError as error:
+        raise SettingError(
+            f"{where}: {path.name} cannot be read: {error.strerror}; peft's save_pretrained writes it"
+        ) from error
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise damaged from error
+    if path.stat().st_size != 8 + length + end:
+        raise damaged
+    return shapes
+
+
+def _check(name: str, shape: tuple[int, int], rank: int, model: ModelShape, where: str) -> str:
+    """Hold one tensor against the model; the name of its module."""
+    found = _NAME.search(name)
+    if found is None or found[2] not in _MODULES:
+        raise SettingError(f"{where}: {name}: hwsim knows adapters of a decoder layer's linear modules only")
+    layer, module, part = int(found[1]), found[2], found[3]
+    own = 0 if part == "A" else 1
+    if shape[own] != rank:
+        raise SettingError(
+            f"{where}: {name} has rank {shape[own]}, {CONFIG} says r={rank}; they belong to two adapters"
+        )
+    known = model.matrices()
+    parts = [known[each] for each in _MODULES[module] if each in known]
+    wanted = _outer(parts, part)
+    if layer >= model.num_hidden_layers or not parts or shape[1 - own] != wanted:
+        raise SettingError(
+            f"{where}: {name} is {list(shape)}, which does not fit {model.name} "
+            f"({model.num_hidden_layers} layers, hidden {model.hidden_size}, intermediate {model.intermediate_size}); "
+            "it was trained for another model"
+        )
+    return module
+
+
+def _outer(parts: list[Matrix], part: str) -> int:
+    """Inputs of a module, or its outputs: those of fused matrices follow each other."""
+    return parts[0].columns if parts and part == "A" else sum(matrix.rows for matrix in parts)

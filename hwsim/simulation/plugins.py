@@ -1,0 +1,250 @@
+"""Finding plug-ins, policies and rules: by the name of a built-in's file, by entry point, or by the path of a file.
+
+Built-ins have no privileges: they are found by looking into their folder, as a file of the user's is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import pkgutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from hwsim.errors import HwsimError, PluginError, SettingError, did_you_mean, one_line
+from hwsim.evictions import Eviction
+from hwsim.policy import Policy
+from hwsim.prefetch import Prefetch
+from hwsim.util.explain import problem
+from hwsim.util.units import printable, shorten
+
+T = TypeVar("T", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """One kind of plug-in."""
+
+    noun: str
+    base: type[T]
+    package: str  # of the built-ins
+    group: str  # of the entry points
+
+    def names(self) -> dict[str, str]:
+        """Every name that can be asked for, and where it comes from."""
+        found = {name: f"{self.package}.{module}" for name, module in self._builtin().items()}
+        for entry in entry_points(group=self.group):
+            origin = entry.value
+            if entry.name in found and found[entry.name] != origin:
+                raise PluginError(
+                    f"{self.noun} {entry.name!r} is defined twice: by {found[entry.name]} and by {origin}; rename one"
+                )
+            found[entry.name] = origin
+        return dict(sorted(found.items()))
+
+    def find(self, spec: str) -> tuple[str, type[T]]:
+        """The class behind a name, a ``FILE.py`` or a ``FILE.py:Class``, and the name that results call it by.
+
+        Raises:
+            PluginError: there is none, or it cannot be loaded.
+        """
+        file, wanted = _file(spec)
+        if file:
+            found = self._only(self._load_file(file), str(file), wanted)
+            return wanted or printable(file.stem.replace("_", "-")), found
+        builtin = self._builtin()
+        names = self.names()
+        if spec not in names:
+            raise PluginError(f"no {self.noun} {spec!r}{did_you_mean(spec, names)}; or give the path of a .py file")
+        if spec in builtin:
+            module = f"{self.package}.{builtin[spec]}"
+            return spec, self._only(self._load(module, lambda: importlib.import_module(module)), module, "")
+        entry = next(entry for entry in entry_points(group=self.group) if entry.name == spec)
+        return spec, self._loaded_entry(entry)
+
+    def make(self, spec: str, parameters: Mapping[str, Any] | None = None) -> tuple[str, T]:
+        """An instance with the given parameters; text is read as the field's type.
+
+        Raises:
+            PluginError: as `find`.
+            SettingError: a parameter is unknown or out of bounds.
+        """
+        name, found = self.find(spec)
+        return name, build(found, f"{self.noun} {name}", parameters or {})
+
+    def _builtin(self) -> dict[str, str]:
+        package = importlib.import_module(self.package)
+        modules = [info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
+        return {module.replace("_", "-"): module for module in modules}
+
+    def _only(self, module: ModuleType, origin: str, wanted: str) -> type[T]:
+        """The one class of this kind that the module defines itself."""
+        defined = self._defined(module)
+        if wanted:
+            chosen = [value for value in defined if value.__name__ == wanted]
+            if not chosen:
+                known = did_you_mean(wanted, [value.__name__ for value in defined])
+                raise PluginError(f"{origin}: has no {self.noun} class {wanted!r}{known}")
+            return chosen[0]
+        if not defined:
+            raise PluginError(
+                f"{origin}: defines no {self.noun}: no subclass of {self.base.__module__}.{self.base.__name__}"
+            )
+        if len(defined) > 1:
+            names = ", ".join(value.__name__ for value in defined)
+            raise PluginError(f"{origin}: defines several: {names}; choose one with {origin}:{defined[0].__name__}")
+        return defined[0]
+
+    def _defined(self, module: ModuleType) -> list[type[T]]:
+        """All classes of this kind that the module defines itself."""
+        return [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type)
+            and issubclass(value, self.base)
+            and value is not self.base
+            and value.__module__ == module.__name__
+        ]
+
+    def _stands_for(self, spec: str) -> bool:
+        """Whether a name or a file stands for a plug-in of this kind, or for several."""
+        file, wanted = _file(spec)
+        if not file:
+            return spec in self.names()
+        defined = self._defined(self._load_file(file))
+        return any(not wanted or found.__name__ == wanted for found in defined)
+
+    def _load_file(self, file: Path) -> ModuleType:
+        if not file.is_file():
+            raise PluginError(f"{self.noun} file {file} does not exist")
+        # named by its path, so that two files of one name do not meet; sys.path is left alone
+        name = f"hwsim_plugin_{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:12]}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise PluginError(f"{file}: cannot be loaded as Python")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # pydantic looks up annotations there
+
+        def run() -> ModuleType:
+            spec.loader.exec_module(module)  # type: ignore[union-attr]
+            return module
+
+        return self._load(str(file), run)
+
+    def _loaded_entry(self, entry: EntryPoint) -> type[T]:
+        found = self._load(entry.value, entry.load)
+        if isinstance(found, ModuleType):
+            return self._only(found, entry.value, "")
+        if not (isinstance(found, type) and issubclass(found, self.base)):
+            raise PluginError(f"entry point {entry.name} = {entry.value} is no {self.base.__name__}")
+        return found
+
+    def _load(self, origin: str, load: Any) -> Any:
+        try:
+            return load()
+        except HwsimError:
+            raise
+        except SyntaxError as error:
+            at = f"line {error.lineno}: " if error.lineno else ""
+            raise PluginError(f"{origin}: {at}{one_line(error) if not at else error.msg}") from error
+        except (Exception, SystemExit) as error:
+            said = one_line(error).partition(" For further information visit ")[0]  # pydantic's site
+            raise PluginError(f"{origin}: cannot be loaded: {type(error).__name__}: {said}") from error
+
+
+POLICIES: Kind[Policy] = Kind("policy", Policy, "hwsim_policies", "hwsim.policies")
+EVICTIONS: Kind[Eviction] = Kind("eviction", Eviction, "hwsim.evictions", "hwsim.evictions")
+PREFETCHES: Kind[Prefetch] = Kind("prefetch", Prefetch, "hwsim.prefetch", "hwsim.prefetches")
+
+
+def kinds_of(spec: str) -> list[Kind[Any]]:
+    """The kinds of plug-in that a name or a file stands for: a file may define both, and both may have a name.
+
+    Raises:
+        PluginError: it stands for none, or the file cannot be loaded.
+    """
+    file, wanted = _file(spec)
+    if file and not file.is_file():
+        raise PluginError(f"file {file} does not exist")
+    found: list[Kind[Any]] = [kind for kind in (POLICIES, EVICTIONS) if kind._stands_for(spec)]
+    if found:
+        return found
+    if file:
+        what = f"has no policy or eviction class {wanted!r}" if wanted else "defines no policy and no eviction rule"
+        raise PluginError(f"{file}: {what}; docs/policy.md tells how to write either")
+    known = {**POLICIES.names(), **EVICTIONS.names()}
+    raise PluginError(f"no policy and no eviction {spec!r}{did_you_mean(spec, known)}; or give the path of a .py file")
+
+
+def _file(spec: str) -> tuple[Path | None, str]:
+    """The file and the class that ``FILE.py`` or ``FILE.py:Class`` names; no file where it is a name."""
+    path, _, wanted = spec.partition(".py:")
+    if wanted:
+        return Path(path + ".py"), wanted
+    return (Path(spec) if spec.endswith(".py") else None), ""
+
+
+def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:
+    """An instance of a plug-in class; text is read as the field's type, JSON where it begins with [ or {.
+
+    Raises:
+        SettingError: a parameter is unknown, out of bounds, or impossible together with another.
+    """
+    values = {name: _read(value) for name, value in parameters.items()}
+    for name in values:
+        if name not in found.model_fields:
+            known = did_you_mean(name, found.model_fields) if found.model_fields else "; it has none"
+            raise SettingError(f"{who}: unknown parameter {name!r}{known}")
+    try:
+        return found.model_validate(values)
+    except ValidationError as error:
+        raise SettingError(f"{who}: {_explain(found, error)}") from error
+    except HwsimError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise SettingError(f"{who}: refused its parameters: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _explain(found: type[BaseModel], error: ValidationError) -> str:
+    """The first thing that is wrong with the parameters, as field=value: rule (meaning)."""
+    wrong = problem(error)
+    field = wrong.field
+    known = found.model_fields.get(str(wrong.loc[0])) if field else None
+    meaning = f" ({known.description})" if known and known.description else ""
+    if wrong.kind == "missing":
+        return f"{field} must be given, with --set {field}=...{meaning}"
+    return f"{field}={shorten(str(wrong.value))}: {wrong.rule}{meaning}" if field else wrong.rule
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    if isinstance(value, str) and value.lower() in ("none", "null"):
+        return None
+    return value
+
+
+def check_density(name: str, found: type[Policy]) -> None:
+    """Refuse ``--density`` for a policy that has none.
+
+    Raises:
+        SettingError: it has no such parameter.
+    """
+    if "density" not in found.model_fields:
+        raise SettingError(
+            f"policy {name} takes no --density, it has no field of that name; set its own parameters with --set: "
+            f"{', '.join(found.model_fields) or 'it has none'}"
+        )

@@ -1,0 +1,124 @@
+"""Predictions of published rows from their stated conditions, and how far off they are."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from hwsim.device.profile import load_profile
+from hwsim.studies.validate.workload import Workload
+from hwsim.timing.events import run_events
+
+
+class Row(BaseModel):
+    """One published measurement; `rows.yaml` lists them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    source: str
+    conditions: str
+    measured: str
+    device: str
+    workload: Workload
+    assumptions: str = "none"
+
+    @property
+    def value(self) -> float:
+        """What was measured."""
+        return float(self.measured.split()[0])
+
+    @property
+    def unit(self) -> str:
+        """Its unit: tok/s or ms."""
+        return self.measured.split()[1]
+
+
+class LeftOut(BaseModel):
+    """Rows that are not predicted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: str
+    reason: str
+
+
+class Rows(BaseModel):
+    """What `rows.yaml` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    predicted: list[Row]
+    left_out: list[LeftOut]
+    misses: dict[str, str] = {}
+
+
+class Prediction(BaseModel):
+    """A row and what hwsim says to it.
+
+    Attributes:
+        error: predicted / measured - 1.
+        flash_ms: of a token, in Flash, and so on: why it takes as long.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    source: str
+    conditions: str
+    assumptions: str
+    unit: Literal["tok/s", "ms"]
+    measured: float
+    predicted: float
+    error: float
+    flash_ms: float
+    dram_ms: float
+    compute_ms: float
+
+
+class Summary(NamedTuple):
+    """Absolute relative errors over some rows."""
+
+    rows: int
+    mean: float
+    median: float
+    worst: float
+
+
+@cache
+def read_rows() -> Rows:
+    """The list that comes with hwsim."""
+    text = files("hwsim.studies.validate").joinpath("rows.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.safe_load(text)
+    return Rows.model_validate(found)
+
+
+def predict(row: Row) -> Prediction:
+    """What hwsim predicts for the conditions of a row."""
+    profile = load_profile(row.device)
+    load = row.workload.load(profile)
+    timing = run_events(load, overlap=row.workload.overlap)
+    seconds = timing.times.total / load.tokens
+    predicted = 1.0 / seconds if row.unit == "tok/s" else seconds * 1e3
+    each = {name: 1e3 * value / load.tokens for name, value in timing.busy}
+    return Prediction(
+        id=row.id, source=row.source, conditions=row.conditions, assumptions=row.assumptions, unit=row.unit,
+        measured=row.value, predicted=predicted, error=predicted / row.value - 1.0,
+        flash_ms=each["flash"], dram_ms=each["dram"], compute_ms=each["compute"],
+    )  # fmt: skip
+
+
+def summarize(predictions: list[Prediction]) -> dict[str, Summary]:
+    """Errors over all rows, and over those of each source."""
+    sources = list(dict.fromkeys(each.source for each in predictions))
+    groups = {"all": predictions} | {name: [p for p in predictions if p.source == name] for name in sources}
+    found = {}
+    for name, rows in groups.items():
+        errors = np.abs([row.error for row in rows])
+        found[name] = Summary(len(rows), float(errors.mean()), float(np.median(errors)), float(errors.max()))
+    return found

@@ -1,0 +1,93 @@
+"""A decode that is known by its bytes, hit rate and compute time alone: what a measurement states of itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from hwsim.device.flash_times import FlashTimes, stream_seconds
+from hwsim.device.profile import Profile
+from hwsim.timing.work import Load
+from hwsim.util.units import Rate, Time, parse
+
+Bytes = Annotated[float, BeforeValidator(lambda text: float(parse(text, "size")))]
+"""A mean size, which need not be whole."""
+_TOKENS = 256  # enough for the mean of a token to settle within a percent
+
+
+class Workload(BaseModel):
+    """What each token asks for.
+
+    Attributes:
+        layers: how many times a token waits for Flash.
+        units: that a layer needs, `unit` bytes each, read from Flash in `reads` pieces.
+        hit_rate: share of them that is cached, drawn anew for each layer and token.
+        compute: of a token; it belongs to the units in equal shares.
+        flash: bytes that are read from Flash in one piece before the layers.
+        weights: bytes that arithmetic takes from DRAM.
+        weight_rate: at which it does, where this is not the device's.
+        flash_rate: flat rate of Flash, where this is not the device's.
+        lanes: reads outstanding at once, where this is not the device's.
+        overlap: what may happen at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int = Field(1, ge=1, le=1000)
+    units: int = Field(0, ge=0, le=10**6)
+    unit: Bytes | None = None
+    reads: int = Field(1, ge=1, le=10**6)
+    hit_rate: float = Field(0.0, ge=0, le=1)
+    compute: Time = 0.0
+    flash: Bytes | None = None
+    weights: Bytes | None = None
+    weight_rate: Rate | None = None
+    flash_rate: Rate | None = None
+    lanes: int | None = Field(None, ge=1, le=2**16)
+    overlap: Literal["none", "group", "pipeline"] = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> Workload:
+        if self.units and self.unit is None:
+            raise ValueError("units need their bytes: unit")
+        return self
+
+    def device(self, profile: Profile) -> Profile:
+        """The device of the measurement."""
+        flash = {}
+        if self.flash_rate is not None:
+            flash = {"read_bandwidth": self.flash_rate, "table": None, "queue": None}
+        if self.lanes is not None:
+            flash["queue_depth"] = self.lanes
+        dram = {} if self.weight_rate is None else {"bandwidth": self.weight_rate, "peak_bandwidth": None}
+        update = {"flash": profile.flash.model_copy(update=flash), "dram": profile.dram.model_copy(update=dram)}
+        return profile.model_copy(update=update)
+
+    def load(self, profile: Profile, seed: int = 0) -> Load:
+        """The work of some tokens on a device."""
+        device = self.device(profile)
+        shape = (_TOKENS, self.layers, 1)
+        misses = np.random.default_rng(seed).binomial(self.units, 1.0 - self.hit_rate, shape)
+        size = (self.unit or 0) / self.reads
+        share = np.divide(misses, self.units, out=np.zeros(shape), where=self.units > 0)
+        compute = self.compute / self.layers
+        nothing = np.zeros(shape)
+        steps = np.zeros(self.layers + 1)
+        steps[: self.layers] = (self.weights or 0) / device.dram.bandwidth / self.layers
+        streamed = np.zeros(self.layers + 1)
+        streamed[0] = stream_seconds(device.flash, self.flash or 0)
+        return Load(
+            resident=steps,
+            streamed=streamed,
+            kv_cache=np.zeros(_TOKENS),
+            unmasked=np.zeros((_TOKENS, self.layers + 1)),
+            selection=nothing,
+            flash=FlashTimes(device.flash).seconds([(misses * self.reads, np.full(shape, size))]),
+            dram=nothing,
+            fills=nothing,
+            on_hits=compute * (1.0 - share),
+            on_misses=compute * share,
+            kinds=("mlp",),
+        )

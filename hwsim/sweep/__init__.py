@@ -1,8 +1,0 @@
-"""Many runs: grids of replays and closed loops, in processes or on a cluster, each result kept for good."""
-
-from hwsim.sweep.backends import BACKENDS
-from hwsim.sweep.spec import Spec, make_spec, read_spec
-from hwsim.sweep.store import Store
-from hwsim.sweep.sweeping import Swept, sweep
-
-__all__ = ["BACKENDS", "Spec", "Store", "Swept", "make_spec", "read_spec", "sweep"]

@@ -1,5 +1,0 @@
-"""Tuning: the fastest settings of a policy whose perplexity, with the cache in the loop, stays within a loss."""
-
-from hwsim.tune.study import Goal, Tuned, tune, write_settings
-
-__all__ = ["Goal", "Tuned", "tune", "write_settings"]

@@ -1,0 +1,1 @@
+"""What every package may use: units, files, YAML and array files, plain numerics."""

@@ -1,5 +1,0 @@
-"""Published end-to-end measurements, and what hwsim predicts for their conditions."""
-
-from hwsim.validate.predict import Prediction, Summary, predict, read_rows, summarize
-
-__all__ = ["Prediction", "Summary", "predict", "read_rows", "summarize"]
