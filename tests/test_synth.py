@@ -22,7 +22,7 @@ from hwsim.model.catalog import known_shape
 from hwsim.model.shape import ModelShape
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace
-from hwsim.trace.synth import SignalFit, bundled, generate, law, synthesize
+from hwsim.trace.synth import SignalFit, Windows, bundled, generate, law, synthesize
 from hwsim.trace.synth import fit as fitting
 from hwsim.util.kernels import top_k
 from tests.conftest import Hwsim, write_trace
@@ -242,7 +242,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory):
 
 def test_same_arguments_same_bytes(tmp_path: Path, gated: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(name: str, seed: int = 0) -> bytes:
-        synthesize(tmp_path / name, SMALL_MODEL, 60, like=gated, context=25, seed=seed)
+        synthesize(tmp_path / name, SMALL_MODEL, Windows(60, context=25), like=gated, seed=seed)
         return (tmp_path / name).read_bytes()
 
     first = made("a")
@@ -264,7 +264,7 @@ def test_streams_differ(gated: Trace) -> None:
 
 def test_header(tmp_path: Path, gated: Trace) -> None:
     synthesize(
-        tmp_path / "t.npz", WIDE.model_copy(update={"num_hidden_layers": 2}), 70, like=gated, context=32, prompt=4
+        tmp_path / "t.npz", WIDE.model_copy(update={"num_hidden_layers": 2}), Windows(70, context=32, prompt=4), like=gated
     )
     with Trace(tmp_path / "t.npz") as trace:
         header = trace.header
@@ -332,9 +332,9 @@ def test_memory_does_not_grow_with_tokens(tmp_path: Path, gated: Trace, monkeypa
     ("settings", "error", "words"),
     [
         ({"tokens": 0}, SettingError, "tokens 0"),
-        ({"context": 0}, SettingError, "context 0"),
-        ({"prompt": -1}, SettingError, "prompt -1"),
-        ({"tokens": 50, "context": 48, "prompt": 2}, SettingError, "leaves nothing to decode of the shortest"),
+        ({"tokens": Windows(50, context=0)}, SettingError, "context 0"),
+        ({"tokens": Windows(50, prompt=-1)}, SettingError, "prompt -1"),
+        ({"tokens": Windows(50, context=48, prompt=2)}, SettingError, "leaves nothing to decode of the shortest"),
         ({"signals": []}, SettingError, "at least one"),
         ({"signals": ["input", "input"]}, SettingError, "once"),
         ({"signals": ["gat"]}, SettingError, "did you mean 'gate'"),

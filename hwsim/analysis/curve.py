@@ -14,17 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from hwsim.analysis.groups import alike_groups
 from hwsim.cache.cache import Cache
 from hwsim.errors import SettingError
 from hwsim.evictions.lru import Lru
-from hwsim.masking.scan import SignalSource, decided
-from hwsim.memory.placement import GroupPlan
-from hwsim.model.shape import ModelShape
-from hwsim.policy import Policy
-from hwsim.trace.header import Sequence
+from hwsim.masking.streams import Masking, SignalSource, decided
+from hwsim.trace.sequences import Sequences
 
 _BLIND = "its masks change with the size of the cache and have no curve"
 
@@ -91,29 +90,21 @@ class GroupCurve:
 
 def curve(
     source: SignalSource,
-    model: ModelShape,
-    sequences: list[Sequence],
-    policy: Policy,
-    plans: tuple[GroupPlan, ...],
+    sequences: Sequences,
+    masking: Masking,
     shares: Iterable[float] = (),
     *,
     known: bool = False,
-    name: str = "",
-    seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, GroupCurve]:
     """Count the hits of LRU caches of every size on the masks of a policy.
 
     Args:
         source: gives the signals.
-        model: its shape.
         sequences: windows of the trace.
-        policy: decides the masks; one that looks at the cache has none of its own.
-        plans: its groups.
+        masking: the policy, with its caches' capacities; one that looks at the cache has no masks of its own.
         shares: of the units, 0 to 1: sizes that are counted also where they are below the largest mask.
         known: whether the plans' capacities are asked for, too.
-        name: of the policy, for messages.
-        seed: of the random numbers that the policy may draw.
         progress: is called with the number of layers done.
 
     Returns:
@@ -121,28 +112,26 @@ def curve(
 
     Raises:
         PluginError: the policy looks at the cache, or broke its contract.
-        SettingError: the policy masks nothing.
+        SettingError: the policy masks nothing, or groups of one name differ in size.
     """
-    if not plans:
-        raise SettingError(f"policy {name}: masks nothing, so nothing is cached; choose another, such as dip")
+    if not masking.plans:
+        raise SettingError(f"policy {masking.name}: masks nothing, so nothing is cached; choose another, such as dip")
     shares = tuple(shares)
-    found = {plan.group.name: GroupCurve(plan.units, plan.capacity if known else None) for plan in plans}
-    totals = {plan.group.name: np.zeros(plan.units + 1, np.int64) for plan in plans}
-    for layer in range(model.num_hidden_layers):
-        for index, plan in enumerate(plans):
-            group, total = found[plan.group.name], totals[plan.group.name]
+    groups = alike_groups(masking.plans)
+    curves = {name: GroupCurve(plan.units, plan.capacity if known else None) for name, plan in groups.items()}
+    totals = {name: np.zeros(plan.units + 1, np.int64) for name, plan in groups.items()}
+    for layer in range(masking.plans.layers):
+        for place in masking.plans.places([layer]):
+            plan = place.plan
             asked = {units_of(share, plan.units) for share in shares} | ({plan.capacity} if known else set())
-
-            def masks(layer: int = layer, index: int = index, plan: GroupPlan = plan) -> Iterable[Iterable[np.ndarray]]:
-                return decided(source, model, sequences, policy, plan, layer, name, (seed, layer, index), _BLIND)
-
-            _count(group, total, asked, masks)
+            masks = partial(decided, source, sequences, masking, place, _BLIND)
+            _count(curves[plan.name], totals[plan.name], asked, masks)
         if progress:
             progress(layer + 1)
-    for key, group in found.items():
-        group.hits |= {size: int(totals[key][size]) for size in range(group.largest, group.units + 1)}
+    for name, group in curves.items():
+        group.hits |= {size: int(totals[name][size]) for size in range(group.largest, group.units + 1)}
         group.hits = dict(sorted(group.hits.items()))
-    return found
+    return curves
 
 
 def units_of(share: float, units: int) -> int:

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hwsim.analysis.groups import alike_groups
 from hwsim.cache.cache import CacheSetup
 from hwsim.errors import SettingError
 from hwsim.evictions import Eviction
-from hwsim.masking.scan import SignalSource, decided
-from hwsim.memory.placement import GroupPlan
-from hwsim.model.shape import ModelShape
-from hwsim.policy import Policy
-from hwsim.trace.header import Sequence
+from hwsim.masking.streams import Masking, SignalSource, decided
+from hwsim.memory.groups import GroupPlan
+from hwsim.trace.sequences import Sequences
 
 _BLIND = "its masks change with the rule and cannot be shuffled"
 
@@ -69,27 +68,20 @@ class GroupLocality:
 
 def locality(
     source: SignalSource,
-    model: ModelShape,
-    sequences: list[Sequence],
-    policy: Policy,
-    plans: tuple[GroupPlan, ...],
+    sequences: Sequences,
+    masking: Masking,
     rules: dict[str, Eviction],
     *,
-    name: str = "",
-    seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, GroupLocality]:
     """Count the hits of every rule on the masks of a policy and on their shuffled control.
 
     Args:
         source: gives the signals.
-        model: its shape.
         sequences: windows of the trace.
-        policy: decides the masks; one that looks at the cache has none of its own.
-        plans: its groups, with their caches' capacities.
+        masking: the policy, with its caches' capacities; one that looks at the cache has no masks of its own. Its seed
+            is that of the shuffle, too.
         rules: by name.
-        name: of the policy, for messages.
-        seed: of the shuffle, and of the random numbers that the policy may draw.
         progress: is called with the number of layers done.
 
     Returns:
@@ -97,32 +89,32 @@ def locality(
 
     Raises:
         PluginError: the policy looks at the cache, or broke its contract.
-        SettingError: the policy masks nothing.
+        SettingError: the policy masks nothing, or groups of one name differ in size.
     """
-    if not plans:
-        raise SettingError(f"policy {name}: masks nothing, so nothing is cached; choose another, such as dip")
-    found = {plan.group.name: GroupLocality(plan.units, plan.capacity) for plan in plans}
-    for layer in range(model.num_hidden_layers):
-        for index, plan in enumerate(plans):
-            each = decided(source, model, sequences, policy, plan, layer, name, (seed, layer, index), _BLIND)
-            masks = [np.stack([mask.copy() for mask in sequence]) for sequence in each]
-            _count(found[plan.group.name], masks, rules, layer, plan, seed)
+    if not masking.plans:
+        raise SettingError(f"policy {masking.name}: masks nothing, so nothing is cached; choose another, such as dip")
+    groups = {name: GroupLocality(plan.units, plan.capacity) for name, plan in alike_groups(masking.plans).items()}
+    for layer in range(masking.plans.layers):
+        for place in masking.plans.places([layer]):
+            streams = decided(source, sequences, masking, place, _BLIND)
+            masks = [np.stack([mask.copy() for mask in sequence]) for sequence in streams]
+            _count(groups[place.plan.name], masks, rules, place.plan, masking.seed)
         if progress:
             progress(layer + 1)
-    return found
+    return groups
 
 
 def _count(
-    found: GroupLocality, masks: list[np.ndarray], rules: dict[str, Eviction], layer: int, plan: GroupPlan, seed: int
+    group: GroupLocality, masks: list[np.ndarray], rules: dict[str, Eviction], plan: GroupPlan, seed: int
 ) -> None:
-    sizes = np.concatenate([each.sum(axis=1) for each in masks])
-    found.requests += int(sizes.sum())
-    found.crowded += int(sizes[sizes > plan.capacity].sum())
-    shuffled = [each[_order(seed, number, len(each))] for number, each in enumerate(masks)]
+    sizes = np.concatenate([sequence.sum(axis=1) for sequence in masks])
+    group.requests += int(sizes.sum())
+    group.crowded += int(sizes[sizes > plan.capacity].sum())
+    shuffled = [sequence[_order(seed, number, len(sequence))] for number, sequence in enumerate(masks)]
     for name, rule in rules.items():
-        hits = found.rules.setdefault(name, Hits())
-        hits.trace += _hits(masks, rule, layer, plan)
-        hits.control += _hits(shuffled, rule, layer, plan)
+        hits = group.rules.setdefault(name, Hits())
+        hits.trace += _hits(masks, rule, plan)
+        hits.control += _hits(shuffled, rule, plan)
 
 
 def _order(seed: int, number: int, tokens: int) -> np.ndarray:
@@ -130,8 +122,8 @@ def _order(seed: int, number: int, tokens: int) -> np.ndarray:
     return np.random.default_rng((seed, number)).permutation(tokens)
 
 
-def _hits(masks: list[np.ndarray], rule: Eviction, layer: int, plan: GroupPlan) -> int:
-    cache = CacheSetup().cache(layer, plan.group.name, plan.units, plan.capacity, rule)
+def _hits(masks: list[np.ndarray], rule: Eviction, plan: GroupPlan) -> int:
+    cache = CacheSetup().cache(plan.layer, plan.name, plan.units, plan.capacity, rule)
     hits = 0
     for sequence in masks:
         cache.start(sequence if rule.needs_future else None)

@@ -59,7 +59,7 @@ def synth(
     from hwsim.model.catalog import known_shape
     from hwsim.report.traceinfo import render_comparison
     from hwsim.trace import Trace
-    from hwsim.trace.synth import synthesize
+    from hwsim.trace.synth import Windows, synthesize
     from hwsim.trace.writer import unfinished
     from hwsim.util.units import printable, show_size
 
@@ -75,7 +75,7 @@ def synth(
     wanted = [name.strip() for name in signals.split(",") if name.strip()] if signals is not None else None
     with Trace(like) as recorded, progress_bar() as progress:
         header = synthesize(
-            path, shape, tokens, like=recorded, context=context, prompt=prompt, signals=wanted, seed=seed,
+            path, shape, Windows(tokens, context, prompt), like=recorded, signals=wanted, seed=seed,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
         with Trace(path) as drawn:

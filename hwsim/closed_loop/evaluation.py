@@ -13,13 +13,10 @@ import numpy as np
 from hwsim.closed_loop.carried import Carried, carry, require_peft
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.closed_loop.scoring import Score, score
-from hwsim.device.profile import Profile
 from hwsim.errors import BlindError, SettingError
-from hwsim.evictions import Eviction
-from hwsim.masking.counts import Demand
+from hwsim.masking.counts import Counts
 from hwsim.masking.mask_file import MaskWriter
-from hwsim.masking.scan import worth_compiling
-from hwsim.memory.placement import Placement
+from hwsim.masking.streams import worth_compiling
 from hwsim.policy import Policy
 from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import told_as
@@ -27,8 +24,9 @@ from hwsim.record.hooks import Layer
 from hwsim.record.loading import Loaded
 from hwsim.record.prepare import Prepared, Progress, passes, prepare
 from hwsim.record.runner import Runner
-from hwsim.simulation import replay as simulation
 from hwsim.simulation.metrics import Evaluation
+from hwsim.simulation.result import measure
+from hwsim.simulation.run import Conditions, Run, Source, check_closed
 from hwsim.trace import Sequence
 
 _WINDOWS = 8  # that go through the model together where it does not run on a CPU
@@ -46,27 +44,23 @@ class Candidate(NamedTuple):
 
 
 @dataclass
-class _Run:
+class _Loop:
     """One policy while it is evaluated."""
 
-    candidate: Candidate
-    placement: Placement
+    run: Run
     loop: ClosedLoop
     by_token: bool = False  # the model runs token by token, so that the policy may read shared caches
     score: Score = field(default_factory=Score)
-    demands: list[Demand] = field(default_factory=list)
+    counts: list[Counts] = field(default_factory=list)
 
 
 def evaluate(
     model: str,
     text: str,
-    profile: Profile,
+    conditions: Conditions,
     candidates: list[Candidate],
-    eviction: Eviction,
     reading: TextSettings | None = None,
-    settings: simulation.Settings | None = None,
     *,
-    eviction_name: str = "",
     masks: MaskWriter | None = None,
     batch: int | None = None,
     progress: Progress | None = None,
@@ -79,12 +73,10 @@ def evaluate(
     Args:
         model: as `hwsim.record.record` takes it.
         text: a UTF-8 file, or the name of a bundled text.
-        profile: the device: its DRAM budget decides what the caches hold.
+        conditions: the device, whose DRAM budget decides what the caches hold, the eviction, and DRAM, bits, timing,
+            seed and LoRA adapter, as in a replay. The dense pass runs without the adapter.
         candidates: the policies.
-        eviction: picks who leaves the caches.
         reading: which tokens, in windows of which length.
-        settings: DRAM, bits, timing, seed and LoRA adapter, as in a replay. The dense pass runs without the adapter.
-        eviction_name: how results call the eviction.
         masks: a file that the masks are written to; for one policy only.
         batch: windows that go through the model together; None: one on a CPU, which several would not speed up.
         progress: is told how far it is.
@@ -92,16 +84,15 @@ def evaluate(
     Raises:
         HwsimError: one of its kinds.
     """
-    settings = settings or simulation.Settings()
-    simulation.check_closed(settings)
+    check_closed(conditions.settings)
     if masks and len(candidates) != 1:
         raise SettingError("masks can be saved of one policy at a time; name one --policy")
     if batch is not None and batch < 1:
         raise SettingError(f"--batch {batch}: must be at least 1")
-    if settings.lora:
+    if conditions.settings.lora:
         require_peft()
     with Loops(model, text, reading, batch=batch, progress=progress) as loops:
-        return loops.run(profile, candidates, eviction, settings, eviction_name=eviction_name, masks=masks)
+        return loops.run(conditions, candidates, masks=masks)
 
 
 class Loops:
@@ -134,37 +125,30 @@ class Loops:
         self._dense: dict[int, Any] | None = {} if keep_dense else None
 
     def run(
-        self,
-        profile: Profile,
-        candidates: list[Candidate],
-        eviction: Eviction,
-        settings: simulation.Settings,
-        *,
-        eviction_name: str = "",
-        masks: MaskWriter | None = None,
+        self, conditions: Conditions, candidates: list[Candidate], *, masks: MaskWriter | None = None,
         watch: Watch | None = None,
-    ) -> list[Evaluation]:
+    ) -> list[Evaluation]:  # fmt: skip
         """One set of policies, as `evaluate`.
 
         Args:
-            profile: the device.
+            conditions: as for `evaluate`; the adapter, if there is one, is the same in all runs.
             candidates: the policies.
-            eviction: picks who leaves the caches.
-            settings: as for `evaluate`; the adapter, if there is one, is the same in all runs.
-            eviction_name: how results call the eviction.
             masks: a file that the masks are written to.
             watch: is given the scores after each pass; with False the run ends, without results.
 
         Raises:
             HwsimError: as `evaluate`.
         """
-        ready, header = self.ready, self.ready.header
-        placements = [
-            simulation.layout(header.model, profile, each.policy, header.longest, settings, each.name)
-            for each in candidates
-        ]
-        for placement in placements:
-            simulation.check_caches(placement, eviction, settings)
+        ready, settings = self.ready, conditions.settings
+        origin = {
+            "name": ready.header.provenance["text"]["name"],
+            "origin": "closed loop",
+            "provenance": ready.header.provenance,
+        }
+        source = Source(ready.header, origin)
+        runs = [conditions.run(source, candidate.policy, candidate.name) for candidate in candidates]
+        for run in runs:
+            run.check()  # also that shares need no replay of a trace
         if self._loaded is None:
             self._loaded = ready.load(self._tell)
         if settings.lora and self._carried is None:
@@ -172,20 +156,15 @@ class Loops:
         if settings.lora and settings.lora != self._lora:
             raise SettingError(f"--lora {settings.lora}: the model carries {self._lora}; one adapter at a time")
         layers = self._carried.layers if self._carried else self._loaded.layers
-        runs = [
-            _Run(each, placement, _loop(ready, each, placement, eviction, settings, layers, masks))
-            for each, placement in zip(candidates, placements, strict=True)
-        ]
+        loops = [_Loop(run, _closed_loop(ready, run, layers, masks)) for run in runs]
         if masks:
-            each, placement = candidates[0], placements[0]
-            parts = (each.name, each.policy, placement.predictor_parameters, placement.adapter)
-            masks.begin(header, placement.groups, *parts)
+            masks.begin(ready.header, runs[0].masking, runs[0].placement)
         if self._runner is None:
             self._runner = Runner(self._loaded.model, ready.libraries)
         try:
             with told_as(f"--model {ready.source.name}: cannot be run"):
                 carried = self._carried if settings.lora else None
-                whole = self._passes(self._runner, runs, carried, self._loaded.from_disk, watch)
+                whole = self._passes(self._runner, loops, carried, self._loaded.from_disk, watch)
             if not whole:
                 return []
             if masks:
@@ -193,13 +172,13 @@ class Loops:
         finally:
             if masks:
                 masks.discard()
-        return [_result(ready, run, profile, eviction, eviction_name, settings) for run in runs]
+        return [_result(loop) for loop in loops]
 
     def _passes(
-        self, runner: Runner, runs: list[_Run], carried: Carried | None, from_disk: bool, watch: Watch | None
+        self, runner: Runner, loops: list[_Loop], carried: Carried | None, from_disk: bool, watch: Watch | None
     ) -> bool:
         ready, settings, total = self.ready, self.ready.settings, self.ready.settings.tokens
-        work, done = (len(runs) + 1) * total, 0
+        work, done = (len(loops) + 1) * total, 0
         together = self._batch or (1 if settings.device == "cpu" else _WINDOWS)
         for start, windows, length in passes(0, settings, from_disk, together):
             ids = ready.ids[start : start + windows * length].reshape(windows, length)
@@ -218,16 +197,17 @@ class Loops:
                     self._dense[start] = dense
             step("dense")
             hiddens = []
-            for run in runs:
-                if run.placement.groups:
-                    hiddens.append(_masked(runner, run, carried, ids, sequences, first))
+            for loop in loops:
+                if loop.run.placement.plans:
+                    hiddens.append(_masked(runner, loop, carried, ids, sequences, first))
                 else:
                     hiddens.append(dense)
-                    run.loop.window(sequences, first)
-                    run.demands.append(run.loop.demand())
-                step(run.candidate.name)
-            score(runner, ids, settings.prompt, dense, hiddens, [run.score for run in runs])
-            if watch and not watch([run.score for run in runs]):
+                    loop.loop.window(sequences, first)
+                    loop.counts.append(loop.loop.counts())
+                step(loop.run.names.policy)
+            scores = [loop.score for loop in loops]
+            score(runner, ids, settings.prompt, dense, hiddens, scores)
+            if watch and not watch(scores):
                 return False
         return True
 
@@ -253,81 +233,65 @@ def _check_lengths(ready: Prepared) -> None:
         )
 
 
-def _loop(
-    ready: Prepared, each: Candidate, placement: Placement, eviction: Eviction, settings: simulation.Settings,
-    layers: list[Layer], masks: MaskWriter | None,
-) -> ClosedLoop:  # fmt: skip
-    return ClosedLoop(
-        layers, ready.header.model, each.policy, placement.groups, eviction, settings.caches,
-        name=each.name, seed=settings.seed, sink=masks, shared=placement.shared,
-        fast=worth_compiling(ready.settings.tokens * len(layers) * len(placement.groups)),
-    )  # fmt: skip
+def _closed_loop(ready: Prepared, run: Run, layers: list[Layer], masks: MaskWriter | None) -> ClosedLoop:
+    fast = worth_compiling(ready.settings.tokens * len(list(run.placement.plans)))
+    return ClosedLoop(layers, run.masking, [masks] if masks else [], fast=fast)
 
 
 def _masked(
-    runner: Runner, run: _Run, carried: Carried | None, ids: np.ndarray, sequences: list[Sequence], first: int
+    runner: Runner, loop: _Loop, carried: Carried | None, ids: np.ndarray, sequences: list[Sequence], first: int
 ) -> Any:
     """Hidden states of some windows under a policy, ``[windows, tokens, hidden]``."""
-    if not run.by_token and not (carried and sequences[0].prompt):
-        run.loop.window(sequences, first)
+    if not loop.by_token and not (carried and sequences[0].prompt):
+        loop.loop.window(sequences, first)
         try:
-            with carried or nullcontext(), run.loop:
+            with carried or nullcontext(), loop.loop:
                 hidden = runner.hidden(ids)
         except BlindError:
-            if not run.placement.shared:
+            if not loop.run.placement.shared:
                 raise
-            run.loop, run.by_token = run.loop.by_token(), True
-            return _masked(runner, run, carried, ids, sequences, first)
-        run.demands.append(run.loop.demand())
+            loop.loop, loop.by_token = loop.loop.by_token(), True
+            return _masked(runner, loop, carried, ids, sequences, first)
+        loop.counts.append(loop.loop.counts())
         return hidden
     return runner.torch.cat(
         [
-            _in_pieces(runner, run, carried, window, sequence, number)
+            _in_pieces(runner, loop, carried, window, sequence, number)
             for number, (window, sequence) in enumerate(zip(ids, sequences, strict=True), first)
         ]
     )
 
 
 def _in_pieces(
-    runner: Runner, run: _Run, carried: Carried | None, ids: np.ndarray, sequence: Sequence, number: int
+    runner: Runner, loop: _Loop, carried: Carried | None, ids: np.ndarray, sequence: Sequence, number: int
 ) -> Any:
     """One window, its prompt read without masks and adapter, ``[1, tokens, hidden]``."""
     decoded = sequence.tokens - sequence.prompt
-    run.loop.begin(number)
+    loop.loop.begin(number)
 
     @contextmanager
     def masked(tokens: int) -> Iterator[None]:
-        run.loop.continued(tokens)
-        with carried or nullcontext(), run.loop:
+        loop.loop.continued(tokens)
+        with carried or nullcontext(), loop.loop:
             yield
-        run.demands.append(run.loop.demand())
+        loop.counts.append(loop.loop.counts())
 
-    pieces = [1] * decoded if run.by_token else [decoded]
+    pieces = [1] * decoded if loop.by_token else [decoded]
     prompt = [(sequence.prompt, nullcontext())] if sequence.prompt else []
     return runner.in_pieces(ids, [*prompt, *((tokens, masked(tokens)) for tokens in pieces)])
 
 
-def _result(
-    ready: Prepared, run: _Run, profile: Profile, eviction: Eviction, eviction_name: str, settings: simulation.Settings
-) -> Evaluation:
-    demand = Demand.joined(run.demands)
-    origin: dict[str, Any] = {
-        "name": ready.header.provenance["text"]["name"],
-        "origin": "closed loop",
-        "provenance": ready.header.provenance,
-    }
-    names = simulation.Names(run.candidate.name, eviction_name or type(eviction).__name__)
-    result = simulation.measure(
-        ready.header, origin, demand, run.placement, profile, run.candidate.policy, eviction, settings, names
-    )
-    if run.by_token:
-        note = f"{run.candidate.name}: reads caches that groups share, so the model ran token by token for it."
+def _result(loop: _Loop) -> Evaluation:
+    result = measure(loop.run, Counts.joined(loop.counts))
+    if loop.by_token:
+        name = loop.run.names.policy
+        note = f"{name}: reads caches that groups share, so the model ran token by token for it."
         result = result.model_copy(update={"notes": [*result.notes, note]})
     return Evaluation(
         **dict(result),
-        perplexity=run.score.perplexity,
-        dense_perplexity=run.score.dense_perplexity,
-        kl=run.score.kl,
-        top1=run.score.top1,
-        tokens_scored=run.score.tokens,
+        perplexity=loop.score.perplexity,
+        dense_perplexity=loop.score.dense_perplexity,
+        kl=loop.score.kl,
+        top1=loop.score.top1,
+        tokens_scored=loop.score.tokens,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,19 +12,19 @@ import numpy as np
 from hwsim.closed_loop.carried import Carried, carry, require_peft
 from hwsim.closed_loop.evaluation import Candidate
 from hwsim.closed_loop.masking import ClosedLoop
-from hwsim.device.profile import Profile
 from hwsim.errors import SettingError
-from hwsim.evictions import Eviction
-from hwsim.masking.counts import Demand
+from hwsim.masking.counts import Counts
+from hwsim.model.shape import ModelShape
 from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import libraries, require_extra, told_as
 from hwsim.record.loading import find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
 from hwsim.record.runner import kv_argument
 from hwsim.record.sources import find_source
-from hwsim.simulation import replay as simulation
 from hwsim.simulation.metrics import Result
-from hwsim.trace import Sequence, TraceHeader
+from hwsim.simulation.result import measure
+from hwsim.simulation.run import Conditions, Run, Source, check_closed, recorded
+from hwsim.trace import Sequence
 
 
 class Generated(NamedTuple):
@@ -49,7 +49,7 @@ class Stepper:
         self._model, self._torch, self._loop, self._carried = model, torch, loop, carried
         self._past: Any = None
         self._kv = kv_argument(model)
-        self.demands: list[Demand] = []
+        self.counts: list[Counts] = []
 
     def prefill(self, ids: list[int]) -> Any:
         """Read the prompt densely; logits of the token after it, ``[vocabulary]``."""
@@ -61,7 +61,7 @@ class Stepper:
         self._loop.continued(1)
         with self._carried or nullcontext(), self._loop:
             logits = self._forward([token])
-        self.demands.append(self._loop.demand())
+        self.counts.append(self._loop.counts())
         return logits
 
     def _forward(self, ids: list[int]) -> Any:
@@ -73,19 +73,37 @@ class Stepper:
         return out.logits[0, -1].float()
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How a model goes on from a prompt.
+
+    Attributes:
+        tokens: how many to generate at most; the first comes from the prompt, the others from masked tokens.
+        chat: put the prompt into the model's chat template.
+        temperature: 0 takes the most likely token, else tokens are drawn, from the seed.
+
+    Raises:
+        SettingError: too few tokens.
+    """
+
+    tokens: int = 64
+    chat: bool = False
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would decode no masked token."""
+        if self.tokens < 2:
+            raise SettingError(f"--tokens {self.tokens}: must be at least 2; the first comes from the prompt alone")
+
+
 def generate(
     model: str,
     prompt: str,
-    profile: Profile,
+    conditions: Conditions,
     candidate: Candidate,
-    eviction: Eviction,
-    tokens: int,
+    writing: Writing | None = None,
     reading: TextSettings | None = None,
-    settings: simulation.Settings | None = None,
     *,
-    chat: bool = False,
-    temperature: float = 0.0,
-    eviction_name: str = "",
     on_text: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Generated:
@@ -94,27 +112,20 @@ def generate(
     Args:
         model: as `hwsim.record.record` takes it.
         prompt: read densely before the decode begins.
-        profile: the device: its DRAM budget decides what the caches hold.
+        conditions: as for `hwsim.closed_loop.evaluate`.
         candidate: the policy.
-        eviction: picks who leaves the caches.
-        tokens: how many to generate at most; the first comes from the prompt, the others from masked tokens.
+        writing: how many tokens, and how they are chosen.
         reading: device, type and memory for the model; its other fields play no part.
-        settings: DRAM, bits, timing, seed and LoRA adapter, as in a replay.
-        chat: put the prompt into the model's chat template.
-        temperature: 0 takes the most likely token, else tokens are drawn, from the seed.
-        eviction_name: how the result calls the eviction.
         on_text: is told each new piece of text.
         progress: is told what is loaded.
 
     Raises:
         HwsimError: one of its kinds.
     """
-    reading, settings = reading or TextSettings(), settings or simulation.Settings()
-    simulation.check_closed(settings)
+    reading, writing, settings = reading or TextSettings(), writing or Writing(), conditions.settings
+    check_closed(settings)
     tell = progress or (lambda phase, done, total: None)
-    if tokens < 2:
-        raise SettingError(f"--tokens {tokens}: must be at least 2; the first comes from the prompt alone")
-    if eviction.needs_future:
+    if conditions.eviction.needs_future:
         raise SettingError("--eviction: a rule that must know the future cannot serve a generation; choose another")
     require_extra()
     if settings.lora:
@@ -124,45 +135,38 @@ def generate(
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
     tokenizer = load_tokenizer(source, used)
-    ids = _prompt_ids(tokenizer, prompt, chat, source.name)
-    if structure.longest is not None and len(ids) + tokens > structure.longest:
+    ids = _prompt_ids(tokenizer, prompt, writing.chat, source.name)
+    if structure.longest is not None and len(ids) + writing.tokens > structure.longest:
         raise SettingError(
-            f"--tokens {tokens}: with the prompt's {len(ids)}, {source.name} reads at most {structure.longest} tokens"
+            f"--tokens {writing.tokens}: with the prompt's {len(ids)}, {source.name} reads at most "
+            f"{structure.longest} tokens"
         )
-    longest = len(ids) + tokens - 1
-    placement = simulation.layout(structure.shape, profile, candidate.policy, longest, settings, candidate.name)
-    simulation.check_caches(placement, eviction, settings)
+    # the KV cache is reserved for the longest text that may come of it
+    expected = _run(conditions, candidate, structure.shape, len(ids), writing.tokens - 1)
+    expected.check()
     device = find_device(reading.device, used.torch)
     dtype = find_dtype(reading.dtype, device, structure)
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
     carried = carry(loaded, settings.lora, source.name)
     tell("loading the model", 1, 1)
-    loop = ClosedLoop(
-        carried.layers if carried else loaded.layers, structure.shape, candidate.policy, placement.groups, eviction,
-        settings.caches,
-        name=candidate.name, seed=settings.seed, shared=placement.shared, steps=True,
-    )  # fmt: skip
+    loop = ClosedLoop(carried.layers if carried else loaded.layers, expected.masking, steps=True)
     stepper = Stepper(loaded.model, used.torch, loop, carried)
     with told_as(f"--model {source.name}: cannot be run"):
-        made = _decode(stepper, tokenizer, ids, tokens, _chooser(temperature, settings.seed), on_text)
+        choose = _chooser(writing.temperature, settings.seed)
+        made = _decode(stepper, tokenizer, ids, writing.tokens, choose, on_text)
     text = tokenizer.decode(made, skip_special_tokens=True)
-    if not stepper.demands:
+    if not stepper.counts:
         return Generated(text, made, None)
-    demand = Demand.joined(stepper.demands)
-    header = TraceHeader.model_validate(
-        {
-            "origin": "recorded",
-            "model": structure.shape,
-            "signals": ["input"],
-            "sequences": [Sequence(tokens=len(ids) + len(stepper.demands), prompt=len(ids))],
-        }
-    )
-    names = simulation.Names(candidate.name, eviction_name or type(eviction).__name__)
-    result = simulation.measure(
-        header, {"name": "a prompt", "origin": "generated"}, demand, placement, profile, candidate.policy, eviction,
-        replace(settings, kv_tokens=longest), names,
-    )  # fmt: skip
-    return Generated(text, made, result)
+    reserved = replace(conditions, settings=settings.but(kv_tokens=expected.placement.bytes.kv_tokens))
+    run = _run(reserved, candidate, structure.shape, len(ids), len(stepper.counts))
+    return Generated(text, made, measure(run, Counts.joined(stepper.counts)))
+
+
+def _run(conditions: Conditions, candidate: Candidate, shape: ModelShape, prompt: int, decoded: int) -> Run:
+    """The run of one sequence that goes on from a prompt."""
+    header = recorded(shape, [Sequence(tokens=prompt + decoded, prompt=prompt)])
+    source = Source(header, {"name": "a prompt", "origin": "generated"})
+    return conditions.run(source, candidate.policy, candidate.name)
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, chat: bool, name: str) -> list[int]:

@@ -10,25 +10,22 @@ GLU, which is what a skipped row of either gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from hwsim.cache.cache import CacheSetup
 from hwsim.errors import ModelError
-from hwsim.evictions import Eviction
-from hwsim.masking.counts import Demand
+from hwsim.masking.counts import Counts, Served
 from hwsim.masking.decider import Block
-from hwsim.masking.scan import GroupScan
-from hwsim.masking.shared_scan import SharedCaches, count_shared
-from hwsim.memory.placement import GroupPlan
-from hwsim.memory.shares import Shared
-from hwsim.model.shape import NORMS, ModelShape
-from hwsim.policy import Policy
+from hwsim.masking.observers import Observer
+from hwsim.masking.scan import SharedCaches, Tally, saved_streams
+from hwsim.masking.streams import Masking, PolicyStream
+from hwsim.memory.groups import GroupPlan, Place, Plans
+from hwsim.model.shape import NORMS
 from hwsim.record.hooks import Layer
 from hwsim.trace import Sequence
+from hwsim.trace.sequences import Decoded, Sequences
 from hwsim.util.kernels import read_only
 
 # the points of a layer at which masks are decided, in the order in which a pass reaches them; and which signals are
@@ -40,24 +37,14 @@ _MASKED = {
     "gate.row": _DOWN, "up.row": _DOWN, "down.column": _DOWN, "down.row": _DOWN,
 }  # fmt: skip
 
-MaskSink = Callable[[int, str, int, np.ndarray], None]
-"""Is told (layer, group, first decoded token of the run, masks bool [tokens, indices])."""
-
 
 class ClosedLoop:
     """A policy and its caches; as a context, attached to the layers of a running model.
 
     Args:
         layers: of the model, from `hwsim.record.hooks.find_layers`.
-        model: its shape.
-        policy: decides the masks.
-        plans: its groups, with their caches' capacities.
-        eviction: picks who leaves a cache.
-        setup: how caches admit, and what is in them from the start; not for those that groups share.
-        name: of the policy, for messages.
-        seed: of the random numbers that policies may draw.
-        sink: is told every mask.
-        shared: the caches, where groups share them.
+        masking: the policy and its caches.
+        observers: see every mask.
         steps: each pass brings one token, so that a policy may read shared caches.
         fast: take the compiled scan where policy and caches allow it; it decides the same.
 
@@ -67,56 +54,38 @@ class ClosedLoop:
     """
 
     def __init__(
-        self,
-        layers: list[Layer],
-        model: ModelShape,
-        policy: Policy,
-        plans: tuple[GroupPlan, ...],
-        eviction: Eviction,
-        setup: CacheSetup | None = None,
-        *,
-        name: str,
-        seed: int = 0,
-        sink: MaskSink | None = None,
-        shared: Shared | None = None,
-        steps: bool = False,
+        self, layers: list[Layer], masking: Masking, observers: Iterable[Observer] = (), *, steps: bool = False,
         fast: bool = False,
-    ) -> None:
-        self._again = partial(
-            ClosedLoop, layers, model, policy, plans, eviction, setup,
-            name=name, seed=seed, sink=sink, shared=shared, steps=True,
-        )  # fmt: skip
-        self._plans, self._model, self._sink = plans, model, sink
-        _check(plans, layers[0], name)
+    ) -> None:  # fmt: skip
+        self._all_layers, self._masking, self._observers = layers, masking, tuple(observers)
+        plans, shared = masking.plans, masking.shared
+        for layer, groups in zip(layers, plans.by_layer, strict=True):
+            _check(groups, layer, masking.name)
         self._attention = _attention(plans)
         first = _QKV if self._attention else _UP  # where a group is decided that needs no signal
-        points = [_known(plan, first) for plan in plans]
-        self._at = [[index for index, at in enumerate(points) if at == point] for point in range(4)]
-        self._caches = SharedCaches(plans, model.num_hidden_layers, shared, eviction) if shared else None
+        points = [[_known(plan, first) for plan in groups] for groups in plans.by_layer]
+        self._caches = SharedCaches(masking) if shared else None
         self._later = shared is not None and not steps
         blind = ""
         if shared and steps:
-            _check_order(plans, points, name)
+            for groups, order in zip(plans.by_layer, points, strict=True):
+                _check_order(groups, order, masking.name)
         elif shared:  # the masks of a whole window are decided before they go through a cache
             blind = (
                 f"--cache-scope {shared.scope} couples groups that are decided here one after the other for all "
                 "tokens; choose matrix, or read a text"
             )
-        self._scans = [
-            [
-                GroupScan(
-                    policy, plan, model, layer, eviction, setup, name=name, seed=(seed, layer, index), blind=blind,
-                    cache=self._caches.part(layer, index) if self._caches and steps else None, fast=fast,
-                )
-                for index, plan in enumerate(plans)
-            ]
-            for layer in range(model.num_hidden_layers)
-        ]  # fmt: skip
-        self._sequences: list[Sequence] = []
+        self._streams: list[list[tuple[Place, PolicyStream]]] = [[] for _ in layers]
+        self._at: list[list[list[int]]] = [[[] for _ in range(4)] for _ in layers]  # slots by layer and point
+        for place in plans.places():
+            part = self._caches.part(place) if self._caches and steps else None
+            stream = PolicyStream(masking, place, cache=part, blind=blind, fast=fast)
+            self._streams[place.layer].append((place, stream))
+            self._at[place.layer][points[place.layer][place.slot]].append(place.slot)
         self._first = self._token = 0
         self._fresh = True
-        self._demand = Demand.none(0, model.num_hidden_layers, plans)
-        self._units: dict[tuple[int, int], np.ndarray] = {}  # packed masks that go through shared caches later
+        self._sequences, self._tally = Sequences([]), Tally(Counts.none(0, plans))
+        self._units: dict[Place, np.ndarray] = {}  # masks in bits, that go through shared caches later
         self._signals: dict[str, Any] = {}  # of the present layer
         self._masks: dict[str, Any] = {}  # by slice, of the present layer: bool [tokens, indices]
         self._norms: dict[tuple[int, str], np.ndarray] = {}  # by layer and name, once they were needed
@@ -137,47 +106,63 @@ class ClosedLoop:
         self._handles = []
 
     def by_token(self) -> ClosedLoop:
-        """The same from here on, but each pass brings one token; what the present pass was told to the sink is void.
+        """The same from here on, but each pass brings one token.
 
         Raises:
             ModelError: the policy's groups come in another order than that of a layer.
         """
-        loop = self._again()
-        loop._token = self._token
-        return loop
+        return ClosedLoop(self._all_layers, self._masking, self._observers, steps=True)._after(self._token)
+
+    def _after(self, token: int) -> ClosedLoop:
+        """The same, where so many tokens were decoded before."""
+        self._token = token
+        return self
 
     def window(self, sequences: list[Sequence], first: int) -> None:
         """The next pass brings whole sequences, one after the other; `first` is the number of the first of them."""
-        self._sequences, self._first, self._fresh = sequences, first, True
-        self._start()
+        self._first, self._fresh = first, True
+        self._begin_pass(sequences)
 
     def begin(self, number: int) -> None:
         """Sequence `number` begins, to be brought piece by piece with `continued`."""
         if self._caches:
             self._caches.start()
-        for scans in self._scans:
-            for scan in scans:
-                scan.begin(number)
+        for streams in self._streams:
+            for _, stream in streams:
+                stream.begin(number)
 
     def continued(self, tokens: int) -> None:
         """The next pass brings `tokens` more tokens of the sequence that is under way."""
-        self._sequences, self._fresh = [Sequence(tokens=tokens)], False
-        self._start()
+        self._fresh = False
+        self._begin_pass([Sequence(tokens=tokens)])
 
-    def demand(self) -> Demand:
+    def counts(self) -> Counts:
         """What the last pass asked of the caches."""
         if self._caches and self._units:
-            tokens = [sequence.tokens - sequence.prompt for sequence in self._sequences]
-            masks, self._units = self._units, {}
-            self._demand = count_shared(lambda *place: masks[place], tokens, self._caches, fresh=self._fresh)
-        return self._demand
+            self._serve_later(self._caches)
+        return self._tally.counts
+
+    def _begin_pass(self, sequences: list[Sequence]) -> None:
+        self._token += self._tally.counts.tokens  # those of the pass before
+        self._sequences = Sequences(sequences)
+        counts = Counts.none(self._sequences.decoded_tokens, self._masking.plans)
+        self._tally = Tally(counts, self._observers, self._token)
+        self._units = {}
+
+    def _serve_later(self, caches: SharedCaches) -> None:
+        """Let the masks of the last pass go through shared caches."""
+        masks, self._units = self._units, {}
+        make = saved_streams(lambda place: masks[place], self._masking)
+        for number, places in enumerate(caches.rounds):
+            streams = {place: make(place, caches.part(place)) for place in places}
+            for sequence in self._sequences.decoded():
+                if self._fresh:
+                    caches.start(number)
+                served = {place: stream.serve(sequence) for place, stream in streams.items()}
+                for _ in self._tally.drive_shared(served, sequence.tokens):
+                    pass
 
     # ------------------------------------------------------------------ hooks
-
-    def _start(self) -> None:
-        self._token += len(self._demand.requests)  # those of the pass before
-        decoded = sum(sequence.tokens - sequence.prompt for sequence in self._sequences)
-        self._demand = Demand.none(decoded, self._model.num_hidden_layers, self._plans)
 
     def _attach(self, index: int, layer: Layer) -> None:
         def before(module: Any, action: Callable[[Any], Any]) -> None:
@@ -195,7 +180,7 @@ class ClosedLoop:
         before(layer.up, lambda x: self._reach(index, _UP, "input", x, "up.column"))
         if layer.gate is not None:
             before(layer.gate, lambda x: self._reach(index, _UP, "input", x, "gate.column"))
-        needs = {signal for plan in self._plans for signal in plan.group.needs}
+        needs = self._masking.plans.needs()
         if needs & {"up", "gate"}:
             after(layer.up, lambda y: self._signals.update(layer.signals_of("up", y)))
             if layer.gate is not None:
@@ -207,8 +192,8 @@ class ClosedLoop:
         """Before a matrix: decide what follows from the signal that enters it, once for all that share it; mask it."""
         if signal not in self._signals:
             self._signals[signal] = values
-            for group in self._at[point]:
-                self._decide(index, group, values)
+            for slot in self._at[index][point]:
+                self._decide(index, slot, values)
         for name in slices:
             values = self._masked(name, values)
         return values
@@ -225,12 +210,12 @@ class ClosedLoop:
 
     # ------------------------------------------------------------------ masks
 
-    def _decide(self, index: int, group: int, like: Any) -> None:
-        plan = self._plans[group].group
-        arrays = {signal: _array(self._signals[signal]) for signal in plan.needs if signal not in NORMS}
-        norms = {name: self._norm(index, name) for name in plan.needs if name in NORMS}
-        masks = self._scan(index, group, arrays, norms).astype(np.float32)  # numpy is seven times faster at it
-        self._masks |= dict.fromkeys(plan.slices, like.new_tensor(masks))  # of the model's type: it is multiplied
+    def _decide(self, layer: int, slot: int, like: Any) -> None:
+        group = self._masking.plans[layer][slot].group
+        arrays = {signal: _array(self._signals[signal]) for signal in group.needs if signal not in NORMS}
+        norms = {name: self._norm(layer, name) for name in group.needs if name in NORMS}
+        masks = self._scan(layer, slot, arrays, norms).astype(np.float32)  # numpy is seven times faster at it
+        self._masks |= dict.fromkeys(group.slices, like.new_tensor(masks))  # of the model's type: it is multiplied
 
     def _norm(self, layer: int, name: str) -> np.ndarray:
         """Norms of the running model's weights, float32 ``[indices]``, read-only."""
@@ -238,35 +223,41 @@ class ClosedLoop:
             self._norms[layer, name] = read_only(self._layers[layer].norm(name))
         return self._norms[layer, name]
 
-    def _scan(self, layer: int, group: int, arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> np.ndarray:
+    def _scan(self, layer: int, slot: int, arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> np.ndarray:
         """Masks of all tokens, bool ``[tokens, indices]``: prompts are dense."""
-        scan = self._scans[layer][group]
-        total = sum(sequence.tokens for sequence in self._sequences)
-        masks = np.ones((total, scan.plan.indices), bool)
+        place, stream = self._streams[layer][slot]
+        masks = np.ones((self._sequences.tokens, place.plan.indices), bool)
         if self._later:
-            self._units[layer, group] = np.zeros((len(self._demand.requests), -(-scan.plan.units // 8)), np.uint8)
-        row = start = 0
-        for number, sequence in enumerate(self._sequences, self._first):
+            shape = (self._sequences.decoded_tokens, -(-place.plan.units // 8))
+            self._units[place] = np.zeros(shape, np.uint8)
+        for sequence in self._sequences.decoded():
             if self._fresh:
-                scan.begin(number)
-            at, end = start + sequence.prompt, start + sequence.tokens
-            first, token = row, at
-            block = Block({signal: values[at:end] for signal, values in arrays.items()}, norms, end - at)
+                stream.begin(self._first + sequence.number)
+            rows = slice(sequence.rows.start, sequence.rows.stop)
+            block = Block({signal: values[rows] for signal, values in arrays.items()}, norms, len(sequence.rows))
             if self._later:
-                for each in block.rows():
-                    units = scan.decide(each)
-                    self._units[layer, group][row] = np.packbits(units)
-                    masks[token] = scan.expand(units)
-                    token, row = token + 1, row + 1
+                self._decide_early(place, stream, block, sequence, masks[rows])
             else:
-                for served in scan.run([block]):
-                    masks[token : token + len(served.masks)] = served.masks
-                    self._demand.put(row, layer, group, served)
-                    token, row = token + len(served.masks), row + len(served.masks)
-            if self._sink:
-                self._sink(layer, scan.plan.group.name, self._token + first, masks[at:end])
-            start = end
+                self._tally.drive(place, sequence, _kept(stream.run([block]), masks[rows]))
         return masks
+
+    def _decide_early(
+        self, place: Place, stream: PolicyStream, block: Block, sequence: Decoded, masks: np.ndarray
+    ) -> None:
+        """Decide masks that go through a shared cache later: into `masks`, bool ``[tokens, indices]``."""
+        for at, row in enumerate(block.rows()):
+            units = stream.decide(row)
+            self._units[place][sequence.tokens.start + at] = np.packbits(units)
+            masks[at] = stream.expand(units)
+
+
+def _kept(served: Iterable[Served], masks: np.ndarray) -> Iterator[Served]:
+    """The same, with the masks written into `masks`, bool ``[tokens, indices]``."""
+    at = 0
+    for part in served:
+        masks[at : at + len(part.masks)] = part.masks
+        at += len(part.masks)
+        yield part
 
 
 def _array(values: Any) -> np.ndarray:
@@ -279,7 +270,7 @@ def _array(values: Any) -> np.ndarray:
 def _check_order(plans: tuple[GroupPlan, ...], points: list[int], name: str) -> None:
     """Refuse groups that the running model decides in another order than a device would ask a shared cache for them."""
     if points != sorted(points):
-        names = ", ".join(plan.group.name for plan in plans)
+        names = ", ".join(plan.name for plan in plans)
         raise ModelError(
             f"policy {name}: with a shared cache, groups must come in the order in which a layer knows what they need "
             f"(attn_input, attn_output, input, then up, gate and glu); it is {names}; change it, or choose "
@@ -292,7 +283,7 @@ def _known(plan: GroupPlan, first: int) -> int:
     return max((_KNOWN[signal] for signal in plan.group.needs if signal not in NORMS), default=first)
 
 
-def _attention(plans: tuple[GroupPlan, ...]) -> bool:
+def _attention(plans: Plans) -> bool:
     """Whether attention is cut, or its signals are needed."""
     points = [_KNOWN[signal] for plan in plans for signal in plan.group.needs if signal not in NORMS]
     points += [_MASKED[name] for plan in plans for name in plan.group.slices]
@@ -320,5 +311,5 @@ def _check(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
                 alone = next(each for each in columns if each in cut)
                 stored = ", ".join(each.partition(".")[0] for each in columns)
                 raise ModelError(f"policy {name}: cuts {alone} alone, but this model stores {stored} as one matrix")
-    if _attention(plans) and None in (layer.query, layer.key, layer.value, layer.out):
+    if _attention(Plans((plans,))) and None in (layer.query, layer.key, layer.value, layer.out):
         raise ModelError(f"policy {name}: works on attention, whose projections hwsim does not find in this model")

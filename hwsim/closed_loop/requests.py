@@ -16,7 +16,7 @@ from typing import Any
 from hwsim.closed_loop.carried import Carried
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.errors import ModelError, SettingError
-from hwsim.masking.counts import Demand
+from hwsim.masking.counts import Counts
 from hwsim.trace import Sequence
 
 
@@ -39,7 +39,7 @@ class Passes:
         self.sequences: list[Sequence] = []
         self._loop, self._dense_prompt, self._tell = loop, dense_prompt, tell
         self._carried = carried or nullcontext()
-        self._demands: list[Demand] = []
+        self._counts: list[Counts] = []
         self._number = 0
         self._stdout = sys.stdout  # lm-eval is kept quiet, a policy that prints is not
 
@@ -50,13 +50,13 @@ class Passes:
         self._loop.window([sequence], self._number)
         with self._carried, self._loop, redirect_stdout(self._stdout):
             yield
-        self._keep(sequence, [self._loop.demand()])
+        self._keep(sequence, [self._loop.counts()])
 
     @contextmanager
     def pieces(self, model: Any) -> Iterator[None]:
         """Forward passes that bring one sequence piece by piece: its prompt, then token after token."""
         lengths: list[int] = []
-        demands: list[Demand] = []
+        counts: list[Counts] = []
         self._loop.begin(self._number)
         with ExitStack() as hooks, ExitStack() as attached, redirect_stdout(self._stdout):
 
@@ -75,27 +75,27 @@ class Passes:
             def after(module: Any, args: Any, result: Any) -> None:
                 attached.close()
                 if not self._densely(lengths):
-                    demands.append(self._loop.demand())
+                    counts.append(self._loop.counts())
 
             hooks.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(model.register_forward_hook(after).remove)
             yield
         prompt = lengths[0] if self._dense_prompt else 0
-        self._keep(Sequence(tokens=sum(lengths), prompt=prompt) if demands else None, demands)
+        self._keep(Sequence(tokens=sum(lengths), prompt=prompt) if counts else None, counts)
 
-    def demand(self) -> Demand:
+    def counts(self) -> Counts:
         """Of all sequences."""
-        return Demand.joined(self._demands)
+        return Counts.joined(self._counts)
 
     def _densely(self, lengths: list[int]) -> bool:
         return self._dense_prompt and len(lengths) == 1
 
-    def _keep(self, sequence: Sequence | None, demands: list[Demand]) -> None:
+    def _keep(self, sequence: Sequence | None, counts: list[Counts]) -> None:
         """`sequence` is None where the prompt alone was read, and densely."""
         self._number += 1
         if sequence:
             self.sequences.append(sequence)
-            self._demands += demands
+            self._counts += counts
         self._tell()
 
 

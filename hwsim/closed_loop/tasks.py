@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +15,19 @@ from hwsim.closed_loop.evaluation import Candidate
 from hwsim.closed_loop.harness import Tasks, ask, build_requests, load_tasks, quiet_model, require_harness
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.closed_loop.requests import Passes, Plan, masked_model, plan_requests
-from hwsim.device.profile import Profile
 from hwsim.errors import ModelError, SettingError
 from hwsim.evictions import Eviction
+from hwsim.memory.groups import Plans
 from hwsim.record import Settings as Reading
 from hwsim.record.extras import Libraries, libraries, require_extra, told_as
 from hwsim.record.loading import Loaded, Structure, find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
-from hwsim.record.sources import Source, find_source, weights_hash
-from hwsim.simulation import replay as simulation
+from hwsim.record.sources import Source as ModelSource
+from hwsim.record.sources import find_source, weights_hash
 from hwsim.simulation.metrics import TaskEvaluation
-from hwsim.trace import TraceHeader
+from hwsim.simulation.result import measure
+from hwsim.simulation.run import Conditions, Source, check_closed, recorded
+from hwsim.trace import Sequence
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class TaskSettings:
 class _Model(NamedTuple):
     """A model that is ready to run."""
 
-    source: Source
+    source: ModelSource
     used: Libraries
     structure: Structure
     tokenizer: Any
@@ -59,7 +61,7 @@ class _Model(NamedTuple):
     carried: Carried | None  # an adapter, on while tokens are masked
 
 
-class _Run(NamedTuple):
+class _Answered(NamedTuple):
     """What one run over all tasks gave."""
 
     passes: Passes
@@ -69,13 +71,10 @@ class _Run(NamedTuple):
 def evaluate_tasks(
     model: str,
     tasks: TaskSettings,
-    profile: Profile,
+    conditions: Conditions,
     candidates: list[Candidate],
-    eviction: Eviction,
     reading: Reading | None = None,
-    settings: simulation.Settings | None = None,
     *,
-    eviction_name: str = "",
     progress: Progress | None = None,
 ) -> list[TaskEvaluation]:
     """Ask a model the questions of lm-eval's tasks, densely and under each policy, with the cache in the loop.
@@ -86,19 +85,16 @@ def evaluate_tasks(
     Args:
         model: as `hwsim.record.record` takes it.
         tasks: which tasks, and how they are asked.
-        profile: the device: its DRAM budget decides what the caches hold.
+        conditions: as for `hwsim.closed_loop.evaluate`. The dense run is without the adapter.
         candidates: the policies; those that mask nothing share the dense run.
-        eviction: picks who leaves the caches.
         reading: device, type and memory for the model; its other fields play no part.
-        settings: DRAM, bits, timing, seed and LoRA adapter, as in a replay. The dense run is without the adapter.
-        eviction_name: how results call the eviction.
         progress: is told how far it is.
 
     Raises:
         HwsimError: one of its kinds.
     """
-    reading, settings = reading or Reading(), settings or simulation.Settings()
-    simulation.check_closed(settings)
+    reading, settings = reading or Reading(), conditions.settings
+    check_closed(settings)
     tell = progress or (lambda phase, done, total: None)
     _check(tasks)
     require_harness()
@@ -111,33 +107,29 @@ def evaluate_tasks(
     ready = _load(source, used, reading, settings.lora, tell)
     with told_as("--tasks: cannot be asked"), quiet_model():
         plan = plan_requests(ready.loaded.model, ready.tokenizer, requests)
-    _check_plan(plan, tasks, eviction, ready)
-    placements = [
-        simulation.layout(ready.structure.shape, profile, each.policy, plan.longest, settings, each.name)
-        for each in candidates
+    _check_plan(plan, tasks, conditions.eviction, ready)
+    # placed for the longest sequence that may come
+    expected = [
+        conditions.run(_source(ready, [Sequence(tokens=plan.longest)], {}), candidate.policy, candidate.name)
+        for candidate in candidates
     ]
-    done, total = 0, plan.passes * (1 + sum(bool(placement.groups) for placement in placements))
+    for run in expected:
+        run.check()
+    done, total = 0, plan.passes * (1 + sum(bool(run.placement.plans) for run in expected))
 
     def step() -> None:
         nonlocal done
         done += 1
         tell("asking", done, total)
 
-    for placement in placements:
-        simulation.check_caches(placement, eviction, settings)
     layers = ready.carried.layers if ready.carried else ready.loaded.layers
-    loops = [
-        ClosedLoop(
-            layers, ready.structure.shape, each.policy, placement.groups, eviction, settings.caches,
-            name=each.name, seed=settings.seed, shared=placement.shared,
-        )
-        for each, placement in zip(candidates, placements, strict=True)
-    ]  # fmt: skip
-    unmasked = ClosedLoop(layers, ready.structure.shape, candidates[0].policy, (), eviction, name="dense")
-    dense = _run(ready, unmasked, None, found, tasks, step)
-    runs = [
-        _run(ready, loop, ready.carried, found, tasks, step) if placement.groups else dense
-        for loop, placement in zip(loops, placements, strict=True)
+    loops = [ClosedLoop(layers, run.masking) for run in expected]
+    none = Plans(((),) * len(layers))
+    unmasked = ClosedLoop(layers, replace(expected[0].masking, plans=none, shared=None, name="dense"))
+    dense = _ask_all(ready, unmasked, None, found, tasks, step)
+    asked = [
+        _ask_all(ready, loop, ready.carried, found, tasks, step) if run.placement.plans else dense
+        for loop, run in zip(loops, expected, strict=True)
     ]
     origin = {
         "name": ", ".join(tasks.names),
@@ -146,23 +138,19 @@ def evaluate_tasks(
     }
     notes = _notes(found, plan, tasks, ready)
     results = []
-    for each, placement, run in zip(candidates, placements, runs, strict=True):
-        header = TraceHeader.model_validate(
-            {
-                "origin": "recorded",
-                "model": ready.structure.shape,
-                "signals": ["input"],
-                "sequences": run.passes.sequences,
-            }
-        )
-        names = simulation.Names(each.name, eviction_name or type(eviction).__name__)
-        result = simulation.measure(
-            header, origin, run.passes.demand(), placement, profile, each.policy, eviction, settings, names
-        )
-        about = {"results": run.answers["results"], "dense_results": dense.answers["results"]}
-        about |= {part: value for part, value in run.answers.items() if part != "results"}
+    for run, answered in zip(expected, asked, strict=True):
+        # what was reserved for the longest sequence that might have come stays reserved
+        reserved = run.settings.but(kv_tokens=run.placement.bytes.kv_tokens)
+        decoded = replace(run, source=_source(ready, answered.passes.sequences, origin), settings=reserved)
+        result = measure(decoded, answered.passes.counts())
+        about = {"results": answered.answers["results"], "dense_results": dense.answers["results"]}
+        about |= {part: value for part, value in answered.answers.items() if part != "results"}
         results.append(TaskEvaluation(**{**dict(result), "notes": [*notes, *result.notes]}, lm_eval=about))
     return results
+
+
+def _source(ready: _Model, sequences: list[Sequence], origin: dict[str, Any]) -> Source:
+    return Source(recorded(ready.structure.shape, sequences), origin)
 
 
 def _check(tasks: TaskSettings) -> None:
@@ -188,7 +176,7 @@ def _check_plan(plan: Plan, tasks: TaskSettings, eviction: Eviction, ready: _Mod
         raise SettingError("--dense-prompt: is for tasks that generate, and none of these does; leave it out")
 
 
-def _load(source: Source, used: Libraries, reading: Reading, lora: Path | None, tell: Progress) -> _Model:
+def _load(source: ModelSource, used: Libraries, reading: Reading, lora: Path | None, tell: Progress) -> _Model:
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
     device = find_device(reading.device, used.torch)
@@ -200,14 +188,14 @@ def _load(source: Source, used: Libraries, reading: Reading, lora: Path | None, 
     return _Model(source, used, structure, tokenizer, loaded, carried)
 
 
-def _run(
+def _ask_all(
     ready: _Model,
     loop: ClosedLoop,
     carried: Carried | None,
     found: Tasks,
     tasks: TaskSettings,
     step: Callable[[], None],
-) -> _Run:
+) -> _Answered:
     """Ask everything once."""
     passes = Passes(loop, dense_prompt=tasks.dense_prompt, tell=step, carried=carried)
     with told_as(f"--model {ready.source.name}: cannot be run"), quiet_model():
@@ -217,7 +205,7 @@ def _run(
         raise SettingError(
             "--dense-prompt: every text ended with its first token, so nothing was decoded; leave it out"
         )
-    return _Run(passes, answers)
+    return _Answered(passes, answers)
 
 
 def _notes(found: Tasks, plan: Plan, tasks: TaskSettings, ready: _Model) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.errors import ContractError, HwsimError, one_line
-from hwsim.memory.placement import GroupPlan
+from hwsim.memory.groups import GroupPlan
 from hwsim.model.shape import ModelShape
 from hwsim.policy import BEFOREHAND, Context, Magnitudes, Policy, Scores
 from hwsim.util import kernels
@@ -66,14 +66,12 @@ class Block(NamedTuple):
 class Decider:
     """Asks a policy for the masks of one group of one layer, and holds it to the contract."""
 
-    def __init__(
-        self, policy: Policy, name: str, plan: GroupPlan, model: ModelShape, layer: int, seed: tuple[int, ...]
-    ) -> None:
+    def __init__(self, policy: Policy, name: str, plan: GroupPlan, model: ModelShape, seed: tuple[int, ...]) -> None:
         self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
         # a policy sees single indices, whatever the units are
-        group, self._blocks, self._k_units = plan.in_layer(layer), plan.blocks(layer), plan.k[layer]
+        group, self._blocks, self._k_units = plan.group, plan.blocks(), plan.k
         k = self._k_units if self._blocks is None or group.keep is None else kernels.kept(group.keep, plan.indices)
-        self._ctx = Context(model, group, layer, plan.indices, k, np.random.default_rng(self._seed))
+        self._ctx = Context(model, group, plan.layer, plan.indices, k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
         self.scores_blocks = self._blocks is None and k > 0 and _scores_blocks(type(policy))
         self._mask = np.empty(plan.units, bool)

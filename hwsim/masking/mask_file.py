@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
 from tempfile import mkdtemp
@@ -18,18 +19,18 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from hwsim.cache.cache import CacheSetup
 from hwsim.errors import OutputError, SettingError, TraceError, one_line
-from hwsim.evictions import Eviction
-from hwsim.masking.counts import Demand, serve
-from hwsim.masking.observers import Watching
-from hwsim.masking.scan import CacheListener
-from hwsim.masking.shared_scan import SharedCaches, count_shared
-from hwsim.memory.placement import GroupPlan, Placement
+from hwsim.masking.counts import Counts, Served
+from hwsim.masking.observers import Observer
+from hwsim.masking.scan import Tally, count, saved_streams
+from hwsim.masking.streams import Masking
+from hwsim.memory.groups import GroupPlan, Place
+from hwsim.memory.placement import Placement
 from hwsim.model.lora import Adapter
 from hwsim.model.shape import ModelShape
 from hwsim.policy import Field, Group, Policy
 from hwsim.trace import Sequence, TraceHeader
+from hwsim.trace.sequences import Sequences
 from hwsim.util.arrayfile import check_unpacked
 
 FORMAT = "hwsim-masks"
@@ -63,7 +64,7 @@ class SavedPolicy(Policy):
         return self.predictor
 
 
-class MaskWriter:
+class MaskWriter(Observer):
     """Writes the masks of one closed loop; they go to disk as they come.
 
     Until `finish` they lie in a folder beside the file, ``NAME.*.partial``.
@@ -83,45 +84,35 @@ class MaskWriter:
         self._folder: Path | None = None
         self._members: dict[str, np.memmap[Any, Any]] = {}
 
-    def begin(
-        self,
-        header: TraceHeader,
-        plans: tuple[GroupPlan, ...],
-        name: str,
-        policy: Policy,
-        predictor: int,
-        adapter: Adapter | None = None,
-    ) -> None:
+    def begin(self, header: TraceHeader, masking: Masking, placement: Placement) -> None:
         """Make room for the masks of all decoded tokens."""
+        groups, keeps = placement.plans.declared()
         about = {
             "format": FORMAT,
             "version": 1,
             "model": header.model.model_dump(),
             "sequences": [sequence.model_dump() for sequence in header.sequences],
-            "policy": {"name": name, "parameters": policy.model_dump(mode="json")},
-            "predictor_parameters": predictor,
-            "groups": [vars(plan.group) for plan in plans],
+            "policy": {"name": masking.name, "parameters": masking.policy.model_dump(mode="json")},
+            "predictor_parameters": placement.parameters.predictor,
+            "groups": [vars(group) for group in groups],
             "provenance": header.provenance,
         }
-        keeps = {plan.group.name: list(plan.keep) for plan in plans if len(set(plan.keep)) > 1}
         about |= {"keeps": keeps} if keeps else {}
+        adapter = placement.adapter
         about |= {"adapter": {"name": adapter.folder.name, "sha256": adapter.sha256}} if adapter else {}
         try:
             folder = self._folder = Path(mkdtemp(".partial", f"{self.path.name}.", self.path.parent))
             np.save(folder / "header.npy", np.array(json.dumps(about, sort_keys=True)))
-            for layer in range(header.model.num_hidden_layers):
-                for plan in plans:
-                    shape = (header.decoded, -(-plan.indices // 8))
-                    file = folder / _flat(_member(layer, plan.group.name))
-                    self._members[_member(layer, plan.group.name)] = np.lib.format.open_memmap(
-                        file, "w+", np.uint8, shape
-                    )
+            for plan in placement.plans:
+                name, shape = _member(plan), (header.decoded, -(-plan.indices // 8))
+                self._members[name] = np.lib.format.open_memmap(folder / _flat(name), "w+", np.uint8, shape)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
 
-    def __call__(self, layer: int, group: str, token: int, masks: np.ndarray) -> None:
-        """Masks of decoded tokens from `token` on, bool ``[tokens, indices]``."""
-        self._members[_member(layer, group)][token : token + len(masks)] = np.packbits(masks, axis=1)
+    def masks(self, place: Place, token: int, served: Served) -> None:
+        """Write the masks of decoded tokens from `token` on."""
+        rows = slice(token, token + len(served.masks))
+        self._members[_member(place.plan)][rows] = np.packbits(served.masks, axis=1)
 
     def finish(self) -> None:
         """Put the members into one file and give it its name."""
@@ -155,8 +146,8 @@ class MaskWriter:
             self._folder = None
 
 
-def _member(layer: int, group: str) -> str:
-    return f"masks/{layer:03d}/{group}"
+def _member(plan: GroupPlan) -> str:
+    return f"masks/{plan.layer:03d}/{plan.name}"
 
 
 def _flat(name: str) -> str:
@@ -226,62 +217,31 @@ class MaskFile:
             way = f"give --lora FOLDER of {self._adapter['name']}" if needed else "leave out --lora"
             raise SettingError(f"{self.path}: the masks were made with {was}; {way}")
 
-    def demand(
-        self,
-        placement: Placement,
-        eviction: Eviction,
-        setup: CacheSetup | None = None,
-        contents: CacheListener | None = None,
-        watching: Watching | None = None,
-    ) -> Demand:
-        """What the masks ask of the caches of a placement. A unit of several indices is needed if any of them is.
+    def count(self, masking: Masking, observers: Iterable[Observer] = ()) -> Counts:
+        """What the masks ask of caches. A unit of several indices is needed if any of them is.
 
         Args:
-            placement: the groups and their caches.
-            eviction: picks who leaves a cache.
-            setup: how caches admit, and what is in them from the start; those that groups share have none.
-            contents: is told what each holds at the end.
-            watching: what is looked at besides counts.
+            masking: the groups and their caches.
+            observers: see the masks and what each cache holds at the end.
 
         Raises:
             TraceError: masks are missing, or of another shape than the header says.
             SettingError: the rule cannot serve a shared cache.
         """
-        plans, layers = placement.groups, self.model.num_hidden_layers
-        tokens = [sequence.tokens - sequence.prompt for sequence in self.sequences]
-        decoded = sum(tokens)
-        if placement.shared:
-            return count_shared(
-                lambda layer, index: np.packbits(self._units(layer, plans[index], decoded), axis=1),
-                tokens,
-                SharedCaches(plans, layers, placement.shared, eviction),
-                contents=contents,
-                watching=watching,
-            )
-        demand = Demand.none(decoded, layers, plans, watching)
-        for layer in range(layers):
-            for index, plan in enumerate(plans):
-                masks = self._units(layer, plan, decoded)
-                capacity, start = plan.capacity_in(layer), 0
-                cache = (setup or CacheSetup()).cache(layer, plan.group.name, plan.units, capacity, eviction)
-                for length in tokens:
-                    end = start + length
-                    cache.start(masks[start:end] if eviction.needs_future else None)
-                    for row in range(start, end):
-                        demand.put(row, layer, index, serve(cache, plan, masks[row]))
-                    start = end
-                if contents:
-                    contents(layer, plan.group.name, cache.view)
-        return demand
+        sequences = Sequences(self.sequences)
+        tally = Tally(Counts.none(sequences.decoded_tokens, masking.plans), observers)
 
-    def _units(self, layer: int, plan: GroupPlan, decoded: int) -> np.ndarray:
-        """bool ``[decoded, units]``."""
-        masks, blocks = self._read(layer, plan, decoded), plan.blocks(layer)
-        return masks if blocks is None else np.stack([blocks.touched(mask) for mask in masks])
+        def units(place: Place) -> np.ndarray:
+            masks, blocks = self._read(place.plan, sequences.decoded_tokens), place.plan.blocks()
+            masks = masks if blocks is None else np.stack([blocks.touched(mask) for mask in masks])
+            return masks if masking.shared is None else np.packbits(masks, axis=1)
 
-    def _read(self, layer: int, plan: GroupPlan, decoded: int) -> np.ndarray:
+        count(saved_streams(units, masking), sequences, masking, tally)
+        return tally.counts
+
+    def _read(self, plan: GroupPlan, decoded: int) -> np.ndarray:
         """bool ``[decoded, indices]``."""
-        name = _member(layer, plan.group.name)
+        name = _member(plan)
         try:
             packed = self._member(name)
         except (OSError, ValueError, KeyError, TypeError) as error:

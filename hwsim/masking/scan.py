@@ -1,143 +1,293 @@
-"""The scan over tokens: policy and cache decide, token by token, the masks and count the hits. No time in it.
+"""Masks through caches to counts and observers: the one driver of replays, saved masks and closed loops.
 
-Layers do not influence each other here: the masks of a layer follow from its own signals and its own caches. The replay
-of a trace and the closed loop share this scan; they differ only in where the signals come from.
+A cache of one group couples that group's tokens only, so places are driven one after the other, or by threads. A cache
+that groups share couples them, so their masks go through it in the order in which a device asks for them: token, layer,
+then the order of the layer's groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from hwsim.cache import compiled
-from hwsim.cache.cache import Cache, CacheSetup
-from hwsim.errors import PluginError, TraceError
-from hwsim.evictions import Eviction
-from hwsim.masking.counts import Demand, Served, serve
-from hwsim.masking.decider import Block, Decider
-from hwsim.masking.observers import Watching
-from hwsim.memory.placement import GroupPlan
-from hwsim.model.shape import NORMS, ModelShape
-from hwsim.policy import Policy
-from hwsim.trace import Sequence, Trace
-from hwsim.util import kernels
+from hwsim.cache.cache import Cache
+from hwsim.cache.shared import SharedCache, check_shared
+from hwsim.errors import SettingError
+from hwsim.masking.counts import Counts, Served, serve
+from hwsim.masking.observers import Observer, listens
+from hwsim.masking.streams import (
+    BLOCK_VALUES,
+    Masking,
+    PolicyStream,
+    SignalSource,
+    Stream,
+    signal_blocks,
+    worth_compiling,
+)
+from hwsim.memory.groups import Place
+from hwsim.trace.sequences import Decoded, Sequences
 
-_WORTH = 10_000  # decisions that pay for loading the compiled scan
-_BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
+_SHARED_VALUES = 2**24  # values of all signals that are held at once where groups share a cache: 64 MiB
+PHASE = "masks and hits"
 
-
-class SignalSource(Protocol):
-    """Where the signals come from: a trace, or a running model."""
-
-    def read(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
-        """float32 ``[stop - start, width]``."""
-
-    def norm(self, layer: int, name: str) -> np.ndarray:
-        """One of `hwsim.model.shape.NORMS`, float32 ``[indices]``; asked for only where a group needs it."""
+Streams = Callable[[Place, Cache | None], Stream]
+"""Makes the masks of a place, to go through a cache that it shares with others, or through one of its own."""
 
 
-MaskListener = Callable[[int, str, int, np.ndarray], None]
-"""Is told (layer, group name, decoded token, mask bool [indices of the group's axis]) of every mask."""
+class Tally:
+    """Where the masks of a run are counted and shown.
 
-CacheListener = Callable[[int, str, np.ndarray], None]
-"""Is told (layer, group name, bool [units]) what each cache holds at the end."""
+    Args:
+        counts: of the run, to be filled.
+        observers: of the run.
+        first: number of the first token that is counted here, among those that the observers see.
+
+    Attributes:
+        watched: an observer wants to know what was cached before each token.
+        in_order: an observer wants to see the masks of one layer after the other.
+    """
+
+    def __init__(self, counts: Counts, observers: Iterable[Observer] = (), first: int = 0) -> None:
+        self.counts, self.observers, self._first = counts, tuple(observers), first
+        self._listeners = [observer for observer in self.observers if listens(observer)]
+        self.watched = any(observer.sees_cache for observer in self._listeners)
+        self.in_order = any(not observer.any_order for observer in self._listeners)
+
+    def put(self, place: Place, token: int, served: Served) -> None:
+        """The decoded token `token`, and those after it, asked the cache of a place."""
+        self.counts.put(place, token, served)
+        for observer in self._listeners:
+            observer.masks(place, self._first + token, served)
+
+    def drive(self, place: Place, sequence: Decoded, served: Iterable[Served]) -> None:
+        """Count the masks of a whole sequence."""
+        token = sequence.tokens.start
+        for part in served:
+            self.put(place, token, part)
+            token += len(part.masks)
+
+    def drive_shared(self, streams: dict[Place, Iterator[Served]], tokens: range) -> Iterator[int]:
+        """Count the masks of a sequence whose places share a cache, token by token; yields each token that is done."""
+        for token in tokens:
+            for place, served in streams.items():
+                self.put(place, token, next(served))
+            yield token
+
+
+class SharedCaches:
+    """All shared caches of a model.
+
+    Attributes:
+        rounds: the places that share a cache, cache by cache.
+
+    Args:
+        masking: which caches there are, and what picks the units that leave them.
+
+    Raises:
+        SettingError: the rule cannot serve a shared cache.
+    """
+
+    def __init__(self, masking: Masking) -> None:
+        shared, plans = masking.shared, masking.plans
+        assert shared is not None
+        check_shared(masking.eviction, shared.scope)
+        members = [None] if shared.scope == "global" else [[layer] for layer in range(plans.layers)]
+        self.rounds = [plans.places(layers) for layers in members]
+        self._caches = [
+            SharedCache([place.plan.sizes() for place in places], size, masking.eviction)
+            for places, size in zip(self.rounds, shared.sizes, strict=True)
+        ]
+        self._parts: dict[tuple[int, int], Cache] = {}
+        for places, cache in zip(self.rounds, self._caches, strict=True):
+            for place, part in zip(places, cache.parts, strict=True):
+                self._parts[place.layer, place.slot] = part
+
+    def part(self, place: Place) -> Cache:
+        """What serves one place."""
+        return self._parts[place.layer, place.slot]
+
+    def start(self, number: int | None = None) -> None:
+        """A sequence begins: all caches are empty, or one of them is."""
+        for cache in self._caches if number is None else [self._caches[number]]:
+            cache.start()
+            for part in cache.parts:
+                part.start()
+
+
+def policy_streams(source: SignalSource, masking: Masking, *, fast: bool, watched: bool) -> Streams:
+    """The masks that a policy decides from signals.
+
+    Args:
+        source: gives the signals.
+        masking: the policy and its caches.
+        fast: take the compiled scan where policy and cache allow it.
+        watched: an observer wants to know what was cached before each token.
+    """
+    whole = sum(plan.indices for plan in masking.plans)
+    # with one cache for all layers, blocks of all of them are held at once
+    together = whole if masking.shared and masking.shared.scope == "global" else whole // masking.plans.layers
+
+    def make(place: Place, cache: Cache | None) -> Stream:
+        values = BLOCK_VALUES if cache is None else _SHARED_VALUES * place.plan.indices // max(1, together)
+        blocks = partial(signal_blocks, source, place.plan, values=values)
+        return PolicyStream(masking, place, blocks, cache, fast=fast and cache is None, watched=watched)
+
+    return make
 
 
 def scan(
     source: SignalSource,
-    model: ModelShape,
-    sequences: list[Sequence],
-    policy: Policy,
-    plans: tuple[GroupPlan, ...],
-    eviction: Eviction,
+    sequences: Sequences,
+    masking: Masking,
     *,
-    setup: CacheSetup | None = None,
-    name: str = "",
-    seed: int = 0,
     layers: Iterable[int] | None = None,
-    listener: MaskListener | None = None,
-    contents: CacheListener | None = None,
-    progress: Callable[[int], None] | None = None,
+    observers: Sequence[Observer] = (),
     threads: int = 1,
-    watching: Watching | None = None,
-) -> Demand:
-    """Decide all masks and count all hits.
+) -> Counts:
+    """Decide all masks of a policy and count all hits.
 
-    Layers do not influence each other, so that threads may share them; the result is the same to the bit.
+    Layers do not influence each other unless they share a cache, so that threads may share them; results are
+    bit-identical.
 
     Args:
         source: gives the signals.
-        model: its shape.
         sequences: windows of the trace; prompts are passed over, they touch nothing.
-        policy: decides the masks.
-        plans: the policy's groups, with their caches' capacities.
-        eviction: picks who leaves a cache.
-        setup: how caches admit, and what is in them from the start.
-        name: of the policy, for messages.
-        seed: of the random numbers that policies may draw.
-        layers: only these; None: all.
-        listener: is told every mask.
-        contents: is told what each cache holds at the end.
-        progress: is called with the number of layers done.
-        threads: that share the layers, where numpy and the compiled scan do the work; Python's own would gain nothing.
-        watching: what is looked at besides counts.
+        masking: the policy and its caches.
+        layers: only these, of caches that are not shared; None: all.
+        observers: see the masks, what each cache holds at the end, and the progress.
+        threads: number of worker threads; used only with the compiled scan.
 
     Raises:
         ContractError: the policy or the eviction broke its contract.
+        SettingError: the rule cannot serve a shared cache.
         TraceError: a signal is missing or damaged.
     """
+    tally = Tally(Counts.none(sequences.decoded_tokens, masking.plans), observers)
+    fast = worth_compiling(sequences.decoded_tokens * len(list(masking.plans)))
+    streams = policy_streams(source, masking, fast=fast, watched=tally.watched)
+    count(streams, sequences, masking, tally, layers=layers, threads=threads)
+    return tally.counts
+
+
+def count(
+    streams: Streams,
+    sequences: Sequences,
+    masking: Masking,
+    tally: Tally,
+    *,
+    layers: Iterable[int] | None = None,
+    threads: int = 1,
+) -> None:
+    """Let masks go through the caches of a run.
+
+    Args:
+        streams: makes the masks of each place.
+        sequences: windows of the trace.
+        masking: the caches.
+        tally: counts them.
+        layers: only these, of caches that are not shared; None: all.
+        threads: number of worker threads; used only where all streams are compiled.
+
+    Raises:
+        HwsimError: as `scan`.
+    """
     _keep_freed_memory()
-    decoded = sum(sequence.tokens - sequence.prompt for sequence in sequences)
-    demand = Demand.none(decoded, model.num_hidden_layers, plans, watching)
-    fast = worth_compiling(decoded * model.num_hidden_layers * len(plans))
-    every = range(model.num_hidden_layers) if layers is None else layers
+    if not masking.plans:
+        return
+    if masking.shared is not None:
+        if layers is not None:
+            raise SettingError("single layers cannot be counted where caches are shared by others, too")
+        _count_shared(streams, sequences, SharedCaches(masking), masking, tally)
+        return
 
-    def begun(layer: int) -> list[GroupScan]:
-        return [
-            GroupScan(
-                policy,
-                plan,
-                model,
-                layer,
-                eviction,
-                setup,
-                name=name,
-                seed=(seed, layer, index),
-                fast=fast,
-                watched=demand.seen is not None,
-            )
-            for index, plan in enumerate(plans)
-        ]
-
-    def one(layer: int) -> list[tuple[str, np.ndarray]]:
+    def one(layer: int) -> list[tuple[Place, np.ndarray]]:
         held = []
-        for index, group in enumerate(begun(layer)):
-            plan, first, row = group.plan, 0, 0
-            for number, sequence in enumerate(sequences):
-                group.begin(number)
-                span = (first + sequence.prompt, first + sequence.tokens)
-                for served in group.run(signal_blocks(source, plan, layer, *span)):
-                    demand.put(row, layer, index, served)
-                    for token, mask in enumerate(served.masks if listener else (), row):
-                        listener(layer, plan.group.name, token, mask)  # type: ignore[misc]
-                    row += len(served.masks)
-                first = span[1]
-            held.append((plan.group.name, group.cached))
+        for place in masking.plans.places([layer]):
+            stream = streams(place, None)
+            for sequence in sequences.decoded():
+                tally.drive(place, sequence, stream.serve(sequence))
+            held.append((place, stream.cached))
         return held
 
-    each = list(every) if plans else []
-    alone = threads == 1 or listener is not None or len(each) < 2 or not all(group.compiled for group in begun(each[0]))
+    every = list(range(masking.plans.layers) if layers is None else layers)
+    alone = threads == 1 or tally.in_order or len(every) < 2 or not _compiled(streams, masking, every[0])
     with _workers(1 if alone else threads) as run:
-        for layer, held in zip(each, run(one, each), strict=True):
-            for group_name, cached in held if contents else ():
-                contents(layer, group_name, cached)  # type: ignore[misc]
-            if progress:
-                progress(layer + 1)
-    return demand
+        for layer, held in zip(every, run(one, every), strict=True):
+            _finish(tally, held, layer + 1, masking.plans.layers)
+
+
+def _compiled(streams: Streams, masking: Masking, layer: int) -> bool:
+    """Whether threads may share the layers, by the streams of one of them."""
+    return all(streams(place, None).compiled for place in masking.plans.places([layer]))
+
+
+def _count_shared(streams: Streams, sequences: Sequences, caches: SharedCaches, masking: Masking, tally: Tally) -> None:
+    layers, decoded = masking.plans.layers, sequences.decoded_tokens
+    for number, places in enumerate(caches.rounds):
+        made = {place: streams(place, caches.part(place)) for place in places}
+        first, members = places[0].layer, len({place.layer for place in places})
+        for sequence in sequences.decoded():
+            caches.start(number)
+            served = {place: stream.serve(sequence) for place, stream in made.items()}
+            for token in tally.drive_shared(served, sequence.tokens):
+                done = first + members * (token + 1) // decoded
+                for observer in tally.observers:
+                    observer.progress(PHASE, done, layers)
+        _finish(tally, [(place, caches.part(place).view) for place in places], first + members, layers)
+
+
+def _finish(tally: Tally, held: list[tuple[Place, np.ndarray]], done: int, total: int) -> None:
+    """Tell what caches hold at the end of a run, and that their layers are done."""
+    for observer in tally.observers:
+        for place, cached in held:
+            observer.cached(place, cached)
+        observer.progress(PHASE, done, total)
+
+
+def saved_streams(read: Callable[[Place], np.ndarray], masking: Masking) -> Streams:
+    """Masks that were decided before.
+
+    Args:
+        read: masks of units of a place, of all decoded tokens: bool ``[tokens, units]``, or the bits of them, uint8
+            ``[tokens, ceil(units / 8)]``.
+        masking: their caches.
+    """
+    return lambda place, cache: _SavedStream(read(place), place, cache or masking.cache(place.plan), masking)
+
+
+class _SavedStream:
+    compiled = False
+
+    def __init__(self, masks: np.ndarray, place: Place, cache: Cache, masking: Masking) -> None:
+        self._masks, self._plan, self._cache, self._blocks = masks, place.plan, cache, place.plan.blocks()
+        self._shared, self._future = masking.shared is not None, masking.eviction.needs_future
+
+    @property
+    def cached(self) -> np.ndarray:
+        return self._cache.view
+
+    def serve(self, sequence: Decoded) -> Iterator[Served]:
+        rows = self._masks[sequence.tokens.start : sequence.tokens.stop]
+        if not self._shared:  # a shared cache is started with all of its places
+            self._cache.start(self._units(rows) if self._future else None)
+        return (self._serve(self._units(row)) for row in rows)
+
+    def _serve(self, units: np.ndarray) -> Served:
+        served = serve(self._cache, self._plan, units)
+        if self._blocks is None:
+            return served
+        indices = self._blocks.expand(units, np.empty(self._plan.indices, bool))
+        return served._replace(masks=indices[None], blocks=units[None])
+
+    def _units(self, masks: np.ndarray) -> np.ndarray:
+        if masks.dtype == bool:
+            return masks
+        return np.unpackbits(masks, axis=-1, count=self._plan.units).view(bool)
 
 
 def _keep_freed_memory() -> None:
@@ -161,256 +311,3 @@ def _workers(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
         yield pool.map
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class GroupScan:
-    """One group of one layer: the policy's masks, and the cache that they go through.
-
-    Args:
-        policy: decides the masks.
-        plan: the group, with its cache's capacity.
-        model: its shape.
-        layer: of the model.
-        eviction: picks who leaves the cache.
-        setup: how caches admit, and what is in them from the start.
-        name: of the policy, for messages.
-        seed: of the random numbers that the policy may draw here.
-        cache: that the masks go through, where it is shared with others; else one of its own.
-        blind: why the policy may not read ``ctx.cached``, where the masks go through the cache later.
-        fast: take the compiled scan where policy and cache allow it; it decides the same.
-        watched: somebody wants to know what was cached before each token.
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        plan: GroupPlan,
-        model: ModelShape,
-        layer: int,
-        eviction: Eviction,
-        setup: CacheSetup | None = None,
-        *,
-        name: str,
-        seed: tuple[int, ...],
-        cache: Cache | None = None,
-        blind: str = "",
-        fast: bool = False,
-        watched: bool = False,
-    ) -> None:
-        self.plan, self._eviction, self._blind, self._watched = plan, eviction, blind, watched
-        self._k = plan.k[layer]
-        self._decider = Decider(policy.in_layer(layer), name, plan, model, layer, seed)
-        self._blocks = fast and self._decider.scores_blocks  # masks of many tokens are decided at once
-        self._fast = self._blocks and cache is None  # and go through the cache at once
-        if cache is None:
-            setup, capacity = setup or CacheSetup(), plan.capacity_in(layer)
-            cache = setup.cache(layer, plan.group.name, plan.units, capacity, eviction)
-        self._cache = cache
-        self._fast &= cache.rank_update is not None
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the compiled scan decides, unless the policy wants to be asked one by one after all."""
-        return self._fast
-
-    @property
-    def cached(self) -> np.ndarray:
-        """What the cache holds, bool ``[units]``, read-only; it follows the cache."""
-        return self._cache.view
-
-    def begin(self, number: int) -> None:
-        """Sequence `number` of the run begins: the cache as at first, fresh state and random numbers."""
-        if self._eviction.needs_future:
-            self._decider.begin(number, None)
-        elif self._blind:
-            self._decider.begin(number, None, self._blind)
-        else:
-            self._cache.start()
-            self._decider.begin(number, self._cache.view)
-
-    def run(self, blocks: Iterable[Block]) -> Iterator[Served]:
-        """Decide the next tokens, each only after the one before it went through the cache.
-
-        Args:
-            blocks: what the group needs. All that is left of the sequence where the eviction must know the future.
-
-        Yields:
-            What one token or several in a row asked of the cache.
-
-        Raises:
-            ContractError: the policy or the eviction broke its contract.
-        """
-        if self._eviction.needs_future:
-            first = self._decider.token + 1
-            masks = np.concatenate([self._masks(block) for block in blocks])
-            self._cache.start(masks)
-            yield from (self._serve(token, mask) for token, mask in enumerate(masks, first))
-            return
-        for block in blocks:
-            scores = self._decider.scores(block, aware=self._fast) if self._blocks else None
-            if scores is None:
-                for row in block.rows():
-                    yield self.step(row)
-            elif self._fast:
-                values, uncached = scores
-                uncached = np.ones(block.tokens, np.float32) if uncached is None else uncached
-                before = np.empty(values.shape, bool) if self._watched else None
-                found, hits = self._cache.serve(values, uncached, self._k, before)
-                yield Served(found, self._k, hits, before=before)
-            else:
-                first = self._decider.token + 1 - block.tokens
-                for token, mask in enumerate(compiled.top_k(scores[0], self._k), first):
-                    yield self._serve(token, mask)
-
-    def _masks(self, block: Block) -> np.ndarray:
-        """Masks of all tokens of a block, bool ``[tokens, units]``, of a policy that does not see the cache."""
-        scores = self._decider.scores(block, aware=False) if self._blocks else None
-        if scores is None:
-            return np.array([self._decider.decide(row).copy() for row in block.rows()])
-        return compiled.top_k(scores[0], self._k)
-
-    def step(self, signals: dict[str, np.ndarray]) -> Served:
-        """Decide the next token and let it go through the cache; as `run`, for one token."""
-        mask = self._decider.decide(signals)
-        return self._serve(self._decider.token, mask)
-
-    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
-        """Decide the next token, for a cache that it goes through later: bool ``[units]``, valid until the next one."""
-        mask = self._decider.decide(signals)
-        requests = int(np.count_nonzero(mask))
-        if self._k and requests != self._k:
-            raise self._decider.wrong_size(self._decider.token, requests)
-        return mask
-
-    def expand(self, units: np.ndarray) -> np.ndarray:
-        """A mask of units as one of indices: bool ``[units]`` -> bool ``[indices]``, valid until the next one."""
-        return self._decider.expand(units)
-
-    def _serve(self, token: int, mask: np.ndarray) -> Served:
-        served = serve(self._cache, self.plan, mask)
-        if self._k and served.requests != self._k:
-            raise self._decider.wrong_size(token, int(served.requests))
-        return served._replace(masks=self.expand(mask)[None], asked=mask[None])
-
-
-def worth_compiling(decisions: int) -> bool:
-    """Whether so many masks pay for the compiled scan, and it is there."""
-    return decisions >= _WORTH and compiled.available()
-
-
-def signal_blocks(source: SignalSource, plan: GroupPlan, layer: int, start: int, stop: int) -> Iterator[Block]:
-    """What the group needs of some tokens, read in blocks."""
-    step = max(1, _BLOCK_VALUES // plan.indices)
-    norms = {name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS}
-    signals = [signal for signal in plan.group.needs if signal not in NORMS]
-    for at in range(start, stop, step):
-        end = min(at + step, stop)
-        found = {signal: kernels.read_only(_read(source, layer, signal, at, end)) for signal in signals}
-        yield Block(found, norms, end - at)
-
-
-def _read(source: SignalSource, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
-    """A signal of some tokens: float16 where a trace has it so, else float32."""
-    halves = source.read_halves(layer, signal, start, stop) if isinstance(source, Trace) else None
-    return source.read(layer, signal, start, stop) if halves is None else halves
-
-
-def decided(
-    source: SignalSource, model: ModelShape, sequences: list[Sequence], policy: Policy, plan: GroupPlan, layer: int,
-    name: str, seed: tuple[int, ...], blind: str,
-) -> Iterator[Iterator[np.ndarray]]:  # fmt: skip
-    """The masks of a policy that does not look at the cache, sequence by sequence, each to be read to its end.
-
-    Args:
-        source: gives the signals.
-        model: its shape.
-        sequences: windows of the trace.
-        policy: decides the masks.
-        plan: the group.
-        layer: of the model.
-        name: of the policy, for messages.
-        seed: of the random numbers that the policy may draw here.
-        blind: what follows if the policy looks at the cache, for messages.
-
-    Yields:
-        For each sequence its masks, bool ``[units]``, read-only, valid until the next one.
-
-    Raises:
-        PluginError: the policy looks at the cache, or broke its contract.
-    """
-    decider, first = Decider(policy.in_layer(layer), name, plan, model, layer, seed), 0
-
-    def masks(span: tuple[int, int]) -> Iterator[np.ndarray]:
-        for block in signal_blocks(source, plan, layer, *span):
-            for row in block.rows():
-                try:
-                    yield decider.decide(row)
-                except PluginError as error:
-                    if "ctx.cached" not in str(error):
-                        raise
-                    raise PluginError(
-                        f"policy {name}: looks at the cache, so {blind}; choose one that does not, such as dip"
-                    ) from error
-
-    for number, sequence in enumerate(sequences):
-        decider.begin(number, None)
-        yield masks((first + sequence.prompt, first + sequence.tokens))
-        first += sequence.tokens
-
-
-def check_trace(trace: Trace, policy: Policy, plans: tuple[GroupPlan, ...], name: str) -> None:
-    """Refuse a trace that lacks what a policy needs: a signal, or values that its encoding left out.
-
-    Args:
-        trace: open trace.
-        policy: decides the masks.
-        plans: its groups.
-        name: of the policy, for messages.
-
-    Raises:
-        TraceError: as said.
-    """
-    check_signals(trace.has, plans, trace.path, trace.model.name)
-    if (share := trace.header.encoding.share) is None:
-        return
-    name = name or type(policy).__name__
-    for plan in plans:
-        if plan.group.needs and (why := _needs_more(trace, policy, plan)):
-            raise TraceError(
-                f"{trace.path}: keeps only the largest {share:.4g} of each row, but policy {name}, group "
-                f"{plan.group.name}, {why}; give the trace that it was made from, or record one without --encoding top"
-            )
-
-
-def _needs_more(trace: Trace, policy: Policy, plan: GroupPlan) -> str:
-    """Why a group may need values that are not among the largest of their rows; empty: it takes the best of those."""
-    signal, *others = plan.group.needs
-    width, asked, there = trace.model.signal_width(signal), max(plan.k), trace.header.encoding.kept(plan.indices)
-    own = any(type(policy.in_layer(layer)).select is not Policy.select for layer in range(len(plan.k)))
-    rules = {
-        "makes its masks itself, of all values": own,
-        "names no keep": plan.group.keep is None,
-        f"weighs {signal} by {', '.join(others)}": bool(others),
-        f"decides {plan.indices} units by the {width} values of {signal}": width != plan.indices,
-        "adds values up in blocks": plan.block > 1,
-        f"needs {signal}, a product of two that were cut one by one": signal not in trace.header.signals,
-        f"takes {asked} of {plan.indices} units, of which {there} are there": asked > there,
-    }
-    return next((why for why, broken in rules.items() if broken), "")
-
-
-def check_signals(trace_has: Callable[[str], bool], plans: tuple[GroupPlan, ...], path: object, name: str) -> None:
-    """Refuse a trace that lacks what a policy needs, with the command that would record it.
-
-    Raises:
-        TraceError: a signal is missing.
-    """
-    needed = sorted({signal for plan in plans for signal in plan.group.needs})
-    missing = [signal for signal in needed if not trace_has(signal)]
-    if missing:
-        signals = ",".join(signal for signal in needed if signal not in NORMS)
-        options = (f" --signals {signals}" if signals else "") + (" --norms" if NORMS.keys() & set(needed) else "")
-        raise TraceError(
-            f"{path}: lacks {'the signal ' if missing[0] not in NORMS else ''}{', '.join(missing)}, "
-            f"which the policy needs; record it: hwsim record --model {name}{options}"
-        )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,40 +21,50 @@ _MADE_BY = MADE_BY | dict.fromkeys(NORMS, frozenset())
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """A group of a policy, made concrete for a model; the same in every layer but for its keep.
+    """A group of a policy in one layer, made concrete for a model.
 
     Attributes:
-        group: as the first layer has it.
+        layer: of the model.
+        group: as the policy names it, with the keep of this layer.
+        part: label of the part of the model that its weights belong to: ``mlp`` or ``attention``.
         units: how many units the group has.
-        keep: of each layer; None where the policy decides.
-        k: units that a mask holds, of each layer: floor(keep x units), at least 1; 0 where the policy decides.
+        k: units that a mask holds: floor(keep x units), at least 1; 0 where the policy decides.
         slice_bytes: bytes of each matrix slice of one unit: each is a read of its own in Flash.
-        unit_bytes: their sum.
+        last_slice_bytes: bytes of each slice of the last unit, which may have fewer indices.
         parameters: weights of one index of the axis; a unit has as many times that as it has indices.
         mlp_parameters: those of them that belong to the MLP.
-        capacity: units that the group's cache holds, where layers differ in the layer that holds fewest; where groups
-            share a cache, those that it could hold if it held no others.
-        capacities: by layer, where layers differ.
+        bits: of one stored weight.
         indices: size of the axis.
         block: indices that make up a unit.
-        last_slice_bytes: bytes of each slice of the last unit, which may have fewer indices.
-        layout: says which neurons are neighbours; None: the model's own order.
+        order: int ``[indices]``: which index lies at each place in Flash; None: the model's own order.
+        capacity: units that the group's cache holds; where groups share a cache, those that it could hold if it held
+            no others.
     """
 
+    layer: int
     group: Group
+    part: str
     units: int
-    keep: tuple[float | None, ...]
-    k: tuple[int, ...]
+    k: int
     slice_bytes: tuple[int, ...]
-    unit_bytes: int
+    last_slice_bytes: tuple[int, ...]
     parameters: int
     mlp_parameters: int
-    capacity: int = 0
-    capacities: tuple[int, ...] = ()
-    indices: int = 0
+    bits: float
+    indices: int
     block: int = 1
-    last_slice_bytes: tuple[int, ...] = ()
-    layout: Layout | None = None
+    order: np.ndarray | None = field(default=None, compare=False)
+    capacity: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the group."""
+        return self.group.name
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of one unit."""
+        return sum(self.slice_bytes)
 
     @property
     def last_bytes(self) -> int:
@@ -66,7 +78,7 @@ class GroupPlan:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all units of one layer."""
+        """Bytes of all units."""
         return (self.units - 1) * self.unit_bytes + self.last_bytes
 
     def sizes(self) -> np.ndarray:
@@ -79,24 +91,127 @@ class GroupPlan:
         """How many units `size` bytes hold."""
         return self.units if size >= self.total_bytes else size // self.unit_bytes
 
-    def capacity_in(self, layer: int) -> int:
-        """Units that the group's cache holds in one layer."""
-        return self.capacities[layer] if self.capacities else self.capacity
-
-    def blocks(self, layer: int) -> Blocks | None:
+    def blocks(self) -> Blocks | None:
         """How indices fall into units; None where each is a unit of its own."""
-        if self.block == 1:
-            return None
-        ordered = self.layout is not None and self.group.axis == AXIS
-        return Blocks(self.indices, self.block, self.layout.orders[layer] if self.layout and ordered else None)
-
-    def in_layer(self, layer: int) -> Group:
-        """The group as a layer has it."""
-        return replace(self.group, keep=self.keep[layer])
+        return None if self.block == 1 else Blocks(self.indices, self.block, self.order)
 
 
-def plan_group(group: Group, model: ModelShape, bits: Bits, block: int = 1, layout: Layout | None = None) -> GroupPlan:
-    """Make a group concrete; its units are blocks of `block` neighbours.
+class Place(NamedTuple):
+    """Where a group stands: its layer, its slot among the groups of that layer, and its plan."""
+
+    layer: int
+    slot: int
+    plan: GroupPlan
+
+    def __hash__(self) -> int:
+        """By layer and slot: the lists of a group have no hash."""
+        return hash((self.layer, self.slot))
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The groups of a policy, layer by layer, in the order in which a layer decides them.
+
+    Arrays about them are ``[..., layers, slots]``: slot i of a layer is its group i, and the slots of a layer that has
+    fewer groups than another hold zeros.
+
+    Attributes:
+        by_layer: the groups of each layer.
+    """
+
+    by_layer: tuple[tuple[GroupPlan, ...], ...]
+
+    def __bool__(self) -> bool:
+        """Whether any layer has a group."""
+        return any(self.by_layer)
+
+    def __iter__(self) -> Iterator[GroupPlan]:
+        """All groups, layer by layer."""
+        return (plan for layer in self.by_layer for plan in layer)
+
+    def __getitem__(self, layer: int) -> tuple[GroupPlan, ...]:
+        """The groups of one layer."""
+        return self.by_layer[layer]
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return len(self.by_layer)
+
+    @property
+    def slots(self) -> int:
+        """Groups of the layer that has most."""
+        return max(map(len, self.by_layer), default=0)
+
+    def places(self, layers: Iterable[int] | None = None) -> list[Place]:
+        """The places of some layers, or of all."""
+        every = range(self.layers) if layers is None else layers
+        return [Place(layer, slot, plan) for layer in every for slot, plan in enumerate(self.by_layer[layer])]
+
+    def table(self, value: Callable[[GroupPlan], float], kind: type = np.int64) -> np.ndarray:
+        """A number of each group: ``[layers, slots]`` of a type."""
+        numbers: np.ndarray = np.zeros((self.layers, self.slots), kind)
+        for layer, slot, plan in self.places():
+            numbers[layer, slot] = value(plan)
+        return numbers
+
+    def alike(self, key: Callable[[GroupPlan], Hashable]) -> list[tuple[GroupPlan, tuple[Any, ...]]]:
+        """Groups that have the same key: one of them, and the index of all in an array ``[tokens, layers, slots]``.
+
+        The index is one of slices where the groups stand in all layers and one slot, so that it makes no copy.
+        """
+        members: dict[Hashable, list[Place]] = {}
+        for place in self.places():
+            members.setdefault(key(place.plan), []).append(place)
+        indices: list[tuple[GroupPlan, tuple[Any, ...]]] = []
+        for places in members.values():
+            layers, slots = [place.layer for place in places], [place.slot for place in places]
+            whole = len(set(slots)) == 1 and layers == list(range(self.layers))
+            indices.append(
+                (places[0][2], (slice(None), slice(None), slots[0]) if whole else (slice(None), layers, slots))
+            )
+        return indices
+
+    def by_name(self) -> dict[str, list[GroupPlan]]:
+        """The groups of each name, layer by layer."""
+        named: dict[str, list[GroupPlan]] = {}
+        for plan in self:
+            named.setdefault(plan.name, []).append(plan)
+        return named
+
+    def declared(self) -> tuple[list[Group], dict[str, list[float | None]]]:
+        """The groups of the first layer, and the keeps of those whose keep differs by layer."""
+        keeps = {name: [plan.group.keep for plan in plans] for name, plans in self.by_name().items()}
+        differing = {name: values for name, values in keeps.items() if len(set(values)) > 1}
+        return [plan.group for plan in self.by_layer[0]] if self.by_layer else [], differing
+
+    def needs(self) -> set[str]:
+        """Signals and norms that any group is decided from."""
+        return {signal for plan in self for signal in plan.group.needs}
+
+    def with_capacities(self, capacities: Iterable[int]) -> Plans:
+        """The same with a capacity for each group, layer by layer."""
+        given = iter(capacities)
+        return Plans(tuple(tuple(replace(plan, capacity=next(given)) for plan in layer) for layer in self.by_layer))
+
+
+@dataclass(frozen=True)
+class Units:
+    """How the indices of a group's axis become units.
+
+    Attributes:
+        bits: of stored weights.
+        block: neighbours that make up a unit.
+        layout: says which neurons are neighbours; None: the model's own order.
+    """
+
+    bits: Bits = field(default_factory=Bits)
+    block: int = 1
+    layout: Layout | None = None
+
+
+def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) -> GroupPlan:
+    """Make a group of one layer concrete; its units are blocks of neighbours.
 
     Raises:
         ContractError: an unknown axis, slice, signal or keep, or a mask decided from what it must produce.
@@ -104,10 +219,10 @@ def plan_group(group: Group, model: ModelShape, bits: Bits, block: int = 1, layo
     where = f"group {group.name!r}"
     if not isinstance(group.name, str):
         raise ContractError(f"{where}: its name must be text")
-    for field in ("slices", "needs"):
-        value = getattr(group, field)
-        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-            raise ContractError(f"{where}: {field} {value!r}; must be a list of names")
+    for name in ("slices", "needs"):
+        value = getattr(group, name)
+        if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
+            raise ContractError(f"{where}: {name} {value!r}; must be a list of names")
     axes = {
         "hidden": model.hidden_size,
         "neuron": model.intermediate_size,
@@ -116,34 +231,47 @@ def plan_group(group: Group, model: ModelShape, bits: Bits, block: int = 1, layo
     }
     if not isinstance(group.axis, str) or group.axis not in axes:
         raise ContractError(f"{where}: axis {group.axis!r}; must be one of {', '.join(axes)}")
-    indices, matrices = axes[group.axis], model.matrices()
-    block = min(block, indices)
-    units = -(-indices // block)
-    last = indices - (units - 1) * block
+    indices = axes[group.axis]
+    block = min(units.block, indices)
+    count = -(-indices // block)
+    last = indices - (count - 1) * block
     if not group.slices:
         raise ContractError(f"{where}: slices is empty; name at least one, such as 'down.column'")
-    sizes, lasts, parameters, of_mlp = [], [], 0, 0
-    for name in group.slices:
-        matrix, _, kind = name.partition(".")
-        if matrix not in matrices or kind not in ("row", "column"):
-            known = ", ".join(f"{m}.row, {m}.column" for m in matrices)
-            raise ContractError(f"{where}: slice {name!r}; must be one of {known}")
-        count, elements = matrices[matrix] if kind == "row" else reversed(matrices[matrix])
-        if count != indices:
-            raise ContractError(f"{where}: {name} has {count} units, axis {group.axis!r} has {indices}")
-        sizes.append(stored_bytes(block * elements, bits.of(matrix)))
-        lasts.append(stored_bytes(last * elements, bits.of(matrix)))
-        parameters += elements
-        of_mlp += elements if matrix in MLP else 0
+    elements = [_elements(name, group, model, indices, where) for name in group.slices]
+    matrices = [name.partition(".")[0] for name in group.slices]
+    bits = [units.bits.of(matrix) for matrix in matrices]
     if group.keep is not None and not (isinstance(group.keep, float | int | np.floating) and 0 < group.keep <= 1):
         raise ContractError(f"{where}: keep={group.keep!r}; must be more than 0 and at most 1")
     _check_needs(group, where, model, indices)
-    k = 0 if group.keep is None else kept(group.keep, units)
-    layers = model.num_hidden_layers
+    ordered = units.layout is not None and group.axis == AXIS
     return GroupPlan(
-        group, units, (group.keep,) * layers, (k,) * layers, tuple(sizes), sum(sizes), parameters, of_mlp,
-        indices=indices, block=block, last_slice_bytes=tuple(lasts), layout=layout,
-    )  # fmt: skip
+        layer=layer,
+        group=group,
+        part="mlp" if any(matrix in MLP for matrix in matrices) else "attention",
+        units=count,
+        k=0 if group.keep is None else kept(group.keep, count),
+        slice_bytes=tuple(stored_bytes(block * each, width) for each, width in zip(elements, bits, strict=True)),
+        last_slice_bytes=tuple(stored_bytes(last * each, width) for each, width in zip(elements, bits, strict=True)),
+        parameters=sum(elements),
+        mlp_parameters=sum(each for each, matrix in zip(elements, matrices, strict=True) if matrix in MLP),
+        bits=bits[0],
+        indices=indices,
+        block=block,
+        order=units.layout.orders[layer] if units.layout and ordered else None,
+    )
+
+
+def _elements(name: str, group: Group, model: ModelShape, indices: int, where: str) -> int:
+    """Weights of one index of a slice such as ``gate.column``."""
+    matrices = model.matrices()
+    matrix, _, kind = name.partition(".")
+    if matrix not in matrices or kind not in ("row", "column"):
+        known = ", ".join(f"{m}.row, {m}.column" for m in matrices)
+        raise ContractError(f"{where}: slice {name!r}; must be one of {known}")
+    count, elements = matrices[matrix] if kind == "row" else reversed(matrices[matrix])
+    if count != indices:
+        raise ContractError(f"{where}: {name} has {count} units, axis {group.axis!r} has {indices}")
+    return elements
 
 
 def _check_needs(group: Group, where: str, model: ModelShape, indices: int) -> None:
@@ -162,28 +290,28 @@ def _check_needs(group: Group, where: str, model: ModelShape, indices: int) -> N
 
 
 def plan_groups(
-    groups: list[Group], model: ModelShape, bits: Bits, block: int = 1, layout: Layout | None = None
+    groups: list[Group], model: ModelShape, units: Units | None = None, layer: int = 0
 ) -> tuple[GroupPlan, ...]:
-    """Make all groups of a policy concrete, in the order in which a layer can decide them.
+    """Make all groups of one layer concrete, in the order in which the layer can decide them.
 
     Raises:
         ContractError: as `plan_group`; two groups share a name or a matrix; groups that wait for each other.
     """
     if not isinstance(groups, list | tuple) or not all(isinstance(group, Group) for group in groups):
         raise ContractError("groups() must return a list of hwsim.policy.Group")
-    plans = [plan_group(group, model, bits, block, layout) for group in groups]
+    plans = [plan_group(group, model, units or Units(), layer) for group in groups]
     names = Counter(group.name for group in groups)
     cut_by = Counter(name.partition(".")[0] for group in groups for name in group.slices)
     for what, counts in (("groups are called", names), ("times a slice cuts the matrix", cut_by)):
         for name, count in counts.items():
             if count > 1:
                 raise ContractError(f"{count} {what} {name!r}; it must be one")
-    cuts = {plan.group.name: {name.partition(".")[0] for name in plan.group.slices} for plan in plans}
+    cuts = {plan.name: {name.partition(".")[0] for name in plan.group.slices} for plan in plans}
     waits = {
-        plan.group.name: {
+        plan.name: {
             other
             for other, cut in cuts.items()
-            if other != plan.group.name and any(_MADE_BY[signal] & cut for signal in plan.group.needs)
+            if other != plan.name and any(_MADE_BY[signal] & cut for signal in plan.group.needs)
         }
         for plan in plans
         if not plan.group.oracle
@@ -192,18 +320,25 @@ def plan_groups(
         order = list(TopologicalSorter({name: waits.get(name, set()) for name in cuts}).static_order())
     except CycleError as error:
         raise ContractError(f"groups {', '.join(error.args[1])} wait for each other's masks") from error
-    return tuple(sorted(plans, key=lambda plan: order.index(plan.group.name)))
+    return tuple(sorted(plans, key=lambda plan: order.index(plan.name)))
 
 
-def plan_layers(
-    layers: list[list[Group]], model: ModelShape, bits: Bits, block: int = 1, layout: Layout | None = None
-) -> tuple[GroupPlan, ...]:
-    """Make the groups of a policy concrete that has others in each layer; only their keep may differ.
+def plan_layers(layers: list[list[Group]], model: ModelShape, units: Units | None = None) -> Plans:
+    """Make the groups of all layers concrete; only their keep may differ.
+
+    Args:
+        layers: groups of each layer; or one list, for all layers alike.
+        model: its shape.
+        units: how indices become units.
 
     Raises:
         ContractError: as `plan_groups`; two layers differ in more than the keep of their groups.
     """
-    plans = [plan_groups(groups, model, bits, block, layout) for groups in layers]
+    units, every = units or Units(), range(model.num_hidden_layers)
+    if len(layers) == 1:
+        first = plan_groups(layers[0], model, units)
+        return Plans(tuple(tuple(_in_layer(plan, layer, units.layout) for plan in first) for layer in every))
+    plans = [plan_groups(groups, model, units, layer) for layer, groups in enumerate(layers)]
 
     def but_for_keep(each: tuple[GroupPlan, ...]) -> list[Group]:
         return [replace(plan.group, keep=None) for plan in each]
@@ -211,11 +346,10 @@ def plan_layers(
     for layer, each in enumerate(plans):
         if but_for_keep(each) != but_for_keep(plans[0]):
             raise ContractError(f"groups() of layer {layer} differ from layer 0's in more than keep")
-    return tuple(
-        replace(
-            plan,
-            keep=tuple(each[index].keep[layer] for layer, each in enumerate(plans)),
-            k=tuple(each[index].k[layer] for layer, each in enumerate(plans)),
-        )
-        for index, plan in enumerate(plans[0])
-    )
+    return Plans(tuple(plans))
+
+
+def _in_layer(plan: GroupPlan, layer: int, layout: Layout | None) -> GroupPlan:
+    """The same group in another layer, where neurons may lie in another order."""
+    order = plan.order if layout is None or plan.order is None else layout.orders[layer]
+    return replace(plan, layer=layer, order=order)

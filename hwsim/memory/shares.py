@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hwsim.errors import SettingError
@@ -153,11 +152,6 @@ def read_shares(path: Path) -> Shares:
     return Shares(weights, path.name)
 
 
-def measured(flash_bytes: np.ndarray, groups: list[str]) -> Shares:
-    """Weights from what a replay read from Flash: int ``[layers, groups]`` bytes."""
-    weights = {
-        (layer, group): int(flash_bytes[layer, index])
-        for layer in range(len(flash_bytes))
-        for index, group in enumerate(groups)
-    }
-    return Shares(weights, "traffic")
+def measured(flash_bytes: dict[tuple[int, str], int]) -> Shares:
+    """Weights from the bytes that a replay read from Flash, by layer and group."""
+    return Shares(flash_bytes, "traffic")

@@ -13,11 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from hwsim.device.profile import Profile
 from hwsim.errors import SettingError
-from hwsim.masking.counts import Demand
-from hwsim.memory.placement import Placement
-from hwsim.simulation.settings import Settings
+from hwsim.timing.moments import Beginning, MomentObserver
 from hwsim.util.files import write_atomic
 
 _TRACKS = {"decoder": 1, "flash": 2, "dram": 3, "compute": 4}
@@ -26,8 +23,8 @@ _WORDS = {"resident": "weights", "streamed": "streamed weights", "compute": "ari
 _PROCESS = 1
 
 
-class Timeline:
-    """Collects slices of some tokens: a recorder of the engine.
+class Timeline(MomentObserver):
+    """Collects slices of some tokens.
 
     Args:
         tokens: first decoded token that is shown, and the first that is not any more.
@@ -37,43 +34,38 @@ class Timeline:
         self._tokens = range(*tokens)
         self._events: list[dict[str, Any]] = []
         self._numbers: dict[str, np.ndarray] = {}
-        self._groups: list[str] = []
+        self._groups: list[list[str]] = []
         self._head = -1
         self._depth = 0
         self._about: dict[str, Any] = {}
         self._ids = 0
 
-    def begin(
-        self, demand: Demand, placement: Placement, profile: Profile, settings: Settings, starts: frozenset[int],
-        about: dict[str, Any],
-    ) -> None:  # fmt: skip
+    def begin(self, beginning: Beginning) -> None:
         """A decode begins: what its slices are about."""
-        plans = placement.groups
-        if self._tokens.start >= len(demand.requests):
+        decode, caches = beginning.decode, beginning.caches
+        counts, placement, plans = decode.counts, decode.placement, decode.placement.plans
+        if self._tokens.start >= counts.tokens:
             raise SettingError(
-                f"--timeline-tokens {self._tokens.start}:{self._tokens.stop}: there are {len(demand.requests)} "
+                f"--timeline-tokens {self._tokens.start}:{self._tokens.stop}: there are {counts.tokens} "
                 "decoded tokens, the first is 0"
             )
-        self._groups = [plan.group.name for plan in plans]
+        self._groups = [[plan.name for plan in layer] for layer in plans.by_layer]
         self._head = placement.layers
         self._numbers = {
-            "requests": demand.requests,
-            "hits": demand.hits,
-            "flash_bytes": demand.miss_bytes(plans),
-            "dram_bytes": demand.hit_bytes(plans),
+            "requests": counts.requests,
+            "hits": counts.hits,
+            "flash_bytes": counts.miss_bytes(plans),
+            "dram_bytes": counts.hit_bytes(plans),
+            "reads": counts.misses * plans.table(lambda plan: len(decode.setup.slices(plan)[0])),
         }
-        slices = np.array([len(settings.reads.slices(plan)[0]) for plan in plans], np.int64)
-        misses = demand.requests - demand.hits
-        self._numbers["reads"] = misses * slices
-        if demand.seen is not None and demand.seen.reads is not None:
-            self._numbers["reads"] = demand.seen.reads
-        self._depth = profile.flash.queue_depth or 0
-        self._about = about
-        caches = settings.caches
+        if decode.reads is not None:
+            self._numbers["reads"] = decode.reads.reads
+        self._depth = decode.device.flash.queue_depth or 0
+        self._about = beginning.about
         if plans and placement.shared is None and caches.pinned is None and caches.warm is None:
-            room = np.array([[plan.capacity_in(layer) for plan in plans] for layer in range(placement.layers)])
-            self._occupied = _occupancy(misses, room, self._tokens.stop, starts)
-            self._unit_bytes = np.array([plan.unit_bytes for plan in plans], np.int64)
+            room = plans.table(lambda plan: plan.capacity)
+            self._occupied = _occupancy(counts.misses, room, self._tokens.stop, decode.sequences.starts)
+            self._unit_bytes = plans.table(lambda plan: plan.unit_bytes)
 
     _occupied: np.ndarray | None = None
     _unit_bytes: np.ndarray
@@ -87,7 +79,7 @@ class Timeline:
         if layer >= 0:
             where["layer"] = "LM head" if layer == self._head else layer
         if group >= 0:
-            where["group"] = self._groups[group]
+            where["group"] = self._groups[layer][group]
             numbers = {key: int(values[token, layer, group]) for key, values in self._numbers.items()}
             wanted = {
                 "flash": ("requests", "hits", "flash_bytes", "reads"),
@@ -114,7 +106,7 @@ class Timeline:
         self._ids += 1
         about = {"token": token, "layer": "LM head" if layer == self._head else layer, "share_in_time": share}
         if group >= 0:
-            about["group"] = self._groups[group]
+            about["group"] = self._groups[layer][group]
         common = {  # of one name, so that a viewer shows them as one track
             "name": f"{_NAMES[device]} ahead: {what}", "cat": "read ahead", "id": self._ids, "pid": _PROCESS,
             "tid": _TRACKS[device], "args": about,
@@ -127,7 +119,7 @@ class Timeline:
         if group < 0:
             return _WORDS.get(what, what)
         kind = {"flash": "misses", "dram": "hits"}.get(track, "arithmetic")
-        return f"{self._groups[group]}: {kind}"
+        return f"{self._groups[layer][group]}: {kind}"
 
     def _counter(self, name: str, at: float, values: dict[str, float]) -> None:
         self._events.append({"name": name, "ph": "C", "pid": _PROCESS, "tid": 0, "ts": at * 1e6, "args": values})

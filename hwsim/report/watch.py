@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hwsim.report.columns import Column, fit, rows, table
+from hwsim.timing.moments import Beginning, MomentObserver
 from hwsim.util.units import printable, show_number, show_rate, show_time
 
 _LAST = 32  # tokens that are "now"
@@ -22,8 +23,8 @@ _HEADS = (
 )  # fmt: skip
 
 
-class Watch:
-    """Shows a line for each replay, as its tokens go by: a recorder of the engine.
+class Watch(MomentObserver):
+    """Shows a line for each replay, as its tokens go by.
 
     Args:
         console: to draw on; nothing is drawn where it is no terminal.
@@ -52,20 +53,18 @@ class Watch:
         if self._shown:
             self._live.update(self.table())
 
-    def begin(
-        self, demand: Any, placement: Any, profile: Any, settings: Any, starts: frozenset[int], about: dict[str, Any]
-    ) -> None:
+    def begin(self, beginning: Beginning) -> None:
         """A decode begins: a line of its own."""
-        axes = (1, 2)
+        axes, counts, placement = (1, 2), beginning.decode.counts, beginning.decode.placement
         self._now = {
-            "tokens": len(demand.requests),
-            "requests": demand.requests.sum(axis=axes),
-            "hits": demand.hits.sum(axis=axes),
-            "flash": demand.miss_bytes(placement.groups).sum(axis=axes) + placement.streamed,
+            "tokens": counts.tokens,
+            "requests": counts.requests.sum(axis=axes),
+            "hits": counts.hits.sum(axis=axes),
+            "flash": counts.miss_bytes(placement.plans).sum(axis=axes) + placement.bytes.streamed,
             "seconds": [],
             "token": 0,
         }
-        self._lines[f"{about['policy']} on {about['device']}"] = self._now
+        self._lines[f"{beginning.about['policy']} on {beginning.about['device']}"] = self._now
 
     def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
         """A token is done."""
@@ -74,9 +73,6 @@ class Watch:
             self._now["token"] = at[0] + 1
             if self._shown:
                 self._live.update(self.table())
-
-    def ahead(self, device: str, what: str, at: tuple[int, int, int], start: float, end: float, share: float) -> None:
-        """Not shown."""
 
     def table(self) -> ConsoleRenderable:
         """All replays so far, as much of them as a line has room for, and the phase before a decode."""

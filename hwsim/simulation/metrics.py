@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from hwsim.simulation.frames import Kind, frame, rows_of, to_html
+from hwsim.timing import times
 
 
 class _Record(BaseModel):
@@ -34,6 +35,15 @@ class Times(_Record):
     mlp: float  # the masked units of the MLP, from DRAM and Flash
     attention: float  # the masked units of the attention
     compute: float  # arithmetic and its fixed costs, where the profile knows them
+
+    @classmethod
+    def of(cls, times: times.Times) -> Times:
+        """As timing answers it."""
+        masked = {part: times.masked.get(part, 0.0) for part in ("mlp", "attention")}
+        return cls(
+            total=times.total, resident=times.resident, kv_cache=times.kv_cache, streamed=times.streamed,
+            compute=times.compute, **masked,
+        )  # fmt: skip
 
 
 class Busy(_Record):
@@ -173,15 +183,3 @@ def latency(seconds: np.ndarray) -> Latency:
     """Statistics of token times, float64 ``[tokens]`` in s."""
     p50, p95, p99 = (float(value) for value in np.percentile(seconds, [50, 95, 99]))
     return Latency(mean=float(seconds.mean()), p50=p50, p95=p95, p99=p99, max=float(seconds.max()))
-
-
-class Timing(_Record):
-    """What a timing model answers: the time of every token, and where it goes."""
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
-
-    token_s: np.ndarray  # float64 [tokens]
-    times: Times
-    busy: Busy
-    events: int = 0  # that the event engine handled
-    guessed: np.ndarray | None = None  # float64 [tokens, layers, groups]: share of a guess that was read in time

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from hwsim.device.flash_times import flash_seconds, read_sizes
 from hwsim.device.profile import Profile
-from hwsim.evictions import Eviction
+from hwsim.memory.groups import GroupPlan
 from hwsim.memory.placement import Placement
 from hwsim.simulation.metrics import Prefetched
+from hwsim.simulation.run import Run
 from hwsim.timing.reads import ReadSetup
-from hwsim.trace import FLOAT16, Encoding
+from hwsim.trace import Encoding
 from hwsim.util.units import show_rate, show_size
 
 _ODD = 1.5  # times the flat rate that a table may reach before it is told
@@ -18,73 +19,74 @@ _MUCH = 1.5  # times the bytes that are needed: worth a word
 _MANY = 10_000  # reads at once: enough to keep any queue full and to make a latency vanish
 
 
-def notes(
-    origin: str,
-    placement: Placement,
-    eviction: Eviction,
-    profile: Profile,
-    name: str,
-    timing: str,
-    *,
-    encoding: Encoding = FLOAT16,
-    bypass: bool = False,
-    reads: ReadSetup | None = None,
-) -> list[str]:
-    """The notes of one replay.
+def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
+    """The notes of one run.
 
     Args:
-        origin: of the trace.
-        placement: where the bytes lie.
-        eviction: picks who leaves the caches.
-        profile: the device.
-        name: of the policy.
-        timing: ``events`` or ``closed-form``.
-        encoding: of the trace.
-        bypass: whether the caches may refuse what a token needs.
-        reads: how units lie in Flash and are read.
+        run: as it was asked for.
+        prefetched: what was read ahead; None: nothing.
     """
-    found = []
-    whole = show_size(placement.resident_weights + placement.sparse)
-    kv = show_size(placement.kv_reserved)
-    budget = show_size(placement.budget)
-    if origin == "synthetic":
-        found.append("The trace is synthetic: no model produced it.")
-    found += _encoding_notes(encoding)
+    placement, profile, settings, name = run.placement, run.hardware, run.settings, run.names.policy
+    sentences = []
+    if run.header.origin == "synthetic":
+        sentences.append("The trace is synthetic: no model produced it.")
+    sentences += _encoding_notes(run.header.encoding)
+    sentences += _fitting_notes(placement, name, equal=settings.cache_shares is None)
+    sentences += _streaming_notes(placement, name)
+    if placement.plans and run.eviction.caches and not placement.bytes.streamed:
+        bypass = (settings.admission or run.eviction.admission) == "bypass"
+        sentences += _cache_notes(placement, name, bypass)
+    sentences += _energy(profile)
+    sentences += _odd_rates(profile)
+    if settings.timing == "events" and settings.reads.plain:
+        sentences += _small_reads(placement, profile, name, settings.reads)
+    return sentences + _prefetch_notes(prefetched, run.sequences.decoded_tokens, name)
+
+
+def _fitting_notes(placement: Placement, name: str, *, equal: bool) -> list[str]:
+    """Whether everything fits, or would with other shares."""
+    where = placement.bytes
+    whole, kv, budget = (show_size(size) for size in (where.resident + where.sparse, where.kv_reserved, where.budget))
     if placement.everything_fits:
-        found.append(
+        return [
             f"Everything fits: the KV cache of {kv} and all weights, {whole}, lie within the DRAM budget of {budget}; "
             "Flash is read only to fill empty caches. Give less with --dram to see what streaming costs."
-        )
-    elif placement.enough:
-        short = [plan for plan in placement.groups if plan.capacity < plan.units]
-        holds = ", ".join(f"{plan.group.name} {plan.capacity} of {plan.units} units" for plan in short)
-        uneven = any(plan.capacities for plan in short)
-        shares = "the shares of --cache-shares" if uneven else "equal shares for each matrix"
-        found.append(
-            f"{name}: the DRAM budget of {budget} is as large as the KV cache of {kv} and all weights, {whole}, but "
-            f"caches get {shares}, and some cannot hold theirs ({holds}); give more with --dram."
-        )
-    if placement.streamed and not placement.groups:
-        pinned = placement.pinned_weights
-        found.append(
-            f"{name}: {show_size(pinned)} of {show_size(placement.resident_weights)} weights are pinned in DRAM, "
-            f"{show_size(placement.streamed)} are streamed from Flash at every token."
-        )
-    elif placement.streamed:
-        found.append(
-            f"{name}: warning: the DRAM budget of {budget} is smaller than the resident part; "
-            f"{show_size(placement.streamed)} are streamed from Flash at every token and nothing is left for a cache."
-        )
-    elif placement.groups and eviction.caches:
-        found += _cache_notes(placement, name, bypass)
-    found += _energy(profile)
-    found += _odd_rates(profile)
-    if timing == "events" and (reads is None or reads.plain):
-        found += _small_reads(placement, profile, name, reads or ReadSetup())
-    return found
+        ]
+    if not where.enough:
+        return []
+    short = {group: plans for group, plans in placement.plans.by_name().items() if _short(plans)}
+    holds = ", ".join(
+        f"{group} {min(plan.capacity for plan in plans)} of {plans[0].units} units" for group, plans in short.items()
+    )
+    shares = "equal shares for each matrix" if equal else "the shares of --cache-shares"
+    return [
+        f"{name}: the DRAM budget of {budget} is as large as the KV cache of {kv} and all weights, {whole}, but "
+        f"caches get {shares}, and some cannot hold theirs ({holds}); give more with --dram."
+    ]
 
 
-def prefetch_notes(found: Prefetched | None, tokens: int, name: str) -> list[str]:
+def _short(plans: list[GroupPlan]) -> bool:
+    return any(plan.capacity < plan.units for plan in plans)
+
+
+def _streaming_notes(placement: Placement, name: str) -> list[str]:
+    """What does not fit and is streamed."""
+    where = placement.bytes
+    if not where.streamed:
+        return []
+    streamed = show_size(where.streamed)
+    if not placement.plans:
+        return [
+            f"{name}: {show_size(where.pinned)} of {show_size(where.resident)} weights are pinned in DRAM, "
+            f"{streamed} are streamed from Flash at every token."
+        ]
+    return [
+        f"{name}: warning: the DRAM budget of {show_size(where.budget)} is smaller than the resident part; "
+        f"{streamed} are streamed from Flash at every token and nothing is left for a cache."
+    ]
+
+
+def _prefetch_notes(found: Prefetched | None, tokens: int, name: str) -> list[str]:
     """What was read ahead, and how well it was guessed."""
     if found is None:
         return []
@@ -111,15 +113,16 @@ def _encoding_notes(encoding: Encoding) -> list[str]:
 
 
 def _cache_notes(placement: Placement, name: str, bypass: bool) -> list[str]:
-    held = {
-        plan.group.name: [plan.capacity_in(layer) for layer in range(placement.layers)] for plan in placement.groups
-    }
-    if not any(map(any, held.values())):
-        return [f"{name}: warning: what is left for the caches, {show_size(placement.cache_bytes)}, holds no unit."]
-    over = [plan for plan in placement.groups if all(k > n for k, n in zip(plan.k, held[plan.group.name], strict=True))]
-    alone = not placement.shared or len(over) == len(placement.groups)  # else a smaller mask leaves room for a choice
+    groups = placement.plans.by_name()
+    if not any(plan.capacity for plan in placement.plans):
+        return [f"{name}: warning: what is left for the caches, {show_size(placement.bytes.cache)}, holds no unit."]
+    over = {group: plans for group, plans in groups.items() if all(plan.k > plan.capacity for plan in plans)}
+    alone = not placement.shared or len(over) == len(groups)  # else a smaller mask leaves room for a choice
     if over and not bypass and alone:
-        shares = ", ".join(f"{plan.group.name} {_span(plan.k)} of {_span(held[plan.group.name])}" for plan in over)
+        shares = ", ".join(
+            f"{group} {_span([plan.k for plan in plans])} of {_span([plan.capacity for plan in plans])}"
+            for group, plans in over.items()
+        )
         return [
             f"{name}: each mask asks for more units than its cache holds ({shares}), so every token refills that cache "
             "and all eviction rules that admit whatever is needed do the same there."
@@ -161,13 +164,12 @@ def _odd_rates(profile: Profile) -> list[str]:
 
 def _small_reads(placement: Placement, profile: Profile, name: str, reads: ReadSetup) -> list[str]:
     """Units whose reads are so small that Flash is far from its flat rate: this decides such results, so it is said."""
-    if not placement.groups or placement.everything_fits:
+    if not placement.plans or placement.everything_fits:
         return []
     seconds = flash_seconds(profile.flash)
-    slices = {plan.group.name: reads.slices(plan)[0] for plan in placement.groups}
-    rates = {
-        plan.group.name: _MANY * plan.unit_bytes / seconds(_MANY, slices[plan.group.name]) for plan in placement.groups
-    }
+    groups = {group: plans[0] for group, plans in placement.plans.by_name().items()}
+    slices = {group: reads.slices(plan)[0] for group, plan in groups.items()}
+    rates = {group: _MANY * plan.unit_bytes / seconds(_MANY, slices[group]) for group, plan in groups.items()}
     slow = {group: rate for group, rate in rates.items() if rate < profile.flash.read_bandwidth / 2}
     pages = _whole_pages(placement, profile, reads)
     if not slow:
@@ -184,8 +186,7 @@ def _small_reads(placement: Placement, profile: Profile, name: str, reads: ReadS
 def _whole_pages(placement: Placement, profile: Profile, reads: ReadSetup) -> str:
     """How much more Flash reads than is needed, where that is much; the energy counts what it reads."""
     read = {
-        plan.group.name: sum(read_sizes(profile.flash, reads.slices(plan)[0])) / plan.unit_bytes
-        for plan in placement.groups
+        plan.name: sum(read_sizes(profile.flash, reads.slices(plan)[0])) / plan.unit_bytes for plan in placement.plans
     }
     much = ", ".join(f"for {group} {times:.3g} times" for group, times in read.items() if times >= _MUCH)
     page = profile.flash.page_size

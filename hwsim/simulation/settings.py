@@ -1,138 +1,378 @@
-"""Everything that a user chooses besides trace, device, policy and eviction."""
+"""Everything that a user chooses besides trace, device, policy and eviction: each option of a run, declared once.
+
+From the fields of `Settings` follow the options of the commands, the keys of a sweep and of a file of settings, the
+keywords of the Python interface, what a result tells of them, and the reference page.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from hwsim.cache.cache import CacheSetup
-from hwsim.errors import SettingError, did_you_mean
-from hwsim.memory.neuron_order import Layout
-from hwsim.memory.shares import Scope, Shares
+from hwsim.cache.unit_sets import UnitSets, read_units
+from hwsim.device.effective import MECHANISMS
+from hwsim.errors import SettingError, UnitError, did_you_mean
+from hwsim.evictions import Admission
+from hwsim.memory.neuron_order import Layout, read_layout
+from hwsim.memory.shares import Scope, Shares, parse_shares, read_shares, shares_file
 from hwsim.model.shape import Bits
 from hwsim.prefetch import Prefetch
+from hwsim.simulation.plugins import PREFETCHES
+from hwsim.timing import overlap as overlaps
 from hwsim.timing.reads import ReadSetup
-from hwsim.util.units import shorten
+from hwsim.util.explain import problem
+from hwsim.util.option import RUNS, Option, declared, is_whole
+from hwsim.util.units import parse, shorten
 
-OverlapMode = Literal["none", "group", "pipeline", "prefetch"]
-
-MECHANISMS = (
-    "pages", "latency", "requests", "spread", "thermal", "compute", "overhead", "selection", "bookkeeping",
-)  # fmt: skip
-"""What a profile may say beyond flat rates, by the names of ``--ignore``."""
+_REPLAYS = ("replay", "sweep")
+_PANEL = "How the device is used"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything of a replay besides trace, device, policy and eviction.
+def read_bits(text: str | Bits) -> Bits:
+    """Read ``mlp=4.5,attention=4``; what is not named keeps its default.
 
-    Attributes:
-        dram: bytes, a size such as "4 GB" or a share such as "50%"; None: the profile's budget.
-        kv_tokens: tokens that the KV cache is reserved for; None: the trace's longest sequence.
-        bits: of stored numbers, by part of the model.
-        timing: the event engine, or the closed form of the paper.
-        overlap: ``group``: Flash and DRAM work at the same time within a group; ``pipeline``: and compute, and what the
-            next layer surely needs is read in idle time; ``prefetch``: and what it is guessed to need.
-        seed: of the random numbers that policies may draw.
-        per_token: keep a record of every token.
-        caches: how they admit, and what is in them from the start.
-        lora: folder of a LoRA adapter: its bytes are resident and its parameters count in the density of every policy
-            that masks something; one that masks nothing runs without it.
-        lora_merged: the adapter's product is added to the weights: it costs no bytes of its own.
-        cache_scope: who shares a cache: nobody, all groups of a layer, or all groups of all layers.
-        cache_shares: how the caches' bytes are divided over layers and groups; None: equally.
-        block: neighbours of a group's axis that make up a unit.
-        neurons: which neurons are neighbours; None: the model's own order.
-        reads: how units lie in Flash and are read.
-        prefetch: guesses what is needed next, under ``overlap="prefetch"``.
-        fills: what comes from Flash is written to DRAM and read from there again, beside all other reads of DRAM.
-        engine: which of the profile's engines reads DRAM; None: as fast as all of them together.
-        ignore: mechanisms of the profile that are left out.
-        kv_window: entries of the KV cache that a token reads at most; None: all.
-        prefill_chunk: tokens of a prompt that go through the model at once; None: all.
+    Raises:
+        SettingError: an unknown part, or a number out of bounds.
+    """
+    if not isinstance(text, str):
+        return text
+    values = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not part.strip():
+            continue
+        if not equals or not name.strip():
+            raise SettingError(f"--bits {part}: write --bits key=value")
+        values[name.strip()] = value.strip()
+    for name in values:
+        if name not in Bits.model_fields:
+            raise SettingError(f"--bits {name}: no such part of a model{did_you_mean(name, Bits.model_fields)}")
+    try:
+        return Bits.model_validate(values)
+    except ValidationError as error:
+        wrong = problem(error)
+        raise SettingError(f"--bits {wrong.field}={wrong.value}: {wrong.rule}") from error
+
+
+def _file(read: Callable[[Path], Any]) -> Callable[[Any], Any]:
+    """Reads the file that a path names."""
+    return lambda given: read(Path(given)) if isinstance(given, str | Path) else given
+
+
+def _shares(given: Any) -> Any:
+    if not isinstance(given, str | Path):
+        return given
+    text = str(given)
+    if text == "equal":
+        return None
+    if file := shares_file(text):
+        return read_shares(file)
+    return Shares(None, text) if text == "traffic" else parse_shares(text)
+
+
+def _size(option: str) -> Callable[[Any], Any]:
+    """Reads bytes, or text such as 256KiB."""
+
+    def read(given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return int(parse(given, "size")) if given.strip("0") else 0
+        except UnitError as error:
+            raise SettingError(f"--{option} {given}: {error}") from error
+
+    return read
+
+
+def _gap(given: Any) -> Any:
+    return None if given == "auto" else _size("gap")(given)
+
+
+def _dram(given: Any) -> Any:
+    if not isinstance(given, str) and not is_whole(given, 0):
+        raise ValueError
+    return given
+
+
+def _mechanisms(given: str | Sequence[str]) -> tuple[str, ...]:
+    listed = given.split(",") if isinstance(given, str) else given
+    names = tuple(str(name).strip() for name in listed if name)
+    for name in names:
+        if name not in MECHANISMS:
+            raise SettingError(f"--ignore {shown(name)}: no such mechanism{did_you_mean(name, MECHANISMS)}")
+    return names
+
+
+class Settings(BaseModel):
+    """Everything of a run besides trace, device, policy and eviction.
+
+    A field takes what a user gives (text, a number, a file), or the value that is made of it.
 
     Raises:
         SettingError: one of them is impossible.
+        HwsimError: a file is missing, or something else.
     """
 
-    dram: int | str | None = None
-    kv_tokens: int | None = None
-    bits: Bits = field(default_factory=Bits)
-    timing: Literal["events", "closed-form"] = "events"
-    overlap: OverlapMode = "none"
-    seed: int = 0
-    per_token: bool = False
-    lora: Path | None = None
-    lora_merged: bool = False
-    cache_scope: Scope = "matrix"
-    cache_shares: Shares | None = None
-    block: int = 1
-    neurons: Layout | None = None
-    caches: CacheSetup = field(default_factory=CacheSetup)
-    reads: ReadSetup = field(default_factory=ReadSetup)
-    prefetch: tuple[str, Prefetch] | None = None
-    fills: bool = False
-    engine: str | None = None
-    ignore: tuple[str, ...] = ()
-    kv_window: int | None = None
-    prefill_chunk: int | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    def __post_init__(self) -> None:
-        """Refuse what nothing else would notice."""
-        for name, choices in (
-            ("timing", ("events", "closed-form")),
-            ("overlap", get_args(OverlapMode)),
-            ("cache_scope", ("matrix", "layer", "global")),
-        ):
-            if getattr(self, name) not in choices:
-                raise impossible(name, getattr(self, name), f"one of {', '.join(choices)}")
-        if not is_whole(self.seed, 0):
-            raise impossible("seed", self.seed, "a whole number from 0")
-        if self.kv_tokens is not None and not is_whole(self.kv_tokens, 1):
-            raise impossible("kv_tokens", self.kv_tokens, "a whole number from 1, or None")
-        if self.dram is not None and not isinstance(self.dram, str) and not is_whole(self.dram, 0):
-            raise impossible("dram", self.dram, "bytes from 0, text such as '4 GB' or '50%', or None")
-        if not isinstance(self.bits, Bits):
-            raise impossible("bits", self.bits, "hwsim.model.shape.Bits")
-        self._check_device()
-        if not is_whole(self.block, 1):
-            raise impossible("block", self.block, "a whole number from 1")
+    admission: Annotated[
+        Admission | None,
+        Option(
+            "always: what a token needs enters the cache first. bypass: only if the eviction ranks it above what is "
+            "there.",
+            given=("always", "bypass"),
+            shown="always, where the eviction has no word of its own",
+        ),
+    ] = None
+    pin: Annotated[
+        UnitSets | None,
+        Option(
+            "Units that are in the caches from the start and never leave, as --save-cache.",
+            given=Path, read=_file(read_units), metavar="FILE", python="UnitSets",
+        ),
+    ] = None  # fmt: skip
+    warm: Annotated[
+        UnitSets | None,
+        Option(
+            "What the caches hold when a sequence begins, as --save-cache wrote it.",
+            given=Path, read=_file(read_units), metavar="FILE", python="UnitSets",
+        ),
+    ] = None  # fmt: skip
+    lora: Annotated[
+        Path | None,
+        Option(
+            "LoRA adapter, of `hwsim train lora` or of peft; on wherever a mask is.",
+            given=Path, read=Path, metavar="FOLDER", commands=(*RUNS, "tune"),
+        ),
+    ] = None  # fmt: skip
+    lora_merged: Annotated[
+        bool,
+        Option("The adapter is merged into the weights: no bytes of its own.", given=bool, commands=(*RUNS, "tune")),
+    ] = False
+    cache_scope: Annotated[
+        Scope,
+        Option(
+            "matrix: each group of each layer has a cache; layer: one for a layer; global: one for all.",
+            given=("matrix", "layer", "global"),
+        ),
+    ] = "matrix"
+    cache_shares: Annotated[
+        Shares | None,
+        Option(
+            "Bytes of the caches: equal, in proportion to Flash traffic under equal shares, to weights of groups such "
+            "as input=2,down=1, or to the traffic of a --json.",
+            read=_shares, metavar="equal|traffic|A=N,B=N|FILE", shown="equal", python="Path | Shares",
+        ),
+    ] = None  # fmt: skip
+    block: Annotated[
+        int,
+        Option(
+            "Neighbouring rows or columns that are read and cached as one unit.",
+            given=int, least=1, most=10**8, unit="indices",
+        ),
+    ] = 1  # fmt: skip
+    layout: Annotated[
+        Layout | None,
+        Option(
+            "Order of the neurons in Flash, from `hwsim fit layout`.",
+            given=Path, read=_file(read_layout), metavar="FILE", shown="the model's own", python="Layout",
+        ),
+    ] = None  # fmt: skip
+    dram: Annotated[
+        int | str | None,
+        Option(
+            "DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.",
+            read=_dram, metavar="SIZE|SHARE", shown="the profile's budget", unit="bytes", python="int",
+            rule="bytes from 0, text such as '4 GB' or '50%', or None", commands=(*RUNS, "tune"),
+        ),
+    ] = None  # fmt: skip
+    kv_tokens: Annotated[
+        int | None,
+        Option(
+            "Tokens that the KV cache is reserved for.",
+            given=int, least=1, most=10**9, unit="tokens", shown="longest sequence",
+            commands=("replay", "eval", "sweep", "curve", "locality"),
+        ),
+    ] = None  # fmt: skip
+    bits: Annotated[
+        Bits,
+        Option(
+            "Bits of a number; also predictor=4, adapter=16.",
+            read=read_bits, metavar="PART=BITS,...", shown="mlp=4,attention=4,lm_head=4,kv_cache=8", unit="bits",
+            rule="hwsim.model.Bits", python="Bits", commands=(*RUNS, "tune", "curve", "locality", "train lora"),
+        ),
+    ] = Bits()  # fmt: skip
+    timing: Annotated[
+        str, Option("The event engine, or the closed form of the paper.", given=("events", "closed-form"))
+    ] = "events"
+    overlap: Annotated[str, Option(overlaps.option_help(), given=tuple(overlaps.names()), commands=(*RUNS, "tune"))] = (
+        "none"
+    )
+    bundle: Annotated[
+        bool, Option("All slices of a unit lie in one piece of Flash: one read.", given=bool, panel=_PANEL)
+    ] = False
+    packed: Annotated[
+        bool,
+        Option(
+            "Units lie in Flash without gaps, rather than each on a page of its own.",
+            given=bool, panel=_PANEL, commands=_REPLAYS,
+        ),
+    ] = False  # fmt: skip
+    merge: Annotated[
+        int | None,
+        Option(
+            "Neighbours in Flash become one read of up to this size.",
+            read=_size("merge"), metavar="SIZE", shown="each on its own", unit="bytes", panel=_PANEL, python="int",
+            commands=_REPLAYS,
+        ),
+    ] = None  # fmt: skip
+    gap: Annotated[
+        int | None,
+        Option(
+            "Holes that --merge reads through; auto: whichever take Flash least, batch by batch.",
+            read=_gap, metavar="SIZE|auto", shown="0", unit="bytes", panel=_PANEL, python="int", commands=_REPLAYS,
+        ),
+    ] = 0  # fmt: skip
+    prefetch: Annotated[
+        tuple[str, Prefetch] | None,
+        Option(
+            "Guesses what the next layer needs, under --overlap prefetch; `hwsim list prefetches` lists the rules.",
+            metavar="NAME|FILE.py", panel=_PANEL, python="Path | Prefetch", commands=_REPLAYS,
+        ),
+    ] = None  # fmt: skip
+    prefetch_parameters: Annotated[
+        dict[str, Any],
+        Option(
+            "Parameters of --prefetch; on the command line --set prefetch.KEY=VALUE.",
+            read=lambda given: dict(given or {}), rule="names and values", python="Mapping[str, Any]",
+            commands=("sweep",),
+        ),
+    ] = {}  # fmt: skip
+    fills: Annotated[
+        bool,
+        Option(
+            "What comes from Flash is written to DRAM and read again, beside all other reads.", given=bool, panel=_PANEL
+        ),
+    ] = False
+    engine: Annotated[
+        str | None,
+        Option(
+            "Which of the profile's engines reads DRAM, such as cpu.",
+            metavar="NAME", shown="the profile's bandwidth", panel=_PANEL,
+        ),
+    ] = None  # fmt: skip
+    ignore: Annotated[
+        tuple[str, ...],
+        Option(
+            f"Parts of the profile that are left out: {', '.join(MECHANISMS)}.",
+            read=_mechanisms, metavar="NAME,...", shown="none", panel=_PANEL, python="Sequence[str]",
+        ),
+    ] = ()  # fmt: skip
+    kv_window: Annotated[
+        int | None,
+        Option(
+            "Entries of the KV cache that a token reads and DRAM holds at most.",
+            given=int, least=1, unit="tokens", shown="all", panel=_PANEL, commands=_REPLAYS,
+        ),
+    ] = None  # fmt: skip
+    prefill_chunk: Annotated[
+        int | None,
+        Option(
+            "Tokens of a prompt that go through the model at once.",
+            given=int, least=1, unit="tokens", shown="the whole prompt", panel=_PANEL,
+        ),
+    ] = None  # fmt: skip
+    seed: Annotated[
+        int,
+        Option(
+            "Seed of the policies' random numbers.",
+            given=int, least=0, commands=(*RUNS, "tune", "curve", "train lora"),
+        ),
+    ] = 0  # fmt: skip
+    per_token: Annotated[
+        bool, Option("Keep every token in the JSON.", given=bool, commands=("replay", "eval", "sweep"))
+    ] = False
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        """Read what was given, and tell in one line what is wrong with it."""
+        if not isinstance(values, dict):
+            return make(values)
+        options = declared(cls)
+        ready = {}
+        for name, given in values.items():
+            if name not in options:
+                raise SettingError(f"{name}: is no setting{did_you_mean(name, options)}")
+            try:
+                ready[name] = options[name].value(given)
+            except ValueError as error:
+                raise impossible(name, given, options[name].rule) from error
+        parameters = ready.pop("prefetch_parameters", {})
+        if parameters or not isinstance(ready.get("prefetch"), tuple | None):
+            ready["prefetch"] = make_prefetch(ready.get("prefetch"), parameters)
+        try:
+            return make(ready)
+        except ValidationError as error:
+            name = str(error.errors()[0]["loc"][0])
+            raise impossible(name, values[name], options[name].rule) from error
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        """Refuse what does not go together."""
         if self.cache_scope == "global" and self.cache_shares:
             raise SettingError("--cache-shares: one cache for the whole model has no shares; leave it out")
-        if not isinstance(self.caches, CacheSetup):
-            raise impossible("caches", self.caches, "hwsim.cache.cache.CacheSetup")
-
-    def _check_device(self) -> None:
-        """Refuse what is impossible in how the device is used."""
-        for name in ("kv_window", "prefill_chunk"):
-            if getattr(self, name) is not None and not is_whole(getattr(self, name), 1):
-                raise impossible(name, getattr(self, name), "a whole number from 1, or None")
-        for name in self.ignore:
-            if name not in MECHANISMS:
-                raise SettingError(f"--ignore {shown(name)}: no such mechanism{did_you_mean(str(name), MECHANISMS)}")
-        if (self.overlap == "prefetch") != (self.prefetch is not None):
+        if self.lora_merged and self.lora is None:
+            raise SettingError("--lora-merged: no adapter is given; give --lora FOLDER, too")
+        if overlaps.find(self.overlap).guesses != (self.prefetch is not None):
             raise SettingError(
                 "--overlap prefetch and --prefetch RULE go together: "
                 + ("name a rule, such as last-token" if self.prefetch is None else "give --overlap prefetch, too")
             )
-        if self.timing == "closed-form" and (asked := self.beyond_the_closed_form):
+        if self.timing == "closed-form" and (asked := self._beyond_the_closed_form()):
             raise SettingError(f"--timing closed-form knows no {', '.join(asked)}; leave it out, or take events")
+        _ = self.reads  # refuses holes without merging
+        return self
 
-    @property
-    def beyond_the_closed_form(self) -> list[str]:
+    def _beyond_the_closed_form(self) -> list[str]:
         """Options that only the event engine knows."""
         asked = {
-            f"--overlap {self.overlap}": self.overlap in ("pipeline", "prefetch"),
+            f"--overlap {self.overlap}": overlaps.find(self.overlap).closed_form is None,
             "--bundle, --packed, --merge": self.reads != ReadSetup(),
             "--fills": self.fills,
         }
         return [name for name, given in asked.items() if given]
 
+    @property
+    def caches(self) -> CacheSetup:
+        """How caches admit, and what is in them from the start."""
+        return CacheSetup(self.admission, self.pin, self.warm)
 
-def is_whole(value: object, least: int) -> bool:
-    """Whether it is a whole number, of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    @property
+    def reads(self) -> ReadSetup:
+        """How units lie in Flash and are read."""
+        return ReadSetup(self.bundle, self.packed, self.merge, self.gap)
+
+    def but(self, **changes: Any) -> Self:
+        """The same with other values, which are taken as they are."""
+        return self.model_copy(update=changes)
+
+
+def make_prefetch(rule: str | Path | Prefetch | None, parameters: Mapping[str, Any]) -> tuple[str, Prefetch] | None:
+    """A prefetch rule by its name or file, with its parameters.
+
+    Raises:
+        HwsimError: there is none, or a parameter is unknown or impossible.
+    """
+    if rule is None:
+        if parameters:
+            raise SettingError(f"--set prefetch.{next(iter(parameters))}: nothing is read ahead; give --prefetch, too")
+        return None
+    return (type(rule).__name__, rule) if isinstance(rule, Prefetch) else PREFETCHES.make(str(rule), parameters)
 
 
 def impossible(name: str, value: object, rule: str) -> SettingError:

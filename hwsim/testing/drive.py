@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
 from hwsim.errors import ContractError
 from hwsim.evictions.lru import Lru
+from hwsim.masking.counts import Served
+from hwsim.masking.observers import Observer
 from hwsim.masking.scan import scan
-from hwsim.memory.placement import plan_groups
-from hwsim.model.shape import NORMS, Bits, ModelShape
+from hwsim.masking.streams import Masking
+from hwsim.memory.groups import Place, plan_layers
+from hwsim.model.shape import NORMS, ModelShape
 from hwsim.policy import Policy
 from hwsim.trace.header import Sequence
+from hwsim.trace.sequences import Sequences
 
 SMALL_MODEL = ModelShape(
     name="small",
@@ -69,23 +72,33 @@ def decide(
     Raises:
         ContractError: the policy breaks its contract, or needs a signal that is not given.
     """
-    plans = plan_groups(policy.groups(model), model, Bits())
-    plans = tuple(replace(plan, capacity=int(capacity * plan.units + 1e-9)) for plan in plans)
+    plans = plan_layers([policy.groups(model)], model)
+    plans = plans.with_capacities(int(capacity * plan.units + 1e-9) for plan in plans)
     tokens = next(len(values) for name, values in signals.items() if name not in NORMS)
-    found: dict[str, list[np.ndarray]] = {}
-    scan(
-        _Given(signals),
-        model,
-        [Sequence(tokens=tokens)],
-        policy,
-        plans,
-        Lru(),
-        name=type(policy).__name__,
-        seed=seed,
-        layers=[0],
-        listener=lambda layer, group, token, mask: found.setdefault(group, []).append(mask.copy()),
-    )
-    return {group: np.stack(masks) for group, masks in found.items()}
+    masking = Masking(model, policy, plans, Lru(), name=type(policy).__name__, seed=seed)
+    kept = MaskCollector()
+    scan(_Given(signals), Sequences([Sequence(tokens=tokens)]), masking, layers=[0], observers=[kept])
+    return {group: masks for (_, group), masks in kept.masks_of.items()}
+
+
+class MaskCollector(Observer):
+    """Keeps all masks of a run.
+
+    Attributes:
+        masks_of: by layer and group, bool ``[tokens, indices]``.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[int, str], list[np.ndarray]] = {}
+
+    def masks(self, place: Place, token: int, served: Served) -> None:
+        """Keep some masks."""
+        self._parts.setdefault((place.layer, place.plan.name), []).append(served.masks.copy())
+
+    @property
+    def masks_of(self) -> dict[tuple[int, str], np.ndarray]:
+        """The masks of each group of each layer."""
+        return {key: np.concatenate(parts) for key, parts in self._parts.items()}
 
 
 class _Given:

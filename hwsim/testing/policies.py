@@ -13,15 +13,18 @@ import numpy as np
 from hwsim.device.profile import Profile
 from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions.lru import Lru
-from hwsim.masking.decider import Block, Decider
-from hwsim.masking.scan import scan, signal_blocks
-from hwsim.memory.placement import GroupPlan
+from hwsim.masking.decider import Block
+from hwsim.masking.scan import scan
+from hwsim.masking.streams import Masking, signal_blocks
+from hwsim.memory.groups import Place, Plans
 from hwsim.model.shape import ModelShape
 from hwsim.policy import Context, Policy
-from hwsim.simulation.replay import Settings, layout
-from hwsim.testing.drive import SMALL_MODEL, RandomSignals
+from hwsim.simulation.run import Conditions, Source, recorded
+from hwsim.simulation.settings import Settings
+from hwsim.testing.drive import SMALL_MODEL, MaskCollector, RandomSignals
 from hwsim.testing.rules import at_the_ends, check_rules, make
 from hwsim.trace.header import Sequence
+from hwsim.trace.sequences import Sequences
 from hwsim.util import kernels
 
 _SEQUENCES = [Sequence(tokens=14, prompt=2), Sequence(tokens=9)]
@@ -49,9 +52,10 @@ def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL)
     return check_rules([(text, partial(check, made, model)) for text, check in _RULES])
 
 
-def plans_of(policy: Policy, model: ModelShape) -> tuple[GroupPlan, ...]:
-    """The policy's groups, with caches for 60 % of the weights."""
-    return layout(model, _DEVICE, policy, max(each.tokens for each in _SEQUENCES), Settings(dram="60%")).groups
+def masking_of(policy: Policy, model: ModelShape) -> Masking:
+    """The policy, with caches for 60 % of the weights."""
+    source = Source(recorded(model, _SEQUENCES), {})
+    return Conditions(_DEVICE, Lru(), Settings(dram="60%")).run(source, policy).masking
 
 
 Masks = dict[tuple[int, str, int], bytes]
@@ -62,15 +66,14 @@ def _run(policy: Policy, model: ModelShape, layers: Iterable[int] | None = None)
     """The masks of the first layer, of one in the middle and of the last, or of those that are asked for."""
     last = model.num_hidden_layers - 1
     layers = sorted({0, last // 2, last}) if layers is None else layers
-    masks: Masks = {}
-
-    def listen(layer: int, group: str, token: int, mask: np.ndarray) -> None:
-        masks[layer, group, token] = mask.tobytes()
-
-    tokens = sum(sequence.tokens for sequence in _SEQUENCES)
-    source = RandomSignals(model, tokens)
-    scan(source, model, _SEQUENCES, policy, plans_of(policy, model), Lru(), listener=listen, layers=layers)
-    return masks
+    kept, sequences = MaskCollector(), Sequences(_SEQUENCES)
+    source = RandomSignals(model, sequences.tokens)
+    scan(source, sequences, masking_of(policy, model), layers=layers, observers=[kept])
+    return {
+        (layer, group, token): mask.tobytes()
+        for (layer, group), masks in kept.masks_of.items()
+        for token, mask in enumerate(masks)
+    }
 
 
 def _first_difference(one: Masks, other: Masks) -> str:
@@ -79,7 +82,7 @@ def _first_difference(one: Masks, other: Masks) -> str:
 
 
 def _groups(policy: Policy, model: ModelShape) -> None:
-    if plans_of(policy, model) != plans_of(policy, model):
+    if masking_of(policy, model).plans != masking_of(policy, model).plans:
         raise ContractError(
             f"{type(policy).__name__}: groups() gives another answer when it is asked again; "
             "let it follow from the fields and the model alone"
@@ -143,20 +146,20 @@ def _masks(policy: Policy, model: ModelShape) -> None:
 
 def _scores(policy: Policy, model: ModelShape) -> str | None:
     """Scores of a block against those of single tokens, for a cache that holds some units, to the bit."""
-    tokens, found = 9, False
-    for index, plan in enumerate(plans_of(policy, model)):
-        for block in signal_blocks(RandomSignals(model, tokens), plan, 0, 0, tokens):
+    tokens, found, masking = 9, False, masking_of(policy, model)
+    for place in masking.plans.places([0]):
+        for block in signal_blocks(RandomSignals(model, tokens), place.plan, range(tokens)):
             with np.errstate(over="ignore"):
                 halves = {name: values.astype(np.float16) for name, values in block.signals.items()}
             stored = {name: kernels.read_only(values) for name, values in halves.items() if np.isfinite(values).all()}
             for each in (block, block._replace(signals=block.signals | stored)):  # as a trace gives them, too
-                found |= _scored(policy, model, plan, (0, 0, index), each)
+                found |= _scored(masking, place, each)
     return None if found else "it has no scores() of many tokens, so it is asked token by token"
 
 
-def _scored(policy: Policy, model: ModelShape, plan: GroupPlan, seed: tuple[int, ...], block: Block) -> bool:
+def _scored(masking: Masking, place: Place, block: Block) -> bool:
     """Hold `scores` to `score` for the tokens of a block; False: the policy wants to be asked one by one."""
-    many, single = (Decider(policy.in_layer(0), type(policy).__name__, plan, model, 0, seed) for _ in range(2))
+    plan, (many, single) = place.plan, (masking.decider(place) for _ in range(2))
     cached = np.random.default_rng(0).random(plan.units) < 0.5
     for decider in (many, single):
         decider.begin(0, kernels.read_only(cached))
@@ -167,9 +170,9 @@ def _scored(policy: Policy, model: ModelShape, plan: GroupPlan, seed: tuple[int,
         ours = values[at]
         if uncached is not None:
             ours = np.where(cached, ours, uncached[at] * ours)
-        if not np.array_equal(kernels.top_k(ours, plan.k[0]), single.decide(row)):
+        if not np.array_equal(kernels.top_k(ours, plan.k), single.decide(row)):
             raise ContractError(
-                f"{type(policy).__name__}: scores() at layer 0, group {plan.group.name}, token {at} choose "
+                f"{type(masking.policy).__name__}: scores() at layer 0, group {plan.name}, token {at} choose "
                 "other units than score(); give the very same numbers, or leave scores() out"
             )
     return True
@@ -207,7 +210,7 @@ def _density(policy: Policy, model: ModelShape) -> str | None:
     for density in _DENSITIES:
         try:
             made = kind(**dict(policy) | {"density": density})
-            plans = plans_of(made, model)
+            plans = masking_of(made, model).plans
             share = _share(made, plans, model)
         except (ValueError, HwsimError):
             continue  # it may refuse a density, with a reason
@@ -223,22 +226,20 @@ def _density(policy: Policy, model: ModelShape) -> str | None:
     return None
 
 
-def _share(policy: Policy, plans: tuple[GroupPlan, ...], model: ModelShape) -> float:
+def _share(policy: Policy, plans: Plans, model: ModelShape) -> float:
     """Share of the MLP's weights that a mean token of a run reads, unmasked matrices and predictor counted."""
     masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
     read = float(sum(model.matrices()[name].elements for name in model.mlp if name not in masked))
     sizes: dict[str, list[int]] = {}
     for (_, group, _), mask in _run(policy, model).items():
         sizes.setdefault(group, []).append(mask.count(1))
-    read += sum(float(np.mean(sizes[plan.group.name])) * plan.mlp_parameters for plan in plans)
+    read += sum(float(np.mean(sizes[plan.name])) * plan.mlp_parameters for plan in plans[0])
     return (read + policy.predictor_parameters(model) / model.num_hidden_layers) / model.mlp_parameters
 
 
-def _check_density(
-    policy: Policy, density: float, share: float, plans: tuple[GroupPlan, ...], model: ModelShape
-) -> None:
+def _check_density(policy: Policy, density: float, share: float, plans: Plans, model: ModelShape) -> None:
     """`density` must be that of the whole MLP, to a unit of each group."""
-    slack = sum(plan.mlp_parameters for plan in plans) / model.mlp_parameters
+    slack = sum(plan.mlp_parameters for plan in plans[0]) / model.mlp_parameters
     if abs(share - density) > slack + 1e-9:
         raise ContractError(
             f"{type(policy).__name__}: density {density} reads {share:.3f} of the MLP; density counts all of its "

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from hwsim.errors import ContractError, HwsimError, one_line
-from hwsim.simulation.replay import check_parameters
+from hwsim.simulation.run import check_parameters
 from hwsim.util.explain import problem
 
 T = TypeVar("T", bound=BaseModel)

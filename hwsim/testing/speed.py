@@ -16,12 +16,12 @@ from hwsim.cache.cache import Cache
 from hwsim.errors import HwsimError
 from hwsim.evictions import Eviction
 from hwsim.evictions.lru import Lru
-from hwsim.masking.decider import Decider
-from hwsim.memory.placement import GroupPlan
+from hwsim.masking.streams import Masking
+from hwsim.memory.groups import Place
 from hwsim.model.shape import NORMS, ModelShape
 from hwsim.policy import Policy
 from hwsim.testing.drive import RandomSignals
-from hwsim.testing.policies import plans_of
+from hwsim.testing.policies import masking_of
 from hwsim.util.kernels import read_only, top_k
 
 # the size of a real layer: that of Llama-3.2-1B
@@ -70,10 +70,11 @@ def policy_speed(policy: Policy, model: ModelShape | None = None) -> Speed | Non
     """
     model = model or _LAYER
     try:
-        plans = plans_of(policy, model)
-        if not plans:
+        masking = masking_of(policy, model)
+        if not masking.plans:
             return None
-        rounds = [_deciding(policy, plan, model) for plan in plans]
+        plans = masking.plans[0]
+        rounds = [_deciding(masking, place) for place in masking.plans.places([0])]
         seconds = sum(_best(run) for run in rounds)
         plain = sum(_best(_plain(plan.units, run())) for plan, run in zip(plans, rounds, strict=True))
     except HwsimError:
@@ -81,11 +82,11 @@ def policy_speed(policy: Policy, model: ModelShape | None = None) -> Speed | Non
     return Speed(seconds, plain, sum(plan.units for plan in plans))
 
 
-def _deciding(policy: Policy, plan: GroupPlan, model: ModelShape) -> Callable[[], int]:
+def _deciding(masking: Masking, place: Place) -> Callable[[], int]:
     """One round: all masks of one sequence, with a cache that holds every other unit; returns the last mask's size."""
-    decider = Decider(policy, type(policy).__name__, plan, model, 0, (0,))
+    decider, plan = masking.decider(place), place.plan
     cached = read_only(np.arange(plan.units) % 2 == 0)
-    source = RandomSignals(model, _TOKENS)
+    source = RandomSignals(masking.model, _TOKENS)
     norms = {name: read_only(source.norm(0, name)) for name in plan.group.needs if name in NORMS}
     signals = {name: read_only(source.read(0, name)) for name in plan.group.needs if name not in NORMS}
     tokens = [norms | {name: values[token] for name, values in signals.items()} for token in range(_TOKENS)]

@@ -11,50 +11,34 @@ import numpy as np
 from hwsim.device.compute import compute_seconds
 from hwsim.device.flash_times import stream_seconds
 from hwsim.device.profile import Profile
-from hwsim.masking.counts import Demand
 from hwsim.memory.placement import Placement
-from hwsim.model.shape import MLP
-from hwsim.simulation.metrics import Busy, Times, Timing
+from hwsim.timing.overlap import ClosedForm
+from hwsim.timing.times import Busy, Times, Timing
+from hwsim.timing.work import Decode
 from hwsim.trace.header import Sequence
 
 
-def kv_lengths(sequences: list[Sequence], window: int | None = None) -> np.ndarray:
-    """KV entries that each decoded token reads, prompt and itself included, of a window at most: int64 ``[tokens]``."""
-    found = np.concatenate([np.arange(sequence.prompt, sequence.tokens, dtype=np.int64) + 1 for sequence in sequences])
-    return found if window is None else np.minimum(found, window)
-
-
-def closed_form(
-    demand: Demand, placement: Placement, profile: Profile, sequences: list[Sequence],
-    *, overlap: bool, kv_window: int | None = None,
-) -> Timing:  # fmt: skip
+def closed_form(decode: Decode, rule: ClosedForm) -> Timing:
     """The time of every decoded token.
 
     Args:
-        demand: requests and hits of every token, layer and group.
-        placement: where the bytes lie.
-        profile: flat bandwidths are used, whatever else it knows.
-        sequences: of the trace; they give the KV cache's length.
-        overlap: Flash and DRAM work at the same time within a group.
-        kv_window: entries that a token reads at most; None: all.
+        decode: what is asked of caches and KV cache; of the device flat bandwidths are used, whatever else it knows.
+        rule: within a group, reads of Flash and DRAM count as their sum, or as the larger of the two.
     """
-    dram, flash = profile.dram.bandwidth, profile.flash.read_bandwidth
-    kv = kv_lengths(sequences, kv_window) * placement.kv_entry / dram
-    resident, streamed = placement.pinned_weights / dram, placement.streamed / flash
-    from_flash = demand.miss_bytes(placement.groups) / flash
-    from_dram = demand.hit_bytes(placement.groups) / dram
-    parts = np.maximum(from_flash, from_dram) if overlap else from_flash + from_dram
-    by_group = parts.sum(axis=1)
-    token_s = resident + kv + streamed + by_group.sum(axis=1)
-    tokens, in_mlp = len(token_s), [is_mlp(plan.group.slices) for plan in placement.groups]
+    counts, where, plans = decode.counts, decode.placement.bytes, decode.placement.plans
+    dram, flash = decode.device.dram.bandwidth, decode.device.flash.read_bandwidth
+    kv = decode.kv_lengths * where.kv_entry / dram
+    resident, streamed = where.pinned / dram, where.streamed / flash
+    from_flash, from_dram = counts.miss_bytes(plans) / flash, counts.hit_bytes(plans) / dram
+    masked = {"sum": np.add, "larger": np.maximum}[rule](from_flash, from_dram)
+    token_s = resident + kv + streamed + masked.sum(axis=1).sum(axis=1)
     times = Times(
         total=float(token_s.sum()),
-        resident=tokens * resident,
+        resident=len(token_s) * resident,
         kv_cache=float(kv.sum()),
-        streamed=tokens * streamed,
-        mlp=float(by_group[:, in_mlp].sum()),
-        attention=float(by_group[:, [not inside for inside in in_mlp]].sum()),
+        streamed=len(token_s) * streamed,
         compute=0.0,
+        masked=_by_part(decode.placement, masked),
     )
     busy = Busy(
         flash=times.streamed + float(from_flash.sum()),
@@ -64,19 +48,31 @@ def closed_form(
     return Timing(token_s=token_s, times=times, busy=busy)
 
 
-def operations(demand: Demand, placement: Placement, sequences: list[Sequence], kv_window: int | None = None) -> float:
+def _by_part(placement: Placement, seconds: np.ndarray) -> dict[str, float]:
+    """Sums over the groups of each part of the model, of float64 ``[tokens, layers, slots]``."""
+    labels = [
+        {layer[slot].part for layer in placement.plans.by_layer if slot < len(layer)}
+        for slot in range(seconds.shape[2])
+    ]
+    parts = sorted({part for slot in labels for part in slot})
+    sums = {}
+    for part in parts:
+        own = seconds
+        if any(part in slot and len(slot) > 1 for slot in labels):  # slots hold other parts in other layers
+            own = seconds * placement.plans.table(lambda plan, part=part: plan.part == part, bool)  # type: ignore[misc]
+        sums[part] = float(own.sum(axis=1)[:, [part in slot for slot in labels]].sum())
+    return sums
+
+
+def operations(decode: Decode) -> float:
     """Arithmetic operations of the whole decode: two for each weight that is read, and attention over the KV cache."""
-    lengths = kv_lengths(sequences, kv_window)
-    weights = placement.attention_parameters + placement.unmasked_mlp + placement.predictor_parameters
+    lengths, placement, parameters = decode.kv_lengths, decode.placement, decode.placement.parameters
+    weights = sum(parameters.attention) + parameters.lm_head + sum(parameters.mlp) + parameters.predictor
     weights += placement.adapter.counted if placement.adapter else 0
-    unmasked = len(lengths) * (2.0 * weights + 2.0 * float(lengths.mean()) * placement.macs_per_entry)
-    parameters = np.array([plan.parameters for plan in placement.groups], np.int64)
-    return unmasked + 2.0 * float((demand.indices(placement.groups).sum(axis=(0, 1)) * parameters).sum())
-
-
-def is_mlp(slices: list[str]) -> bool:
-    """Whether a group belongs to the MLP: any of its slices does."""
-    return any(name.partition(".")[0] in MLP for name in slices)
+    pairs = 2.0 * float(lengths.mean()) * sum(parameters.macs_per_entry)
+    unmasked = len(lengths) * (2.0 * weights + pairs)
+    per_index = placement.plans.table(lambda plan: plan.parameters)
+    return unmasked + 2.0 * float((decode.counts.indices(placement.plans).sum(axis=0) * per_index).sum())
 
 
 def prefill_seconds(
@@ -106,17 +102,18 @@ def prefill_seconds(
     prompts = [sequence.prompt for sequence in sequences if sequence.prompt]
     if not prompts:
         return None
-    weights = placement.pinned_weights / profile.dram.bandwidth
-    from_flash = placement.streamed + placement.sparse
+    where, parameters = placement.bytes, placement.parameters
+    weights = where.pinned / profile.dram.bandwidth
+    from_flash = where.streamed + where.sparse
     weights += from_flash / profile.flash.read_bandwidth if flat else stream_seconds(profile.flash, from_flash)
 
     def one(prompt: int) -> float:
         total = 0.0
         for start in range(0, prompt, chunk or prompt):
             end = min(start + (chunk or prompt), prompt)
-            reading = weights + end * placement.kv_entry / profile.dram.bandwidth
+            reading = weights + end * where.kv_entry / profile.dram.bandwidth
             pairs = (end * (end + 1) - start * (start + 1)) // 2
-            count = 2.0 * (end - start) * placement.parameters + 2.0 * pairs * placement.macs_per_entry
+            count = 2.0 * (end - start) * parameters.total + 2.0 * pairs * sum(parameters.macs_per_entry)
             arithmetic = compute_seconds(profile, count, placement.layers)
             total += max(reading, arithmetic) if beside else reading + arithmetic
         return total
@@ -126,8 +123,9 @@ def prefill_seconds(
 
 def fastest_token(placement: Placement, profile: Profile, kv_tokens: int = 0) -> float:
     """Seconds of a token whose masks ask for nothing: no policy can be faster on this placement."""
-    return (placement.pinned_weights + kv_tokens * placement.kv_entry) / profile.dram.bandwidth + (
-        placement.streamed / profile.flash.read_bandwidth
+    where = placement.bytes
+    return (where.pinned + kv_tokens * where.kv_entry) / profile.dram.bandwidth + (
+        where.streamed / profile.flash.read_bandwidth
     )
 
 

@@ -2,58 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from hwsim.device.profile import Flash
-from hwsim.masking.counts import Demand
-from hwsim.memory.placement import Placement
-from hwsim.simulation.metrics import Prefetched, Timing
-from hwsim.simulation.settings import Settings
-from hwsim.timing.work import unit_reads
+from hwsim.timing.times import Timing
+from hwsim.timing.work import Decode, unit_reads
 
 
-def flash_reads(
-    demand: Demand, placement: Placement, flash: Flash, settings: Settings, timing: Timing
-) -> tuple[int, Prefetched | None]:
+@dataclass(frozen=True)
+class ReadAhead:
+    """What was read ahead, of a whole decode.
+
+    Attributes:
+        precision: share of the guessed units that were needed; None: nothing was guessed.
+        recall: share of the misses that were guessed; None: nothing was missed.
+        read_bytes: read ahead in time.
+        wasted_bytes: of those, the bytes that were not needed.
+    """
+
+    precision: float | None
+    recall: float | None
+    read_bytes: int
+    wasted_bytes: int
+
+
+def flash_reads(decode: Decode, timing: Timing) -> tuple[int, ReadAhead | None]:
     """Bytes that Flash reads, and what of them was read ahead.
 
     What was read ahead for nothing comes on top of the misses; of what was read ahead in time and needed, nothing is
     read twice. Where only a part of a guess was read in time, its useful units are taken to be spread evenly.
 
     Args:
-        demand: of a decode.
-        placement: where the bytes lie.
-        flash: gives the size of a page.
-        settings: how units lie in Flash.
+        decode: what was asked for.
         timing: what share of each guess was read in time.
     """
-    plans, seen = placement.groups, demand.seen
-    misses, last = (demand.requests - demand.hits).astype(np.int64), demand.last_misses
-    total = len(timing.token_s) * placement.streamed
-    guesses = useful = read = wasted = 0.0
-    for index, plan in enumerate(plans):
-        at = (slice(None), slice(None), index)
-        if seen is not None and seen.read_bytes is not None:
-            total += int(seen.read_bytes[at].sum())
+    flash, setup, guesses = decode.device.flash, decode.setup, decode.guesses
+    misses, last = decode.counts.misses, decode.counts.last_misses
+    total = len(timing.token_s) * decode.placement.bytes.streamed
+    guessed = useful = read = wasted = 0.0
+    for plan, at in decode.placement.plans.alike(lambda plan: (plan.name, *setup.slices(plan))):
+        if decode.reads is not None:
+            total += int(decode.reads.size[at].sum())
         else:
             short = last[at].astype(np.int64) if plan.short and last is not None else None
-            parts = unit_reads(plan, flash, settings.reads, misses[at], short)
+            parts = unit_reads(plan, flash, setup, misses[at], short)
             total += sum(int(np.sum(count, dtype=np.int64)) * int(size) for count, size in parts)
-        if seen is not None and seen.ahead is not None and seen.useful is not None and timing.guessed is not None:
-            unit = sum(int(size) for _, size in unit_reads(plan, flash, settings.reads, misses[at]))
-            in_time, ahead, hit = timing.guessed[at], seen.ahead[at], seen.useful[at]
-            guesses += float(ahead.sum())
+        if guesses is not None and timing.guessed is not None:
+            unit = sum(int(size) for _, size in unit_reads(plan, flash, setup, misses[at]))
+            in_time, ahead, hit = timing.guessed[at], guesses.ahead[at], guesses.useful[at]
+            guessed += float(ahead.sum())
             useful += float(hit.sum())
             read += float((in_time * ahead).sum()) * unit
             wasted += float((in_time * (ahead - hit)).sum()) * unit
-    if settings.prefetch is None or timing.guessed is None:
+    if guesses is None or timing.guessed is None:
         return total, None
     missed = int(misses.sum())
-    told = Prefetched(
-        rule=settings.prefetch[0],
-        precision=useful / guesses if guesses else None,
+    ahead_of_need = ReadAhead(
+        precision=useful / guessed if guessed else None,
         recall=useful / missed if missed else None,
         read_bytes=round(read),
         wasted_bytes=round(wasted),
     )
-    return total + told.wasted_bytes, told
+    return total + ahead_of_need.wasted_bytes, ahead_of_need

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from hwsim.device.flash_times import FlashTimes
+from hwsim.device.flash_times import FlashTimes, holes
+from hwsim.device.profile import Flash
 from hwsim.errors import SettingError
-from hwsim.memory.groups import GroupPlan
-from hwsim.memory.neuron_order import AXIS
+from hwsim.masking.counts import Served
+from hwsim.masking.observers import Observer
+from hwsim.memory.groups import GroupPlan, Place, Plans
+
+_TOGETHER = 16  # tokens in a row whose reads are counted at once: of few, the cost of counting would be that of calls
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,10 @@ class Reader:
         holes = [0 if setup.merge is None else max(gap, least) // largest for gap in gaps]
         self._gaps, self._times = sorted(set(holes)), times
 
-    def places(self, misses: np.ndarray, layer: int) -> np.ndarray:
+    def places(self, misses: np.ndarray) -> np.ndarray:
         """Misses of units in the order in which they lie in Flash: bool ``[tokens, units]``."""
         plan = self._plan
-        if plan.layout is None or plan.block > 1 or plan.group.axis != AXIS:
-            return misses  # blocks are in that order already
-        return misses[:, plan.layout.orders[layer]]
+        return misses if plan.order is None or plan.block > 1 else misses[:, plan.order]  # blocks are in that order
 
     def runs(self, misses: np.ndarray, gap: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reads of misses, bool ``[tokens, units]`` as they lie: token, first and last unit of each, int64.
@@ -109,9 +112,9 @@ class Reader:
         last = np.append(first[1:], len(unit)) - 1
         return token[first], unit[first], unit[last]
 
-    def count(self, misses: np.ndarray, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    def count(self, misses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Reads and bytes, in whole pages, of misses, bool ``[tokens, units]``: int64 ``[tokens]`` each."""
-        lying = self.places(misses, layer)
+        lying = self.places(misses)
         if self._times is None or len(self._gaps) == 1:
             return self._count(lying, self._gaps[0])
         # all sizes in one question: of few tokens, the cost of a call would count
@@ -129,3 +132,67 @@ class Reader:
         tokens = len(lying)
         reads = np.bincount(token, minlength=tokens) * len(self._slices)
         return reads, np.bincount(token, size, tokens).astype(np.int64)
+
+
+class ReadCounts(Observer):
+    """Counts the reads of Flash of a run whose units are not read one by one.
+
+    Attributes:
+        reads: int64 ``[tokens, layers, slots]``: how many.
+        size: int64 ``[tokens, layers, slots]``: their bytes, in whole pages.
+
+    Args:
+        tokens: decoded tokens of the run.
+        plans: the groups.
+        setup: how their units lie, and are read.
+        flash: of the device.
+        sparse: bytes of all matrices that masks cut, over which reads spread.
+    """
+
+    sees_cache: ClassVar[bool] = True
+    any_order: ClassVar[bool] = True
+
+    def __init__(self, tokens: int, plans: Plans, setup: ReadSetup, flash: Flash, sparse: int) -> None:
+        shape = (tokens, plans.layers, plans.slots)
+        self._reads, self._size = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        gaps, times = holes(flash) if setup.gap is None else [setup.gap], FlashTimes(flash, sparse)
+        self._readers = {
+            (place.layer, place.slot): Reader(place.plan, setup, flash.page_size or 1, gaps, times)
+            for place in plans.places()
+        }
+        self._waiting: dict[tuple[int, int], tuple[int, list[np.ndarray]]] = {}  # first token, misses
+
+    @property
+    def reads(self) -> np.ndarray:
+        """How many reads."""
+        self._count_all()
+        return self._reads
+
+    @property
+    def size(self) -> np.ndarray:
+        """Bytes of the reads."""
+        self._count_all()
+        return self._size
+
+    def masks(self, place: Place, token: int, served: Served) -> None:
+        """Some tokens in a row asked one cache."""
+        assert served.before is not None
+        misses, key = served.units & ~served.before, (place.layer, place.slot)
+        first, waiting = self._waiting.get(key, (token, []))
+        if token != first + sum(map(len, waiting)):  # elsewhere: what waits is a block of its own
+            self._count(*key)
+            first, waiting = token, []
+        waiting.append(misses)
+        self._waiting[key] = first, waiting
+        if token + len(misses) - first >= _TOGETHER:
+            self._count(*key)
+
+    def _count(self, layer: int, slot: int) -> None:
+        first, waiting = self._waiting.pop((layer, slot))
+        misses = np.concatenate(waiting)
+        at = slice(first, first + len(misses)), layer, slot
+        self._reads[at], self._size[at] = self._readers[layer, slot].count(misses)
+
+    def _count_all(self) -> None:
+        for key in list(self._waiting):
+            self._count(*key)

@@ -7,8 +7,7 @@ the loss is the KL divergence of the policy's next-token distribution from the d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,15 +15,14 @@ import hwsim
 from hwsim.closed_loop.carried import Carried, check_in_memory, require_peft
 from hwsim.closed_loop.evaluation import Candidate
 from hwsim.closed_loop.masking import ClosedLoop
-from hwsim.device.profile import Profile
 from hwsim.errors import SettingError
-from hwsim.evictions import Eviction
-from hwsim.masking.scan import worth_compiling
+from hwsim.masking.streams import worth_compiling
 from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import told_as
 from hwsim.record.loading import Loaded
 from hwsim.record.prepare import Prepared, Progress, prepare
-from hwsim.simulation import replay as simulation
+from hwsim.simulation.run import Conditions, Run, Source, recorded
+from hwsim.trace import Sequence
 from hwsim.train.adapterfile import Partial, finished
 from hwsim.train.trainer import Look, Trainer, Training
 
@@ -63,43 +61,52 @@ class Trained(NamedTuple):
         return {"format": "hwsim-training", "version": 1, "kind": "lora", **fields, "gap_closed": self.closed}
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where an adapter is written.
+
+    Attributes:
+        folder: to write, as peft's save_pretrained does, and ``hwsim.json``.
+        overwrite: replace an adapter that is already there, or was begun with other arguments.
+        writes: what the caller is going to write besides; refused where it is the model's or the text.
+    """
+
+    folder: Path
+    overwrite: bool = False
+    writes: tuple[Path, ...] = ()
+
+
 def train_lora(
-    folder: Path,
+    target: Target,
     model: str,
     text: str,
-    profile: Profile,
+    conditions: Conditions,
     candidate: Candidate,
-    eviction: Eviction,
     training: Training | None = None,
     reading: TextSettings | None = None,
-    settings: simulation.Settings | None = None,
     *,
-    overwrite: bool = False,
     progress: Progress | None = None,
-    writes: Iterable[Path] = (),
 ) -> Trained:
     """Train an adapter for a model under a policy.
 
     Called again with the same arguments after it was killed, it goes on, and ends with the same bytes.
 
     Args:
-        folder: to write, as peft's save_pretrained does, and ``hwsim.json``.
+        target: where it is written.
         model: as `hwsim.record.record` takes it.
         text: a UTF-8 file, or the name of a bundled text.
-        profile: the device: its DRAM budget decides what the caches hold.
+        conditions: the device, whose DRAM budget decides what the caches hold, the eviction, and DRAM, bits and seed,
+            as in a replay.
         candidate: the policy.
-        eviction: picks who leaves the caches.
         training: how.
         reading: device, type and memory for the model; its other fields play no part.
-        settings: DRAM, bits and seed, as in a replay.
-        overwrite: replace an adapter that is already there, or was begun with other arguments.
         progress: is told how far it is.
-        writes: what the caller is going to write besides; refused where it is the model's or the text.
 
     Raises:
         HwsimError: one of its kinds.
     """
-    training, settings = training or Training(), settings or simulation.Settings()
+    training, settings, eviction = training or Training(), conditions.settings, conditions.eviction
+    folder, overwrite = target.folder, target.overwrite
     tell = progress or (lambda phase, done, total: None)
     if eviction.needs_future:
         raise SettingError("--eviction: a rule that must know the future cannot be trained with; choose another")
@@ -112,14 +119,16 @@ def train_lora(
         *((reading.device, reading.dtype, reading.max_memory) if reading else ()),
     )  # fmt: skip
     require_peft()
-    ready = prepare(model, text, reading, tell, writes=[folder, *writes])
-    shape = ready.header.model
-    placement = simulation.layout(shape, profile, candidate.policy, training.context, settings, candidate.name)
-    if not placement.groups:
+    ready = prepare(model, text, reading, tell, writes=[folder, *target.writes])
+    header = recorded(ready.header.model, [Sequence(tokens=training.context)])
+    run = conditions.run(Source(header, {}), candidate.policy, candidate.name)
+    plans = run.placement.plans
+    if not plans:
         raise SettingError(
             f"--policy {candidate.name}: masks nothing, so there is nothing to give back; choose another"
         )
-    about = _about(ready, candidate, training, settings, [plan.capacity for plan in placement.groups], eviction)
+    capacities = [min(plan.capacity for plan in group) for group in plans.by_name().values()]
+    about = _about(ready, run, training, capacities)
     if (done := finished(folder, about, overwrite=overwrite)) is not None:
         return _trained(folder, done, training.steps)
     with Partial(folder, about, overwrite=overwrite) as partial:
@@ -127,11 +136,8 @@ def train_lora(
         check_in_memory(loaded, ready.source.name)
         with told_as(f"--model {ready.source.name}: cannot be trained"):
             carried = _new_adapter(loaded, ready, training, settings.seed)
-            loop = ClosedLoop(
-                carried.layers, shape, candidate.policy, placement.groups, eviction,
-                name=candidate.name, seed=settings.seed,
-                fast=worth_compiling(training.tokens * len(carried.layers) * len(placement.groups)),
-            )  # fmt: skip
+            fast = worth_compiling(training.tokens * len(list(plans)))
+            loop = ClosedLoop(carried.layers, run.masking, fast=fast)
             trainer = Trainer(ready, carried, loop, training, settings.seed, partial)
             try:
                 resumed = trainer.run(tell)
@@ -146,10 +152,7 @@ def _trained(folder: Path, done: dict[str, Any], resumed: int) -> Trained:
     return Trained(folder, resumed, done["dense_perplexity"], curve, done["best"], done["rank"], done["parameters"])
 
 
-def _about(
-    ready: Prepared, candidate: Candidate, training: Training, settings: simulation.Settings,
-    capacities: list[int], eviction: Eviction,
-) -> dict[str, Any]:  # fmt: skip
+def _about(ready: Prepared, run: Run, training: Training, capacities: list[int]) -> dict[str, Any]:
     """Everything that decides the adapter: another value of any of it is another adapter."""
     header = ready.header
     known = header.provenance
@@ -162,11 +165,11 @@ def _about(
         "config_sha256": known["config_sha256"],
         "text": known["text"],
         "tokens_sha256": known["tokens_sha256"],
-        "policy": {"name": candidate.name, "parameters": candidate.policy.model_dump(mode="json")},
-        "eviction": {"name": type(eviction).__name__, "parameters": eviction.model_dump(mode="json")},
+        "policy": {"name": run.names.policy, "parameters": run.policy.model_dump(mode="json")},
+        "eviction": {"name": type(run.eviction).__name__, "parameters": run.eviction.model_dump(mode="json")},
         "capacities": capacities,
         "training": asdict(training),
-        "seed": settings.seed,
+        "seed": run.settings.seed,
         "tokens": training.tokens,
         "libraries": {"torch": known["torch"], "transformers": known["transformers"]},
         "device": ready.settings.device,

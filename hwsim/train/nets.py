@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,18 +64,32 @@ class _Net:
         return {name: part.astype(np.float32) for name, part in parts.items()}
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How a net is trained.
+
+    Attributes:
+        rank: width of the hidden layer.
+        epochs: at most.
+        patience: epochs without a lower loss after which it stops.
+        learning_rate: of Adam.
+        device: of torch.
+    """
+
+    rank: int
+    epochs: int
+    patience: int
+    learning_rate: float
+    device: str
+
+
 def fit(
     torch: Any,
     training: Samples,
     validation: Samples,
     known: Statistics,
-    *,
-    rank: int,
-    epochs: int,
-    patience: int,
-    learning_rate: float,
+    effort: Effort,
     rng: np.random.Generator,
-    device: str,
     tell: Callable[[int], None] = lambda epoch: None,
 ) -> Fit:
     """Train one net with Adam, in shuffled batches, until the validation has not become better for `patience` epochs.
@@ -84,19 +99,16 @@ def fit(
         training: tokens to learn from.
         validation: tokens that decide which epoch is the best.
         known: statistics of `training`.
-        rank: width of the hidden layer.
-        epochs: at most.
-        patience: epochs without a lower loss after which it stops.
-        learning_rate: of Adam.
+        effort: how it is trained.
         rng: for the start and the order of tokens; nothing else is random.
-        device: of torch.
         tell: is told the number of each epoch that is done.
 
     Raises:
         SettingError: the loss is no longer finite.
     """
-    net = _Net(torch, rank, known, rng, device)
-    adam = torch.optim.Adam(list(net.parts.values()), lr=learning_rate)
+    device = effort.device
+    net = _Net(torch, effort.rank, known, rng, device)
+    adam = torch.optim.Adam(list(net.parts.values()), lr=effort.learning_rate)
 
     def tensors(piece: tuple[np.ndarray, np.ndarray]) -> tuple[Any, Any]:
         return torch.from_numpy(piece[0]).to(device), torch.from_numpy(piece[1]).to(device)
@@ -111,7 +123,7 @@ def fit(
 
     losses, best, epoch = [held_out()], 0, 0
     kept = net.values()
-    while epoch < epochs and epoch - best < patience:
+    while epoch < effort.epochs and epoch - best < effort.patience:
         epoch += 1
         for inputs, masks in map(tensors, training.pieces(rng.permutation(training.blocks))):
             order = torch.from_numpy(rng.permutation(len(inputs))).to(device)
@@ -122,7 +134,9 @@ def fit(
                 adam.step()
         losses.append(held_out())
         if not np.isfinite(losses[-1]):
-            raise SettingError(f"--learning-rate {learning_rate:g}: the loss is no longer finite; give a lower one")
+            raise SettingError(
+                f"--learning-rate {effort.learning_rate:g}: the loss is no longer finite; give a lower one"
+            )
         if losses[-1] < losses[best]:
             best, kept = epoch, net.values()
         tell(epoch)

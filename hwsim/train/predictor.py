@@ -20,7 +20,7 @@ from hwsim.model.shape import ModelShape
 from hwsim.record.extras import import_torch, told_as
 from hwsim.record.loading import find_device
 from hwsim.trace import Trace
-from hwsim.train.nets import BATCH, fit
+from hwsim.train.nets import BATCH, Effort, fit
 from hwsim.train.partial import Layer, Partial, partial_of
 from hwsim.train.samples import Samples, measure, split, statistics
 from hwsim.util.arrayfile import read_arrays, write_arrays
@@ -223,12 +223,8 @@ def _run(
             training,
             validation,
             known,
-            rank=planned.rank,
-            epochs=settings.epochs,
-            patience=settings.patience,
-            learning_rate=settings.learning_rate,
-            rng=np.random.default_rng([settings.seed, layer]),  # a layer does not depend on those before it
-            device=device,
+            Effort(planned.rank, settings.epochs, settings.patience, settings.learning_rate, device),
+            np.random.default_rng([settings.seed, layer]),  # a layer does not depend on those before it
             tell=lambda epoch, layer=layer: tell("training", layer * settings.epochs + epoch, total),  # type: ignore[misc]
         )
         quality = measure(found.net, validation, known.static, planned.k)

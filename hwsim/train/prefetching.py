@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import PrivateAttr
 
-from hwsim.device.profile import Profile
-from hwsim.evictions import Eviction
-from hwsim.policy import Policy
+from hwsim.masking.observers import Observer
 from hwsim.prefetch import Ahead, Prefetch
 from hwsim.prefetch.trained import member
 from hwsim.simulation.replay import replay
-from hwsim.simulation.settings import Settings
-from hwsim.trace import Trace
+from hwsim.simulation.run import Run
 
 
 class _Learner(Prefetch):
@@ -47,18 +43,19 @@ class _Learner(Prefetch):
         }
 
 
-def train_prefetch(
-    trace: Trace, profile: Profile, policy: Policy, eviction: Eviction, settings: Settings, name: str,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:  # fmt: skip
+def train_prefetch(run: Run, observers: Sequence[Observer] = ()) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Replay a trace and count.
+
+    Args:
+        run: which trace, device, policy, eviction and settings.
+        observers: see the progress.
 
     Returns:
         What the counts were made of, and the frequencies.
     """
     learner = _Learner()
-    chosen = replace(settings, overlap="prefetch", prefetch=("learner", learner), timing="events")
-    result = replay(trace, profile, policy, eviction, chosen, policy_name=name, progress=progress, threads=1)
+    watched = run.but(overlap="prefetch", prefetch=("learner", learner), timing="events")
+    result = replay(watched, observers, threads=1)
     told = result.provenance
     return {key: told[key] for key in ("hwsim", "trace", "policy")} | {
         "model": told["model"]["name"]

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from hwsim.errors import SettingError, one_line
-from hwsim.simulation.replay import cores
 from hwsim.studies.sweep.work import Outcome, Task, perform
+from hwsim.util.cores import cores
 
 TRIES = 3  # of a task whose worker dies; then the task is taken for the cause
 CONNECT_S = 20  # that a scheduler may take to answer

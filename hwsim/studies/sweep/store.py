@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from hwsim.errors import OutputError, SettingError, one_line
-from hwsim.studies.sweep.runs import Run
+from hwsim.studies.sweep.cells import Cell
 
 _APPLICATION = 0x68777369  # "hwsi": SQLite keeps it in the file's header
 _VERSION = 1
@@ -76,7 +76,7 @@ class Store:
     def __len__(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM runs").fetchone()[0])
 
-    def put(self, key: str, run: Run, result: dict[str, Any], seconds: float) -> None:
+    def put(self, key: str, run: Cell, result: dict[str, Any], seconds: float) -> None:
         """Keep a result, at once and for good; the same run again changes nothing."""
         told, request = result["provenance"], _request(run)
         row = (
@@ -90,7 +90,7 @@ class Store:
             self._db.execute(f"INSERT OR IGNORE INTO runs VALUES ({marks}, {_NOW})", row)
             self._db.execute("DELETE FROM failures WHERE request = ?", (request,))
 
-    def fail(self, run: Run, error: str) -> None:
+    def fail(self, run: Cell, error: str) -> None:
         """Keep why a run has no result; it is tried again the next time."""
         with self._guard(), self._transaction():
             self._db.execute(
@@ -197,5 +197,5 @@ def _where(wanted: dict[str, str]) -> tuple[str, list[str]]:
     return ("WHERE " + " AND ".join(f"{name} = ?" for name in wanted) if wanted else ""), list(wanted.values())
 
 
-def _request(run: Run) -> str:
+def _request(run: Cell) -> str:
     return json.dumps(run.plain(), sort_keys=True, ensure_ascii=False)

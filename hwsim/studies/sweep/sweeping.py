@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
+from hwsim.simulation.run import Source
 from hwsim.studies.sweep.backends import run_tasks
-from hwsim.studies.sweep.runs import Run, expand, key_of, resolve
+from hwsim.studies.sweep.cells import Cell, expand, key_of, resolve
 from hwsim.studies.sweep.spec import Spec
 from hwsim.studies.sweep.store import Store
-from hwsim.studies.sweep.work import Outcome, Task, loop_source, open_trace, told, trace_source
-from hwsim.trace import TraceHeader
+from hwsim.studies.sweep.work import Outcome, Task, loop_source, open_trace, told
 
 _TOGETHER = 4  # closed loops that share a dense pass: more would wait long for one another
 
@@ -33,7 +32,7 @@ class Swept:
     keys: list[str] = field(default_factory=list)
     done: int = 0
     stored: int = 0
-    failed: list[tuple[Run, str]] = field(default_factory=list)
+    failed: list[tuple[Cell, str]] = field(default_factory=list)
 
 
 def sweep(
@@ -62,7 +61,7 @@ def sweep(
     tell = progress or (lambda phase, done, total: None)
     swept = Swept()
 
-    def fail(run: Run, error: str) -> None:
+    def fail(run: Cell, error: str) -> None:
         store.fail(run, error)
         swept.failed.append((run, error))
 
@@ -86,37 +85,36 @@ def sweep(
     return swept
 
 
-def _plan(runs: list[Run], fail: Callable[[Run, str], None], tell: Progress) -> dict[str, Run]:
+def _plan(runs: list[Cell], fail: Callable[[Cell, str], None], tell: Progress) -> dict[str, Cell]:
     """The runs by their keys, each once."""
-    planned: dict[str, Run] = {}
-    sources: dict[str, Any] = {}
+    planned: dict[str, Cell] = {}
+    sources: dict[str, Source] = {}
     for number, run in enumerate(runs):
         tell("planning", number, len(runs))
         try:
             name = str(sorted(run.source.items()))
             if name not in sources:
                 sources[name] = _source(run)
-            planned.setdefault(key_of(run, resolve(run), *sources[name]), run)
+            planned.setdefault(key_of(run, resolve(run, sources[name])), run)
         except (Exception, SystemExit) as error:  # of a plug-in, say
             fail(run, told(error))
     tell("planning", len(runs), len(runs))
     return planned
 
 
-def _source(run: Run) -> tuple[TraceHeader, dict[str, Any]]:
-    """The header of a trace, or of what a recording of the model's tokens would be, and its provenance."""
+def _source(run: Cell) -> Source:
+    """A trace, or what a recording of the model's tokens would be."""
     if not run.closed:
-        trace = open_trace(run.source["trace"])
-        return trace.header, trace_source(trace)
+        return Source.of_trace(open_trace(run.source["trace"]))
     from hwsim.record import Settings
     from hwsim.record.prepare import prepare
 
     wanted = Settings(tokens=run.source["tokens"], context=run.source["context"], prompt=run.source["prompt"])
     header = prepare(run.source["model"], run.source["text"], wanted, lambda *_: None).header
-    return header, loop_source(header)
+    return loop_source(header)
 
 
-def _tasks(new: dict[str, Run]) -> list[Task]:
+def _tasks(new: dict[str, Cell]) -> list[Task]:
     """What is done together: single replays; closed loops that differ in their policy only, a few at a time."""
     tasks, together = [], {}  # type: ignore[var-annotated]
     for key, run in new.items():

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from hwsim.errors import HwsimError, TraceError, one_line
 from hwsim.simulation.options import find_trace
 from hwsim.simulation.replay import replay
-from hwsim.studies.sweep.runs import Parts, Run, key_of, resolve
+from hwsim.simulation.run import Conditions, Source
+from hwsim.studies.sweep.cells import Cell, key_of, resolve
 from hwsim.trace import Trace, TraceHeader
 
 _OPEN = 4  # traces that a worker keeps open
@@ -24,14 +25,14 @@ class Task:
         runs: each with the key that it was planned under.
     """
 
-    runs: tuple[tuple[str, Run], ...]
+    runs: tuple[tuple[str, Cell], ...]
 
 
 class Outcome(NamedTuple):
     """Of one run: its result, or why there is none."""
 
     key: str
-    run: Run
+    run: Cell
     result: dict[str, Any] | None
     error: str
     seconds: float
@@ -41,15 +42,14 @@ def perform(task: Task) -> list[Outcome]:
     """Do the runs of a task. An error is an outcome: the others go on."""
     start = time.perf_counter()
     try:
-        parts = [resolve(run) for _, run in task.runs]
-        found = _closed(task, parts) if task.runs[0][1].closed else [_replay(*task.runs[0], parts[0])]
+        results = _closed(task) if task.runs[0][1].closed else [_replay(*task.runs[0])]
     except (Exception, SystemExit) as error:  # of a plug-in, say; a worker goes on
         if len(task.runs) > 1:  # one of them spoils it for all
             return [outcome for each in task.runs for outcome in perform(Task((each,)))]
         key, run = task.runs[0]
         return [Outcome(key, run, None, told(error), time.perf_counter() - start)]
-    share = (time.perf_counter() - start) / len(found)
-    return [Outcome(key, run, result, "", share) for (key, run), result in zip(task.runs, found, strict=True)]
+    share = (time.perf_counter() - start) / len(results)
+    return [Outcome(key, run, result, "", share) for (key, run), result in zip(task.runs, results, strict=True)]
 
 
 def told(error: BaseException) -> str:
@@ -57,36 +57,35 @@ def told(error: BaseException) -> str:
     return one_line(error) if isinstance(error, HwsimError) else f"{type(error).__name__}: {one_line(error)}"
 
 
-def _replay(key: str, run: Run, parts: Parts) -> dict[str, Any]:
-    trace = open_trace(run.source["trace"])
-    check_same(key, run, key_of(run, parts, trace.header, trace_source(trace)))
-    return replay(
-        trace, parts.profile, parts.policy, parts.rule, parts.settings,
-        policy_name=parts.names.policy, eviction_name=parts.names.eviction, threads=1,
-    ).plain()  # fmt: skip
+def _replay(key: str, cell: Cell) -> dict[str, Any]:
+    run = resolve(cell, Source.of_trace(open_trace(cell.source["trace"])))
+    check_same(key, cell, key_of(cell, run))
+    return replay(run, threads=1).plain()
 
 
-def _closed(task: Task, parts: list[Parts]) -> list[dict[str, Any]]:
+def _closed(task: Task) -> list[dict[str, Any]]:
     from hwsim.closed_loop import Candidate, Loops
     from hwsim.record import Settings as Reading
 
-    first, source = parts[0], task.runs[0][1].source
-    reading = Reading(tokens=source["tokens"], context=source["context"], prompt=source["prompt"])
-    candidates = [Candidate(each.names.policy, each.policy) for each in parts]
-    with Loops(source["model"], source["text"], reading) as loops:
-        header = loops.ready.header
-        for (key, run), each in zip(task.runs, parts, strict=True):
-            check_same(key, run, key_of(run, each, header, loop_source(header)))
-        found = loops.run(first.profile, candidates, first.rule, first.settings, eviction_name=first.names.eviction)
-    return [each.plain() for each in found]
+    asked = task.runs[0][1].source
+    reading = Reading(tokens=asked["tokens"], context=asked["context"], prompt=asked["prompt"])
+    with Loops(asked["model"], asked["text"], reading) as loops:
+        source = loop_source(loops.ready.header)
+        runs = [resolve(cell, source) for _, cell in task.runs]
+        for (key, cell), run in zip(task.runs, runs, strict=True):
+            check_same(key, cell, key_of(cell, run))
+        first = runs[0]
+        conditions = Conditions(first.device, first.eviction, first.settings, first.names.eviction)
+        results = loops.run(conditions, [Candidate(run.names.policy, run.policy) for run in runs])
+    return [result.plain() for result in results]
 
 
-def loop_source(header: TraceHeader) -> dict[str, Any]:
-    """The provenance of a closed loop's tokens and weights."""
-    return {"origin": "closed loop", "provenance": header.provenance}
+def loop_source(header: TraceHeader) -> Source:
+    """What a closed loop brings: its tokens and weights."""
+    return Source(header, {"origin": "closed loop", "provenance": header.provenance})
 
 
-def check_same(key: str, run: Run, now: str) -> None:
+def check_same(key: str, run: Cell, now: str) -> None:
     """Refuse a run that comes down to something else than when it was planned.
 
     Raises:
@@ -117,8 +116,3 @@ def open_trace(name: str) -> Trace:
             _traces.popitem(last=False)[1].close()
     _traces.move_to_end(key)
     return _traces[key]
-
-
-def trace_source(trace: Trace) -> dict[str, Any]:
-    """The provenance of a replay's signals."""
-    return {"name": trace.path.name, "hash": trace.hash, "origin": trace.header.origin}

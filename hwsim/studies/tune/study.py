@@ -6,7 +6,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hwsim.record import Settings as Reading
 from hwsim.simulation.metrics import Evaluation
 from hwsim.simulation.options import make_policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.run import Conditions
 from hwsim.simulation.settings import Settings
 from hwsim.studies.tune.alone import alone
 from hwsim.studies.tune.space import Point, settings_of, suggest, uniform
@@ -227,19 +228,18 @@ def _run(loops: Loops, goal: Goal, point: Point, chosen: dict[str, Any]) -> Eval
     """One trial; None: it cannot be, or it is hopeless."""
     name, kind = POLICIES.find(chosen["policy"])
     rule = EVICTIONS.make(chosen["eviction"])[1]
-    settings = goal.settings if point.get("lora") else replace(goal.settings, lora=None, lora_merged=False)
+    settings = goal.settings if point.get("lora") else goal.settings.but(lora=None, lora_merged=False)
     if "cache_shares" in chosen:
-        settings = replace(settings, cache_shares=parse_shares(chosen["cache_shares"]))
+        settings = settings.but(cache_shares=parse_shares(chosen["cache_shares"]))
     most = _HOPELESS * max(goal.losses) + 1
 
     def hopeful(scores: list[Any]) -> bool:
         return all(score.perplexity - score.dense_perplexity <= most for score in scores)
 
     policy = make_policy(name, kind, chosen["set"], chosen["density"])
-    found = loops.run(
-        goal.profile, [Candidate(name, policy)], rule, settings, eviction_name=chosen["eviction"], watch=hopeful
-    )
-    return found[0] if found else None
+    conditions = Conditions(goal.profile, rule, settings, chosen["eviction"])
+    results = loops.run(conditions, [Candidate(name, policy)], watch=hopeful)
+    return results[0] if results else None
 
 
 def _answer(optuna: Any, study: Any, goal: Goal, model: Any, now: int) -> Tuned:

@@ -4,6 +4,6 @@
 """
 
 from hwsim.trace.synth.fit import SignalFit, bundled
-from hwsim.trace.synth.generate import synthesize
+from hwsim.trace.synth.generate import Windows, synthesize
 
-__all__ = ["SignalFit", "bundled", "synthesize"]
+__all__ = ["SignalFit", "Windows", "bundled", "synthesize"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,14 +26,26 @@ _LOWEST, _OCTAVES = -16, 48
 _LOPSIDED = 0.1  # signs are taken from z alone where pluses and minuses are even to within this much
 
 
+class Windows(NamedTuple):
+    """How the tokens of a trace fall into sequences.
+
+    Attributes:
+        tokens: in all.
+        context: tokens of one sequence; None: all. The last one takes what is left.
+        prompt: first tokens of each sequence that are its prompt.
+    """
+
+    tokens: int
+    context: int | None = None
+    prompt: int = 0
+
+
 def synthesize(
     path: str | Path,
     model: ModelShape,
-    tokens: int,
+    tokens: int | Windows,
     *,
     like: Trace | None = None,
-    context: int | None = None,
-    prompt: int = 0,
     signals: Iterable[str] | None = None,
     seed: int = 0,
     overwrite: bool = False,
@@ -43,11 +56,9 @@ def synthesize(
     Args:
         path: the file; it is replaced when the new one is complete.
         model: shape of the model.
-        tokens: tokens in all.
+        tokens: tokens in all, one sequence; or how they fall into sequences.
         like: a recorded trace whose statistics to take, layer by layer at equal relative depth; the bundled sample of
             SmolLM2-135M by default.
-        context: tokens of one sequence; all by default. The last one takes what is left.
-        prompt: first tokens of each sequence that are its prompt.
         signals: what to write; what `like` has by default. ``up`` and ``gate`` are drawn independently of each other.
         seed: of the random numbers.
         overwrite: write also where a recording was begun and not finished.
@@ -64,8 +75,7 @@ def synthesize(
     if like is None:
         with Trace(bundled()) as found:
             return synthesize(
-                path, model, tokens, like=found, context=context, prompt=prompt, signals=signals, seed=seed,
-                overwrite=overwrite, progress=progress,
+                path, model, tokens, like=found, signals=signals, seed=seed, overwrite=overwrite, progress=progress
             )  # fmt: skip
     path = Path(path)
     check_new_file(path)
@@ -77,7 +87,7 @@ def synthesize(
             "origin": "synthetic",
             "model": model,
             "signals": wanted,
-            "sequences": _sequences(tokens, context, prompt),
+            "sequences": _sequences(*(tokens if isinstance(tokens, Windows) else Windows(tokens))),
             "provenance": {
                 "hwsim": hwsim.__version__,
                 "numpy": np.__version__,
@@ -106,7 +116,7 @@ def synthesize(
                         progress("drawing", done, steps)
             if progress:
                 progress("checksums", 0, 1)
-            writer.commit(tokens)
+            writer.commit(header.tokens)
             writer.finish()
             if progress:
                 progress("checksums", 1, 1)

@@ -5,25 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from hwsim.device.profile import Profile, load_profile
+from hwsim.device.profile import load_profile
 from hwsim.errors import SettingError, did_you_mean
-from hwsim.evictions import Eviction
-from hwsim.policy import Policy
-from hwsim.simulation.options import make_policy, make_settings, takes_density
+from hwsim.simulation.options import make_policy, takes_density
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import check_caches, layout
-from hwsim.simulation.result import Names, provenance
+from hwsim.simulation.provenance import provenance
+from hwsim.simulation.run import Conditions, Run, Source
 from hwsim.simulation.settings import Settings
 from hwsim.studies.sweep.spec import Spec
-from hwsim.trace import TraceHeader
 
 
 @dataclass(frozen=True)
-class Run:
+class Cell:
     """What was asked for, in plain values, so that it can be sent to another process or machine and kept.
 
     Attributes:
@@ -64,17 +61,7 @@ class Run:
         return json.loads(json.dumps(self.__dict__, default=str))
 
 
-class Parts(NamedTuple):
-    """What a run comes down to: the objects that a replay or a closed loop takes."""
-
-    profile: Profile
-    names: Names
-    policy: Policy
-    rule: Eviction
-    settings: Settings
-
-
-def expand(specs: list[Spec]) -> Iterator[Run]:
+def expand(specs: list[Spec]) -> Iterator[Cell]:
     """All runs of all grids, in the order of the lists; some may be the same.
 
     Raises:
@@ -93,7 +80,7 @@ def expand(specs: list[Spec]) -> Iterator[Run]:
                             for each, (name, kind) in kinds.items():
                                 for density in spec.density if takes_density(kind) else [None]:
                                     for parameters in _grid(owned[name]):
-                                        yield Run(
+                                        yield Cell(
                                             source, hw, each, parameters, density, eviction, rule_parameters, settings,
                                             spec.per_token,
                                         )  # fmt: skip
@@ -137,51 +124,52 @@ def _grid(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return grid
 
 
-def resolve(run: Run) -> Parts:
-    """Find and make everything that a run names.
+def resolve(cell: Cell, source: Source) -> Run:
+    """Find and make everything that a cell names.
+
+    Args:
+        cell: what was asked for.
+        source: the trace, or what a recording of the model's tokens would be.
 
     Raises:
         HwsimError: something is not there, or impossible.
     """
-    rule_name, rule = EVICTIONS.make(run.eviction, run.rule_parameters)
-    name, kind = POLICIES.find(run.policy)
-    policy = make_policy(name, kind, run.parameters, run.density)
-    settings = make_settings(**run.settings, per_token=run.per_token)
-    return Parts(load_profile(run.hw), Names(name, rule_name), policy, rule, settings)
+    rule_name, rule = EVICTIONS.make(cell.eviction, cell.rule_parameters)
+    name, kind = POLICIES.find(cell.policy)
+    policy = make_policy(name, kind, cell.parameters, cell.density)
+    settings = Settings(**cell.settings, per_token=cell.per_token)
+    return Conditions(load_profile(cell.hw), rule, settings, rule_name).run(source, policy, name)
 
 
-def key_of(run: Run, parts: Parts, header: TraceHeader, source: dict[str, Any]) -> str:
+def key_of(cell: Cell, run: Run) -> str:
     """The name of a run's result: SHA-256 of all that decides it, known before anything is simulated.
 
     Args:
-        run: what was asked for.
-        parts: of the run.
-        header: of the trace, or of what a recording of the model's tokens would be.
-        source: its provenance, as the result tells it; how a trace's file is called plays no part.
+        cell: what was asked for.
+        run: what it comes down to; how the file of its trace is called plays no part.
 
     Raises:
         HwsimError: the run is impossible on this model and device.
     """
-    shares = parts.settings.cache_shares
+    shares, source = run.settings.cache_shares, run.source.origin
     # what shares follow from traffic is measured later; that they do is enough to know
-    settings = replace(parts.settings, cache_shares=None) if shares and shares.weights is None else parts.settings
-    placement = layout(header.model, parts.profile, parts.policy, header.longest, settings, parts.names.policy)
-    check_caches(placement, parts.rule, settings)
-    told = provenance(header, source, parts.profile, parts.policy, parts.settings, placement, parts.rule, parts.names)
+    told = provenance(run.but(cache_shares=None) if run.shares_are_measured else run)
     whole = {
         **told,
+        "device": None if run.device is None else run.device.model_dump(mode="json", exclude_none=True),
+        "settings": told["settings"] | {"cache_shares": shares.source if shares else "equal"},
         "trace": {key: value for key, value in source.items() if key != "name"},
-        "per_token": run.per_token,
+        "per_token": cell.per_token,
         "shares": sorted(map(str, shares.weights.items())) if shares and shares.weights else None,
-        "files": {value: _sha256(Path(value)) for value in _files(run)},
+        "files": {value: _sha256(Path(value)) for value in _files(cell)},
     }
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _files(run: Run) -> list[str]:
+def _files(cell: Cell) -> list[str]:
     """Files that parameters name, such as a calibration: their content decides, too."""
-    guesses = run.settings.get("prefetch_parameters") or {}
-    values = (*run.parameters.values(), *run.rule_parameters.values(), *guesses.values())
+    guesses = cell.settings.get("prefetch_parameters") or {}
+    values = (*cell.parameters.values(), *cell.rule_parameters.values(), *guesses.values())
     return [value for value in values if isinstance(value, str) and Path(value).is_file()]
 
 

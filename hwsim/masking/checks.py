@@ -1,0 +1,68 @@
+"""What a trace must hold for a policy to be replayed on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hwsim.errors import TraceError
+from hwsim.memory.groups import GroupPlan, Plans
+from hwsim.model.shape import NORMS
+from hwsim.policy import Policy
+from hwsim.trace import Trace
+
+
+def check_trace(trace: Trace, policy: Policy, plans: Plans, name: str) -> None:
+    """Refuse a trace that lacks what a policy needs: a signal, or values that its encoding left out.
+
+    Args:
+        trace: open trace.
+        policy: decides the masks.
+        plans: its groups.
+        name: of the policy, for messages.
+
+    Raises:
+        TraceError: as said.
+    """
+    check_signals(trace.has, plans, trace.path, trace.model.name)
+    if (share := trace.header.encoding.share) is None:
+        return
+    name = name or type(policy).__name__
+    for plan in plans:
+        if plan.group.needs and (why := _needs_more(trace, policy.in_layer(plan.layer), plan)):
+            raise TraceError(
+                f"{trace.path}: keeps only the largest {share:.4g} of each row, but policy {name}, group "
+                f"{plan.group.name}, {why}; give the trace that it was made from, or record one without --encoding top"
+            )
+
+
+def _needs_more(trace: Trace, policy: Policy, plan: GroupPlan) -> str:
+    """Why a group may need values that are not among the largest of their rows; empty: it takes the best of those."""
+    signal, *others = plan.group.needs
+    width, asked, there = trace.model.signal_width(signal), plan.k, trace.header.encoding.kept(plan.indices)
+    rules = {
+        "makes its masks itself, of all values": type(policy).select is not Policy.select,
+        "names no keep": plan.group.keep is None,
+        f"weighs {signal} by {', '.join(others)}": bool(others),
+        f"decides {plan.indices} units by the {width} values of {signal}": width != plan.indices,
+        "adds values up in blocks": plan.block > 1,
+        f"needs {signal}, a product of two that were cut one by one": signal not in trace.header.signals,
+        f"takes {asked} of {plan.indices} units, of which {there} are there": asked > there,
+    }
+    return next((why for why, broken in rules.items() if broken), "")
+
+
+def check_signals(trace_has: Callable[[str], bool], plans: Plans, path: object, name: str) -> None:
+    """Refuse a trace that lacks what a policy needs, with the command that would record it.
+
+    Raises:
+        TraceError: a signal is missing.
+    """
+    needed = sorted(plans.needs())
+    missing = [signal for signal in needed if not trace_has(signal)]
+    if missing:
+        signals = ",".join(signal for signal in needed if signal not in NORMS)
+        options = (f" --signals {signals}" if signals else "") + (" --norms" if NORMS.keys() & set(needed) else "")
+        raise TraceError(
+            f"{path}: lacks {'the signal ' if missing[0] not in NORMS else ''}{', '.join(missing)}, "
+            f"which the policy needs; record it: hwsim record --model {name}{options}"
+        )

@@ -1,0 +1,274 @@
+"""The masks of one group of one layer, one after the other, each through the group's cache: from a policy and signals.
+
+Layers do not influence each other here: the masks of a layer follow from its own signals and its own caches. The replay
+of a trace and the closed loop share this; they differ only in where the signals come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from hwsim.cache import compiled
+from hwsim.cache.cache import Cache, CacheSetup
+from hwsim.errors import BlindError, PluginError
+from hwsim.evictions import Eviction
+from hwsim.masking.counts import Served, serve
+from hwsim.masking.decider import Block, Decider
+from hwsim.memory.groups import GroupPlan, Place, Plans
+from hwsim.memory.shares import Shared
+from hwsim.model.shape import NORMS, ModelShape
+from hwsim.policy import Policy
+from hwsim.trace import Trace
+from hwsim.trace.sequences import Decoded, Sequences
+from hwsim.util import kernels
+
+_WORTH = 10_000  # decisions that pay for loading the compiled scan
+BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
+
+
+class SignalSource(Protocol):
+    """Where the signals come from: a trace, or a running model."""
+
+    def read(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
+        """float32 ``[stop - start, width]``."""
+
+    def norm(self, layer: int, name: str) -> np.ndarray:
+        """One of `hwsim.model.shape.NORMS`, float32 ``[indices]``; asked for only where a group needs it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Masking:
+    """What decides the masks of a run, and what serves them.
+
+    Attributes:
+        model: its shape.
+        policy: decides the masks.
+        plans: the policy's groups, with their caches' capacities.
+        eviction: picks which units leave a cache.
+        setup: how caches admit, and what is in them from the start; not for those that groups share.
+        shared: the caches, where groups share them.
+        name: of the policy, for messages.
+        seed: of the random numbers that policies may draw.
+    """
+
+    model: ModelShape
+    policy: Policy
+    plans: Plans
+    eviction: Eviction
+    setup: CacheSetup = field(default_factory=CacheSetup)
+    shared: Shared | None = None
+    name: str = ""
+    seed: int = 0
+
+    def decider(self, place: Place) -> Decider:
+        """What asks the policy for the masks of one place."""
+        seed = (self.seed, place.layer, place.slot)
+        return Decider(self.policy.in_layer(place.layer), self.name, place.plan, self.model, seed)
+
+    def cache(self, plan: GroupPlan) -> Cache:
+        """A cache of one group of one layer.
+
+        Raises:
+            SettingError: the eviction cannot bypass, a set is missing, or more is in there than the cache holds.
+        """
+        return self.setup.cache(plan.layer, plan.name, plan.units, plan.capacity, self.eviction)
+
+
+class Stream(Protocol):
+    """The masks of one place, through its cache."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether threads may share the work: the compiled scan does it."""
+
+    @property
+    def cached(self) -> np.ndarray:
+        """What the cache holds, bool ``[units]``, read-only."""
+
+    def serve(self, sequence: Decoded) -> Iterator[Served]:
+        """Begin a sequence; what one token or several in a row ask of the cache, each only when it is wanted."""
+
+
+class PolicyStream:
+    """The masks that a policy decides.
+
+    Args:
+        masking: the policy and its caches.
+        place: whose masks.
+        blocks: what the group needs of some rows of the source, in blocks.
+        cache: that the masks go through, where it is shared with others; None: one of its own.
+        blind: why the policy may not read ``ctx.cached``, where the masks go through the cache later.
+        fast: take the compiled scan where policy and cache allow it; it decides the same.
+        watched: an observer wants to know what was cached before each token.
+    """
+
+    def __init__(
+        self,
+        masking: Masking,
+        place: Place,
+        blocks: Callable[[range], Iterable[Block]] | None = None,
+        cache: Cache | None = None,
+        *,
+        blind: str = "",
+        fast: bool = False,
+        watched: bool = False,
+    ) -> None:
+        self.plan, self._eviction, self._read = place.plan, masking.eviction, blocks
+        self._blind, self._watched = blind, watched
+        self._k = self.plan.k
+        self._decider = masking.decider(place)
+        self._blocks = fast and self._decider.scores_blocks  # masks of many tokens are decided at once
+        self._fast = self._blocks and cache is None  # and go through the cache at once
+        self._cache = masking.cache(self.plan) if cache is None else cache
+        self._fast &= self._cache.rank_update is not None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled scan decides, unless the policy wants to be asked one by one after all."""
+        return self._fast
+
+    @property
+    def cached(self) -> np.ndarray:
+        """What the cache holds, bool ``[units]``, read-only; it follows the cache."""
+        return self._cache.view
+
+    def serve(self, sequence: Decoded) -> Iterator[Served]:
+        """Begin a sequence and decide its masks, each only after the one before it went through the cache."""
+        assert self._read is not None
+        self.begin(sequence.number)
+        yield from self.run(self._read(sequence.rows))
+
+    def begin(self, number: int) -> None:
+        """Sequence `number` of the run begins: the cache as at first, fresh state and random numbers."""
+        if self._eviction.needs_future:
+            self._decider.begin(number, None)
+        elif self._blind:
+            self._decider.begin(number, None, self._blind)
+        else:
+            self._cache.start()
+            self._decider.begin(number, self._cache.view)
+
+    def run(self, blocks: Iterable[Block]) -> Iterator[Served]:
+        """Decide the next tokens, each only after the one before it went through the cache.
+
+        Args:
+            blocks: what the group needs. All that is left of the sequence where the eviction must know the future.
+
+        Yields:
+            What one token or several in a row asked of the cache.
+
+        Raises:
+            ContractError: the policy or the eviction broke its contract.
+        """
+        if self._eviction.needs_future:
+            first = self._decider.token + 1
+            masks = np.concatenate([self._masks(block) for block in blocks])
+            self._cache.start(masks)
+            yield from (self._serve(token, mask) for token, mask in enumerate(masks, first))
+            return
+        for block in blocks:
+            scores = self._decider.scores(block, aware=self._fast) if self._blocks else None
+            if scores is None:
+                for row in block.rows():
+                    yield self.step(row)
+            elif self._fast:
+                values, uncached = scores
+                uncached = np.ones(block.tokens, np.float32) if uncached is None else uncached
+                before = np.empty(values.shape, bool) if self._watched else None
+                masks, hits = self._cache.serve(values, uncached, self._k, before)
+                yield Served(masks, self._k, hits, before=before)
+            else:
+                first = self._decider.token + 1 - block.tokens
+                for token, mask in enumerate(compiled.top_k(scores[0], self._k), first):
+                    yield self._serve(token, mask)
+
+    def _masks(self, block: Block) -> np.ndarray:
+        """Masks of all tokens of a block, bool ``[tokens, units]``, of a policy that does not see the cache."""
+        scores = self._decider.scores(block, aware=False) if self._blocks else None
+        if scores is None:
+            return np.array([self._decider.decide(row).copy() for row in block.rows()])
+        return compiled.top_k(scores[0], self._k)
+
+    def step(self, signals: dict[str, np.ndarray]) -> Served:
+        """Decide the next token and let it go through the cache; as `run`, for one token."""
+        mask = self._decider.decide(signals)
+        return self._serve(self._decider.token, mask)
+
+    def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
+        """Decide the next token, for a cache that it goes through later: bool ``[units]``, valid until the next one."""
+        mask = self._decider.decide(signals)
+        requests = int(np.count_nonzero(mask))
+        if self._k and requests != self._k:
+            raise self._decider.wrong_size(self._decider.token, requests)
+        return mask
+
+    def expand(self, units: np.ndarray) -> np.ndarray:
+        """A mask of units as one of indices: bool ``[units]`` -> bool ``[indices]``, valid until the next one."""
+        return self._decider.expand(units)
+
+    def _serve(self, token: int, mask: np.ndarray) -> Served:
+        served = serve(self._cache, self.plan, mask)
+        if self._k and served.requests != self._k:
+            raise self._decider.wrong_size(token, int(served.requests))
+        return served._replace(masks=self.expand(mask)[None], blocks=mask[None])
+
+
+def worth_compiling(decisions: int) -> bool:
+    """Whether so many masks pay for the compiled scan, and it is there."""
+    return decisions >= _WORTH and compiled.available()
+
+
+def signal_blocks(source: SignalSource, plan: GroupPlan, rows: range, values: int = BLOCK_VALUES) -> Iterator[Block]:
+    """What a group needs of some tokens, read in blocks of so many values of a signal."""
+    layer, step = plan.layer, max(1, values // plan.indices)
+    norms = {name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS}
+    signals = [signal for signal in plan.group.needs if signal not in NORMS]
+    for at in rows[::step]:
+        end = min(at + step, rows.stop)
+        values_of = {signal: kernels.read_only(_read(source, layer, signal, at, end)) for signal in signals}
+        yield Block(values_of, norms, end - at)
+
+
+def _read(source: SignalSource, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
+    """A signal of some tokens: float16 where a trace has it so, else float32."""
+    halves = source.read_halves(layer, signal, start, stop) if isinstance(source, Trace) else None
+    return source.read(layer, signal, start, stop) if halves is None else halves
+
+
+def decided(
+    source: SignalSource, sequences: Sequences, masking: Masking, place: Place, blind: str
+) -> Iterator[Iterator[np.ndarray]]:
+    """The masks of a policy that does not look at the cache, sequence by sequence, each to be read to its end.
+
+    Args:
+        source: gives the signals.
+        sequences: windows of the trace.
+        masking: the policy.
+        place: whose masks.
+        blind: what follows if the policy looks at the cache, for messages.
+
+    Yields:
+        For each sequence its masks, bool ``[units]``, read-only, valid until the next one.
+
+    Raises:
+        PluginError: the policy looks at the cache, or broke its contract.
+    """
+    decider = masking.decider(place)
+
+    def masks(rows: range) -> Iterator[np.ndarray]:
+        for block in signal_blocks(source, place.plan, rows):
+            for row in block.rows():
+                try:
+                    yield decider.decide(row)
+                except BlindError as error:
+                    raise PluginError(
+                        f"policy {masking.name}: looks at the cache, so {blind}; choose one that does not, such as dip"
+                    ) from error
+
+    for sequence in sequences.decoded():
+        decider.begin(sequence.number, None)
+        yield masks(sequence.rows)

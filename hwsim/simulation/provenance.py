@@ -1,0 +1,94 @@
+"""Everything that decides a result, as the result tells it; known before anything is simulated."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from hwsim.cache.unit_sets import UnitSets
+from hwsim.memory.placement import Placement
+from hwsim.simulation.run import Run
+from hwsim.simulation.settings import Settings
+from hwsim.timing.reads import ReadSetup
+from hwsim.util.option import declared
+from hwsim.version import __version__
+
+# options that a result tells in a form of its own, in this order; None: elsewhere, or not at all
+_ALWAYS: dict[str, Callable[[Run], Any]] = {
+    "dram_budget_bytes": lambda run: run.placement.bytes.budget,
+    "kv_tokens": lambda run: run.placement.bytes.kv_tokens,
+    "bits": lambda run: run.settings.bits.model_dump(),
+    "timing": lambda run: run.settings.timing,
+    "overlap": lambda run: run.settings.overlap,
+    "cache_scope": lambda run: run.settings.cache_scope,
+    "cache_shares": lambda run: run.settings.cache_shares.source if run.settings.cache_shares else "equal",
+    "block": lambda run: run.settings.block,
+    "layout": lambda run: run.settings.layout.digest if run.settings.layout else None,
+    "admission": lambda run: run.settings.admission or run.eviction.admission,
+    "pinned": lambda run: _units(run.settings.pin, run.placement),
+    "warm": lambda run: _units(run.settings.warm, run.placement),
+}
+_IF_CHOSEN: dict[str, Callable[[Settings], Any]] = {
+    "reads": lambda settings: None if settings.reads == ReadSetup() else asdict(settings.reads),
+    "prefetch": lambda settings: settings.prefetch and _plugin(*settings.prefetch, type(settings.prefetch[1])),
+    "ignore": lambda settings: sorted(settings.ignore) or None,
+}
+# told among those above, or elsewhere in the result
+_ELSEWHERE = {
+    "dram", "pin", "bundle", "packed", "merge", "gap", "prefetch_parameters", "lora", "lora_merged", "seed",
+    "per_token",
+}  # fmt: skip
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """What a run is: source, model, policy, eviction, device, settings, seed, as JSON values."""
+    policy, eviction, placement = run.policy, run.eviction, run.placement
+    oracle = any(plan.group.oracle for plan in placement.plans)
+    return {
+        "hwsim": __version__,
+        "trace": run.source.origin,
+        "model": run.header.model.model_dump(),
+        "policy": _plugin(run.names.policy, policy, type(policy.in_layer(0))) | ({"oracle": True} if oracle else {}),
+        "eviction": _plugin(run.names.eviction, eviction, type(eviction)),
+        **({"adapter": placement.adapter.provenance()} if placement.adapter else {}),
+        "device": run.hardware.model_dump(mode="json", exclude_none=True),
+        "settings": {name: tell(run) for name, tell in _ALWAYS.items()} | _chosen(run.settings),
+        "seed": run.settings.seed,
+    }
+
+
+def _chosen(settings: Settings) -> dict[str, Any]:
+    """Options that differ from their defaults, where these are not told always: under their own names."""
+    chosen = {}
+    for name, option in declared(type(settings)).items():
+        if name in _ALWAYS or name in _ELSEWHERE:
+            continue
+        value = getattr(settings, name)
+        chosen[name] = _IF_CHOSEN[name](settings) if name in _IF_CHOSEN else value if value != option.default else None
+    reads = _IF_CHOSEN["reads"](settings)
+    return {name: value for name, value in {"reads": reads, **chosen}.items() if value is not None}
+
+
+def _units(units: UnitSets | None, placement: Placement) -> dict[str, Any] | None:
+    """A file of units in the provenance, with what it names in the caches of all layers."""
+    if units is None:
+        return None
+    sets = [(units.of(plan.layer, plan.name, plan.units), plan.sizes()) for plan in placement.plans]
+    count = sum(int(members.sum()) for members, _ in sets)
+    size = sum(int(sizes[members].sum()) for members, sizes in sets)
+    return {"name": units.name, "sha256": units.sha256, "units": count, "bytes": size}
+
+
+def _plugin(name: str, plugin: BaseModel, kind: type) -> dict[str, Any]:
+    """A plug-in in the provenance: two of one name are told apart by the file that defines them."""
+    try:
+        source = hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
+    except (OSError, TypeError):  # made in a session, without a file
+        source = None
+    return {"name": name, "sha256": source, "parameters": plugin.model_dump(mode="json")}

@@ -1,0 +1,118 @@
+"""How an option is declared: once, beside its field; the command line and everything else that names it reads this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+RUNS = ("replay", "eval", "generate", "sweep")
+"""The commands that take every option of a run, unless its declaration says otherwise."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a user must know of an option, and where it can be given.
+
+    Attributes:
+        help: what it does, in a sentence or two.
+        given: type of what a user gives, as the command line reads it: str, int, bool or Path; or a tuple of words of
+            which one must be given.
+        read: makes the value of what was given; None: it is the value. What is ready made is not read.
+        commands: that take it.
+        least: smallest whole number; None: it is no number.
+        most: largest whole number on the command line.
+        unit: of the number, such as tokens.
+        rule: what it must be, for messages; None: it follows from the other fields.
+        metavar: what stands for the value in the help.
+        shown: the default in the help, where the value itself says too little.
+        flag: spelling on the command line; None: that of the field.
+        panel: heading in the help under which it stands.
+        python: type that the Python interface takes, beside that of `given`.
+    """
+
+    help: str
+    given: type | tuple[str, ...] = str
+    read: Callable[[Any], Any] | None = None
+    commands: tuple[str, ...] = RUNS
+    least: int | None = None
+    most: int | None = None
+    unit: str = ""
+    rule: str | None = None
+    metavar: str | None = None
+    shown: str | None = None
+    flag: str | None = None
+    panel: str | None = None
+    python: str | None = None
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An option with its field.
+
+    Attributes:
+        name: of the field.
+        option: its declaration.
+        default: its value where nothing is given.
+        optional: None is a value.
+    """
+
+    name: str
+    option: Option
+    default: Any
+    optional: bool
+
+    @property
+    def flag(self) -> str:
+        """Its spelling on the command line."""
+        return self.option.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def rule(self) -> str:
+        """What its value must be, for messages."""
+        option = self.option
+        if option.rule is not None:
+            return option.rule
+        if isinstance(option.given, tuple):
+            rule = f"one of {', '.join(option.given)}"
+        elif option.least is not None:
+            rule = f"a whole number from {option.least}"
+        else:
+            rule = {bool: "True or False", int: "a whole number"}.get(option.given, "text")
+        return f"{rule}, or None" if self.optional else rule
+
+    def value(self, given: Any) -> Any:
+        """Read what was given.
+
+        Raises:
+            ValueError: it breaks the rule.
+            HwsimError: what `Option.read` says of it.
+        """
+        option = self.option
+        if given is None and self.optional:
+            return None
+        if isinstance(option.given, tuple) and given not in option.given:
+            raise ValueError(self.rule)
+        if option.least is not None and option.read is None and not is_whole(given, option.least):
+            raise ValueError(self.rule)
+        if option.given is bool and not isinstance(given, bool):
+            raise ValueError(self.rule)
+        return given if option.read is None else option.read(given)
+
+
+def declared(model: type[BaseModel]) -> dict[str, Declared]:
+    """The options that a model declares, by the names of their fields."""
+    options = {}
+    for name, field in model.model_fields.items():
+        option = next((entry for entry in field.metadata if isinstance(entry, Option)), None)
+        if option is not None:
+            optional = type(None) in get_args(field.annotation)
+            options[name] = Declared(name, option, field.get_default(call_default_factory=True), optional)
+    return options
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Whether it is a whole number, of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
