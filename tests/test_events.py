@@ -19,6 +19,7 @@ from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.timing import closed_form as bounds
 from hwsim.timing.events import run_events
+from hwsim.timing.overlap import find
 from hwsim.timing.server import Device
 from hwsim.timing.work import make_load
 from hwsim.trace import Sequence
@@ -166,7 +167,7 @@ def test_events_equal_the_closed_form_for_any_model_device_and_demand(data):
     limits = np.array([plan.units for plan in plans], int)
     requests = rng.integers(0, limits + 1, (tokens, model.num_hidden_layers, len(plans)))
     demand = Demand(requests.astype(np.int32), rng.integers(0, requests + 1).astype(np.int32))
-    for overlap in (False, True):
+    for overlap in ("none", "group"):
         by_hand, token = [], 0
         for sequence in sequences:
             for length in range(sequence.prompt + 1, sequence.tokens + 1):
@@ -181,17 +182,16 @@ def test_events_equal_the_closed_form_for_any_model_device_and_demand(data):
                             misses * sum(plan.slice_bytes) / device.flash.read_bandwidth,
                             hits * sum(plan.slice_bytes) / device.dram.bandwidth,
                         )
-                        seconds += max(both) if overlap else sum(both)
+                        seconds += max(both) if overlap == "group" else sum(both)
                 by_hand.append(seconds)
                 token += 1
-        closed = bounds.closed_form(demand, placement, device, sequences, overlap=overlap)
+        closed = bounds.closed_form(demand, placement, device, sequences, rule=find(overlap).closed_form)
         load = make_load(demand, placement, device, sequences, bits=bits)
-        events = run_events(load, overlap="group" if overlap else "none")
+        events = run_events(load, overlap=overlap)
         for timing in (closed, events):
             assert timing.token_s == pytest.approx(by_hand, rel=1e-9)
             assert timing.times.total == pytest.approx(sum(by_hand), rel=1e-9)
-            parts = [seconds for part, seconds in timing.times if part != "total"]
-            assert sum(parts) == pytest.approx(timing.times.total, rel=1e-9)
+            assert sum(timing.times.by_account) == pytest.approx(timing.times.total, rel=1e-9)
 
 
 def test_one_request_for_each_token_group_and_device():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwsim.device.profile import Thermal
-from hwsim.simulation.metrics import Timing
 from hwsim.timing import in_order as inorder
 from hwsim.timing.events import run_events
+from hwsim.timing.times import Timing
 from hwsim.timing.work import Load
 from tests.devices.cli import run_cli
+from tests.devices.loads import uneven
 
 
 @st.composite
 def loads(draw: Any) -> Load:
-    """Seconds over many magnitudes, some zero, of any number of layers and groups."""
+    """Seconds over many magnitudes, some zero, of any number of layers and of groups in each of them."""
     tokens, layers, groups = draw(st.integers(1, 7)), draw(st.integers(1, 4)), draw(st.integers(0, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     empty = draw(st.sampled_from([0.0, 0.3, 0.9]))
+    each = (tokens, layers, groups)
+    parts, present = uneven(rng, layers, groups)
 
     def seconds(*shape: int) -> np.ndarray:
-        found = 10.0 ** rng.uniform(-9, 0, shape)
-        return np.where(rng.random(shape) < empty, 0.0, found)
+        values = np.where(rng.random(shape) < empty, 0.0, 10.0 ** rng.uniform(-9, 0, shape))
+        return np.where(present, values, 0.0) if shape == each else values
 
-    each = (tokens, layers, groups)
-    kinds = tuple(rng.choice(["mlp", "attention"], groups).tolist())
     return Load(
-        resident=seconds(layers + 1), streamed=seconds(layers + 1), kv_cache=seconds(tokens),
+        resident=seconds(layers + 1), streamed=seconds(layers + 1), kv_cache=seconds(tokens, layers),
         unmasked=seconds(tokens, layers + 1), selection=seconds(*each), flash=seconds(*each), dram=seconds(*each),
-        fills=np.zeros(each), on_hits=seconds(*each), on_misses=seconds(*each), kinds=kinds,
+        fills=np.zeros(each), on_hits=seconds(*each), on_misses=seconds(*each), parts=parts,
         starts=frozenset({0, tokens // 2}),
     )  # fmt: skip
 
@@ -47,7 +48,7 @@ def part(load: Load, rows: slice) -> Load:
 
 
 def plain(timing: Timing) -> dict[str, Any]:
-    return timing.model_dump() | {"token_s": timing.token_s.tolist()}
+    return asdict(timing) | {"token_s": timing.token_s.tolist()}
 
 
 HEAT = st.none() | st.builds(
@@ -63,7 +64,7 @@ def test_it_is_simpy_to_the_bit(load: Load, thermal: Thermal | None, step: int) 
     told: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inorder, "_BLOCK", step)
-        rows = list(inorder.blocks(load.tokens, load.layers, len(load.kinds)))
+        rows = list(inorder.blocks(load.tokens, load.layers, load.groups))
     fast = inorder.run_in_order((part(load, each) for each in rows), thermal=thermal, progress=told.append)
     slow = run_events(load, overlap="none", thermal=thermal)
     assert plain(fast) == plain(slow)

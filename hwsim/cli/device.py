@@ -16,7 +16,7 @@ from hwsim.util.files import check_new_file, keep_strangers, spare
 
 if TYPE_CHECKING:
     from hwsim.report.watch import Watch
-    from hwsim.timing.events import Recorder
+    from hwsim.simulation.result import Observer
 
 _PANEL = "How the device is used"
 _OWNER = "prefetch"
@@ -169,12 +169,9 @@ class Drawing:
         with Watch(Console(stderr=True)) as self._seen:
             yield self._seen.progress
 
-    def recorder(self, *, first: bool) -> Recorder | None:
-        """For the engine, of a replay that is the first of the command or another."""
-        from hwsim.timing.events import Recorders
-
-        wanted: list[Recorder] = [each for each in (self._timeline if first else None, self._seen) if each]
-        return Recorders(wanted) if wanted else None
+    def observers(self, *, first: bool) -> list[Observer]:
+        """Observers of a replay: the timeline shows only the first of the command."""
+        return [observer for observer in (self._timeline if first else None, self._seen) if observer]
 
     def write(self) -> None:
         """Write the timeline."""

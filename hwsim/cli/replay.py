@@ -180,7 +180,7 @@ def _decided(
             return run(
                 opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
                 progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total), threads=threads,
-                recorder=drawn.recorder(first=made is policies[0][1]),
+                observers=drawn.observers(first=made is policies[0][1]),
             )  # fmt: skip
 
         results = {name: one(name, made) for name, made in policies}
@@ -205,7 +205,7 @@ def _saved(
         made, dense = (
             replay_masks(
                 each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress,
-                recorder=drawn.recorder(first=each is masks),
+                observers=drawn.observers(first=each is masks),
             )
             for each in (masks, masks.without_masks())
         )  # fmt: skip

@@ -1,8 +1,9 @@
 """The engine where nothing can interleave: a clock that only adds up, many tokens at once.
 
-With ``overlap="none"`` each device is asked after the one before it is done, so that no event can come between two
-others. The engine's clock is then the running sum of all services in their order, and so is every account. Sums run in
-that order here, too, so that results are those of SimPy to the bit; a test holds both together.
+In an overlap mode that is `in_order`, and without fills, each device is asked after the one before it is done, so that
+no event can come between two others. The engine's clock is then the running sum of all services in their order, and so
+is every account. Sums run in that order here, too, so that results are bit-identical to those of SimPy; a test compares
+both.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from hwsim.device.profile import Thermal
-from hwsim.simulation.metrics import Busy, Times, Timing
+from hwsim.timing.times import Busy, Times, Timing
 from hwsim.timing.work import Load
 
 _BLOCK = 2**16  # services that are looked at together, 0.5 MiB for each number of them
@@ -31,8 +32,8 @@ def run_in_order(
     """Simulate a decode whose devices never work at the same time: no overlap, and no fills, which Flash reads beside.
 
     Args:
-        loads: what its tokens ask of each device, some tokens after the other.
-        thermal: what heat makes of Flash.
+        loads: what its tokens ask of each device, some tokens after the other; all have the same layers and groups.
+        thermal: how Flash is slowed when it has worked for long.
         progress: is called with the number of tokens done.
     """
     accounts = _Accounts(thermal)
@@ -49,17 +50,17 @@ class _Accounts:
     def __init__(self, thermal: Thermal | None) -> None:
         self._clock, self._flash = _Sum(), _Flash(thermal)
         self._dram, self._compute, self._resident, self._kv_cache, self._streamed = (_Sum() for _ in range(5))
-        self._masked = {kind: _Sum() for kind in ("mlp", "attention")}
+        self._masked: dict[str, _Sum] = {}
         self._token_s: list[np.ndarray] = []
         self.tokens = self._services = 0
 
     def add(self, load: Load) -> None:
         """The work of the next tokens."""
-        tokens, layers, groups = load.tokens, load.layers, len(load.kinds)
+        tokens, layers, groups = load.tokens, load.layers, load.groups
         # of each layer what no mask cuts, then of each group the selection, the hits, the misses, the arithmetic; the
         # LM head has no groups
         kv = np.zeros((tokens, layers + 1))
-        kv[:, :layers] = load.kv_cache[:, None]
+        kv[:, :layers] = load.kv_cache
         pinned, after = load.resident + kv, load.on_hits + load.on_misses
         flash = self._flash.read(_beside(np.broadcast_to(load.streamed, kv.shape), load.flash))
         order = np.zeros((tokens, layers + 1, 3 + 4 * groups))
@@ -78,19 +79,28 @@ class _Accounts:
         self._resident.run(np.stack([pinned, -kv], axis=-1))  # one request for both, and an account for each
         self._kv_cache.run(kv)
         self._streamed.run(flash[:, :, 0])
-        for kind, account in self._masked.items():
-            mine = [index for index, each in enumerate(load.kinds) if each == kind]
-            account.run(np.stack([load.dram[..., mine], flash[:, :layers, 1:][..., mine]], axis=-1))
+        for label, place in _places(load).items():
+            reads = np.stack([load.dram[:, place], flash[:, :layers, 1:][:, place]], axis=-1)
+            self._masked.setdefault(label, _Sum()).run(reads)
 
     def timing(self) -> Timing:
         """Of all tokens so far."""
-        compute, masked = self._compute.value, {kind: account.value for kind, account in self._masked.items()}
+        compute, masked = self._compute.value, {label: account.value for label, account in self._masked.items()}
         times = Times(
             total=self._clock.value, resident=self._resident.value, kv_cache=self._kv_cache.value,
-            streamed=self._streamed.value, compute=compute, **masked,
+            streamed=self._streamed.value, compute=compute, masked=masked,
         )  # fmt: skip
         busy = Busy(flash=self._flash.worked.value, dram=self._dram.value, compute=compute)
         return Timing(token_s=np.concatenate(self._token_s), times=times, events=self._services, busy=busy)
+
+
+def _places(load: Load) -> dict[str, np.ndarray]:
+    """The groups of each part: bool ``[layers, groups]`` by label."""
+    places: dict[str, np.ndarray] = {}
+    for layer, labels in enumerate(load.parts):
+        for group, label in enumerate(labels):
+            places.setdefault(label, np.zeros((load.layers, load.groups), bool))[layer, group] = True
+    return places
 
 
 def _beside(first: np.ndarray, others: np.ndarray) -> np.ndarray:

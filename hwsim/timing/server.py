@@ -1,4 +1,4 @@
-"""What serves requests in SimPy."""
+"""What serves requests in SimPy, and what it reads while nobody asks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Generator
 from typing import Any
 
 import simpy
+
+from hwsim.timing.steps import At
+
+Steps = Generator[simpy.Event, Any, None]
+"""A part of the decoder process."""
 
 
 class Device:
@@ -18,16 +23,23 @@ class Device:
     never delays a request, as the device turns to those first, from command to command.
 
     Attributes:
-        busy: seconds for which it has worked.
+        busy: seconds for which it has served requests.
         requests: how many it has served.
+        ahead: work that it does in its idle time.
     """
 
     def __init__(self, env: simpy.Environment, name: str) -> None:
         self.name, self.busy, self.requests = name, 0.0, 0
         self._env = env
         self._free = 0.0  # when all that came before is done
+        self.ahead = ReadAhead(self, env)
 
-    def serve(self, seconds: float) -> Generator[simpy.Event, Any, None]:
+    @property
+    def worked(self) -> float:
+        """Seconds for which it has worked, also in its idle time."""
+        return self.busy + self.ahead.worked
+
+    def serve(self, seconds: float) -> Steps:
         """Wait for a turn, then work for `seconds`."""
         now = self._env.now
         delay = max(self._free - now, 0.0) + seconds
@@ -37,7 +49,7 @@ class Device:
         self.requests += 1
 
     def wait(self, seconds: float) -> float:
-        """As `serve`, for one who waits for several devices: how long from now on until it is done."""
+        """As `serve`, for a process that waits for several devices: how long from now on until it is done."""
         now = self._env.now
         self._free = max(self._free, now) + seconds
         self.busy += seconds
@@ -45,5 +57,62 @@ class Device:
         return self._free - now
 
     def idle(self, since: float, busy: float) -> float:
-        """Seconds since the moment `since` in which it did nothing; `busy` was its count of work then."""
+        """Seconds since the moment `since` in which it served nothing; `busy` was its count of work then."""
         return max(self._env.now - since - (self.busy - busy), 0.0)
+
+
+class ReadAhead:
+    """Work of a device that nobody waits for yet: done in its idle time, first come, first served, guesses last.
+
+    Work for a group is a guess; work for what no mask cuts is sure to be needed.
+
+    Attributes:
+        worked: seconds of idle time that were used.
+    """
+
+    def __init__(self, device: Device, env: simpy.Environment) -> None:
+        self._device, self._env = device, env
+        self._left: dict[At, float] = {}
+        self._whole: dict[At, float] = {}
+        self._posted: dict[At, float] = {}
+        self._since, self._busy = 0.0, 0.0
+        self.worked = 0.0
+
+    def post(self, at: At, seconds: float) -> None:
+        """Add work for a step that comes later."""
+        self._catch_up()
+        if seconds > 0:
+            self._left[at] = self._whole[at] = seconds
+            self._posted[at] = self._env.now
+
+    def posted(self, at: At) -> float | None:
+        """Time at which work for a step was posted; None if there is none."""
+        return self._posted.get(at)
+
+    def claim(self, at: At) -> float:
+        """The share of a step's work that is done. The step is there: work that is left is given up here."""
+        self._catch_up()
+        left = self._left.pop(at, None)
+        self._posted.pop(at, None)
+        return 0.0 if left is None else 1.0 - left / self._whole.pop(at)
+
+    def forget(self) -> None:
+        """Drop all work: another sequence begins."""
+        self._catch_up()
+        for works in (self._left, self._whole, self._posted):
+            works.clear()
+
+    def _catch_up(self) -> None:
+        """Divide the idle time since the last call."""
+        idle = self._device.idle(self._since, self._busy)
+        self._since, self._busy = self._env.now, self._device.busy
+        for at in sorted(self._left, key=_is_guess) if idle > 0 else ():
+            left = self._left[at]
+            done = min(left, idle)
+            self._left[at] = left - done
+            self.worked += done
+            idle -= done
+
+
+def _is_guess(at: At) -> bool:
+    return at.group >= 0

@@ -16,13 +16,20 @@ def make(tokens=2, layers=1, groups=1, **seconds):
     return Load(
         resident=np.full(layers + 1, float(seconds.get("resident", 0.0))),
         streamed=np.full(layers + 1, float(seconds.get("streamed", 0.0))),
-        kv_cache=np.full(tokens, float(seconds.get("kv_cache", 0.0))),
+        kv_cache=np.full((tokens, layers), float(seconds.get("kv_cache", 0.0))),
         unmasked=np.full((tokens, layers + 1), float(seconds.get("unmasked", 0.0))),
-        kinds=("mlp",) * groups,
+        parts=(("mlp",) * groups,) * layers,
         ahead=np.full(shape, float(seconds["ahead"])) if "ahead" in seconds else None,
         left=np.full(shape, float(seconds["left"])) if "left" in seconds else None,
         **each,
     )
+
+
+def uneven(rng, layers, groups):
+    """Labels of the groups of layers that have up to so many, and which they have: bool ``[layers, groups]``."""
+    counts = rng.integers(0, groups + 1, layers)
+    labels = tuple(tuple(rng.choice(["mlp", "attention", "experts"], count).tolist()) for count in counts)
+    return labels, np.arange(groups) < counts[:, None]
 
 
 @st.composite
@@ -31,16 +38,18 @@ def random_loads(draw, ahead=False, fills=False):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     scale = {name: draw(st.sampled_from([0.0, 0.1, 1.0, 10.0])) for name in ("flash", "dram", "compute")}
     shape = (tokens, layers, groups)
+    parts, present = uneven(rng, layers, groups)
 
     def some(kind, *size):
-        return rng.random(size) * scale[kind] * (rng.random(size) < 0.8)
+        seconds = rng.random(size) * scale[kind] * (rng.random(size) < 0.8)
+        return seconds * present if size == shape else seconds
 
     flash = some("flash", *shape)
     return Load(
-        resident=some("dram", layers + 1), streamed=some("flash", layers + 1), kv_cache=some("dram", tokens),
+        resident=some("dram", layers + 1), streamed=some("flash", layers + 1), kv_cache=some("dram", tokens, layers),
         unmasked=some("compute", tokens, layers + 1), selection=some("compute", *shape), flash=flash,
         dram=some("dram", *shape), fills=some("dram", *shape) if fills else np.zeros(shape),
-        on_hits=some("compute", *shape), on_misses=some("compute", *shape), kinds=("mlp", "attention", "mlp")[:groups],
+        on_hits=some("compute", *shape), on_misses=some("compute", *shape), parts=parts,
         starts=frozenset({0, draw(st.integers(0, tokens - 1))}),
         ahead=some("flash", *shape) if ahead else None, left=flash * rng.random(shape) if ahead else None,
     )  # fmt: skip

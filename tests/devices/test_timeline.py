@@ -109,7 +109,7 @@ def test_occupancy_is_that_of_the_caches(tmp_path, trace):
     timeline, held = Timeline((0, 2**62)), {}
     replay(
         trace, flat_profile(), POLICIES.make("dip")[1], EVICTIONS.make("lru")[1], Settings(dram="70%"),
-        contents=lambda layer, group, cached: held.__setitem__((layer, group), int(cached.sum())), recorder=timeline,
+        contents=lambda layer, group, cached: held.__setitem__((layer, group), int(cached.sum())), observers=[timeline],
     )  # fmt: skip
     last, first = timeline._occupied[-1], timeline._occupied[34]
     for (layer, group), units in held.items():

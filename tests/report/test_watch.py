@@ -32,7 +32,7 @@ def test_it_shows_what_the_result_says_in_the_end(trace: Trace) -> None:
             assert "masks and hits 1/3" in drawn(watch.table())
             results[name] = replay(
                 trace, flat_profile(), POLICIES.make(name)[1], EVICTIONS.make("lru")[1], Settings(dram="60%"),
-                policy_name=name, recorder=watch, progress=watch.progress,
+                policy_name=name, observers=[watch], progress=watch.progress,
             )  # fmt: skip
     _, _, *lines = drawn(watch.table()).splitlines()
     assert len(lines) == 2
@@ -48,7 +48,7 @@ def test_nothing_is_drawn_where_there_is_no_terminal(trace: Trace) -> None:
     with Watch(Console(file=file)) as watch:
         replay(
             trace, flat_profile(), POLICIES.make("dip")[1], EVICTIONS.make("lru")[1], Settings(dram="60%"),
-            recorder=watch,
+            observers=[watch],
         )  # fmt: skip
     assert file.getvalue() == ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
@@ -105,7 +106,7 @@ def predict(row: Row) -> Prediction:
     timing = run_events(load, overlap=row.workload.overlap)
     seconds = timing.times.total / load.tokens
     predicted = 1.0 / seconds if row.unit == "tok/s" else seconds * 1e3
-    each = {name: 1e3 * value / load.tokens for name, value in timing.busy}
+    each = {name: 1e3 * value / load.tokens for name, value in asdict(timing.busy).items()}
     return Prediction(
         id=row.id, source=row.source, conditions=row.conditions, assumptions=row.assumptions, unit=row.unit,
         measured=row.value, predicted=predicted, error=predicted / row.value - 1.0,

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from hwsim.device.flash_times import FlashTimes, stream_seconds
 from hwsim.device.profile import Profile
+from hwsim.timing.overlap import find
 from hwsim.timing.work import Load
 from hwsim.util.units import Rate, Time, parse
 
 Bytes = Annotated[float, BeforeValidator(lambda text: float(parse(text, "size")))]
 """A mean size, which need not be whole."""
 _TOKENS = 256  # enough for the mean of a token to settle within a percent
+
+
+def _without_guesses(overlap: str) -> str:
+    if find(overlap).guesses:
+        raise ValueError(f"overlap {overlap}: no masks are known that could be guessed")
+    return overlap
 
 
 class Workload(BaseModel):
@@ -46,7 +53,7 @@ class Workload(BaseModel):
     weight_rate: Rate | None = None
     flash_rate: Rate | None = None
     lanes: int | None = Field(None, ge=1, le=2**16)
-    overlap: Literal["none", "group", "pipeline"] = "none"
+    overlap: Annotated[str, AfterValidator(_without_guesses)] = "none"
 
     @model_validator(mode="after")
     def _check(self) -> Workload:
@@ -81,7 +88,7 @@ class Workload(BaseModel):
         return Load(
             resident=steps,
             streamed=streamed,
-            kv_cache=np.zeros(_TOKENS),
+            kv_cache=np.zeros((_TOKENS, self.layers)),
             unmasked=np.zeros((_TOKENS, self.layers + 1)),
             selection=nothing,
             flash=FlashTimes(device.flash).seconds([(misses * self.reads, np.full(shape, size))]),
@@ -89,5 +96,5 @@ class Workload(BaseModel):
             fills=nothing,
             on_hits=compute * (1.0 - share),
             on_misses=compute * share,
-            kinds=("mlp",),
+            parts=(("mlp",),) * self.layers,
         )

@@ -1,0 +1,46 @@
+"""All overlap of `pipeline`, and reading ahead of what a rule guesses that the next layer needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hwsim.timing.overlap.pipeline import PipelineOverlap
+
+if TYPE_CHECKING:
+    from hwsim.timing.events import Decoder
+    from hwsim.timing.server import Steps
+    from hwsim.timing.steps import At, GroupWork, LayerWork
+
+
+class PrefetchOverlap(PipelineOverlap):
+    """Flash also reads what is guessed, in idle time that nothing sure needs."""
+
+    name = "prefetch"
+    help = "also what --prefetch guesses"
+    place = 3
+    guesses = True
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__(decoder)
+        import numpy as np  # noqa: PLC0415  # the class is also read for its name alone
+
+        self._ahead, self._left = decoder.load.ahead, decoder.load.left
+        self.guessed = None if self._ahead is None else np.zeros(self._ahead.shape)
+
+    def read_layer(self, at: At, work: LayerWork) -> Steps:
+        """As `pipeline`; then the next layer's groups are guessed, and reading of the guesses may begin."""
+        yield from super().read_layer(at, work)
+        after, load = self.decoder.after(at), self.decoder.load
+        if self._ahead is None or after is None or after.layer == load.layers:
+            return
+        guesses = self._ahead[after.token, after.layer].tolist()
+        for group in range(len(load.parts[after.layer])):
+            self.decoder.flash.ahead.post(after._replace(group=group), guesses[group])
+
+    def read_group(self, at: At, work: GroupWork) -> Steps:
+        """As `pipeline`, with fewer misses: of those that were guessed, as many as were read in time are there."""
+        if self.guessed is not None and self._left is not None:
+            share = self.decoder.claim(self.decoder.flash, at, "guess")
+            self.guessed[at] = share
+            work = work._replace(flash=work.flash + share * (self._left.item(*at) - work.flash))
+        yield from super().read_group(at, work)
