@@ -19,7 +19,7 @@ from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.timing import closed_form as bounds
 from hwsim.timing.events import run_events
-from hwsim.timing.overlap import find
+from hwsim.timing.overlap import find, modes
 from hwsim.timing.server import Device
 from hwsim.timing.work import make_load
 from hwsim.trace import Sequence
@@ -104,7 +104,7 @@ def test_a_table_moves_the_event_engine_and_not_the_closed_form(trace):
     assert from_dram < events[1].time_s.mlp < from_dram * 1.001
 
 
-@pytest.mark.parametrize("overlap", ["none", "group"])
+@pytest.mark.parametrize("overlap", [name for name, mode in modes().items() if mode.closed_form])
 @pytest.mark.parametrize("dram", ["10%", "45%", "70%", "100%"], ids=["streamed", "little", "half", "all fits"])
 @pytest.mark.parametrize("name", WITHOUT_A_FILE)
 def test_events_equal_the_closed_form(trace, name, dram, overlap):

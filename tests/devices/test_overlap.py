@@ -1,13 +1,20 @@
-"""What may happen at once: by hand, and bounds that no load may break."""
+"""What may happen at once: by hand, bounds that no load may break, and modes as classes."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwsim.errors import SettingError
+from hwsim.timing import in_order as inorder
+from hwsim.timing import overlap as overlaps
 from hwsim.timing.events import run_events
+from hwsim.timing.overlap import ClosedForm
 from tests.devices.loads import make, random_loads
 
 
@@ -116,7 +123,7 @@ def test_reading_ahead_is_never_slower_and_never_beats_a_perfect_guess(load):
 
 
 @settings(max_examples=200)
-@given(random_loads(ahead=True, fills=True), st.sampled_from(["none", "group", "pipeline", "prefetch"]))
+@given(random_loads(ahead=True, fills=True), st.sampled_from(overlaps.names()))
 def test_no_run_beats_its_bounds(load, overlap):
     timing = run_events(load, overlap=overlap)
     busy = timing.busy
@@ -133,16 +140,177 @@ def test_no_run_beats_its_bounds(load, overlap):
     assert busy.compute == pytest.approx(arithmetic, rel=1e-9, abs=1e-9)
     # the critical path of a token: arithmetic waits for itself
     assert timing.times.total >= load.selection.sum() + load.on_misses.sum() - 1e-9
-    if overlap == "none" and not load.fills.any():
+    if overlaps.find(overlap).in_order and not load.fills.any():
         assert timing.times.total == pytest.approx(busy.flash + busy.dram + busy.compute, rel=1e-9, abs=1e-9)
-    if overlap != "prefetch":
+    if not overlaps.find(overlap).guesses:
         assert busy.flash == pytest.approx(load.flash.sum() + load.tokens * load.streamed.sum(), rel=1e-9, abs=1e-9)
 
 
 @settings(max_examples=50)
-@given(random_loads(ahead=True, fills=True), st.sampled_from(["none", "group", "pipeline", "prefetch"]))
+@given(random_loads(ahead=True, fills=True), st.sampled_from(overlaps.names()))
 def test_the_order_of_events_is_one(load, overlap):
     one, other = (run_events(load, overlap=overlap) for _ in range(2))
     assert one.token_s.tolist() == other.token_s.tolist()
     assert one.times == other.times
     assert one.events == other.events
+
+
+# ---------------------------------------------------------------------- layers that differ, and labels
+
+
+def test_layers_may_have_different_groups_kv_entries_and_labels():
+    """Layer 0 has groups of 10 s and 1 s, layer 1 has none, layer 2 has one of 3 s; KV entries take 1, 5 and 0 s."""
+    load = make(tokens=2, layers=3, groups=2)
+    load.flash[:, 0], load.flash[:, 2, 0] = (10, 1), 3
+    load.kv_cache[:] = (1, 5, 0)
+    load = replace(load, parts=(("mlp", "compute"), (), ("resident",)))
+    timing = run_events(load, overlap="none")
+    assert timing.token_s.tolist() == [1 + 10 + 1 + 5 + 3] * 2
+    # a label is never mixed up with an account of the same name
+    assert timing.times.masked == {"mlp": 20, "compute": 2, "resident": 6}
+    assert (timing.times.kv_cache, timing.times.compute, timing.times.resident) == (12, 0, 0)
+    assert timing.events == 2 * (1 + 2 + 1 + 1)
+    pipeline = run_events(load, overlap="pipeline")  # layer 1's 5 s of KV entries are read beside layer 0's misses
+    assert pipeline.times.kv_cache == 2
+    assert pipeline.times.masked == timing.times.masked
+
+
+def test_nothing_is_guessed_for_groups_that_a_layer_lacks():
+    load = make(tokens=1, layers=3, groups=2, on_misses=20, flash=8, ahead=6, left=0)
+    for seconds in (load.flash, load.ahead, load.on_misses):
+        seconds[:, 1, 1] = seconds[:, 2] = 0
+    load = replace(load, parts=(("mlp", "mlp"), ("mlp",), ()))
+    timing = run_events(load, overlap="prefetch")
+    assert timing.guessed[0].tolist() == [[0, 0], [1, 0], [0, 0]]
+    assert timing.times.total == 2 * (8 + 20) + 20
+
+
+class Log:
+    """An observer that keeps everything."""
+
+    def __init__(self):
+        self.slices, self.read = [], []
+
+    def slice(self, *about):
+        self.slices.append(about)
+
+    def ahead(self, *about):
+        self.read.append(about)
+
+
+def test_all_observers_receive_the_same_and_change_nothing():
+    load = make(tokens=2, layers=2, streamed=4, on_misses=20, flash=8, ahead=6, left=4, resident=1)
+    one, other = Log(), Log()
+    timing = run_events(load, overlap="prefetch", observers=[one, other])
+    assert one.slices == other.slices
+    assert one.read == other.read
+    assert {what for _, what, *_ in one.read} == {"weights", "streamed weights", "guess"}
+    services = [about for about in one.slices if about[0] != "decoder"]
+    assert len(services) == timing.events
+    assert sum(about[4] for about in one.slices if about[1] == "token") == timing.times.total
+    plain = run_events(load, overlap="prefetch")
+    assert (plain.times, plain.busy, plain.token_s.tolist()) == (timing.times, timing.busy, timing.token_s.tolist())
+
+
+# ---------------------------------------------------------------------- modes as classes
+
+
+def test_modes_are_in_order_and_named_as_their_files():
+    assert overlaps.names() == ["none", "group", "pipeline", "prefetch"]
+    folder = Path(overlaps.__file__).parent
+    assert {path.stem for path in folder.glob("[!_]*.py")} == set(overlaps.names())
+    for name, mode in overlaps.modes().items():
+        assert (mode.name, mode.__module__) == (name, f"hwsim.timing.overlap.{name}")
+        assert f"{name}: {mode.help}" in overlaps.option_help()
+        assert f"`{name}`" in overlaps.__doc__
+
+
+def test_what_modes_can_do():
+    found = {
+        name: (mode.closed_form, mode.in_order, mode.prefill_beside, mode.guesses)
+        for name, mode in overlaps.modes().items()
+    }
+    assert found == {
+        "none": ("sum", True, False, False),
+        "group": ("larger", False, False, False),
+        "pipeline": (None, False, True, False),
+        "prefetch": (None, False, True, True),
+    }
+
+
+MINE = """
+from hwsim.timing.overlap import Overlap
+
+
+class HitsFirst(Overlap):
+    name = "hits-first"
+    help = "arithmetic on hits, once they are read, while misses arrive"
+    place = 1
+
+    def read_group(self, at, work):
+        decoder, account, compute = self.decoder, work.account, self.decoder.spent.compute
+        yield from decoder.serve(account, decoder.dram, at, work.dram)
+        flash, arithmetic = yield from decoder.together(
+            at, (account, decoder.flash, work.flash), (compute, decoder.compute, work.on_hits)
+        )
+        account.seconds += flash
+        compute.seconds += max(arithmetic - flash, 0.0)
+        yield from decoder.serve(compute, decoder.compute, at, work.on_misses)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A file with a mode, in the folder of modes."""
+    (tmp_path / "hits_first.py").write_text(MINE)
+    (tmp_path / "_shared.py").write_text("raise RuntimeError('no mode')")
+    monkeypatch.setattr(overlaps, "__path__", [*overlaps.__path__, str(tmp_path)])
+    yield
+    sys.modules.pop("hwsim.timing.overlap.hits_first", None)
+    vars(overlaps).pop("hits_first", None)
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_mode_is_one_file():
+    assert overlaps.names() == ["none", "group", "hits-first", "pipeline", "prefetch"]
+    assert "; hits-first: arithmetic on hits, once they are read, while misses arrive; " in overlaps.option_help()
+    timing = run_events(make(tokens=1, layers=2, resident=2, **STEP), overlap="hits-first")
+    assert timing.times.total == 2 * (2 + 1 + 4 + max(10, 6) + 3) + 2
+    assert timing.times.masked == {"mlp": 2 * (4 + 10)}
+    assert (timing.times.resident, timing.times.compute) == (6, 2 * (1 + 3))
+    assert timing.guessed is None
+
+
+def test_a_mode_that_is_not_there_is_one_line():
+    with pytest.raises(SettingError) as found:
+        run_events(make(), overlap="pipelin")
+    assert str(found.value) == (
+        "no overlap mode 'pipelin'; did you mean 'pipeline'? Known: group, none, pipeline, prefetch"
+    )
+
+
+def test_names_and_help_load_no_simulator():
+    """The command line prints them."""
+    code = (
+        "import sys; from hwsim.timing import overlap; overlap.option_help(); "
+        "print([name for name in ('numpy', 'simpy', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@settings(max_examples=50)
+@given(random_loads())
+def test_modes_say_truly_that_they_are_in_order(load):
+    """`test_inorder` compares everything; here: which modes may be played by the running clock."""
+    for name, mode in overlaps.modes().items():
+        if mode.in_order:
+            assert inorder.run_in_order([load]).times == run_events(load, overlap=name).times
+
+
+def test_closed_forms_are_those_of_one_group():
+    """A group's reads of Flash and DRAM, in the engine and as the mode says that the closed form counts them."""
+    for name, mode in overlaps.modes().items():
+        if mode.closed_form is not None:
+            rule: ClosedForm = mode.closed_form
+            assert total(make(tokens=1, flash=10, dram=4), name) == {"sum": 14, "larger": 10}[rule]

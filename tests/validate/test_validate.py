@@ -10,6 +10,7 @@ from hwsim.report.validation import markdown
 from hwsim.studies.validate import predict, read_rows, summarize
 from hwsim.studies.validate.workload import Workload
 from hwsim.timing.events import run_events
+from hwsim.timing.overlap import modes
 from tests.conftest import REPOSITORY
 from tests.devices.cli import run_cli
 
@@ -73,6 +74,15 @@ def test_the_command_tells_rows_and_errors(tmp_path):
     shown = run_cli("validate", "--markdown", tmp_path / "page.md")
     assert "absolute error over" in shown.stdout
     assert (tmp_path / "page.md").read_text() == (REPOSITORY / "docs" / "validation.md").read_text()
+
+
+def test_a_workload_takes_all_overlap_modes_that_guess_nothing():
+    for name, mode in modes().items():
+        if not mode.guesses:
+            assert Workload.model_validate({"overlap": name}).overlap == name
+            continue
+        with pytest.raises(ValueError, match="no masks are known that could be guessed"):
+            Workload.model_validate({"overlap": name})
 
 
 def test_units_need_their_bytes():
