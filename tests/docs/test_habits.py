@@ -1,0 +1,39 @@
+"""The files that people and services look for in a repository agree with the package and with each other."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def read_yaml(name: str) -> Any:
+    return yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def workflow() -> Any:
+    return read_yaml(".github/workflows/ci.yml")
+
+
+def test_ci_runs_for_the_pythons_that_the_classifiers_name(workflow: Any) -> None:
+    matrix = workflow["jobs"]["ci"]["strategy"]["matrix"]
+    classifiers = "\n".join(PROJECT["classifiers"])
+    assert matrix == {"python": re.findall(r"(?m)^Programming Language :: Python :: (\d+\.\d+)$", classifiers)}
+    setup = [step for step in workflow["jobs"]["ci"]["steps"] if "setup-python" in step.get("uses", "")]
+    assert [step["with"] for step in setup] == [{"python-version": "${{ matrix.python }}"}]
+
+
+def test_ci_runs_what_contributors_run(workflow: Any) -> None:
+    assert set(workflow[True]) == {"push", "pull_request"}, "YAML reads the key `on` as true"
+    assert [step["run"] for step in workflow["jobs"]["ci"]["steps"] if "run" in step] == ["bash .ci/run"]
+    assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
+    assert workflow["permissions"] == {"contents": "read"}
