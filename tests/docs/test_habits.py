@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import hwsim
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -37,3 +38,10 @@ def test_ci_runs_what_contributors_run(workflow: Any) -> None:
     assert [step["run"] for step in workflow["jobs"]["ci"]["steps"] if "run" in step] == ["bash .ci/run"]
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
     assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_the_changelog_names_this_version_below_what_is_unreleased() -> None:
+    text = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"(?m)^## (.+)$", text)
+    assert headings[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(hwsim.__version__)} \(\d{{4}}-\d\d-\d\d\)", headings[1])
