@@ -45,3 +45,17 @@ def test_the_changelog_names_this_version_below_what_is_unreleased() -> None:
     headings = re.findall(r"(?m)^## (.+)$", text)
     assert headings[0] == "Unreleased"
     assert re.fullmatch(rf"{re.escape(hwsim.__version__)} \(\d{{4}}-\d\d-\d\d\)", headings[1])
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = read_yaml("CITATION.cff")
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == hwsim.__version__
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {citation['version']} ({citation['date-released']})" in changelog.splitlines()
+    assert citation["title"] == PROJECT["name"]
+    assert citation["abstract"] == PROJECT["description"]
+    assert citation["license"] == PROJECT["license"]
+    assert citation["authors"] == PROJECT["authors"]
+    (paper,) = citation["references"]
+    assert paper["url"] == "https://arxiv.org/abs/2412.01380"
