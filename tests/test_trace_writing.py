@@ -155,7 +155,6 @@ def test_an_unfinished_trace_of_another_command_is_refused(tmp_path: Path) -> No
 
 
 def test_two_writers_at_once(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
     with TraceWriter(tmp_path / "t.npz", header(), tokens=True, nll=True) as writer:
         with pytest.raises(OutputError, match="another process is writing it"):
             TraceWriter(tmp_path / "t.npz", header(), tokens=True, nll=True)

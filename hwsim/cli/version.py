@@ -7,8 +7,8 @@ from typing import Any
 import hwsim
 
 _PACKAGES = (
-    "numpy", "simpy", "pydantic", "pyyaml", "rich", "typer", "pebble", "numba", "torch", "transformers", "gguf",
-    "safetensors", "peft", "lm-eval", "pandas", "plotly", "scipy", "optuna", "dask", "ray",
+    "numpy", "simpy", "pydantic", "pyyaml", "rich", "typer", "pebble", "filelock", "numba", "torch", "transformers",
+    "gguf", "safetensors", "peft", "lm-eval", "pandas", "plotly", "scipy", "optuna", "dask", "ray",
 )  # fmt: skip
 
 

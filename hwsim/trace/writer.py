@@ -291,7 +291,9 @@ class TraceWriter:
                 # neither truncates what is there nor fails where nothing is
                 self._file = open(os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: PTH123, SIM115
             try:
-                if not lock(self._file.fileno()):
+                with self._guard():
+                    alone = lock(self._file.fileno())
+                if not alone:
                     raise OutputError(f"{self.path}: another process is writing it; wait for it, or name another file")
                 if not is_at(self._file.fileno(), self._partial):  # another writer finished it, or gave up
                     self._file.close()

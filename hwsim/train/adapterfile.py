@@ -6,6 +6,7 @@ on from. The finished adapter is written there, too, and the folder gets its nam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -102,7 +103,7 @@ class Partial:
         try:
             self.path.mkdir(exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY)
-            alone = lock(self._lock)
+            alone = self._try_lock()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
         if not alone:
@@ -110,6 +111,16 @@ class Partial:
             raise OutputError(f"{self.path}: another process is training there; wait for it, or name another -o")
         write_atomic(self.path / ABOUT, _text(self._about))
         return self
+
+    def _try_lock(self) -> bool:
+        """Whether this process is alone; where that cannot be known, an empty folder does not stay in the way."""
+        try:
+            return lock(self._lock)
+        except OSError:
+            os.close(self._lock)
+            with contextlib.suppress(OSError):  # it is not empty: there is a training to go on from
+                self.path.rmdir()
+            raise
 
     def __exit__(self, *error: object) -> None:
         """What is there stays: the same training goes on from it."""

@@ -94,7 +94,11 @@ class Partial:
     # ------------------------------------------------------------------ the file
 
     def _lock(self) -> None:
-        if not (lock(self._file.fileno()) and is_at(self._file.fileno(), self.path)):
+        try:
+            alone = lock(self._file.fileno()) and is_at(self._file.fileno(), self.path)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
+        if not alone:
             raise OutputError(f"{self.path}: another process is writing it; wait for it, or name another file with -o")
 
     def _resume(self, overwrite: bool) -> None:

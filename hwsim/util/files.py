@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import os
 import tempfile
@@ -114,18 +113,22 @@ def spare(target: Path, sources: Iterable[Path], does: str = "reads") -> None:
 
 
 def lock(handle: int) -> bool:
-    """Hold an open file or folder for this process, until it is closed; False: another process holds it.
+    """Lock an open file or folder for this process until it is closed, and return whether that succeeded.
 
-    On Windows, which knows no such lock, processes are on their own.
+    It returns False, without waiting, where another process holds the lock. The system releases the lock of a process
+    that ends, however it ends.
+
+    Raises:
+        OSError: the file system has no locks.
     """
-    with contextlib.suppress(ImportError):
-        import fcntl  # noqa: PLC0415
+    # The lock is on the file that is written, by its descriptor. filelock's `FileLock` takes a path, and so needs a
+    # lock file: in its older versions it empties the file it locks, and on Unix it never deletes it, because a process
+    # that deletes a lock file lets another one lock the deleted file while a third locks a new one. Here a file
+    # may be deleted or renamed by the process that holds it, before it lets go; whoever gets the lock afterwards asks
+    # `is_at` whether it is still the file of that name.
+    from filelock import lock_descriptor  # noqa: PLC0415
 
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+    return lock_descriptor(handle, blocking=False)
 
 
 def is_at(handle: int, path: Path) -> bool:

@@ -59,3 +59,11 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation["authors"] == PROJECT["authors"]
     (paper,) = citation["references"]
     assert paper["url"] == "https://arxiv.org/abs/2412.01380"
+
+
+def test_the_readme_names_what_comes_with_the_core() -> None:
+    readme = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    brought = re.search(r"`pip install \.` brings (.*?), and `hwsim replay", readme)
+    assert brought
+    listed = {name.lower() for name in re.split(", | and ", brought[1])}
+    assert listed == {re.split("[<>=]", dependency)[0] for dependency in PROJECT["dependencies"]}

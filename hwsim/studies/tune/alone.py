@@ -19,12 +19,12 @@ def alone(study: Path) -> Iterator[None]:
         SettingError: another process holds it, or the folder cannot be written.
     """
     beside = study.with_name(f".{study.name}.lock")
-    try:
+    with _one_line_errors(study):
         handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise SettingError(f"--study {study}: cannot be used: {error.strerror or one_line(error)}") from error
     try:
-        if not (lock(handle) and is_at(handle, beside)):
+        with _one_line_errors(study):
+            free = lock(handle) and is_at(handle, beside)
+        if not free:
             raise SettingError(f"--study {study}: another process is tuning into it; wait for it, or name another")
         try:
             yield
@@ -32,3 +32,12 @@ def alone(study: Path) -> Iterator[None]:
             beside.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _one_line_errors(study: Path) -> Iterator[None]:
+    """An error of the system within becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(f"--study {study}: cannot be used: {error.strerror or one_line(error)}") from error
