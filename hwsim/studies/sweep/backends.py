@@ -96,7 +96,7 @@ def _begin(jobs: int) -> None:
 
 
 def _cause(code: int) -> str:
-    if code == -signal.SIGKILL:
+    if code == -9:  # SIGKILL, a name that Windows lacks
         return "killed; out of memory?"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
