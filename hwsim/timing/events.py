@@ -8,30 +8,18 @@ depend on time; the engine turns them into time. What may happen at once is deci
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import simpy
 
 from hwsim.device.profile import Thermal
+from hwsim.timing.moments import MomentObserver
 from hwsim.timing.overlap import Overlap, find
 from hwsim.timing.server import Device, Steps
 from hwsim.timing.steps import At, GroupWork, LayerWork
 from hwsim.timing.times import Account, Accounts, Busy, Timing
-from hwsim.timing.work import Load
-
-
-class MomentObserver(Protocol):
-    """Receives what happens in a decode and when, for example for a timeline."""
-
-    def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
-        """A device works for an account `what` of (token, layer, group); group -1: what no mask cuts.
-
-        On track ``decoder`` the decoder was at a layer, or with layer -1 at a token.
-        """
-
-    def ahead(self, device: str, what: str, at: tuple[int, int, int], start: float, end: float, share: float) -> None:
-        """A share of something was read in idle time between two moments."""
+from hwsim.timing.work import Work
 
 
 class Decoder:
@@ -52,7 +40,7 @@ class Decoder:
 
     def __init__(
         self,
-        load: Load,
+        load: Work,
         mode: type[Overlap],
         *,
         thermal: Thermal | None = None,
@@ -163,9 +151,9 @@ class Decoder:
 
 
 def run_events(
-    load: Load,
+    load: Work,
     *,
-    overlap: str,
+    overlap: str | type[Overlap],
     thermal: Thermal | None = None,
     observers: Iterable[MomentObserver] = (),
     progress: Callable[[int], None] | None = None,
@@ -174,7 +162,7 @@ def run_events(
 
     Args:
         load: what it asks of each device.
-        overlap: name of the overlap mode.
+        overlap: the overlap mode, or its name.
         thermal: how Flash is slowed when it has worked for long.
         observers: receive what happens and when.
         progress: is called with the number of tokens done.
@@ -182,7 +170,8 @@ def run_events(
     Raises:
         SettingError: there is no such mode.
     """
-    decoder = Decoder(load, find(overlap), thermal=thermal, observers=observers)
+    mode = find(overlap) if isinstance(overlap, str) else overlap
+    decoder = Decoder(load, mode, thermal=thermal, observers=observers)
     decoder.env.process(decoder.run(progress))
     decoder.env.run()
     return decoder.timing()

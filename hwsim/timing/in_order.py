@@ -14,7 +14,7 @@ import numpy as np
 
 from hwsim.device.profile import Thermal
 from hwsim.timing.times import Busy, Times, Timing
-from hwsim.timing.work import Load
+from hwsim.timing.work import Work
 
 _BLOCK = 2**16  # services that are looked at together, 0.5 MiB for each number of them
 
@@ -27,17 +27,17 @@ def blocks(tokens: int, layers: int, groups: int) -> Iterator[slice]:
 
 
 def run_in_order(
-    loads: Iterable[Load], *, thermal: Thermal | None = None, progress: Callable[[int], None] | None = None
+    works: Iterable[Work], *, thermal: Thermal | None = None, progress: Callable[[int], None] | None = None
 ) -> Timing:
     """Simulate a decode whose devices never work at the same time: no overlap, and no fills, which Flash reads beside.
 
     Args:
-        loads: what its tokens ask of each device, some tokens after the other; all have the same layers and groups.
+        works: what its tokens ask of each device, some tokens after the other; all have the same layers and groups.
         thermal: how Flash is slowed when it has worked for long.
         progress: is called with the number of tokens done.
     """
     accounts = _Accounts(thermal)
-    for load in loads:
+    for load in works:
         accounts.add(load)
         if progress:
             progress(accounts.tokens)
@@ -54,7 +54,7 @@ class _Accounts:
         self._token_s: list[np.ndarray] = []
         self.tokens = self._services = 0
 
-    def add(self, load: Load) -> None:
+    def add(self, load: Work) -> None:
         """The work of the next tokens."""
         tokens, layers, groups = load.tokens, load.layers, load.groups
         # of each layer what no mask cuts, then of each group the selection, the hits, the misses, the arithmetic; the
@@ -94,7 +94,7 @@ class _Accounts:
         return Timing(token_s=np.concatenate(self._token_s), times=times, events=self._services, busy=busy)
 
 
-def _places(load: Load) -> dict[str, np.ndarray]:
+def _places(load: Work) -> dict[str, np.ndarray]:
     """The groups of each part: bool ``[layers, groups]`` by label."""
     places: dict[str, np.ndarray] = {}
     for layer, labels in enumerate(load.parts):

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from hwsim.device.flash_times import FlashTimes, stream_seconds
 from hwsim.device.profile import Profile
 from hwsim.timing.overlap import find
-from hwsim.timing.work import Load
+from hwsim.timing.work import Work
 from hwsim.util.units import Rate, Time, parse
 
 Bytes = Annotated[float, BeforeValidator(lambda text: float(parse(text, "size")))]
@@ -72,7 +72,7 @@ class Workload(BaseModel):
         update = {"flash": profile.flash.model_copy(update=flash), "dram": profile.dram.model_copy(update=dram)}
         return profile.model_copy(update=update)
 
-    def load(self, profile: Profile, seed: int = 0) -> Load:
+    def load(self, profile: Profile, seed: int = 0) -> Work:
         """The work of some tokens on a device."""
         device = self.device(profile)
         shape = (_TOKENS, self.layers, 1)
@@ -85,7 +85,7 @@ class Workload(BaseModel):
         steps[: self.layers] = (self.weights or 0) / device.dram.bandwidth / self.layers
         streamed = np.zeros(self.layers + 1)
         streamed[0] = stream_seconds(device.flash, self.flash or 0)
-        return Load(
+        return Work(
             resident=steps,
             streamed=streamed,
             kv_cache=np.zeros((_TOKENS, self.layers)),
