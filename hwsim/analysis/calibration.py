@@ -18,7 +18,7 @@ import numpy as np
 
 import hwsim
 from hwsim.model.shape import SIGNALS
-from hwsim.trace import Trace
+from hwsim.trace import Sequences, Trace
 from hwsim.util.arrayfile import ArrayFile
 from hwsim.util.kernels import magnitude_counts, magnitude_quantiles
 
@@ -83,9 +83,6 @@ def _measure(trace: Trace, layer: int, signal: str) -> tuple[np.ndarray, np.ndar
 def _decoded(trace: Trace, layer: int, signal: str) -> Iterator[np.ndarray]:
     """The decoded tokens of a signal, float32 ``[tokens, width]``, in blocks."""
     step = max(1, _BLOCK // trace.model.signal_width(signal))
-    first = 0
-    for sequence in trace.header.sequences:
-        end = first + sequence.tokens
-        for start in range(first + sequence.prompt, end, step):
-            yield trace.read(layer, signal, start, min(start + step, end))
-        first = end
+    for part in Sequences(trace.header.sequences).decoded():
+        for start in part.rows[::step]:
+            yield trace.read(layer, signal, start, min(start + step, part.rows.stop))

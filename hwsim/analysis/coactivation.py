@@ -15,7 +15,7 @@ import numpy as np
 
 from hwsim.errors import TraceError
 from hwsim.memory.neuron_order import Layout
-from hwsim.trace import Trace
+from hwsim.trace import Sequences, Trace
 from hwsim.util.kernels import top_k
 
 Progress = Callable[[str, int, int], None]
@@ -136,11 +136,7 @@ def _together(active: np.ndarray, order: np.ndarray, tokens: int) -> float:
 
 def _chosen(trace: Trace) -> np.ndarray:
     """The decoded tokens, as places in the trace, thinned out where they are many."""
-    spans, first = [], 0
-    for sequence in trace.header.sequences:
-        spans.append(np.arange(first + sequence.prompt, first + sequence.tokens))
-        first += sequence.tokens
-    decoded = np.concatenate(spans)
+    decoded = Sequences(trace.header.sequences).rows()
     return decoded[:: -(-len(decoded) // _MOST_TOKENS)]
 
 

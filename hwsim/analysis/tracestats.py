@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hwsim.errors import SettingError
-from hwsim.trace import Trace
+from hwsim.trace import Sequences, Trace
 from hwsim.util.kernels import magnitude_counts, magnitude_quantiles, magnitudes, top_k
 
 KEEPS = (0.5, 0.2)
@@ -118,7 +118,7 @@ def trace_stats(
 def _starts(trace: Trace, limit: int) -> np.ndarray:
     """Which tokens begin a sequence: bool ``[limit]``."""
     first = np.zeros(trace.header.tokens, bool)
-    first[np.cumsum([0, *(sequence.tokens for sequence in trace.header.sequences[:-1])])] = True
+    first[Sequences(trace.header.sequences).first_rows] = True
     return first[:limit]
 
 

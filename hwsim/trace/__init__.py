@@ -8,6 +8,7 @@ from hwsim.trace.convert import convert
 from hwsim.trace.encoding import FLOAT16, Encoding
 from hwsim.trace.header import Sequence, TraceHeader
 from hwsim.trace.reader import Trace
+from hwsim.trace.sequences import Sequences
 from hwsim.trace.writer import TraceWriter
 
-__all__ = ["FLOAT16", "Encoding", "Sequence", "Trace", "TraceHeader", "TraceWriter", "convert"]
+__all__ = ["FLOAT16", "Encoding", "Sequence", "Sequences", "Trace", "TraceHeader", "TraceWriter", "convert"]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hwsim.errors import TraceError
 from hwsim.model.shape import SIGNALS, ModelShape
 from hwsim.trace.encoding import FLOAT16, Encoding
+from hwsim.trace.sequences import Sequences
 from hwsim.util.explain import problem
 from hwsim.util.units import shorten
 
@@ -60,17 +61,17 @@ class TraceHeader(BaseModel):
     @property
     def tokens(self) -> int:
         """Length of every signal's first axis: the tokens of all sequences."""
-        return sum(sequence.tokens for sequence in self.sequences)
+        return Sequences(self.sequences).tokens
 
     @property
     def decoded(self) -> int:
         """Tokens that are decoded: all but the prompts."""
-        return sum(sequence.tokens - sequence.prompt for sequence in self.sequences)
+        return Sequences(self.sequences).decoded_tokens
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence: what the KV cache must hold."""
-        return max(sequence.tokens for sequence in self.sequences)
+        return Sequences(self.sequences).longest
 
     def members(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Names, shapes ``[tokens, ...]`` and types of the signals' members."""

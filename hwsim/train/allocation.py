@@ -27,7 +27,7 @@ from hwsim.record.hooks import Layer
 from hwsim.record.loading import find_device, find_dtype, load_model, read_structure
 from hwsim.record.runner import Runner
 from hwsim.record.sources import find_source, weights_hash
-from hwsim.trace import Trace
+from hwsim.trace import Sequences, Trace
 from hwsim.util.arrayfile import ArrayFile
 from hwsim.util.kernels import threshold
 
@@ -109,8 +109,8 @@ def _tokens(trace: Trace, calibration: ArrayFile) -> np.ndarray:
     ids = trace.tokens()
     if ids is None or trace.header.origin != "recorded":
         raise TraceError(f"{trace.path}: has no tokens that a model has read, which an allocation needs; {again}")
-    first = trace.header.sequences[0]
-    return ids[: min(first.tokens, first.prompt + _TOKENS)]
+    first = next(Sequences(trace.header.sequences).decoded())
+    return ids[: first.rows[:_TOKENS].stop]
 
 
 class _Greedy:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hwsim.errors import TraceError
-from hwsim.trace import Trace, TraceHeader
+from hwsim.trace import Sequences, Trace, TraceHeader
 from hwsim.util.kernels import top_k
 
 VALIDATION = 0.1  # share of the decoded tokens that is held out, at least
@@ -34,10 +34,7 @@ def split(header: TraceHeader, path: object) -> Split:
     Raises:
         TraceError: there is one sequence only.
     """
-    spans, start = [], 0
-    for sequence in header.sequences:
-        spans.append((start + sequence.prompt, start + sequence.tokens))
-        start += sequence.tokens
+    spans = [part.rows for part in Sequences(header.sequences).decoded()]
     if len(spans) < 2:
         raise TraceError(
             f"{path}: has one sequence of {header.tokens} tokens; training holds whole sequences out for validation: "
@@ -46,12 +43,12 @@ def split(header: TraceHeader, path: object) -> Split:
     first, held = len(spans), 0
     while first > 1 and held < VALIDATION * header.decoded:
         first -= 1
-        held += spans[first][1] - spans[first][0]
+        held += len(spans[first])
     return Split(_blocks(spans[:first]), _blocks(spans[first:]))
 
 
-def _blocks(spans: list[Range]) -> list[Range]:
-    return [(at, min(at + BLOCK, end)) for start, end in spans for at in range(start, end, BLOCK)]
+def _blocks(spans: list[range]) -> list[Range]:
+    return [(at, min(at + BLOCK, rows.stop)) for rows in spans for at in rows[::BLOCK]]
 
 
 class Samples:

@@ -12,7 +12,7 @@ import numpy as np
 import hwsim
 from hwsim.errors import SettingError, TraceError, did_you_mean
 from hwsim.model.shape import SIGNALS, ModelShape
-from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
+from hwsim.trace import Sequence, Sequences, Trace, TraceHeader, TraceWriter
 from hwsim.trace.synth import law
 from hwsim.trace.synth.fit import RANKS, SHARES, Fitter, Progress, SignalFit, bundled
 from hwsim.trace.writer import unfinished
@@ -169,7 +169,7 @@ def _sequences(tokens: int, context: int | None, prompt: int) -> list[Sequence]:
 
 def _write(writer: TraceWriter, layer: int, signal: str, stream: Stream) -> None:
     starts = np.zeros(writer.header.tokens, bool)
-    starts[np.cumsum([0, *(sequence.tokens for sequence in writer.header.sequences[:-1])])] = True
+    starts[Sequences(writer.header.sequences).first_rows] = True
     step = max(1, _BLOCK // stream.width)
     for start in range(0, len(starts), step):
         writer.write(layer, signal, start, stream.draw(starts[start : start + step]))
