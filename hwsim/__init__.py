@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from hwsim.version import __version__
+
 __all__ = ["Results", "__version__", "closed_loop", "load", "replay"]
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The interface for Python and notebooks: what the commands do, with their names, defaults and errors.
 
-import hwsim
+from hwsim.version import __version__
 
 trace = hwsim.load("sample")
 result = hwsim.replay(trace, hw="pixel8", policy="dip-ca", density=0.5, dram="50%")

@@ -9,6 +9,7 @@ never leave.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ import numpy as np
 
 from hwsim.cache import compiled
 from hwsim.cache.unit_sets import UnitSets
-from hwsim.errors import ContractError, HwsimError, SettingError, one_line
-from hwsim.evictions import Admission, Eviction, Use
+from hwsim.errors import ContractError, SettingError
+from hwsim.evictions import Admission, Eviction, RankUpdate, Use
 from hwsim.util import kernels
+from hwsim.util.calls import call
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,7 @@ class CacheSetup:
         return Cache(units, capacity, eviction, admission=self.admission, pinned=pinned, warm=warm, where=where)
 
 
-def rank_update(kind: type[Eviction]) -> compiled.RankUpdate | None:
+def rank_update(kind: type[Eviction]) -> RankUpdate | None:
     """What serving a token does to the rank of a rule; None where a subclass does more than the class that says so."""
     said = _definer(kind, "rank_update")
     ours = all(issubclass(said, _definer(kind, name)) for name in ("start", "use", "rank", "stay"))
@@ -108,12 +110,12 @@ class Cache:
         """A sequence begins: forget everything. `future`, bool ``[tokens, units]``, for rules that need it."""
         self._cached[:] = False
         self._token = self._occupied = 0
-        self._state = self._ask(lambda: self._eviction.start(self.units, self._room, future))
+        self._state = self._ask(self._eviction.start, self.units, self._room, future)
         if self._warm is not None:
             self._cached |= self._warm
             self._occupied = int(np.count_nonzero(self._cached))
             there = kernels.read_only(self._warm.copy())
-            self._ask(lambda: self._eviction.warm(self._state, there))
+            self._ask(self._eviction.warm, self._state, there)
         self._show()
 
     def step(self, mask: np.ndarray) -> tuple[int, int]:
@@ -128,7 +130,7 @@ class Cache:
         return needed, needed - asked + hits
 
     @property
-    def rank_update(self) -> compiled.RankUpdate | None:
+    def rank_update(self) -> RankUpdate | None:
         """How the compiled scan keeps this cache; None: it cannot."""
         plain = self._pinned is None and not self._bypass
         if self.capacity == 0:
@@ -172,7 +174,7 @@ class Cache:
         if needed > self._room and not self._bypass:
             admitted = kernels.first_k(admitted, self._room - hits)
         use = Use(self._token, kernels.read_only(mask) if mask.flags.writeable else mask, kernels.read_only(admitted))
-        self._ask(lambda: self._eviction.use(self._state, use))
+        self._ask(self._eviction.use, self._state, use)
         self._token += 1
         if self._bypass:
             self._take_best(admitted, self._occupied + needed - hits)
@@ -229,14 +231,14 @@ class Cache:
         if self._ranks:
             return kernels.stay(self._rank(), candidates, count) if count else np.zeros(self.units, bool)
         candidates = kernels.read_only(candidates)
-        kept = self._ask(lambda: self._eviction.stay(self._state, candidates, count))
+        kept = self._ask(self._eviction.stay, self._state, candidates, count)
         ours = isinstance(kept, np.ndarray) and kept.dtype == bool and kept.shape == candidates.shape
         if not ours or np.count_nonzero(kept) != count or np.any(kept & ~candidates):
             raise ContractError(f"{self._who}: stay() must return a mask of exactly {count} of the candidates")
         return kept
 
     def _rank(self) -> np.ndarray:
-        rank = self._ask(lambda: self._eviction.rank(self._state))
+        rank = self._ask(self._eviction.rank, self._state)
         if not isinstance(rank, np.ndarray) or rank.dtype.kind not in "fiub" or rank.shape != (self.units,):
             found = f"{rank.dtype} of shape {rank.shape}" if isinstance(rank, np.ndarray) else type(rank).__name__
             raise ContractError(f"{self._who}: rank() returned {found}, needs numbers of shape ({self.units},)")
@@ -244,14 +246,9 @@ class Cache:
             raise ContractError(f"{self._who}: rank() returned NaN for unit {int(np.flatnonzero(np.isnan(rank))[0])}")
         return rank
 
-    def _ask(self, call: Any) -> Any:
-        """Call the eviction; what it raises becomes one line that names it."""
-        try:
-            return call()
-        except HwsimError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise ContractError(f"{self._who}: raised {type(error).__name__}: {one_line(error)}") from error
+    def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a method of the eviction."""
+        return call(lambda: f"{self._who}:", method, *arguments)
 
     @property
     def _who(self) -> str:

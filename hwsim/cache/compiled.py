@@ -8,12 +8,10 @@ It serves policies that give the scores of many tokens at once, and evictions wh
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
 
 import numpy as np
 
-RankUpdate = Literal["last", "count", "first"]
-"""What serving a token does to a rank: the token at which a unit was last needed, how often it was, or admitted."""
+from hwsim.evictions import RankUpdate
 
 _UPDATES: dict[str, int] = {"last": 0, "count": 1, "first": 2}
 _TOP = {np.dtype(np.int16): 2**15 - 1, np.dtype(np.int32): 2**31 - 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import hwsim
+from hwsim.version import __version__
 
 _PACKAGES = (
     "numpy", "simpy", "pydantic", "pyyaml", "rich", "typer", "pebble", "filelock", "numba", "torch", "transformers",
@@ -24,7 +24,7 @@ def versions() -> dict[str, Any]:
             return None
 
     return {
-        "hwsim": hwsim.__version__,
+        "hwsim": __version__,
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "system": platform.system(),

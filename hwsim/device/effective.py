@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hwsim.device.profile import Profile
 from hwsim.errors import SettingError, did_you_mean
-from hwsim.simulation.settings import Settings
+
+MECHANISMS = (
+    "pages", "latency", "requests", "spread", "thermal", "compute", "overhead", "selection", "bookkeeping",
+)  # fmt: skip
+"""What a profile may say beyond flat rates, by the names of ``--ignore``."""
 
 
-def effective(profile: Profile, settings: Settings) -> Profile:
-    """The profile that a replay with these settings runs on.
+def effective(profile: Profile, ignore: Sequence[str] = (), engine: str | None = None) -> Profile:
+    """The profile that a run sees.
+
+    Args:
+        profile: the device.
+        ignore: of `MECHANISMS`, those that are left out.
+        engine: which of the profile's engines reads DRAM; None: as fast as all of them together.
 
     Raises:
         SettingError: the profile knows no such engine.
     """
     flash: dict[str, Any] = {}
     compute: dict[str, Any] = {}
-    for name in settings.ignore:
+    for name in ignore:
         if name == "pages":
             flash["page_size"] = None
         elif name == "latency":
@@ -35,10 +45,10 @@ def effective(profile: Profile, settings: Settings) -> Profile:
         update["flash"] = profile.flash.model_copy(update=flash)
     if compute and profile.compute:
         update["compute"] = profile.compute.model_copy(update=compute)
-    if settings.engine is not None:
+    if engine is not None:
         engines = profile.dram.engines or {}
-        if settings.engine not in engines:
-            known = did_you_mean(settings.engine, engines) if engines else ": it names none"
-            raise SettingError(f"--engine {settings.engine}: {profile.name} has no such engine{known}")
-        update["dram"] = profile.dram.model_copy(update={"bandwidth": engines[settings.engine]})
+        if engine not in engines:
+            known = did_you_mean(engine, engines) if engines else ": it names none"
+            raise SettingError(f"--engine {engine}: {profile.name} has no such engine{known}")
+        update["dram"] = profile.dram.model_copy(update={"bandwidth": engines[engine]})
     return profile.model_copy(update=update) if update else profile

@@ -14,9 +14,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from hwsim.cache.compiled import RankUpdate
 from hwsim.errors import PluginError
 from hwsim.util import kernels
+
+RankUpdate = Literal["last", "count", "first"]
+"""What serving a token does to a rank: the token at which a unit was last needed, how often it was, or admitted."""
 
 Admission = Literal["always", "bypass"]
 """Whether a needed unit always enters the cache, or only if the rule ranks it above somebody in there."""

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hwsim.cache.compiled import RankUpdate
-from hwsim.evictions import Eviction, Use
+from hwsim.evictions import Eviction, RankUpdate, Use
 
 
 class Lfu(Eviction):

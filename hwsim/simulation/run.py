@@ -3,6 +3,7 @@ through its stages: placement, counts, timing, result."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -172,7 +173,7 @@ class Run:
                 "--cache-shares traffic: is measured by a replay of a trace; give the file of its --json"
             )
         plans = self._plans()
-        parameters = call(f"policy {self.names.policy}", self.policy.predictor_parameters, model, prefixed=True)
+        parameters = self._ask("predictor_parameters", self.policy.predictor_parameters)
         if not is_whole(parameters, 0) or parameters > _MOST_PARAMETERS:
             raise ContractError(
                 f"policy {self.names.policy}: predictor_parameters() returned {shown(parameters)}, "
@@ -197,17 +198,20 @@ class Run:
 
     def _plans(self) -> Plans:
         """The policy's groups in every layer."""
-        model, policy, settings, who = self.header.model, self.policy, self.settings, f"policy {self.names.policy}"
-        groups = [call(who, policy.groups, model, prefixed=True)]
+        model, policy, settings = self.header.model, self.policy, self.settings
+        groups = [self._ask("groups", policy.groups)]
         if policy.in_layer(0) is not policy:
-            groups = [
-                call(f"layer {layer}: {who}", policy.in_layer(layer).groups, model, prefixed=True)
-                for layer in range(model.num_hidden_layers)
-            ]
+            layers = range(model.num_hidden_layers)
+            groups = [self._ask("groups", policy.in_layer(layer).groups, f"layer {layer}: ") for layer in layers]
         try:
             return plan_layers(groups, model, Units(settings.bits, settings.block, settings.layout))
         except ContractError as error:
-            raise ContractError(f"{who}: {error}") from error
+            raise ContractError(f"policy {self.names.policy}: {error}") from error
+
+    def _ask(self, name: str, method: Callable[[ModelShape], Any], where: str = "") -> Any:
+        """Ask the policy about the model."""
+        who = f"{where}policy {self.names.policy}"
+        return call(f"{who}: {name}()", method, self.header.model, named=who)
 
     @cached_property
     def masking(self) -> Masking:

@@ -1,0 +1,3 @@
+"""The version of hwsim."""
+
+__version__ = "0.2.0"
