@@ -17,13 +17,13 @@ class At(NamedTuple):
 
 
 class LayerWork(NamedTuple):
-    """What a layer asks for beside its groups, s: `arithmetic`, and what it reads.
+    """What a layer asks for beside its groups, s.
 
     Attributes:
         resident: of DRAM, for pinned weights.
         kv_cache: of DRAM, for entries of the KV cache.
         streamed: of Flash, for weights that do not fit.
-        arithmetic: of compute.
+        arithmetic: of compute, outside the groups.
     """
 
     resident: float

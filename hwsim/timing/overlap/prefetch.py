@@ -30,12 +30,11 @@ class PrefetchOverlap(PipelineOverlap):
     def read_layer(self, at: At, work: LayerWork) -> Steps:
         """As `pipeline`; then the next layer's groups are guessed, and reading of the guesses may begin."""
         yield from super().read_layer(at, work)
-        after, load = self.decoder.after(at), self.decoder.load
-        if self._ahead is None or after is None or after.layer == load.layers:
+        after = self.decoder.after(at)
+        if self._ahead is None or after is None or after.layer == self.decoder.load.layers:
             return
-        guesses = self._ahead[after.token, after.layer].tolist()
-        for group in range(len(load.parts[after.layer])):
-            self.decoder.flash.ahead.post(after._replace(group=group), guesses[group])
+        for group, seconds in enumerate(self._ahead[after.token, after.layer].tolist()):
+            self.decoder.flash.ahead.post(after._replace(group=group), seconds)
 
     def read_group(self, at: At, work: GroupWork) -> Steps:
         """As `pipeline`, with fewer misses: of those that were guessed, as many as were read in time are there."""
