@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hwsim.evictions import Eviction
+    from hwsim.masking.observers import Observer
+    from hwsim.memory.groups import Place
     from hwsim.simulation.metrics import Result
 
 
@@ -82,11 +84,18 @@ class Held:
         self._target = target
         self._sets: dict[str, np.ndarray] = {}
 
-    def __call__(self, layer: int, group: str, cached: np.ndarray) -> None:
-        """One cache: bool ``[units]``."""
+    def observer(self) -> Observer:
+        """Sees what the caches hold at the end of a run."""
         from hwsim.cache.unit_sets import member_of
+        from hwsim.masking.observers import Observer
 
-        self._sets[member_of(layer, group)] = cached.copy()
+        sets = self._sets
+
+        class Contents(Observer):
+            def cached(self, place: Place, cached: np.ndarray) -> None:
+                sets[member_of(place.layer, place.plan.name)] = cached.copy()
+
+        return Contents()
 
     def write(self, result: Result) -> None:
         """Write the file, with where the contents are from.

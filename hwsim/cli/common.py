@@ -24,6 +24,7 @@ from hwsim.util.files import keep_strangers, spare, write_atomic
 from hwsim.util.units import printable, shorten
 
 if TYPE_CHECKING:
+    from hwsim.masking.observers import Observer
     from hwsim.model.shape import Bits
     from hwsim.simulation.metrics import Result
 
@@ -273,6 +274,17 @@ def progress_bar(rate: str = "") -> Iterator[Callable[[str, int, int], None]]:
             bar.update(tasks[phase], completed=done, total=total, speed=shown, visible=done < total)
 
         yield update
+
+
+def named(tell: Callable[[str, int, int], None], prefix: str = "") -> Observer:
+    """An observer that shows the progress of a run, each phase with a prefix."""
+    from hwsim.masking.observers import Observer
+
+    class Progress(Observer):
+        def progress(self, phase: str, done: int, total: int) -> None:
+            tell(f"{prefix}{phase}", done, total)
+
+    return Progress()
 
 
 def key_values(pairs: list[str], option: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from hwsim.util.files import check_new_file, keep_strangers, spare
 
 if TYPE_CHECKING:
     from hwsim.report.watch import Watch
-    from hwsim.simulation.result import Observer
+    from hwsim.masking.observers import Observer
 
 _PANEL = "How the device is used"
 _OWNER = "prefetch"
@@ -167,7 +167,7 @@ class Drawing:
         from hwsim.report.watch import Watch
 
         with Watch(Console(stderr=True)) as self._seen:
-            yield self._seen.progress
+            yield self._seen.show_phase
 
     def observers(self, *, first: bool) -> list[Observer]:
         """Observers of a replay: the timeline shows only the first of the command."""

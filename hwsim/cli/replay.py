@@ -19,6 +19,7 @@ from hwsim.cli.common import (
     is_file,
     key_values,
     listed,
+    named,
     note,
     output,
     plugin_files,
@@ -29,9 +30,8 @@ from hwsim.errors import SettingError, did_you_mean
 from hwsim.util.units import printable, shorten
 
 if TYPE_CHECKING:
-    from hwsim.device.profile import Profile
     from hwsim.simulation.metrics import Result
-    from hwsim.simulation.settings import Settings
+    from hwsim.simulation.run import Conditions
 
 
 def replay(
@@ -107,7 +107,8 @@ def replay(
     from hwsim.masking.mask_file import is_mask_file
     from hwsim.report.matrix import print_matrix
     from hwsim.report.table import print_results
-    from hwsim.simulation.options import make_settings
+    from hwsim.simulation.run import Conditions
+    from hwsim.simulation.settings import Settings
 
     o.check_per_token(per_token, json)
     given = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged, cache_shares)
@@ -126,7 +127,7 @@ def replay(
     held = c.Held(save_cache, sources, devices, names)
     drawn = d.Drawing(timeline, timeline_tokens, watch, sources, devices, names, timing)
     guesses, pairs = d.prefetch_parameters(pairs)
-    settings = make_settings(
+    settings = Settings(
         dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed,
         per_token=per_token, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope.value,
         cache_shares=cache_shares, block=block, layout=layout, admission=admission and admission.value,
@@ -135,17 +136,19 @@ def replay(
         prefill_chunk=prefill_chunk,
     )  # fmt: skip
     name, made_rule, pairs = c.make_rule(eviction, pairs)
-    rule = name, made_rule
     profiles = [load_profile(each) for each in devices]
     if is_mask_file(trace):
         if asked or pairs or density is not None:
             raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
-        found = [_saved(trace, profile, rule, settings, held, drawn) for profile in profiles]
+        found = [_saved(trace, Conditions(each, made_rule, settings, name), held, drawn) for each in profiles]
     else:
         if not asked:
             raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
         policies = make_policies(names, density, pairs)
-        found = [_decided(trace, profile, policies, rule, settings, held, threads, drawn) for profile in profiles]
+        found = [
+            _decided(trace, Conditions(each, made_rule, settings, name), policies, held, threads, drawn)
+            for each in profiles
+        ]
     held.write(found[0][0][0])
     write_results(json, [result for results, _ in found for result in results])
     if json != "-" and len(devices) == 1:
@@ -161,10 +164,8 @@ def replay(
 
 def _decided(
     trace: Path,
-    profile: Profile,
+    conditions: Conditions,
     policies: list[tuple[str, Any]],
-    rule: tuple[str, Any],
-    settings: Settings,
     held: c.Held,
     threads: int | None,
     drawn: d.Drawing,
@@ -172,43 +173,36 @@ def _decided(
     """Replay the signals of a trace: the results, and that of `dense`."""
     from hwsim.simulation.plugins import POLICIES
     from hwsim.simulation.replay import replay as run
+    from hwsim.simulation.run import Source
     from hwsim.trace import Trace
 
     with Trace(trace) as opened, drawn.follow() as progress:
+        source = Source.of_trace(opened)
 
         def one(name: str, made: Any) -> Result:
-            return run(
-                opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
-                progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total), threads=threads,
-                observers=drawn.observers(first=made is policies[0][1]),
-            )  # fmt: skip
+            observers = [held.observer(), named(progress, f"{name}: "), *drawn.observers(first=made is policies[0][1])]
+            return run(conditions.run(source, made, name), observers, threads=threads)
 
         results = {name: one(name, made) for name, made in policies}
         dense = results.get("dense") or one("dense", POLICIES.make("dense")[1])
     return list(results.values()), dense
 
 
-def _saved(
-    path: Path,
-    profile: Profile,
-    rule: tuple[str, Any],
-    settings: Settings,
-    held: c.Held,
-    drawn: d.Drawing,
-) -> tuple[list[Result], Result]:
+def _saved(path: Path, conditions: Conditions, held: c.Held, drawn: d.Drawing) -> tuple[list[Result], Result]:
     """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
     from hwsim.masking.mask_file import MaskFile
-    from hwsim.simulation.replay import replay_masks
+    from hwsim.simulation.replay import replay as run
+    from hwsim.simulation.run import Source
 
     masks = MaskFile(path)
     with drawn.follow() as progress:
         made, dense = (
-            replay_masks(
-                each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress,
-                observers=drawn.observers(first=each is masks),
+            run(
+                conditions.run(Source.of_masks(each), each.policy, each.policy.name),
+                [held.observer(), named(progress), *drawn.observers(first=each is masks)],
             )
             for each in (masks, masks.without_masks())
-        )  # fmt: skip
+        )
     return [made], dense
 
 

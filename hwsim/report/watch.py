@@ -47,7 +47,7 @@ class Watch(MomentObserver):
             self._live.update(self.table())
             self._live.stop()
 
-    def progress(self, phase: str, done: int, total: int) -> None:
+    def show_phase(self, phase: str, done: int, total: int) -> None:
         """A phase before the decode goes on, or the decode itself, which is seen anyway."""
         self._phase = "" if phase.endswith("time") or done >= total else f"{phase} {done}/{total}"
         if self._shown:

@@ -165,7 +165,7 @@ class Settings(BaseModel):
         Option(
             "Bytes of the caches: equal, in proportion to Flash traffic under equal shares, to weights of groups such "
             "as input=2,down=1, or to the traffic of a --json.",
-            read=_shares, metavar="equal|traffic|A=N,B=N|FILE", shown="equal", python="Path | Shares",
+            read=_shares, metavar="equal|traffic|A=N,B=N|FILE", text="equal", python="Path | Shares",
         ),
     ] = None  # fmt: skip
     block: Annotated[
@@ -202,7 +202,7 @@ class Settings(BaseModel):
         Bits,
         Option(
             "Bits of a number; also predictor=4, adapter=16.",
-            read=read_bits, metavar="PART=BITS,...", shown="mlp=4,attention=4,lm_head=4,kv_cache=8", unit="bits",
+            read=read_bits, metavar="PART=BITS,...", text="mlp=4,attention=4,lm_head=4,kv_cache=8", unit="bits",
             rule="hwsim.model.Bits", python="Bits", commands=(*RUNS, "tune", "curve", "locality", "train lora"),
         ),
     ] = Bits()  # fmt: skip
@@ -234,7 +234,7 @@ class Settings(BaseModel):
         int | None,
         Option(
             "Holes that --merge reads through; auto: whichever take Flash least, batch by batch.",
-            read=_gap, metavar="SIZE|auto", shown="0", unit="bytes", panel=_PANEL, python="int", commands=_REPLAYS,
+            read=_gap, metavar="SIZE|auto", text="0", unit="bytes", panel=_PANEL, python="int", commands=_REPLAYS,
         ),
     ] = 0  # fmt: skip
     prefetch: Annotated[
@@ -245,13 +245,12 @@ class Settings(BaseModel):
         ),
     ] = None  # fmt: skip
     prefetch_parameters: Annotated[
-        dict[str, Any],
+        dict[str, Any] | None,
         Option(
             "Parameters of --prefetch; on the command line --set prefetch.KEY=VALUE.",
-            read=lambda given: dict(given or {}), rule="names and values", python="Mapping[str, Any]",
-            commands=("sweep",),
+            given=dict, read=dict, rule="names and values, or None", python="Mapping[str, Any]", commands=("sweep",),
         ),
-    ] = {}  # fmt: skip
+    ] = None  # fmt: skip
     fills: Annotated[
         bool,
         Option(
@@ -269,7 +268,7 @@ class Settings(BaseModel):
         tuple[str, ...],
         Option(
             f"Parts of the profile that are left out: {', '.join(MECHANISMS)}.",
-            read=_mechanisms, metavar="NAME,...", shown="none", panel=_PANEL, python="Sequence[str]",
+            read=_mechanisms, metavar="NAME,...", text="", shown="none", panel=_PANEL, python="Sequence[str]",
         ),
     ] = ()  # fmt: skip
     kv_window: Annotated[
@@ -312,7 +311,7 @@ class Settings(BaseModel):
                 ready[name] = options[name].value(given)
             except ValueError as error:
                 raise impossible(name, given, options[name].rule) from error
-        parameters = ready.pop("prefetch_parameters", {})
+        parameters = ready.pop("prefetch_parameters", None) or {}
         if parameters or not isinstance(ready.get("prefetch"), tuple | None):
             ready["prefetch"] = make_prefetch(ready.get("prefetch"), parameters)
         try:

@@ -27,7 +27,8 @@ class Option:
         unit: of the number, such as tokens.
         rule: what it must be, for messages; None: it follows from the other fields.
         metavar: what stands for the value in the help.
-        shown: the default in the help, where the value itself says too little.
+        text: the default as a user would write it, where that is not the value itself.
+        shown: what the help says of the default, where the value itself says too little.
         flag: spelling on the command line; None: that of the field.
         panel: heading in the help under which it stands.
         python: type that the Python interface takes, beside that of `given`.
@@ -42,6 +43,7 @@ class Option:
     unit: str = ""
     rule: str | None = None
     metavar: str | None = None
+    text: str | None = None
     shown: str | None = None
     flag: str | None = None
     panel: str | None = None
@@ -82,6 +84,20 @@ class Declared:
         else:
             rule = {bool: "True or False", int: "a whole number"}.get(option.given, "text")
         return f"{rule}, or None" if self.optional else rule
+
+    @property
+    def plain_default(self) -> Any:
+        """The default as a user would give it."""
+        return self.default if self.option.text is None else self.option.text
+
+    @property
+    def python_type(self) -> str:
+        """What the Python interface takes, as an annotation."""
+        option = self.option
+        types = ["str"] if isinstance(option.given, tuple) else [option.given.__name__]
+        types = ["str", "Path"] if types == ["Path"] else types
+        types += [part for part in (option.python or "").split(" | ") if part and part not in types]
+        return " | ".join([*types, "None"] if self.optional else types)
 
     def value(self, given: Any) -> Any:
         """Read what was given.

@@ -1,0 +1,11 @@
+"""The interface for Python and notebooks: what the commands do, with their names, defaults and errors.
+
+>>> import hwsim
+>>> trace = hwsim.load("sample")
+>>> result = hwsim.replay(trace, hw="pixel8", policy="dip-ca", density=0.5, dram="50%")
+"""
+
+from hwsim.api.functions import closed_loop, replay
+from hwsim.api.interface import PolicyLike, Results, load
+
+__all__ = ["PolicyLike", "Results", "closed_loop", "load", "replay"]
