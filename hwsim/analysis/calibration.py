@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+import hwsim
 from hwsim.model.shape import SIGNALS
 from hwsim.trace import Sequences, Trace
 from hwsim.util.arrayfile import ArrayFile
 from hwsim.util.kernels import magnitude_counts, magnitude_quantiles
-from hwsim.version import __version__
 
 KIND = "hwsim-calibration"
 LEVELS = 1001
@@ -54,7 +54,7 @@ def calibrate(trace: Trace, *, progress: Progress | None = None) -> ArrayFile:
             if progress:
                 progress(f"calibrating {signal}", layer + 1, header.model.num_hidden_layers)
     told: dict[str, Any] = {
-        "hwsim": __version__,
+        "hwsim": hwsim.__version__,
         "model": header.model.model_dump(),
         "origin": header.origin,
         "trace": trace.hash,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import hwsim
 from hwsim.cli import (
     calibrate,
     calibratedevice,
@@ -27,7 +28,6 @@ from hwsim.cli import (
     validate,
 )
 from hwsim.cli.common import Commands
-from hwsim.version import __version__
 
 app = typer.Typer(
     cls=Commands,
@@ -58,7 +58,7 @@ def common(
 
         typer.echo(json.dumps(versions(), indent=2))
     elif version:
-        typer.echo(f"hwsim {__version__}")
+        typer.echo(f"hwsim {hwsim.__version__}")
     elif as_json:
         raise typer.BadParameter("goes with --version, or after a command", param_hint="--json")
     if version:

@@ -15,8 +15,8 @@ from hwsim.errors import SettingError
 from hwsim.util.files import check_new_file, keep_strangers, spare
 
 if TYPE_CHECKING:
-    from hwsim.report.watch import Watch
     from hwsim.masking.observers import Observer
+    from hwsim.report.watch import Watch
 
 _PANEL = "How the device is used"
 _OWNER = "prefetch"

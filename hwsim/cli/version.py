@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hwsim.version import __version__
+import hwsim
 
 _PACKAGES = (
     "numpy", "simpy", "pydantic", "pyyaml", "rich", "typer", "pebble", "filelock", "numba", "torch", "transformers",
@@ -24,7 +24,7 @@ def versions() -> dict[str, Any]:
             return None
 
     return {
-        "hwsim": __version__,
+        "hwsim": hwsim.__version__,
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "system": platform.system(),

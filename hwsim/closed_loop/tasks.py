@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hwsim
 from hwsim.closed_loop.carried import Carried, carry, require_peft
 from hwsim.closed_loop.evaluation import Candidate
 from hwsim.closed_loop.harness import Tasks, ask, build_requests, load_tasks, quiet_model, require_harness
@@ -27,7 +28,6 @@ from hwsim.simulation.metrics import TaskEvaluation
 from hwsim.simulation.result import measure
 from hwsim.simulation.run import Conditions, Source, check_closed, recorded
 from hwsim.trace import Sequence
-from hwsim.version import __version__
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _provenance(ready: _Model, tasks: TaskSettings, hashes: dict[str, str]) -> d
 
     weight = ready.loaded.model.get_input_embeddings().weight
     return {
-        "hwsim": __version__,
+        "hwsim": hwsim.__version__,
         "python": platform.python_version(),
         "torch": str(ready.used.torch.__version__),
         "transformers": str(ready.used.transformers.__version__),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import hwsim
 from hwsim.errors import ModelError, SettingError, did_you_mean
 from hwsim.model.shape import SIGNALS
 from hwsim.record.extras import Libraries, libraries, require_extra
@@ -29,7 +30,6 @@ from hwsim.record.sources import Source, find_source, weights_hash
 from hwsim.record.text import Text, find_text, read_windows
 from hwsim.trace import FLOAT16, Encoding, Sequence, TraceHeader
 from hwsim.util.files import spare
-from hwsim.version import __version__
 
 Progress = Callable[[str, int, int], None]
 """Is told (phase, done, of how many)."""
@@ -201,7 +201,7 @@ def _header(
         "sequences": [Sequence(tokens=length, prompt=settings.prompt) for length in lengths],
         "encoding": settings.encoding,
         "provenance": {
-            "hwsim": __version__,
+            "hwsim": hwsim.__version__,
             "python": platform.python_version(),
             "torch": str(used.torch.__version__),
             "transformers": str(used.transformers.__version__),

@@ -11,13 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+import hwsim
 from hwsim.cache.unit_sets import UnitSets
 from hwsim.memory.placement import Placement
 from hwsim.simulation.run import Run
 from hwsim.simulation.settings import Settings
 from hwsim.timing.reads import ReadSetup
 from hwsim.util.option import declared
-from hwsim.version import __version__
 
 # options that a result tells in a form of its own, in this order; None: elsewhere, or not at all
 _ALWAYS: dict[str, Callable[[Run], Any]] = {
@@ -51,7 +51,7 @@ def provenance(run: Run) -> dict[str, Any]:
     policy, eviction, placement = run.policy, run.eviction, run.placement
     oracle = any(plan.group.oracle for plan in placement.plans)
     return {
-        "hwsim": __version__,
+        "hwsim": hwsim.__version__,
         "trace": run.source.origin,
         "model": run.header.model.model_dump(),
         "policy": _plugin(run.names.policy, policy, type(policy.in_layer(0))) | ({"oracle": True} if oracle else {}),

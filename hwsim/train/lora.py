@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hwsim
 from hwsim.closed_loop.carried import Carried, check_in_memory, require_peft
 from hwsim.closed_loop.evaluation import Candidate
 from hwsim.closed_loop.masking import ClosedLoop
@@ -24,7 +25,6 @@ from hwsim.simulation.run import Conditions, Run, Source, recorded
 from hwsim.trace import Sequence
 from hwsim.train.adapterfile import Partial, finished
 from hwsim.train.trainer import Look, Trainer, Training
-from hwsim.version import __version__
 
 
 class Trained(NamedTuple):
@@ -159,7 +159,7 @@ def _about(ready: Prepared, run: Run, training: Training, capacities: list[int])
     return {
         "format": "hwsim-lora",
         "version": 1,
-        "hwsim": __version__,
+        "hwsim": hwsim.__version__,
         "model": header.model.model_dump(),
         "weights": known["weights"],
         "config_sha256": known["config_sha256"],

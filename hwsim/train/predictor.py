@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import hwsim
 from hwsim.errors import HwsimError, OutputError, SettingError, TraceError
 from hwsim.model.shape import ModelShape
 from hwsim.record.extras import import_torch, told_as
@@ -24,7 +25,6 @@ from hwsim.train.partial import Layer, Partial, partial_of
 from hwsim.train.samples import Samples, measure, split, statistics
 from hwsim.util.arrayfile import read_arrays, write_arrays
 from hwsim.util.files import check_new_file, spare
-from hwsim.version import __version__
 
 KIND = "hwsim-predictor"
 Progress = Callable[[str, int, int], None]
@@ -184,7 +184,7 @@ def _header(trace: Trace, settings: Settings, planned: Plan, torch_version: str)
     parts = split(header, trace.path)
     weights, text = known.get("weights"), known.get("text")
     return {
-        "hwsim": __version__,
+        "hwsim": hwsim.__version__,
         "torch": torch_version,
         "model": trace.model.model_dump(),
         "weights_sha256": weights.get("sha256") if isinstance(weights, dict) else None,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import hwsim
 from hwsim.errors import SettingError, TraceError, did_you_mean
 from hwsim.model.shape import SIGNALS, ModelShape
 from hwsim.trace import Sequence, Sequences, Trace, TraceHeader, TraceWriter
@@ -16,7 +17,6 @@ from hwsim.trace.synth import law
 from hwsim.trace.synth.fit import RANKS, SHARES, Fitter, Progress, SignalFit, bundled
 from hwsim.trace.writer import unfinished
 from hwsim.util.files import check_new_file, spare
-from hwsim.version import __version__
 
 _MOST_TOKENS, _MOST_SEQUENCES = 10**9, 10**6
 _BLOCK = 2**20  # values drawn at once
@@ -89,7 +89,7 @@ def synthesize(
             "signals": wanted,
             "sequences": _sequences(*(tokens if isinstance(tokens, Windows) else Windows(tokens))),
             "provenance": {
-                "hwsim": __version__,
+                "hwsim": hwsim.__version__,
                 "numpy": np.__version__,
                 "seed": seed,
                 "fitted_to": {
