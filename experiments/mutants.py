@@ -51,26 +51,26 @@ AREAS = [
     Area(
         "cache",
         ["hwsim/cache.py", "hwsim/shared_cache.py"],
-        ["tests/test_cache.py", "tests/test_golden.py", "tests/evictions/test_contents.py",
-         "tests/test_compiled.py", "tests/test_combined_caches.py", "tests/test_shared_cache.py", "tests/evictions"],
+        ["tests/cache/test_cache.py", "tests/system/test_golden.py", "tests/cache/test_unit_sets.py",
+         "tests/cache/test_compiled.py", "tests/cache/test_combined_caches.py", "tests/cache/test_shared_cache.py", "tests/evictions"],
     ),
     Area(
         "evictions",
         ["hwsim/evictions"],
-        ["tests/test_cache.py", "tests/test_golden.py", "tests/evictions", "tests/plugins",
-         "tests/test_shared_cache.py"],
+        ["tests/cache/test_cache.py", "tests/system/test_golden.py", "tests/evictions", "tests/simulation",
+         "tests/cache/test_shared_cache.py"],
     ),
     Area(
         "policies",
         ["policies/hwsim_policies"],
-        ["tests/test_golden.py", "tests/test_policies.py", "tests/test_more_policies.py", "tests/test_thresholds.py",
-         "tests/test_calibration.py", "tests/test_densities.py", "tests/train", "tests/evaluate/test_policy_shapes.py"],
+        ["tests/system/test_golden.py", "tests/policies/test_policies.py", "tests/policies/test_more_policies.py", "tests/policies/test_thresholds.py",
+         "tests/analysis/test_calibration.py", "tests/simulation/test_densities.py", "tests/train", "tests/closed_loop/test_policy_shapes.py"],
     ),
     Area(
         "closed form",
         ["hwsim/bounds.py"],
-        ["tests/test_golden.py", "tests/test_engine.py", "tests/test_events.py", "tests/devices/test_mechanisms.py",
-         "tests/devices/test_overlap.py", "tests/test_invariants.py"],
+        ["tests/system/test_golden.py", "tests/timing/test_engine.py", "tests/timing/test_events.py", "tests/timing/test_mechanisms.py",
+         "tests/timing/test_overlap.py", "tests/system/test_invariants.py"],
     ),
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hwsim.cli.app import app
-from tests.test_profile import LEAST
+from tests.device.test_profile import LEAST
 
 
 @pytest.fixture

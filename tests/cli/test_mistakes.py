@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from hwsim.cli.app import app
 from tests.cli.run import here, refused, replay, rewritten, run
 from tests.conftest import write_trace
-from tests.plugins.made import MINE, MRU
-from tests.test_profile import LEAST
+from tests.device.test_profile import LEAST
+from tests.simulation.made import MINE, MRU
 
 __all__ = ["here"]
 

@@ -10,7 +10,7 @@ from hwsim.cli.app import app
 from hwsim.trace import Trace
 from hwsim.util.units import show_number
 from tests.cli.run import here, replay, result, run
-from tests.plugins.made import MINE
+from tests.simulation.made import MINE
 
 __all__ = ["here"]
 

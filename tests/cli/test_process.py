@@ -15,7 +15,7 @@ import pytest
 from hwsim.trace import Sequence
 from tests.cli.run import here, process, refused, replay, result, rewritten
 from tests.conftest import REPOSITORY, write_trace
-from tests.plugins.made import MINE
+from tests.simulation.made import MINE
 
 __all__ = ["here"]
 

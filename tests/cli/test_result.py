@@ -7,7 +7,7 @@ import pytest
 
 from tests.cli.run import here, replay, result, run
 from tests.conftest import REPOSITORY
-from tests.plugins.made import MINE, MRU
+from tests.simulation.made import MINE, MRU
 
 __all__ = ["here"]
 

@@ -32,8 +32,8 @@ from hwsim.studies.sweep.spec import read_spec
 from hwsim.trace import Encoding, Trace
 from hwsim.util.arrayfile import read_arrays, write_arrays
 from tests.conftest import flat_profile
-from tests.devices.test_flash import FIO, LINES
-from tests.test_trace_damage import TINY, make_tiny
+from tests.device.test_flash_times import FIO, LINES
+from tests.trace.test_damage import TINY, make_tiny
 
 
 class Kind(NamedTuple):

@@ -134,7 +134,7 @@ def test_values_that_are_no_numbers_leave_what_was_recorded(model: Path, monkeyp
 
 def test_an_unfinished_trace_without_a_token_is_in_nobodys_way(tmp_path: Path, model: Path) -> None:
     """What a kill before the first window leaves."""
-    from tests.test_trace import header
+    from tests.trace.test_trace import header
 
     TraceWriter("t.npz", header()).close()
     assert Path("t.npz.partial").exists()

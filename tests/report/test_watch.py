@@ -14,7 +14,7 @@ from hwsim.simulation.replay import Settings, replay
 from hwsim.trace import Trace
 from hwsim.util.units import show_number
 from tests.conftest import flat_profile
-from tests.devices.cli import run_cli
+from tests.timing.cli import run_cli
 
 
 def drawn(what: Any) -> str:

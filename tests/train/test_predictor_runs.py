@@ -11,7 +11,7 @@ pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
 from hwsim.util.arrayfile import read_arrays
 from tests.cli.run import refused, run
-from tests.test_profile import LEAST
+from tests.device.test_profile import LEAST
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt"])

@@ -28,7 +28,7 @@ import small_model  # noqa: E402
 
 COMMIT = "82dddd5"
 WRITTEN_BY_HAND = ("text.txt", "device.yaml", "rates.csv", "densities.yaml", "shares.json", "sweep.yaml")
-TASKS = ("endings.yaml", "endings.jsonl", "examples.jsonl")  # of tests/evaluate/tasks
+TASKS = ("endings.yaml", "endings.jsonl", "examples.jsonl")  # of tests/closed_loop/tasks
 
 MODEL = "--model tiny --text text.txt"
 SHORT = f"{MODEL} --tokens 48 --context 24"
@@ -148,7 +148,7 @@ def prepare(folder: Path) -> None:
     small_model.save_model(folder / "tiny")
     (folder / "tasks").mkdir()
     for name in TASKS:
-        shutil.copy(HERE.parents[1] / "evaluate" / "tasks" / name, folder / "tasks")
+        shutil.copy(HERE.parents[1] / "closed_loop" / "tasks" / name, folder / "tasks")
 
 
 def run(folder: Path, *words: str, patch: str = "", code: int = 0) -> None:
