@@ -18,6 +18,7 @@ import pytest
 from hwsim.errors import OutputError, TraceError
 from hwsim.trace import Trace, TraceWriter
 from hwsim.trace import writer as writing
+from tests.conftest import REPOSITORY
 from tests.trace.test_trace import TOKENS, fill, header, names, write
 
 
