@@ -9,7 +9,6 @@ never leave.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +91,7 @@ class Cache:
     ) -> None:
         self.units = units
         self.capacity = min(capacity, units) if eviction.caches else 0
-        self._eviction = eviction
+        self._eviction, self._who = eviction, f"eviction {type(eviction).__name__}"
         self._ranks = type(eviction).stay is Eviction.stay
         self._bypass = (admission or eviction.admission) == "bypass"
         self._pinned, self._warm = pinned, warm
@@ -110,12 +109,12 @@ class Cache:
         """A sequence begins: forget everything. `future`, bool ``[tokens, units]``, for rules that need it."""
         self._cached[:] = False
         self._token = self._occupied = 0
-        self._state = self._ask(self._eviction.start, self.units, self._room, future)
+        self._state = call(self._who, self._eviction.start, self.units, self._room, future)
         if self._warm is not None:
             self._cached |= self._warm
             self._occupied = int(np.count_nonzero(self._cached))
             there = kernels.read_only(self._warm.copy())
-            self._ask(self._eviction.warm, self._state, there)
+            call(self._who, self._eviction.warm, self._state, there)
         self._show()
 
     def step(self, mask: np.ndarray) -> tuple[int, int]:
@@ -174,7 +173,7 @@ class Cache:
         if needed > self._room and not self._bypass:
             admitted = kernels.first_k(admitted, self._room - hits)
         use = Use(self._token, kernels.read_only(mask) if mask.flags.writeable else mask, kernels.read_only(admitted))
-        self._ask(self._eviction.use, self._state, use)
+        call(self._who, self._eviction.use, self._state, use)
         self._token += 1
         if self._bypass:
             self._take_best(admitted, self._occupied + needed - hits)
@@ -231,25 +230,17 @@ class Cache:
         if self._ranks:
             return kernels.stay(self._rank(), candidates, count) if count else np.zeros(self.units, bool)
         candidates = kernels.read_only(candidates)
-        kept = self._ask(self._eviction.stay, self._state, candidates, count)
+        kept = call(self._who, self._eviction.stay, self._state, candidates, count)
         ours = isinstance(kept, np.ndarray) and kept.dtype == bool and kept.shape == candidates.shape
         if not ours or np.count_nonzero(kept) != count or np.any(kept & ~candidates):
             raise ContractError(f"{self._who}: stay() must return a mask of exactly {count} of the candidates")
         return kept
 
     def _rank(self) -> np.ndarray:
-        rank = self._ask(self._eviction.rank, self._state)
+        rank = call(self._who, self._eviction.rank, self._state)
         if not isinstance(rank, np.ndarray) or rank.dtype.kind not in "fiub" or rank.shape != (self.units,):
             found = f"{rank.dtype} of shape {rank.shape}" if isinstance(rank, np.ndarray) else type(rank).__name__
             raise ContractError(f"{self._who}: rank() returned {found}, needs numbers of shape ({self.units},)")
         if rank.dtype.kind == "f" and np.isnan(rank.max()):
             raise ContractError(f"{self._who}: rank() returned NaN for unit {int(np.flatnonzero(np.isnan(rank))[0])}")
         return rank
-
-    def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a method of the eviction."""
-        return call(lambda: f"{self._who}:", method, *arguments)
-
-    @property
-    def _who(self) -> str:
-        return f"eviction {type(self._eviction).__name__}"

@@ -16,6 +16,7 @@ from hwsim.cache.cache import Cache
 from hwsim.errors import ContractError, SettingError
 from hwsim.evictions import Eviction, Use
 from hwsim.util import kernels
+from hwsim.util.calls import call
 
 
 class SharedCache:
@@ -142,7 +143,7 @@ class Part(Cache):
 
     def start(self, future: np.ndarray | None = None) -> None:
         """A sequence begins, for this part; the cache's own `start` must have been called."""
-        self._state = self._ask(self._eviction.start, self.units, self.capacity, None)
+        self._state = call(self._who, self._eviction.start, self.units, self.capacity, None)
 
     def step(self, mask: np.ndarray) -> tuple[int, int]:
         """Serve one mask, bool ``[units]``: (how many units it asks for, how many were there)."""
@@ -155,7 +156,7 @@ class Part(Cache):
     def use(self, service: int, mask: np.ndarray, admitted: np.ndarray) -> None:
         """Tell the rule."""
         use = Use(service, kernels.read_only(mask) if mask.flags.writeable else mask, kernels.read_only(admitted))
-        self._ask(self._eviction.use, self._state, use)
+        call(self._who, self._eviction.use, self._state, use)
 
     def ranks(self) -> np.ndarray:
         """How much each unit is worth keeping."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from hwsim.memory.groups import GroupPlan
 from hwsim.model.shape import ModelShape
 from hwsim.policy import BEFOREHAND, Context, Magnitudes, Policy, Scores
 from hwsim.util import kernels
-from hwsim.util.calls import call
+from hwsim.util.calls import translated
 
 
 class _Needed(dict[str, np.ndarray]):
@@ -63,19 +62,6 @@ class Block(NamedTuple):
             yield _Needed(self.norms | {signal: values[token] for signal, values in signals.items()})
 
 
-class _Shown(Context):
-    """The context as the scan fills it, token by token: a policy sees the public side only."""
-
-    def begin(self, number_rng: np.random.Generator, cached: np.ndarray | None, blind: str) -> None:
-        """A sequence begins: fresh state and random numbers, before its first token."""
-        self.state, self.rng, self.token = {}, number_rng, -1
-        self._cached, self._blind = cached, blind
-
-    def show_halves(self, halves: Mapping[str, np.ndarray]) -> None:
-        """Signals that are stored as float16, for `magnitudes`; none: they are no longer shown."""
-        self._halves = halves
-
-
 class Decider:
     """Asks a policy for the masks of one group of one layer, and holds it to the contract."""
 
@@ -84,7 +70,7 @@ class Decider:
         # a policy sees single indices, whatever the units are
         group, self._blocks, self._k_units = plan.group, plan.blocks(), plan.k
         k = self._k_units if self._blocks is None or group.keep is None else kernels.kept(group.keep, plan.indices)
-        self._ctx = _Shown(model, group, plan.layer, plan.indices, k, np.random.default_rng(self._seed))
+        self._ctx = Context(model, group, plan.layer, plan.indices, k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
         self.scores_blocks = self._blocks is None and k > 0 and _scores_blocks(type(policy))
         self._mask = np.empty(plan.units, bool)
@@ -106,10 +92,12 @@ class Decider:
             cached: the cache's read-only view, bool ``[units]``; None: the policy may not read it.
             blind: why; the default is what a rule that needs the future asks for.
         """
-        self._cached = cached
+        ctx = self._ctx
+        ctx._blind = blind or BEFOREHAND
+        ctx.state, ctx.rng, ctx.token = {}, np.random.default_rng((*self._seed, number)), -1
+        ctx._cached = self._cached = cached
         if self._blocks is not None and cached is not None:
-            cached = kernels.read_only(self._cached_indices)
-        self._ctx.begin(np.random.default_rng((*self._seed, number)), cached, blind or BEFOREHAND)
+            ctx._cached = kernels.read_only(self._cached_indices)
 
     def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
         """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
@@ -164,9 +152,9 @@ class Decider:
         """
         ctx = self._ctx
         ctx.token, ctx.signals = ctx.token + 1, _Stored(block.norms | block.signals)
-        ctx.show_halves({name: values for name, values in block.signals.items() if values.dtype == np.float16})
+        ctx._halves = {name: values for name, values in block.signals.items() if values.dtype == np.float16}
         found = self._ask("scores")
-        ctx.show_halves({})
+        ctx._halves = {}
         if found is None:
             ctx.token -= 1
             return None
@@ -195,8 +183,10 @@ class Decider:
         )
 
     def _ask(self, method: str) -> object:
-        names = partial(self._who, method)
-        return call(lambda: f"{names()}:", getattr(self._policy, method), self._ctx, named=names, caller=__file__)
+        try:
+            return getattr(self._policy, method)(self._ctx)
+        except (Exception, SystemExit) as error:  # a plug-in must not end the program
+            raise translated(error, self._who(method), located=__file__) from error
 
     def _k(self) -> int:
         if self._k_units == 0:

@@ -75,7 +75,7 @@ class Guesses(Observer):
         truth = masks if rule.oracle else None
         ahead = Ahead(layer, plan.name, plan.units, last, signals, tuple(plan.group.needs), truth)
         who = f"prefetch {type(rule).__name__}"
-        guessed = call(f"{who}:", rule.guess, ahead)
+        guessed = call(who, rule.guess, ahead)
         if not isinstance(guessed, np.ndarray) or guessed.dtype != bool or guessed.shape != masks.shape:
             raise ContractError(f"{who}: guess() must return bool {masks.shape}")
         return guessed

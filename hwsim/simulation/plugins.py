@@ -21,10 +21,11 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from hwsim.errors import HwsimError, PluginError, SettingError, did_you_mean, one_line
+from hwsim.errors import PluginError, SettingError, did_you_mean, one_line
 from hwsim.evictions import Eviction
 from hwsim.policy import Policy
 from hwsim.prefetch import Prefetch
+from hwsim.util.calls import call
 from hwsim.util.explain import problem
 from hwsim.util.units import printable, shorten
 
@@ -150,16 +151,14 @@ class Kind(Generic[T]):
         return found
 
     def _load(self, origin: str, load: Any) -> Any:
-        try:
-            return load()
-        except HwsimError:
-            raise
-        except SyntaxError as error:
-            at = f"line {error.lineno}: " if error.lineno else ""
-            raise PluginError(f"{origin}: {at}{one_line(error) if not at else error.msg}") from error
-        except (Exception, SystemExit) as error:
-            said = one_line(error).partition(" For further information visit ")[0]  # pydantic's site
-            raise PluginError(f"{origin}: cannot be loaded: {type(error).__name__}: {said}") from error
+        def loaded() -> Any:
+            try:
+                return load()
+            except SyntaxError as error:
+                at = f"line {error.lineno}: " if error.lineno else ""
+                raise PluginError(f"{origin}: {at}{one_line(error) if not at else error.msg}") from error
+
+        return call(origin, loaded, doing="cannot be loaded:", kind=PluginError, text=_without_site)
 
 
 POLICIES: Kind[Policy] = Kind("policy", Policy, "hwsim_policies", "hwsim.policies")
@@ -186,6 +185,10 @@ def kinds_of(spec: str) -> list[Kind[Any]]:
     raise PluginError(f"no policy and no eviction {spec!r}{did_you_mean(spec, known)}; or give the path of a .py file")
 
 
+def _without_site(error: BaseException) -> str:
+    return one_line(error).partition(" For further information visit ")[0]  # pydantic's site
+
+
 def _file(spec: str) -> tuple[Path | None, str]:
     """The file and the class that ``FILE.py`` or ``FILE.py:Class`` names; no file where it is a name."""
     path, _, wanted = spec.partition(".py:")
@@ -205,14 +208,14 @@ def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:
         if name not in found.model_fields:
             known = did_you_mean(name, found.model_fields) if found.model_fields else "; it has none"
             raise SettingError(f"{who}: unknown parameter {name!r}{known}")
-    try:
-        return found.model_validate(values)
-    except ValidationError as error:
-        raise SettingError(f"{who}: {_explain(found, error)}") from error
-    except HwsimError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise SettingError(f"{who}: refused its parameters: {type(error).__name__}: {one_line(error)}") from error
+
+    def made() -> T:
+        try:
+            return found.model_validate(values)
+        except ValidationError as error:
+            raise SettingError(f"{who}: {_explain(found, error)}") from error
+
+    return call(who, made, doing="refused its parameters:", kind=SettingError)
 
 
 def _explain(found: type[BaseModel], error: ValidationError) -> str:

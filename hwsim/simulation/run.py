@@ -210,8 +210,9 @@ class Run:
 
     def _ask(self, name: str, method: Callable[[ModelShape], Any], where: str = "") -> Any:
         """Ask the policy about the model."""
-        who = f"{where}policy {self.names.policy}"
-        return call(f"{who}: {name}()", method, self.header.model, named=who)
+        return call(
+            f"{where}policy {self.names.policy}", method, self.header.model, doing=f"{name}() raised", named=True
+        )
 
     @cached_property
     def masking(self) -> Masking:

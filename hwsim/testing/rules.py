@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from hwsim.errors import ContractError, HwsimError, one_line
+from hwsim.errors import ContractError, HwsimError
 from hwsim.simulation.run import check_parameters
+from hwsim.util.calls import call
 from hwsim.util.explain import problem
 
 T = TypeVar("T", bound=BaseModel)
@@ -78,7 +79,8 @@ def _made(plugin: type[T] | T, base: type[T]) -> T:
     if not (kind.__doc__ or "").strip() or kind.__doc__ == base.__doc__:
         listed = "policies" if base.__name__ == "Policy" else "evictions"
         raise ContractError(f"{kind.__name__} has no docstring; its first line is what `hwsim {listed}` prints")
-    made = _with_defaults(kind) if isinstance(plugin, type) else plugin
+    doing = "cannot be made with its defaults:"
+    made = call(kind.__name__, _with_defaults, kind, doing=doing) if isinstance(plugin, type) else plugin
     check_parameters(made, kind.__name__)
     return made
 
@@ -90,11 +92,14 @@ def _with_defaults(kind: type[T]) -> T:
         found = problem(error)
         text = f"{found.field}: has none" if found.kind == "missing" else found.text
         raise ContractError(f"{kind.__name__}: every parameter needs a default: {text}") from error
-    except HwsimError:
-        raise
-    except (Exception, SystemExit) as error:
-        raised = f"{type(error).__name__}: {one_line(error)}"
-        raise ContractError(f"{kind.__name__}: cannot be made with its defaults: {raised}") from error
+
+
+def _unless_refused(kind: type[T], values: dict[str, Any]) -> T | None:
+    """An instance with these parameters; None: it refuses them."""
+    try:
+        return kind(**values)
+    except (ValidationError, HwsimError):
+        return None
 
 
 def at_the_ends(plugin: T, run: Callable[[T], object]) -> str | None:
@@ -109,14 +114,9 @@ def at_the_ends(plugin: T, run: Callable[[T], object]) -> str | None:
     for name, value in _ends(kind):
         tried += 1
         try:
-            made = kind(**dict(plugin) | {name: value})
-        except (ValidationError, HwsimError):
-            continue
-        except (Exception, SystemExit) as error:
-            raised = f"raised {type(error).__name__}: {one_line(error)}"
-            raise ContractError(f"{kind.__name__} with {name}={value}: {raised}; {_WAY_OUT}") from error
-        try:
-            run(made)
+            made = call("", _unless_refused, kind, dict(plugin) | {name: value})
+            if made is not None:
+                run(made)
         except ContractError as error:
             raise ContractError(f"{kind.__name__} with {name}={value}: {error}; {_WAY_OUT}") from error
         except HwsimError:

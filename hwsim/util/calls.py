@@ -1,4 +1,4 @@
-"""The one place that calls plug-ins: what one raises becomes one line that names it."""
+"""Calling the code of plug-ins: whatever it raises becomes one error that names the plug-in."""
 
 from __future__ import annotations
 
@@ -9,42 +9,71 @@ from typing import Any, TypeVar
 
 from hwsim.errors import ContractError, HwsimError, one_line
 
-R = TypeVar("R")
-Who = str | Callable[[], str]
-"""Names a plug-in and its method, for messages; a function where that takes time and is seldom needed."""
+T = TypeVar("T")
 
 
-def call(who: Who, function: Callable[..., R], *arguments: Any, named: Who = "", caller: str = "") -> R:
-    """Call a method of a plug-in.
+def call(
+    who: str,
+    function: Callable[..., T],
+    *arguments: Any,
+    doing: str = "raised",
+    named: bool = False,
+    kind: type[HwsimError] = ContractError,
+    text: Callable[[BaseException], str] = one_line,
+) -> T:
+    """Call a function of a plug-in.
 
     Args:
-        who: what stands before "raised" in the message of an error that hwsim did not foresee.
-        function: the method.
-        arguments: for it.
-        named: what stands before the text of an error of hwsim's own; empty: it stays as it is.
-        caller: file of the caller: the message names the file and line of the plug-in, the first below this one.
+        who: the plug-in's name; empty: the error names none.
+        function: of the plug-in.
+        arguments: of the function.
+        doing: what goes between the plug-in's name and the error's type.
+        named: an `HwsimError` of the plug-in gets the plug-in's name in front, too; else it stays as it is.
+        kind: class of the error that takes the place of any other.
+        text: the text of such an error.
 
     Raises:
-        ContractError: the method raised something that is no `HwsimError`.
-        HwsimError: the method raised one.
+        HwsimError: that of the plug-in; or, where the plug-in raised anything else, `SystemExit` included, a
+            `ContractError` or what `kind` says.
     """
     try:
         return function(*arguments)
-    except HwsimError as error:
-        if not named:
-            raise
-        raise type(error)(f"{_text(named)}: {error}") from error
     except (Exception, SystemExit) as error:  # a plug-in must not end the program
-        place = f" ({_line(error, caller)})" if caller else ""
-        raise ContractError(f"{_text(who)} raised {type(error).__name__}: {one_line(error)}{place}") from error
+        if isinstance(error, HwsimError) and not named:
+            raise
+        raise translated(error, who, doing=doing, kind=kind, text=text) from error
 
 
-def _text(who: Who) -> str:
-    return who if isinstance(who, str) else who()
+def translated(
+    error: BaseException,
+    who: str,
+    *,
+    doing: str = "raised",
+    located: str = "",
+    kind: type[HwsimError] = ContractError,
+    text: Callable[[BaseException], str] = one_line,
+) -> HwsimError:
+    """The error to raise in place of one that a plug-in raised.
+
+    For callers that ask a plug-in at every token, where the time of `call` itself would count.
+
+    Args:
+        error: of the plug-in, while it is handled.
+        who: the plug-in's name; empty: the error names none.
+        doing: what goes between the plug-in's name and the error's type.
+        located: say at which line the plug-in raised it; frames of this file, the caller's, do not count.
+        kind: class of the error that takes the place of what is no `HwsimError`.
+        text: the text of such an error.
+    """
+    name = f"{who}: " if who else ""
+    if isinstance(error, HwsimError):
+        return type(error)(f"{name}{error}")
+    at = f" ({_line(error, located)})" if located else ""
+    return kind(f"{name}{doing} {type(error).__name__}: {text(error)}{at}")
 
 
 def _line(error: BaseException, caller: str) -> str:
-    """File and line at which an error was raised, below the call."""
+    """The file and line of the plug-in at which an error was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    last = next((frame for frame in reversed(frames) if frame.filename not in (caller, __file__)), frames[-1])
+    last = next((frame for frame in reversed(frames) if frame.filename != caller), frames[-1])
     return f"{Path(last.filename).name}, line {last.lineno}"
