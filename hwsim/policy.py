@@ -24,9 +24,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-BEFOREHAND = "belady must know all masks beforehand; choose another --eviction"
-
-
 @dataclass(frozen=True)
 class Group:
     """Units that are selected by one mask, cached in one cache and read together.
@@ -76,16 +73,11 @@ class Context:
     token: int = 0
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
-    _cached: np.ndarray | None = None
-    _blind: str = BEFOREHAND
-    _halves: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the signals, those that are stored as float16
 
     @property
     def cached(self) -> np.ndarray:
         """bool ``[units]``; asking for it makes a policy cache-aware: no rule that must know the future serves it."""
-        if self._cached is None:
-            raise BlindError(f"reads ctx.cached, but {self._blind}")
-        return self._cached
+        raise BlindError("reads ctx.cached, but there is no cache here")
 
     def magnitudes(self, signal: str) -> Magnitudes | np.ndarray:
         """The magnitudes of a signal for `Policy.scores` to hand on: nothing is computed where a trace has float16.
@@ -93,8 +85,8 @@ class Context:
         Returns:
             `Magnitudes`, or float32 of the shape of ``ctx.signals[signal]``: each is what `Scores` takes.
         """
-        halves = self._halves.get(signal)
-        return np.abs(self.signals[signal]) if halves is None else Magnitudes(halves)
+        magnitudes: np.ndarray = np.abs(self.signals[signal])
+        return magnitudes
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,6 +47,7 @@ class ClosedLoop:
         observers: see every mask.
         steps: each pass brings one token, so that a policy may read shared caches.
         fast: take the compiled scan where policy and caches allow it; it decides the same.
+        token: number of the first decoded token, for the observers.
 
     Raises:
         ModelError: the policy cuts something that cannot be masked in a running model.
@@ -55,7 +56,7 @@ class ClosedLoop:
 
     def __init__(
         self, layers: list[Layer], masking: Masking, observers: Iterable[Observer] = (), *, steps: bool = False,
-        fast: bool = False,
+        fast: bool = False, token: int = 0,
     ) -> None:  # fmt: skip
         self._all_layers, self._masking, self._observers = layers, masking, tuple(observers)
         plans, shared = masking.plans, masking.shared
@@ -82,7 +83,7 @@ class ClosedLoop:
             stream = PolicyStream(masking, place, cache=part, blind=blind, fast=fast)
             self._streams[place.layer].append((place, stream))
             self._at[place.layer][points[place.layer][place.slot]].append(place.slot)
-        self._first = self._token = 0
+        self._first, self._token = 0, token
         self._fresh = True
         self._sequences, self._tally = Sequences([]), Tally(Counts.none(0, plans))
         self._units: dict[Place, np.ndarray] = {}  # masks in bits, that go through shared caches later
@@ -111,12 +112,7 @@ class ClosedLoop:
         Raises:
             ModelError: the policy's groups come in another order than that of a layer.
         """
-        return ClosedLoop(self._all_layers, self._masking, self._observers, steps=True)._after(self._token)
-
-    def _after(self, token: int) -> ClosedLoop:
-        """The same, where so many tokens were decoded before."""
-        self._token = token
-        return self
+        return ClosedLoop(self._all_layers, self._masking, self._observers, steps=True, token=self._token)
 
     def window(self, sequences: list[Sequence], first: int) -> None:
         """The next pass brings whole sequences, one after the other; `first` is the number of the first of them."""

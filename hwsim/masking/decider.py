@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hwsim.errors import ContractError
+from hwsim.masking.context import ScanContext
 from hwsim.memory.groups import GroupPlan
 from hwsim.model.shape import ModelShape
-from hwsim.policy import BEFOREHAND, Context, Magnitudes, Policy, Scores
+from hwsim.policy import Magnitudes, Policy, Scores
 from hwsim.util import kernels
 from hwsim.util.calls import translated
 
@@ -70,7 +71,7 @@ class Decider:
         # a policy sees single indices, whatever the units are
         group, self._blocks, self._k_units = plan.group, plan.blocks(), plan.k
         k = self._k_units if self._blocks is None or group.keep is None else kernels.kept(group.keep, plan.indices)
-        self._ctx = Context(model, group, plan.layer, plan.indices, k, np.random.default_rng(self._seed))
+        self._ctx = ScanContext(model, group, plan.layer, plan.indices, k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
         self.scores_blocks = self._blocks is None and k > 0 and _scores_blocks(type(policy))
         self._mask = np.empty(plan.units, bool)
@@ -92,12 +93,10 @@ class Decider:
             cached: the cache's read-only view, bool ``[units]``; None: the policy may not read it.
             blind: why; the default is what a rule that needs the future asks for.
         """
-        ctx = self._ctx
-        ctx._blind = blind or BEFOREHAND
-        ctx.state, ctx.rng, ctx.token = {}, np.random.default_rng((*self._seed, number)), -1
-        ctx._cached = self._cached = cached
+        self._cached = cached
         if self._blocks is not None and cached is not None:
-            ctx._cached = kernels.read_only(self._cached_indices)
+            cached = kernels.read_only(self._cached_indices)
+        self._ctx.begin(np.random.default_rng((*self._seed, number)), cached, blind)
 
     def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
         """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
@@ -152,9 +151,9 @@ class Decider:
         """
         ctx = self._ctx
         ctx.token, ctx.signals = ctx.token + 1, _Stored(block.norms | block.signals)
-        ctx._halves = {name: values for name, values in block.signals.items() if values.dtype == np.float16}
+        ctx.halves = {name: values for name, values in block.signals.items() if values.dtype == np.float16}
         found = self._ask("scores")
-        ctx._halves = {}
+        ctx.halves = {}
         if found is None:
             ctx.token -= 1
             return None

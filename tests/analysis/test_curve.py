@@ -161,6 +161,22 @@ def test_policies_without_masks_of_their_own_are_refused(trace):
         assert "\n" not in str(caught.value)
 
 
+class Choosy(Policy):
+    """Refuses, in words that name ctx.cached."""
+
+    def groups(self, model):
+        return [Group("down", axis="neuron", slices=["down.column"], keep=0.5, needs=["glu"])]
+
+    def score(self, ctx):
+        raise PluginError("wants no ctx.cached, but a longer trace")
+
+
+def test_a_reason_that_names_the_cache_is_kept(trace):
+    plans = layout(trace.model, None, Choosy(), trace.header.longest, Settings(dram="70%")).groups
+    with pytest.raises(PluginError, match=r"token 0: wants no ctx\.cached, but a longer trace$"):
+        curve(trace, trace.model, trace.header.sequences, Choosy(), plans)
+
+
 def test_the_command(hwsim, small_trace, tmp_path):
     command = ("trace", "curve", small_trace, "--policy", "dip")
     done = hwsim(*command, "--dram", "80%", "--json", "found.json")
