@@ -27,11 +27,11 @@ def replay(
     warm: str | Path | UnitSets | None = ..., lora: str | Path | None = ..., lora_merged: bool = ...,
     cache_scope: str = ..., cache_shares: str | Path | Shares | None = ..., block: int = ...,
     layout: str | Path | Layout | None = ..., dram: str | int | None = ..., kv_tokens: int | None = ...,
-    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., bundle: bool = ..., packed: bool = ...,
-    merge: str | int | None = ..., gap: str | int | None = ..., prefetch: str | Path | Prefetch | None = ...,
-    prefetch_parameters: dict | Mapping[str, Any] | None = ..., fills: bool = ..., engine: str | None = ...,
-    ignore: str | Sequence[str] = ..., kv_window: int | None = ..., prefill_chunk: int | None = ...,
-    seed: int = ..., per_token: bool = ..., **parameters: Any,
+    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ..., bundle: bool = ...,
+    packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
+    prefetch: str | Path | Prefetch | None = ..., prefetch_parameters: Mapping[str, Any] | None = ...,
+    fills: bool = ..., engine: str | None = ..., ignore: str | Sequence[str] = ..., kv_window: int | None = ...,
+    prefill_chunk: int | None = ..., per_token: bool = ..., **parameters: Any,
 ) -> Result: ...  # fmt: skip
 
 
@@ -43,11 +43,11 @@ def replay(
     warm: str | Path | UnitSets | None = ..., lora: str | Path | None = ..., lora_merged: bool = ...,
     cache_scope: str = ..., cache_shares: str | Path | Shares | None = ..., block: int = ...,
     layout: str | Path | Layout | None = ..., dram: str | int | None = ..., kv_tokens: int | None = ...,
-    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., bundle: bool = ..., packed: bool = ...,
-    merge: str | int | None = ..., gap: str | int | None = ..., prefetch: str | Path | Prefetch | None = ...,
-    prefetch_parameters: dict | Mapping[str, Any] | None = ..., fills: bool = ..., engine: str | None = ...,
-    ignore: str | Sequence[str] = ..., kv_window: int | None = ..., prefill_chunk: int | None = ...,
-    seed: int = ..., per_token: bool = ..., **parameters: Any,
+    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ..., bundle: bool = ...,
+    packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
+    prefetch: str | Path | Prefetch | None = ..., prefetch_parameters: Mapping[str, Any] | None = ...,
+    fills: bool = ..., engine: str | None = ..., ignore: str | Sequence[str] = ..., kv_window: int | None = ...,
+    prefill_chunk: int | None = ..., per_token: bool = ..., **parameters: Any,
 ) -> Results[Result]: ...  # fmt: skip
 
 
@@ -59,10 +59,11 @@ def replay(
     cache_scope: str = "matrix", cache_shares: str | Path | Shares | None = "equal", block: int = 1,
     layout: str | Path | Layout | None = None, dram: str | int | None = None, kv_tokens: int | None = None,
     bits: str | Bits = "mlp=4,attention=4,lm_head=4,kv_cache=8", timing: str = "events", overlap: str = "none",
-    bundle: bool = False, packed: bool = False, merge: str | int | None = None, gap: str | int | None = "0",
-    prefetch: str | Path | Prefetch | None = None, prefetch_parameters: dict | Mapping[str, Any] | None = None,
-    fills: bool = False, engine: str | None = None, ignore: str | Sequence[str] = "", kv_window: int | None = None,
-    prefill_chunk: int | None = None, seed: int = 0, per_token: bool = False, **parameters: Any,
+    seed: int = 0, bundle: bool = False, packed: bool = False, merge: str | int | None = None,
+    gap: str | int | None = "0", prefetch: str | Path | Prefetch | None = None,
+    prefetch_parameters: Mapping[str, Any] | None = None, fills: bool = False, engine: str | None = None,
+    ignore: str | Sequence[str] = "", kv_window: int | None = None, prefill_chunk: int | None = None,
+    per_token: bool = False, **parameters: Any,
 ) -> Result | Results[Result]:  # fmt: skip
     """Replay a trace on a device under a policy, as ``hwsim replay`` does.
 
@@ -90,6 +91,7 @@ def replay(
         timing: The event engine, or the closed form of the paper.
         overlap: What may happen at once. none: nothing; group: Flash and DRAM within a group; pipeline: also
             arithmetic, and what the next layer surely needs; prefetch: also what --prefetch guesses.
+        seed: Seed of the policies' random numbers.
         bundle: All slices of a unit lie in one piece of Flash: one read.
         packed: Units lie in Flash without gaps, rather than each on a page of its own.
         merge: Neighbours in Flash become one read of up to this size.
@@ -103,7 +105,6 @@ def replay(
             overhead, selection, bookkeeping.
         kv_window: Entries of the KV cache that a token reads and DRAM holds at most.
         prefill_chunk: Tokens of a prompt that go through the model at once.
-        seed: Seed of the policies' random numbers.
         per_token: Keep every token in the JSON.
         parameters: of the policies, as with ``--set``.
 
@@ -116,9 +117,9 @@ def replay(
     settings = Settings(
         admission=admission, pin=pin, warm=warm, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope,
         cache_shares=cache_shares, block=block, layout=layout, dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing,
-        overlap=overlap, bundle=bundle, packed=packed, merge=merge, gap=gap, prefetch=prefetch,
+        overlap=overlap, seed=seed, bundle=bundle, packed=packed, merge=merge, gap=gap, prefetch=prefetch,
         prefetch_parameters=prefetch_parameters, fills=fills, engine=engine, ignore=ignore, kv_window=kv_window,
-        prefill_chunk=prefill_chunk, seed=seed, per_token=per_token,
+        prefill_chunk=prefill_chunk, per_token=per_token,
     )  # fmt: skip
     asked = Asked(hw, policy, density, eviction, settings, parameters)
     results = replays(trace, asked, threads)
@@ -134,11 +135,11 @@ def closed_loop(
     lora: str | Path | None = ..., lora_merged: bool = ..., cache_scope: str = ...,
     cache_shares: str | Path | Shares | None = ..., block: int = ..., layout: str | Path | Layout | None = ...,
     dram: str | int | None = ..., kv_tokens: int | None = ..., bits: str | Bits = ..., timing: str = ...,
-    overlap: str = ..., bundle: bool = ..., packed: bool = ..., merge: str | int | None = ...,
+    overlap: str = ..., seed: int = ..., bundle: bool = ..., packed: bool = ..., merge: str | int | None = ...,
     gap: str | int | None = ..., prefetch: str | Path | Prefetch | None = ...,
-    prefetch_parameters: dict | Mapping[str, Any] | None = ..., fills: bool = ..., engine: str | None = ...,
+    prefetch_parameters: Mapping[str, Any] | None = ..., fills: bool = ..., engine: str | None = ...,
     ignore: str | Sequence[str] = ..., kv_window: int | None = ..., prefill_chunk: int | None = ...,
-    seed: int = ..., per_token: bool = ..., **parameters: Any,
+    per_token: bool = ..., **parameters: Any,
 ) -> Evaluation: ...  # fmt: skip
 
 
@@ -151,11 +152,11 @@ def closed_loop(
     lora: str | Path | None = ..., lora_merged: bool = ..., cache_scope: str = ...,
     cache_shares: str | Path | Shares | None = ..., block: int = ..., layout: str | Path | Layout | None = ...,
     dram: str | int | None = ..., kv_tokens: int | None = ..., bits: str | Bits = ..., timing: str = ...,
-    overlap: str = ..., bundle: bool = ..., packed: bool = ..., merge: str | int | None = ...,
+    overlap: str = ..., seed: int = ..., bundle: bool = ..., packed: bool = ..., merge: str | int | None = ...,
     gap: str | int | None = ..., prefetch: str | Path | Prefetch | None = ...,
-    prefetch_parameters: dict | Mapping[str, Any] | None = ..., fills: bool = ..., engine: str | None = ...,
+    prefetch_parameters: Mapping[str, Any] | None = ..., fills: bool = ..., engine: str | None = ...,
     ignore: str | Sequence[str] = ..., kv_window: int | None = ..., prefill_chunk: int | None = ...,
-    seed: int = ..., per_token: bool = ..., **parameters: Any,
+    per_token: bool = ..., **parameters: Any,
 ) -> Results[Evaluation]: ...  # fmt: skip
 
 
@@ -169,10 +170,11 @@ def closed_loop(
     cache_shares: str | Path | Shares | None = "equal", block: int = 1, layout: str | Path | Layout | None = None,
     dram: str | int | None = None, kv_tokens: int | None = None,
     bits: str | Bits = "mlp=4,attention=4,lm_head=4,kv_cache=8", timing: str = "events", overlap: str = "none",
-    bundle: bool = False, packed: bool = False, merge: str | int | None = None, gap: str | int | None = "0",
-    prefetch: str | Path | Prefetch | None = None, prefetch_parameters: dict | Mapping[str, Any] | None = None,
-    fills: bool = False, engine: str | None = None, ignore: str | Sequence[str] = "", kv_window: int | None = None,
-    prefill_chunk: int | None = None, seed: int = 0, per_token: bool = False, **parameters: Any,
+    seed: int = 0, bundle: bool = False, packed: bool = False, merge: str | int | None = None,
+    gap: str | int | None = "0", prefetch: str | Path | Prefetch | None = None,
+    prefetch_parameters: Mapping[str, Any] | None = None, fills: bool = False, engine: str | None = None,
+    ignore: str | Sequence[str] = "", kv_window: int | None = None, prefill_chunk: int | None = None,
+    per_token: bool = False, **parameters: Any,
 ) -> Evaluation | Results[Evaluation]:  # fmt: skip
     """Run a model under a policy with the cache in the loop, as ``hwsim eval`` does.
 
@@ -205,6 +207,7 @@ def closed_loop(
         timing: The event engine, or the closed form of the paper.
         overlap: What may happen at once. none: nothing; group: Flash and DRAM within a group; pipeline: also
             arithmetic, and what the next layer surely needs; prefetch: also what --prefetch guesses.
+        seed: Seed of the policies' random numbers.
         bundle: All slices of a unit lie in one piece of Flash: one read.
         packed: Units lie in Flash without gaps, rather than each on a page of its own.
         merge: Neighbours in Flash become one read of up to this size.
@@ -218,7 +221,6 @@ def closed_loop(
             overhead, selection, bookkeeping.
         kv_window: Entries of the KV cache that a token reads and DRAM holds at most.
         prefill_chunk: Tokens of a prompt that go through the model at once.
-        seed: Seed of the policies' random numbers.
         per_token: Keep every token in the JSON.
         parameters: of the policies, as with ``--set``.
 
@@ -231,9 +233,9 @@ def closed_loop(
     settings = Settings(
         admission=admission, pin=pin, warm=warm, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope,
         cache_shares=cache_shares, block=block, layout=layout, dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing,
-        overlap=overlap, bundle=bundle, packed=packed, merge=merge, gap=gap, prefetch=prefetch,
+        overlap=overlap, seed=seed, bundle=bundle, packed=packed, merge=merge, gap=gap, prefetch=prefetch,
         prefetch_parameters=prefetch_parameters, fills=fills, engine=engine, ignore=ignore, kv_window=kv_window,
-        prefill_chunk=prefill_chunk, seed=seed, per_token=per_token,
+        prefill_chunk=prefill_chunk, per_token=per_token,
     )  # fmt: skip
     asked = Asked(hw, policy, density, eviction, settings, parameters)
     results = closed_loops(model, text, asked, (tokens, context, prompt, device, dtype))

@@ -212,6 +212,13 @@ class Settings(BaseModel):
     overlap: Annotated[str, Option(overlaps.option_help(), given=tuple(overlaps.names()), commands=(*RUNS, "tune"))] = (
         "none"
     )
+    seed: Annotated[
+        int,
+        Option(
+            "Seed of the policies' random numbers.",
+            given=int, least=0, commands=(*RUNS, "tune", "curve", "train lora"),
+        ),
+    ] = 0  # fmt: skip
     bundle: Annotated[
         bool, Option("All slices of a unit lie in one piece of Flash: one read.", given=bool, panel=_PANEL)
     ] = False
@@ -285,13 +292,6 @@ class Settings(BaseModel):
             given=int, least=1, unit="tokens", shown="the whole prompt", panel=_PANEL,
         ),
     ] = None  # fmt: skip
-    seed: Annotated[
-        int,
-        Option(
-            "Seed of the policies' random numbers.",
-            given=int, least=0, commands=(*RUNS, "tune", "curve", "train lora"),
-        ),
-    ] = 0  # fmt: skip
     per_token: Annotated[
         bool, Option("Keep every token in the JSON.", given=bool, commands=("replay", "eval", "sweep"))
     ] = False

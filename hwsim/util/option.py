@@ -94,8 +94,8 @@ class Declared:
     def python_type(self) -> str:
         """What the Python interface takes, as an annotation."""
         option = self.option
-        types = ["str"] if isinstance(option.given, tuple) else [option.given.__name__]
-        types = ["str", "Path"] if types == ["Path"] else types
+        given = "str" if isinstance(option.given, tuple) else option.given.__name__
+        types = {"Path": ["str", "Path"], "dict": []}.get(given, [given])
         types += [part for part in (option.python or "").split(" | ") if part and part not in types]
         return " | ".join([*types, "None"] if self.optional else types)
 

@@ -6,10 +6,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from hwsim.errors import SettingError, did_you_mean
+from hwsim.simulation.settings import Settings
 from hwsim.util.explain import problem
+from hwsim.util.option import Declared, declared
 from hwsim.util.yamlfile import read_yaml
 
 
@@ -27,10 +29,7 @@ def _some(value: Any) -> Any:
 
 
 Words = Annotated[list[str], BeforeValidator(_words), BeforeValidator(_listed), Field(min_length=1)]
-Flags = Annotated[list[bool], BeforeValidator(_listed), Field(min_length=1)]
 Numbers = Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)]
-MaybeWords = Annotated[list[str | None], BeforeValidator(_some), BeforeValidator(_listed), Field(min_length=1)]
-MaybeNumbers = Annotated[list[int | None], BeforeValidator(_some), BeforeValidator(_listed), Field(min_length=1)]
 Densities = Annotated[
     list[float | str | list[float] | None], BeforeValidator(_some), BeforeValidator(_listed), Field(min_length=1)
 ]
@@ -62,34 +61,6 @@ class Spec(BaseModel):
     density: Densities = [None]
     set: Parameters = Field(default_factory=dict)
     eviction: Words = ["lfu"]
-    admission: MaybeWords = [None]
-    pin: MaybeWords = [None]
-    warm: MaybeWords = [None]
-    lora: MaybeWords = [None]
-    lora_merged: Flags = [False]
-    cache_scope: Words = ["matrix"]
-    cache_shares: Words = ["equal"]
-    block: Numbers = [1]
-    layout: MaybeWords = [None]
-    dram: Annotated[MaybeWords, BeforeValidator(lambda value: _words(_listed(value)))] = [None]
-    kv_tokens: MaybeNumbers = [None]
-    bits: Words = [""]
-    timing: Words = ["events"]
-    overlap: Words = ["none"]
-    bundle: Flags = [False]
-    packed: Flags = [False]
-    merge: MaybeWords = [None]
-    gap: Words = ["0"]
-    prefetch: MaybeWords = [None]
-    prefetch_parameters: Annotated[list[dict[str, Any] | None], BeforeValidator(_some), BeforeValidator(_listed)] = [
-        None
-    ]
-    fills: Flags = [False]
-    engine: MaybeWords = [None]
-    ignore: Words = [""]
-    kv_window: MaybeNumbers = [None]
-    prefill_chunk: MaybeNumbers = [None]
-    seed: Numbers = [0]
     per_token: bool = False
 
     @property
@@ -102,18 +73,42 @@ class Spec(BaseModel):
     @property
     def settings(self) -> list[dict[str, Any]]:
         """All combinations of what is chosen besides source, device, policy and rule."""
-        return [
-            dict(zip(_SETTINGS, values, strict=True))
-            for values in product(*(getattr(self, name) for name in _SETTINGS))
-        ]
+        varied = [name for name in type(self).model_fields if name not in Spec.model_fields]
+        return [dict(zip(varied, values, strict=True)) for values in product(*(getattr(self, name) for name in varied))]
 
 
 _READING = ("text", "tokens", "context", "prompt")
-_SETTINGS = (
-    "admission", "pin", "warm", "lora", "lora_merged", "cache_scope", "cache_shares", "block", "layout", "dram",
-    "kv_tokens", "bits", "timing", "overlap", "seed", "bundle", "packed", "merge", "gap", "prefetch",
-    "prefetch_parameters", "fills", "engine", "ignore", "kv_window", "prefill_chunk",
-)  # fmt: skip
+
+
+def spec_of(settings: type[Settings]) -> type[Spec]:
+    """A `Spec` with a list of values for each option of a run that a sweep takes.
+
+    Args:
+        settings: declares the options.
+    """
+    axes: dict[str, Any] = {
+        name: (_values(option), [option.plain_default])
+        for name, option in declared(settings).items()
+        if "sweep" in option.option.commands and name not in Spec.model_fields
+    }
+    return create_model("Grid", __base__=Spec, **axes)
+
+
+def _values(option: Declared) -> Any:
+    """The type of a list of values of one option, as YAML and the command line write them."""
+    given: Any = option.option.given
+    kind: Any = {bool: bool, int: int, dict: dict[str, Any]}.get(given, str)
+    readers = [BeforeValidator(_listed)]
+    if kind is str:
+        readers.insert(0, BeforeValidator(_words))
+    if option.optional and option.option.text is None:
+        kind = kind | None
+        readers.insert(0, BeforeValidator(_some))
+    return Annotated[(list[kind], *readers, Field(min_length=1))]
+
+
+Grid = spec_of(Settings)
+"""What a sweep runs."""
 
 
 def make_spec(values: dict[str, Any], where: str) -> Spec:
@@ -123,13 +118,13 @@ def make_spec(values: dict[str, Any], where: str) -> Spec:
         SettingError: a key is unknown or missing, a value impossible.
     """
     try:
-        found = Spec.model_validate(values)
+        found = Grid.model_validate(values)
     except ValidationError as error:
         wrong = problem(error)
         key = str(wrong.loc[0]) if wrong.loc else ""
         hint = ""
         if wrong.unknown:
-            hint = did_you_mean(key, Spec.model_fields)
+            hint = did_you_mean(key, Grid.model_fields)
         elif wrong.kind == "missing":
             hint = "; a sweep needs hw, policy, and trace or model"
         raise SettingError(f"{where}: {wrong._replace(loc=(key,)).text}{hint}") from error
