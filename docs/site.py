@@ -1,4 +1,4 @@
-"""Pages that the site makes of the program itself when mkdocs builds it: the command line, and the shipped profiles."""
+"""Pages that the site makes of the program itself when mkdocs builds it: command line, options, shipped profiles."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from rich.console import Console
 from hwsim.device.profile import known_profiles, load_profile
 from hwsim.report.device import render_device, render_devices
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from options import page  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the made pages."""
-    for name, text in (("reference/cli.md", command_line()), ("reference/profiles.md", profiles())):
+    made = {"reference/cli.md": command_line(), "reference/options.md": page(), "reference/profiles.md": profiles()}
+    for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     return files
 
