@@ -12,7 +12,6 @@ from hwsim.cli.common import (
     JsonOption,
     check_target,
     find_trace,
-    guarded,
     output,
     progress_bar,
     to_json,
@@ -99,8 +98,3 @@ def _print(summary: dict[str, Any], trace: Path) -> None:
     )
     for line in lines:
         console.print(printable(line), markup=False, soft_wrap=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(no_args_is_help=True)(guarded(calibrate))

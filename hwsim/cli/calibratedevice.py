@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hwsim.cli.common import JsonOption, check_target, guarded, note, output, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, note, output, to_json, write_json
 from hwsim.errors import OutputError, SettingError
 from hwsim.util.files import check_new_file, spare, write_atomic
 from hwsim.util.units import show_rate, show_size
@@ -141,8 +141,3 @@ def _check(path: Path) -> None:
         load_profile(path)
     except Exception as error:  # what was written must be readable
         raise SettingError(f"{path}: the fit gives no possible profile: {error}") from error
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="calibrate-device", no_args_is_help=True)(guarded(calibrate_device))

@@ -11,7 +11,6 @@ from hwsim.cli import options as o
 from hwsim.cli.common import (
     JsonOption,
     check_target,
-    guarded,
     key_values,
     output,
     plugin_files,
@@ -147,8 +146,3 @@ def _speed(kind: str, speed: Speed) -> str:
     took = "deciding" if kind == "policy" else "serving"
     took = f"{took} a token takes {show_time(speed.seconds, 2)} in a layer of {speed.units} units"
     return f"speed, for information: {took}, {speed.ratio:.1f} x {plain}"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(no_args_is_help=True)(guarded(check))

@@ -6,22 +6,20 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TextIO, cast
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from typer.core import TyperGroup
 
+from hwsim.cli.group import complain
 from hwsim.errors import HwsimError, OutputError, SettingError, one_line
-from hwsim.util.explain import problem
 from hwsim.util.files import keep_strangers, spare, write_atomic
-from hwsim.util.units import printable, shorten
+from hwsim.util.units import printable
 
 if TYPE_CHECKING:
     from hwsim.masking.observers import Observer
@@ -53,13 +51,13 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
                 command(*args, **kwargs)
             sys.stdout.flush()
         except HwsimError as error:
-            _complain(str(error))
+            complain(str(error))
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            _complain(f"interrupted; {str(error) or 'nothing was left half-written'}")
+            complain(f"interrupted; {str(error) or 'nothing was left half-written'}")
             raise typer.Exit(130) from error
         except MemoryError as error:
-            _complain("out of memory; ask for less, such as fewer tokens")
+            complain("out of memory; ask for less, such as fewer tokens")
             raise typer.Exit(1) from error
         except BrokenPipeError as error:  # the reader (head, less) has gone
             _silence_stdout()
@@ -67,7 +65,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except OSError as error:  # files tell their own errors; without a name it is standard output, on a full disk
             _silence_stdout()
             what = "the answer cannot be written" if error.filename is None else str(error.filename)
-            _complain(f"{what}: {error.strerror or one_line(error)}")
+            complain(f"{what}: {error.strerror or one_line(error)}")
             raise typer.Exit(1) from error
         finally:
             _answers.reset(token)
@@ -80,56 +78,9 @@ def _stdout() -> TextIO:
     return _answers.get() or sys.stdout
 
 
-_UsageError = cast("type[Exception]", typer.BadParameter.__base__)  # of click, or of the copy that newer typers have
-
-
-class Commands(TyperGroup):
-    """The commands; a command line that is wrong is told in one line, a value that cannot be read with its rule."""
-
-    def main(
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
-        standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any,
-    ) -> Any:  # fmt: skip
-        """Run the command line; 2 is the exit code of one that is wrong."""
-        run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
-        if not standalone_mode:
-            return run()
-        try:
-            code = run()
-        except _UsageError as error:
-            where = getattr(error, "ctx", None)
-            if type(error).__name__ == "NoArgsIsHelpError":
-                typer.echo(where.get_help() if where else "", err=True)
-            else:
-                told = cast("Any", error).format_message().rstrip(".")
-                joint = "" if told.endswith("?") else ";"
-                _complain(f"{told}{joint} see {where.command_path if where else 'hwsim'} --help")
-            sys.exit(2)
-        sys.exit(code if isinstance(code, int) else 0)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
-        try:
-            return super().invoke(ctx)
-        except typer.BadParameter as error:
-            rule = str(error.message)
-            if isinstance(error.__cause__, ValidationError):
-                wrong = problem(error.__cause__)
-                value = repr(wrong.value)
-                rule = wrong.rule if value in wrong.rule else f"{wrong.rule} (got {shorten(value)})"
-            error.message = printable(rule)
-            raise
-
-
 def _silence_stdout() -> None:
     """Keep Python from complaining again when it flushes standard output at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _complain(text: str) -> None:
-    """Always one line, also where a file name has several, and nothing that steers a terminal."""
-    line = "hwsim: " + printable(" ".join(text.splitlines()))
-    Console(stderr=True, highlight=False, soft_wrap=True).print(line, style="red", markup=False)
 
 
 class _Plain:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hwsim.cli.common import JsonOption, check_target, guarded, output, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, output, to_json, write_json
 from hwsim.errors import SettingError
 
 
@@ -53,8 +53,3 @@ def _file(name: str) -> Path:
     """The file of ``FILE`` or ``FILE:N``."""
     path, _, number = name.rpartition(":")
     return Path(path if path and number.isdigit() else name)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(no_args_is_help=True)(guarded(compare))

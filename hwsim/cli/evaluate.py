@@ -14,7 +14,6 @@ from hwsim.cli import tasks as t
 from hwsim.cli.common import (
     JsonOption,
     check_target,
-    guarded,
     listed,
     note,
     output,
@@ -144,8 +143,3 @@ def evaluate(
             print_results(console, list(results[:shown]), next(each for each in results if not each.groups))
     if json and json != "-":
         note(f"Result written to {json}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="eval", no_args_is_help=True)(guarded(evaluate))

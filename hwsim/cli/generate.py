@@ -13,7 +13,6 @@ from hwsim.cli import options as o
 from hwsim.cli.common import (
     JsonOption,
     check_target,
-    guarded,
     note,
     output,
     plugin_files,
@@ -107,8 +106,3 @@ def generate(
         output().print(speed(written.result) if written.result else "The first token was the end.")
     if json and json != "-":
         note(f"Result written to {json}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(no_args_is_help=True)(guarded(generate))

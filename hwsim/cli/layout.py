@@ -11,7 +11,6 @@ from hwsim.cli.common import (
     JsonOption,
     check_target,
     find_trace,
-    guarded,
     note,
     output,
     progress_bar,
@@ -72,8 +71,3 @@ def layout(
         )
     if json and json != "-":
         note(f"Written to {json}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(no_args_is_help=True)(guarded(layout))

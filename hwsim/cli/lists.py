@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwsim.cli.common import JsonOption, check_target, guarded, note, output, plugin_files, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, note, output, plugin_files, to_json, write_json
 from hwsim.errors import PluginError, SettingError
 from hwsim.util.files import check_new_file, spare
 
@@ -173,9 +173,3 @@ def devices(
         write_json(json, to_json({each: p.model_dump(mode="json", exclude_none=True) for each, p in found.items()}))
     if json != "-":
         console.print(render_devices(found, console.width))
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (policies, evictions, prefetches, devices):
-        app.command()(guarded(command))

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from hwsim.cli.common import JsonOption, check_target, guarded, is_file, output, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, is_file, output, to_json, write_json
 from hwsim.errors import OutputError, SettingError, one_line
 from hwsim.util.files import write_atomic
 from hwsim.util.units import printable, shorten
@@ -158,9 +158,3 @@ def _check_folder(folder: Path, files: Iterable[str]) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise OutputError(f"{folder}: cannot be written: {reason}") from error
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (new_policy, new_eviction):
-        app.command(no_args_is_help=True)(guarded(command))

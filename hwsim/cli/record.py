@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hwsim.cli import options as o
-from hwsim.cli.common import JsonOption, check_target, guarded, output, progress_bar, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
 from hwsim.util.units import printable, show_number, show_size
 
@@ -138,8 +138,3 @@ def _print(summary: dict[str, Any]) -> None:
 def quoted(file: str) -> str:
     """The name as a shell takes it for a file."""
     return shlex.quote(printable(f"./{file}" if file.startswith("-") else file))
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(guarded(record))

@@ -15,7 +15,6 @@ from hwsim.cli.common import (
     JsonOption,
     check_target,
     find_trace,
-    guarded,
     is_file,
     key_values,
     listed,
@@ -204,11 +203,6 @@ def _saved(path: Path, conditions: Conditions, held: c.Held, drawn: d.Drawing) -
             for each in (masks, masks.without_masks())
         )
     return [made], dense
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(no_args_is_help=True)(guarded(replay))
 
 
 def density_files(density: str | None) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hwsim.cli.common import guarded, note
+from hwsim.cli.common import note
 from hwsim.util.files import check_new_file, keep_strangers, spare, write_atomic
 
 
@@ -51,8 +51,3 @@ def report(
     written = write_exports(inputs, out, formats, results)
     write_atomic(out, page)
     note(f"{len(inputs.results)} runs in {out}" + (f"; {', '.join(path.name for path in written)}" if written else ""))
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(no_args_is_help=True)(guarded(report))

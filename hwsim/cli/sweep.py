@@ -13,7 +13,6 @@ import typer
 from hwsim.cli.common import (
     JsonOption,
     check_target,
-    guarded,
     key_values,
     note,
     output,
@@ -196,9 +195,3 @@ def _values(text: str) -> list[Any]:
     except yaml.YAMLError:
         return [*text.split(",")]
     return found
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(no_args_is_help=True)(guarded(sweep))
-    app.command(no_args_is_help=True)(guarded(runs))

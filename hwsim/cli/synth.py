@@ -11,7 +11,6 @@ from hwsim.cli.common import (
     JsonOption,
     check_target,
     find_trace,
-    guarded,
     note,
     output,
     progress_bar,
@@ -116,8 +115,3 @@ def _plain(stats: TraceStats) -> object:
     import dataclasses
 
     return {"tokens": stats.tokens} | {name: dataclasses.asdict(each) for name, each in stats.signals.items()}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(no_args_is_help=True)(guarded(synth))

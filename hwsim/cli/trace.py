@@ -1,4 +1,4 @@
-"""``hwsim trace``: what a trace holds, whether it is sound, where a cache's hits come from; another encoding."""
+"""``hwsim trace info`` and ``hwsim trace verify``: what a trace holds, and whether it is sound."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from hwsim.cli.common import (
     JsonOption,
     check_target,
     find_trace,
-    guarded,
     note,
     output,
     progress_bar,
     to_json,
     write_json,
 )
-from hwsim.cli.convert import convert
-from hwsim.cli.curve import curve
-from hwsim.cli.locality import locality
 from hwsim.errors import TraceError
 
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")]
@@ -100,11 +96,3 @@ def verify(trace: TraceArgument, json: JsonOption = None) -> None:
         write_json(json, to_json({"file": str(trace), "sound": True, "members": members, "bytes": size}))
     if json != "-":
         output().print(f"sound: {members} members, {show_size(size)}")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Look into a trace, check it, or store it anew.")
-    for command in (info, verify, locality, curve, convert):
-        group.command(no_args_is_help=True)(guarded(command))
-    app.add_typer(group, name="trace")

@@ -9,7 +9,7 @@ import typer
 
 from hwsim.cli import device as d
 from hwsim.cli import options as o
-from hwsim.cli.common import JsonOption, check_target, guarded, note, output, progress_bar, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, note, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
 from hwsim.util.files import check_new_file, spare
 
@@ -96,8 +96,3 @@ def _plain(found: object) -> dict[str, object]:
 
     plain = asdict(found)  # type: ignore[call-overload]
     return plain | {key: {f"{loss:g}": each for loss, each in plain[key].items()} for key in ("best", "base")}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(no_args_is_help=True)(guarded(tune))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hwsim.cli.common import JsonOption, check_target, guarded, note, output, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, note, output, to_json, write_json
 from hwsim.util.files import check_new_file, write_atomic
 
 
@@ -49,8 +49,3 @@ def validate(
         console = output()
         console.print(render(found, summary, console.width))
         console.print(f"\n{len(listed.left_out)} kinds of rows are left out; --json and --markdown give the reasons.")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(guarded(validate))

@@ -1,0 +1,129 @@
+"""Groups of commands, and commands that are loaded when they are asked for: ``hwsim --help`` loads none of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+_UsageError = cast("type[Exception]", typer.BadParameter.__base__)  # of click, or of the copy that newer typers have
+
+
+def complain(text: str) -> None:
+    """Print an error: always one line, also where a file name has several, and nothing that steers a terminal."""
+    from rich.console import Console
+
+    from hwsim.util.units import printable
+
+    line = "hwsim: " + printable(" ".join(text.splitlines()))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, style="red", markup=False)
+
+
+class Later(TyperCommand):
+    """A command that is known by its name and its summary; its module is imported when anything else is asked for."""
+
+    where: ClassVar[str]
+    """``module:function``, the module below `hwsim.cli`."""
+
+    @functools.cached_property
+    def loaded(self) -> Any:
+        """The command as typer makes it of the function."""
+        from hwsim.cli.common import guarded
+
+        module, _, function = self.where.partition(":")
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+        single.command(self.name)(guarded(getattr(importlib.import_module(f"hwsim.cli.{module}"), function)))
+        return typer.main.get_command(single)
+
+    # what the function says; typer sets each of them to nothing, since it is given an empty function
+    @property
+    def params(self) -> Any:
+        """Options and arguments."""
+        return self.loaded.params
+
+    @params.setter
+    def params(self, value: Any) -> None: ...
+
+    @property
+    def help(self) -> Any:
+        """The function's docstring."""
+        return self.loaded.help
+
+    @help.setter
+    def help(self, value: Any) -> None: ...
+
+    @property
+    def callback(self) -> Any:
+        """What runs the function."""
+        return self.loaded.callback
+
+    @callback.setter
+    def callback(self, value: Any) -> None: ...
+
+
+def add_later(
+    app: typer.Typer, name: str, where: str, summary: str, *, panel: str | None = None, bare: bool = False
+) -> None:
+    """Add a command to a group.
+
+    Args:
+        app: the group.
+        name: of the command in the group.
+        where: ``module:function``, the module below `hwsim.cli`.
+        summary: what the group's ``--help`` says; the first paragraph of the function's docstring.
+        panel: of the group's ``--help``.
+        bare: the command does something without arguments; otherwise it shows its help.
+    """
+    kind = type("Later", (Later,), {"where": where})
+    app.command(name, cls=kind, short_help=summary, rich_help_panel=panel, no_args_is_help=not bare)(_nothing)
+
+
+def _nothing() -> None: ...
+
+
+class Commands(TyperGroup):
+    """The commands; a command line that is wrong is told in one line, a value that cannot be read with its rule."""
+
+    def main(
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
+        standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any,
+    ) -> Any:  # fmt: skip
+        """Run the command line; 2 is the exit code of one that is wrong."""
+        run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
+        if not standalone_mode:
+            return run()
+        try:
+            code = run()
+        except _UsageError as error:
+            where = getattr(error, "ctx", None)
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(where.get_help() if where else "", err=True)
+            else:
+                told = cast("Any", error).format_message().rstrip(".")
+                joint = "" if told.endswith("?") else ";"
+                complain(f"{told}{joint} see {where.command_path if where else 'hwsim'} --help")
+            sys.exit(2)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            from pydantic import ValidationError
+
+            from hwsim.util.explain import problem
+            from hwsim.util.units import printable, shorten
+
+            rule = str(error.message)
+            if isinstance(error.__cause__, ValidationError):
+                wrong = problem(error.__cause__)
+                value = repr(wrong.value)
+                rule = wrong.rule if value in wrong.rule else f"{wrong.rule} (got {shorten(value)})"
+            error.message = printable(rule)
+            raise
