@@ -38,7 +38,7 @@ def command_line() -> str:
 def profiles() -> str:
     """All shipped devices, and each with the source of every number."""
     found = {name: load_profile(path) for name, path in known_profiles().items()}
-    parts = [f"# Shipped profiles\n\n`hwsim devices`:\n\n{_shown(render_devices(found, 150), 150)}"]
+    parts = [f"# Shipped profiles\n\n`hwsim list devices`:\n\n{_shown(render_devices(found, 150), 150)}"]
     for name, profile in found.items():
         page = _shown(render_device(profile, Path("hw_profiles") / f"{name}.yaml", 120), 120)
         parts.append(f"## {name}\n\n{page}")

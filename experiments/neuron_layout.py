@@ -3,7 +3,7 @@
     python experiments/neuron_layout.py [TRACE]
 
 Orders are made from the first half of a trace's tokens and judged on the second: in the model's own order, by
-popularity alone, and by the chain of `hwsim layout`. The control shuffles each neuron's tokens on their own: every
+popularity alone, and by the chain of `hwsim fit layout`. The control shuffles each neuron's tokens on their own: every
 neuron keeps how often it is active, and none is active together with another but by chance. What the chain gives there,
 and what popularity alone gives, is no co-activation.
 """

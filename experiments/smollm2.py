@@ -127,7 +127,7 @@ def recording(shop: Workshop, name: str, text: str, tokens: int, signals: str) -
 def accuracy(shop: Workshop, densities: list[float]) -> list[dict[str, Any]]:
     """Perplexity, speed and hit rate of every policy at every density, in the closed loop."""
     trace = recording(shop, "calibration-trace.npz", "train", CALIBRATION_TOKENS, "input,up,gate")
-    calibration = shop.made("calibration.npz", "calibrate", trace)
+    calibration = shop.made("calibration.npz", "fit", "thresholds", trace)
     nets_trace = recording(shop, "nets-trace.npz", "train", NETS_TOKENS, "input,glu")
     rows = []
     for density in densities:

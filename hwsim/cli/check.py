@@ -1,4 +1,4 @@
-"""``hwsim check``: the contract of a policy or an eviction rule, rule by rule."""
+"""``hwsim plugin check``: the contract of a policy or an eviction rule, rule by rule."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check(
 ) -> None:
     """Check a policy or an eviction rule against every rule of the contract. Exit code 1 if one is broken.
 
-    Example: hwsim check ./mine.py
+    Example: hwsim plugin check ./mine.py
     """
     from hwsim.model.catalog import known_shape
     from hwsim.simulation.plugins import kinds_of

@@ -51,7 +51,7 @@ PrefetchRule = Annotated[
     str | None,
     typer.Option(
         "--prefetch", metavar="NAME|FILE.py", rich_help_panel=_PANEL,
-        help="Guesses what the next layer needs, under --overlap prefetch; `hwsim prefetches` lists the rules.",
+        help="Guesses what the next layer needs, under --overlap prefetch; `hwsim list prefetches` lists the rules.",
     ),
 ]  # fmt: skip
 Fills = Annotated[

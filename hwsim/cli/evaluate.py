@@ -80,9 +80,10 @@ def evaluate(
     json: JsonOption = None,
     per_token: o.PerToken = False,
 ) -> None:
-    """Run a model under policies, with the cache in the loop: perplexity beside tokens/s.
+    """Run a model under policies: perplexity beside tokens/s.
 
-    The model sees the masks, so later activations feel earlier ones. Several policies share one dense pass.
+    The cache is in the loop: the model sees the masks, so later activations feel earlier ones. Several policies share
+    one dense pass.
     With --tasks it answers the questions of lm-eval's tasks instead of reading a text: accuracy beside tokens/s.
 
     Example: hwsim eval --model smollm2-135m --hw pixel8 --dram 50% --policy dip,dip-ca --density 0.7

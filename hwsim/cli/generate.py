@@ -60,7 +60,9 @@ def generate(
     max_memory: o.MaxMemory = None,
     json: JsonOption = None,
 ) -> None:
-    """Let a model write under a policy, with its caches: what it says, and how fast a device would say it.
+    """Let a model write under a policy: its text, and the tokens/s.
+
+    The policy's caches are in the loop. Shown is what the model says, and how fast a device would say it.
 
     Example: hwsim generate --model smollm2-135m --prompt "The sea was" --hw pixel8 --dram 60% --policy dip
     """

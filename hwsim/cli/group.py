@@ -6,7 +6,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -24,18 +24,37 @@ def complain(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(line, style="red", markup=False)
 
 
-class Later(TyperCommand):
-    """A command that is known by its name and its summary; its module is imported when anything else is asked for."""
+class Entry(NamedTuple):
+    """A command: a line of the table.
 
-    where: ClassVar[str]
-    """``module:function``, the module below `hwsim.cli`."""
+    Attributes:
+        name: what is typed after ``hwsim``.
+        where: ``module:function``, the module below `hwsim.cli`.
+        summary: the first paragraph of the function's docstring; ``--help`` says it without loading the module.
+        panel: where ``hwsim --help`` lists it; of a command in a group: none, the group has one.
+        old: an earlier spelling, which goes on working.
+        bare: the command does something without arguments; otherwise it shows its help.
+    """
+
+    name: str
+    where: str
+    summary: str
+    panel: str | None = None
+    old: str | None = None
+    bare: bool = False
+
+
+class Later(TyperCommand):
+    """A command that is known by its line of the table; its module is imported when anything else is asked for."""
+
+    entry: ClassVar[Entry]
 
     @functools.cached_property
     def loaded(self) -> Any:
         """The command as typer makes it of the function."""
         from hwsim.cli.common import guarded
 
-        module, _, function = self.where.partition(":")
+        module, _, function = self.entry.where.partition(":")
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
         single.command(self.name)(guarded(getattr(importlib.import_module(f"hwsim.cli.{module}"), function)))
         return typer.main.get_command(single)
@@ -66,27 +85,52 @@ class Later(TyperCommand):
     def callback(self, value: Any) -> None: ...
 
 
-def add_later(
-    app: typer.Typer, name: str, where: str, summary: str, *, panel: str | None = None, bare: bool = False
-) -> None:
-    """Add a command to a group.
-
-    Args:
-        app: the group.
-        name: of the command in the group.
-        where: ``module:function``, the module below `hwsim.cli`.
-        summary: what the group's ``--help`` says; the first paragraph of the function's docstring.
-        panel: of the group's ``--help``.
-        bare: the command does something without arguments; otherwise it shows its help.
-    """
-    kind = type("Later", (Later,), {"where": where})
-    app.command(name, cls=kind, short_help=summary, rich_help_panel=panel, no_args_is_help=not bare)(_nothing)
+def add_later(group: typer.Typer, entry: Entry, *, old: bool = False) -> None:
+    """Add a command to a group; with `old` by its earlier spelling, which is not listed."""
+    name = entry.old if old else entry.name.rpartition(" ")[2]
+    group.command(
+        name, cls=type("Later", (Later,), {"entry": entry}), short_help=entry.summary, rich_help_panel=entry.panel,
+        no_args_is_help=not entry.bare, hidden=old,
+    )(_nothing)  # fmt: skip
 
 
 def _nothing() -> None: ...
 
 
-class Commands(TyperGroup):
+class Group(TyperGroup):
+    """Commands in the order of a table; earlier spellings are known, but not listed."""
+
+    order: ClassVar[Sequence[str]] = ()
+    """Names in the order of ``--help``; none: the order in which they were added."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names that ``--help`` and the reference list."""
+        return [name for name in self.order or self.commands if not self.commands[name].hidden]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words ask for; a name that is none is refused with the spelling of what is near."""
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            known = self._spellings()
+            near = dict.fromkeys(known[each] for each in get_close_matches(name, known))
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def _spellings(self) -> dict[str, str]:
+        """What may be meant by a word, also by the second one of a command in a group: the words to type."""
+        known: dict[str, str] = {}
+        for name, command in self.commands.items():
+            inner = command._spellings() if isinstance(command, Group) else {}
+            known |= {word: f"{name} {words}" for word, words in inner.items()}
+        for name, command in self.commands.items():
+            known[name] = command.entry.name if isinstance(command, Later) and command.hidden else name
+        return known
+
+
+class Commands(Group):
     """The commands; a command line that is wrong is told in one line, a value that cannot be read with its rule."""
 
     def main(

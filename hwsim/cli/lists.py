@@ -1,4 +1,4 @@
-"""``hwsim policies``, ``evictions``, ``prefetches`` and ``devices``: what there is, and one of them in full."""
+"""``hwsim list policies``, ``evictions``, ``prefetches`` and ``devices``: what there is, and one of them in full."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _show_plugin(console: Console, data: dict[str, Any]) -> None:
 def policies(name: NameArgument = None, json: JsonOption = None) -> None:
     """List the policies, or show one with its parameters, defaults and bounds.
 
-    Example: hwsim policies dip-ca
+    Example: hwsim list policies dip-ca
     """
     from hwsim.simulation.plugins import POLICIES
 
@@ -116,7 +116,7 @@ def policies(name: NameArgument = None, json: JsonOption = None) -> None:
 def evictions(name: NameArgument = None, json: JsonOption = None) -> None:
     """List the eviction rules, or show one.
 
-    Example: hwsim evictions
+    Example: hwsim list evictions
     """
     from hwsim.simulation.plugins import EVICTIONS
 
@@ -126,7 +126,7 @@ def evictions(name: NameArgument = None, json: JsonOption = None) -> None:
 def prefetches(name: NameArgument = None, json: JsonOption = None) -> None:
     """List the rules that guess what the next layer needs, or show one.
 
-    Example: hwsim prefetches
+    Example: hwsim list prefetches
     """
     from hwsim.simulation.plugins import PREFETCHES
 
@@ -143,7 +143,7 @@ def devices(
 ) -> None:
     """List the hardware profiles, or show one with units, sources and confidence.
 
-    Example: hwsim devices pixel8
+    Example: hwsim list devices pixel8
     """
     from hwsim.device.profile import find_profile, known_profiles, load_profile
     from hwsim.report.device import render_device, render_devices

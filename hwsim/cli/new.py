@@ -1,4 +1,4 @@
-"""``hwsim new-policy`` and ``hwsim new-eviction``: a starting file that works, and its test."""
+"""``hwsim plugin new-policy`` and ``hwsim plugin new-eviction``: a starting file that works, and its test."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _EVICTION = _Starter(
 def new_policy(name: Name, folder: Folder = Path(), package: Package = False, json: JsonOption = None) -> None:
     """Write a policy that works, and its test, to start from. Nothing that is there is overwritten.
 
-    Example: hwsim new-policy mine
+    Example: hwsim plugin new-policy mine
     """
     _write(_POLICY, name, folder, json, package=package)
 
@@ -57,7 +57,7 @@ def new_policy(name: Name, folder: Folder = Path(), package: Package = False, js
 def new_eviction(name: Name, folder: Folder = Path(), package: Package = False, json: JsonOption = None) -> None:
     """Write an eviction rule that works, and its test, to start from. Nothing that is there is overwritten.
 
-    Example: hwsim new-eviction mine
+    Example: hwsim plugin new-eviction mine
     """
     _write(_EVICTION, name, folder, json, package=package)
 
@@ -91,7 +91,7 @@ def _next(starter: _Starter, name: str, where: str, *, package: bool) -> list[st
     spec = name.replace("_", "-") if package else shlex.quote(f"{where or './'}{name}.py")
     return [
         *install,
-        f"hwsim check {spec}",
+        f"hwsim plugin check {spec}",
         "python -m pytest " + shlex.quote(f"{where}test_{name}.py"),
         f"hwsim replay sample --hw pixel8 {starter.replay.format(spec)}",
     ]

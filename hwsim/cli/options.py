@@ -109,7 +109,7 @@ def read_encoding(name: EncodingName, share: float | None) -> Encoding:
 # --- policy, cache and device
 
 Hardware = Annotated[
-    str, typer.Option("--hw", metavar="NAME|FILE", help="Hardware profile; `hwsim devices` lists them.")
+    str, typer.Option("--hw", metavar="NAME|FILE", help="Hardware profile; `hwsim list devices` lists them.")
 ]
 Policies = Annotated[
     list[str],
@@ -184,7 +184,7 @@ NeuronLayout = Annotated[
     typer.Option(
         "--layout",
         metavar="FILE",
-        help="Order of the neurons in Flash, from `hwsim layout`.",
+        help="Order of the neurons in Flash, from `hwsim fit layout`.",
         show_default="the model's own",
     ),
 ]

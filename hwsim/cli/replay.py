@@ -46,7 +46,7 @@ def replay(
         typer.Option(
             "--hw",
             metavar="NAME|FILE",
-            help="Hardware profile, several by commas or by repeating the option; `hwsim devices` lists them.",
+            help="Hardware profile, several by commas or by repeating the option; `hwsim list devices` lists them.",
         ),
     ],
     policy: Annotated[

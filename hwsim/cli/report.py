@@ -28,9 +28,10 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Make one page of HTML of results: the answer first, then plots, tables and where the numbers are from.
+    """Make one page of HTML of results.
 
-    The page needs no network and prints. With results of `hwsim eval` it shows accuracy against speed.
+    The answer comes first, then plots, tables and where the numbers are from. The page needs no network and prints.
+    With results of `hwsim eval` it shows accuracy against speed.
 
     Example: hwsim report runs.db -o report.html
     """

@@ -72,7 +72,9 @@ def sweep(
     address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of Dask's scheduler or Ray's head.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Run every combination of traces or models, devices, policies, parameters, rules and sizes of DRAM.
+    """Run every combination of models, devices, policies and settings.
+
+    These are traces or models, devices, policies and their parameters, eviction rules and sizes of DRAM.
 
     Each finished run is stored at once, under a hash of all that decides it. A run that is in the store is not run
     again: the same command goes on after a kill, and a larger grid runs only what is new.
@@ -131,7 +133,9 @@ def runs(
     limit: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 200,
     json: JsonOption = None,
 ) -> None:
-    """Show the runs of a store, with the numbers by which `hwsim compare` finds them, or write them as one result file.
+    """Show the runs of a sweep, or write them as one result file.
+
+    The table has the numbers by which `hwsim compare` finds the runs.
 
     Example: hwsim runs runs.db --where policy=dip-ca --json runs.json
     """

@@ -48,9 +48,9 @@ def synth(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Draw a trace for a model whose weights are not at hand, with the statistics of a recorded trace.
+    """Draw a trace for a model whose weights are not at hand.
 
-    The values are random: they tell speed, never accuracy.
+    It has the statistics of a recorded trace. The values are random: they tell speed, never accuracy.
 
     Example: hwsim synth --model phi3-medium --tokens 200
     """

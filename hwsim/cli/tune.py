@@ -40,11 +40,12 @@ def tune(
     dtype: o.Dtype = "auto",
     json: JsonOption = None,
 ) -> None:
-    """Find the fastest DIP-CA on a device whose perplexity, with the cache in the loop, stays within a loss.
+    """Find the fastest settings that stay within a loss of perplexity.
 
-    Searched are density, split between input and down, and gamma, each by thirds of the layers, the parts of the cache
-    that input and down have, and the eviction rule; with --lora also whether the adapter is on. Judge the outcome on
-    another text: `hwsim eval --settings FILE.yaml`.
+    These are settings of DIP-CA on a device; the perplexity is that with the cache in the loop. Searched are density,
+    split between input and down, and gamma, each by thirds of the layers, the parts of the cache that input and down
+    have, and the eviction rule; with --lora also whether the adapter is on. Judge the outcome on another text:
+    `hwsim eval --settings FILE.yaml`.
 
     Example: hwsim tune --model smollm2-135m --hw iphone16-a18 --dram 50% --text book.txt --study study.db -o tuned.yaml
     """

@@ -17,7 +17,9 @@ def validate(
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Predict published measurements from their stated conditions, and show how far off the predictions are.
+    """Predict published measurements, and show how far off that is.
+
+    The predictions follow from the conditions that the publications state.
 
     Example: hwsim validate
     """

@@ -6,31 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import typer
 
-from hwsim.cli.app import COMMANDS, app
+from hwsim.cli.app import COMMANDS
+from tests.cli.commands import listed
 
 HEAVY = {"numpy", "torch", "simpy", "yaml"}
 LIGHT = {"hwsim", "hwsim.cli", "hwsim.cli.app", "hwsim.cli.group"}  # of hwsim, what `hwsim --help` needs
 
 
-def commands(group: Any = None, before: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Every command that is listed, with its words."""
-    group = group or typer.main.get_command(app)
-    context = typer.Context(group)
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        if hasattr(command, "list_commands"):
-            yield from commands(command, (*before, name))
-        else:
-            yield " ".join((*before, name)), command
-
-
-LISTED = dict(commands())
+LISTED = dict(listed())
 
 
 def test_the_table_is_what_is_listed() -> None:

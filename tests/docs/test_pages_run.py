@@ -38,7 +38,7 @@ PAGES = [
 # what is no command of hwsim, or needs what a test has not
 _LEFT_OUT = re.compile(r"pip |git |sqlite3 |fio |mkdocs |python |\.ci/|make |#|.* --address |pre-commit ")
 _EXTRAS = {
-    "--plot": "plotly", "hwsim report": "jinja2", "calibrate-device": "scipy", "to_frame": "pandas", "hwsim tune": "optuna",
+    "--plot": "plotly", "hwsim report": "jinja2", "fit device": "scipy", "to_frame": "pandas", "hwsim tune": "optuna",
     "train lora": "peft", "--tasks": "lm_eval",
 }  # fmt: skip
 _SMALL = ("llama", "phi3")

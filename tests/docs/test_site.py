@@ -6,28 +6,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
-from hwsim.cli.app import app
 from hwsim.device.profile import known_profiles
 from hwsim.simulation.plugins import EVICTIONS, POLICIES, PREFETCHES
+from tests.cli.commands import listed
 from tests.conftest import REPOSITORY
 
-
-def commands(group: Any = None, before: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    for name, command in sorted((group or typer.main.get_command(app)).commands.items()):
-        if hasattr(command, "commands"):
-            yield from commands(command, (*before, name))
-        else:
-            yield " ".join((*before, name)), command
-
-
-COMMANDS = dict(commands())
+COMMANDS = dict(listed())
 
 
 @pytest.fixture(scope="module")

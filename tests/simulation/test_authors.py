@@ -86,7 +86,7 @@ def test_a_package_names_its_entry_point(kind: str, empty: Path) -> None:
     assert data["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"] == ["my_own.py"]
     commands = out.partition("next:")[2].strip().splitlines()
     assert commands[0].strip() == "python -m pip install -e 'a folder/'"
-    assert commands[1].strip() == "hwsim check my-own"
+    assert commands[1].strip() == "hwsim plugin check my-own"
     assert commands[3].endswith(f"--{kind} my-own")
 
 

@@ -1,4 +1,4 @@
-"""Does `hwsim check` tick what is kept, and tell what is broken, where, and the way out?"""
+"""Does `hwsim plugin check` tick what is kept, and tell what is broken, where, and the way out?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hwsim calibrate``: a trace -> thresholds and hot sets for the policies that need them."""
+"""``hwsim fit thresholds``: a trace -> thresholds and hot sets for the policies that need them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hwsim.util.files import check_new_file, spare
 from hwsim.util.units import printable, show_size
 
 
-def calibrate(
+def thresholds(
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Recorded trace; sample: the bundled one.")],
     model: Annotated[
         str | None,
@@ -44,7 +44,7 @@ def calibrate(
 ) -> None:
     """Find thresholds and hot sets in a recorded trace, for cats, dip-threshold, teal and static, at every density.
 
-    Example: hwsim calibrate smollm2.npz -o calibration.npz
+    Example: hwsim fit thresholds smollm2.npz -o calibration.npz
     """
     from hwsim.analysis.calibration import KIND
     from hwsim.analysis.calibration import calibrate as run

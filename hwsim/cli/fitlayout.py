@@ -1,4 +1,4 @@
-"""``hwsim layout``: a trace -> an order of the neurons in which those that are active together lie side by side."""
+"""``hwsim fit layout``: a trace -> an order of the neurons in which those that are active together lie side by side."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def layout(
 
     A replay with --layout FILE and --block B reads blocks of B such neighbours. What it gives: docs/model.md.
 
-    Example: hwsim layout sample -o neurons.npz
+    Example: hwsim fit layout sample -o neurons.npz
     """
     from hwsim.analysis.coactivation import order_trace
     from hwsim.memory.neuron_order import write_layout

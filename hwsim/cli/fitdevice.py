@@ -1,4 +1,4 @@
-"""``hwsim calibrate-device``: measured rates of Flash -> a profile with a fitted queue model."""
+"""``hwsim fit device``: measured rates of Flash -> a profile with a fitted queue model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hwsim.util.units import show_rate, show_size
 _GOOD = 0.15  # error of points left out up to which a fit is called good
 
 
-def calibrate_device(
+def device(
     measured: Annotated[
         Path,
         typer.Argument(
@@ -43,7 +43,7 @@ def calibrate_device(
 ) -> None:
     """Fit Flash's queue model to measured rates, judge it by points left out, and write a profile.
 
-    Example: hwsim calibrate-device fio.json --like pixel8 --name "My phone" -o myphone.yaml
+    Example: hwsim fit device fio.json --like pixel8 --name "My phone" -o myphone.yaml
     """
     from hwsim.device.fit import fit_queue, read_points
     from hwsim.device.profile import find_profile
