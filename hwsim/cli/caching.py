@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hwsim.cli import options as o
 from hwsim.cli.common import key_values
 from hwsim.errors import SettingError
 from hwsim.util.files import check_new_file, spare
@@ -49,6 +51,31 @@ SaveCache = Annotated[
     typer.Option(metavar="FILE", help="Write what the caches hold at the end of the last sequence; of one policy."),
 ]
 _OWNER = "eviction"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOptions:
+    """How a policy decides, and which rule the caches follow."""
+
+    density: o.Density = None
+    set_: o.Parameters = None
+    eviction: o.EvictionRule = "lfu"
+    admission: AdmissionOf = None
+    pin: Pin = None
+    warm: Warm = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions:
+    """What lies in DRAM, and in which units."""
+
+    lora: o.Lora = None
+    lora_merged: o.LoraMerged = False
+    cache_scope: o.CacheScope = o.Scope.MATRIX
+    cache_shares: o.CacheShares = "equal"
+    block: o.Block = 1
+    layout: o.NeuronLayout = None
+    dram: o.Dram = None
 
 
 def make_rule(spec: str, pairs: list[str]) -> tuple[str, Eviction, list[str]]:

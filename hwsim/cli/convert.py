@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,18 +14,23 @@ from hwsim.errors import SettingError
 from hwsim.util.files import spare
 
 
-def convert(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")],
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Trace to write.")],
-    encoding: o.EncodingOf = o.EncodingName.FLOAT16,
-    keep_share: o.KeepShare = None,
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Options of ``hwsim trace convert``."""
+
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")]
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Trace to write.")]
+    encoding: o.EncodingOf = o.EncodingName.FLOAT16
+    keep_share: o.KeepShare = None
     signals: Annotated[
         str | None,
         typer.Option(metavar="A,B,...", help="Only these; glu is made of up and gate.", show_default="all recorded"),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
-    json: JsonOption = None,
-) -> None:
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False
+    json: JsonOption = None
+
+
+def convert(options: ConvertOptions) -> None:
     """Store a trace in another encoding, or with fewer signals; what was lost before stays lost.
 
     Example: hwsim trace convert sample -o small.npz --encoding int8
@@ -33,17 +39,18 @@ def convert(
     from hwsim.trace import convert as run
     from hwsim.util.units import printable, show_size
 
-    chosen = o.read_encoding(encoding, keep_share)
+    json, out, signals = options.json, options.out, options.signals
+    chosen = o.read_encoding(options.encoding, options.keep_share)
     wanted = None if signals is None else [name.strip() for name in signals.split(",") if name.strip()]
     if wanted == []:
         raise SettingError("--signals: names none; leave it out for all that are recorded")
-    trace = find_trace(trace)
+    trace = find_trace(options.trace)
     check_target(json, trace)
     if json and json != "-":
         spare(Path(json), [out], "writes the trace to")
     with Trace(trace) as opened, progress_bar() as progress:
         before = opened.size
-        run(opened, out, chosen, signals=wanted, overwrite=overwrite, progress=progress)
+        run(opened, out, chosen, signals=wanted, overwrite=options.overwrite, progress=progress)
     with Trace(out) as written:
         header, size = written.header, written.size
     if json:

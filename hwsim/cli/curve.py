@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,19 +27,22 @@ from hwsim.cli.replay import make_policies
 _SHARES = tuple(tenth / 10 for tenth in range(1, 11))  # of the units: the columns of the table
 
 
-def curve(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")],
+@dataclass(frozen=True, kw_only=True)
+class CurveOptions:
+    """Options of ``hwsim trace curve``."""
+
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")]
     policy: Annotated[
         str, typer.Option(metavar="NAME|FILE.py", help="Policy that decides the masks, without a look at the cache.")
-    ],
-    density: o.Density = None,
-    set_: o.Parameters = None,
+    ]
+    density: o.Density = None
+    set_: o.Parameters = None
     hw: Annotated[
         str | None,
         typer.Option(
             "--hw", metavar="NAME|FILE", help="Mark the size that caches have on this device.", show_default="none"
         ),
-    ] = None,
+    ] = None
     dram: Annotated[
         str | None,
         typer.Option(
@@ -46,12 +50,14 @@ def curve(
             help="Mark the size that caches have with this DRAM: a size (4GB), or a share of the weight bytes (50%).",
             show_default="the budget of --hw",
         ),
-    ] = None,
-    kv_tokens: o.KvTokens = None,
-    bits: o.BitsOfParts = o.DEFAULT_BITS,
-    seed: o.Seed = 0,
-    json: JsonOption = None,
-) -> None:
+    ] = None
+    kv_tokens: o.KvTokens = None
+    bits: o.BitsOfParts = o.DEFAULT_BITS
+    seed: o.Seed = 0
+    json: JsonOption = None
+
+
+def curve(options: CurveOptions) -> None:
     """Show the hit rate of LRU for caches of every size at once; --json holds every size, the table ten.
 
     Example: hwsim trace curve sample --policy dip --dram 70%
@@ -63,13 +69,14 @@ def curve(
     from hwsim.simulation.replay import Settings, layout
     from hwsim.trace import Trace
 
-    trace = find_trace(trace)
-    files = [trace, *plugin_files([policy]), *setting_files(set_ or []), *([find_profile(hw)] if hw else [])]
+    hw, json, dram, seed, pairs = options.hw, options.json, options.dram, options.seed, options.set_ or []
+    trace = find_trace(options.trace)
+    files = [trace, *plugin_files([options.policy]), *setting_files(pairs), *([find_profile(hw)] if hw else [])]
     check_target(json, *files)
     profile = load_profile(hw) if hw else None
     known = profile is not None or dram is not None
-    ((shown, made),) = make_policies([policy], density, set_ or [])
-    settings = Settings(dram if known else "100%", kv_tokens, read_bits(bits), seed=seed)
+    ((shown, made),) = make_policies([options.policy], options.density, pairs)
+    settings = Settings(dram if known else "100%", options.kv_tokens, read_bits(options.bits), seed=seed)
     with Trace(trace) as opened, progress_bar() as progress:
         header = opened.header
         placement = layout(header.model, profile, made, header.longest, settings, shown)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hwsim.cli.common import key_values, note, progress_bar
-from hwsim.cli.options import Overlap, Timing
+from hwsim.cli.options import DEFAULT_BITS, BitsOfParts, Overlap, OverlapOf, Timing, TimingModel
 from hwsim.errors import SettingError
 from hwsim.util.files import check_new_file, keep_strangers, spare
 
@@ -109,6 +110,25 @@ TimelineTokens = Annotated[
         metavar="FIRST:END", help="Decoded tokens of --timeline, the end not included.", rich_help_panel=_PANEL
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeOptions:
+    """What is read, and how its time is computed."""
+
+    bits: BitsOfParts = DEFAULT_BITS
+    timing: TimingModel = Timing.EVENTS
+    overlap: OverlapOf = Overlap.NONE
+    bundle: Bundle = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions:
+    """The parts of the device that count."""
+
+    fills: Fills = False
+    engine: Engine = None
+    ignore: Ignore = ""
 
 
 SHOWN = "0:32"  # what is shown where nothing is said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,32 +16,37 @@ from hwsim.util.units import show_rate, show_size
 _GOOD = 0.15  # error of points left out up to which a fit is called good
 
 
-def device(
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Options of ``hwsim fit device``."""
+
     measured: Annotated[
         Path,
         typer.Argument(
             metavar="FILE", help="Lines of block size, queue depth and rate (4KiB or 4k, 8, 315 MB/s), or JSON of fio."
         ),
-    ],
+    ]
     like: Annotated[
         str,
         typer.Option("--like", metavar="NAME|FILE", help="Profile whose DRAM, compute and energy the new one takes."),
-    ],
-    name: Annotated[str, typer.Option(help="What the device is called.")] = "My device",
-    source: Annotated[str, typer.Option(help="Who measured, when, with what.")] = "measured by the user",
+    ]
+    name: Annotated[str, typer.Option(help="What the device is called.")] = "My device"
+    source: Annotated[str, typer.Option(help="Who measured, when, with what.")] = "measured by the user"
     queue_depth: Annotated[
         int | None,
         typer.Option(
             min=1, max=2**16, help="Reads that the decoder keeps outstanding.", show_default="the deepest measured"
         ),
-    ] = None,
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Profile to write.", show_default="none, only the fit is shown"),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
-    json: JsonOption = None,
-) -> None:
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False
+    json: JsonOption = None
+
+
+def device(options: DeviceOptions) -> None:
     """Fit Flash's queue model to measured rates, judge it by points left out, and write a profile.
 
     Example: hwsim fit device fio.json --like pixel8 --name "My phone" -o myphone.yaml
@@ -49,17 +55,18 @@ def device(
     from hwsim.device.profile import find_profile
     from hwsim.util.yamlfile import read_yaml
 
+    like, measured, out, json = options.like, options.measured, options.out, options.json
     pattern = find_profile(like)
     check_target(json, measured, pattern)
     if out:
         check_new_file(out)
         spare(out, [measured, pattern])
-        if out.exists() and not overwrite:
+        if out.exists() and not options.overwrite:
             raise OutputError(f"{out}: is there already; add --overwrite, or name another file")
     points = read_points(measured)
     fit = fit_queue(points)
     worst, where = fit.worst
-    deepest = queue_depth or int(max(point.depth for point in points))
+    deepest = options.queue_depth or int(max(point.depth for point in points))
     model = {key: float(getattr(fit.queue, key)) for key in ("latency", "per_kib", "command", "bandwidth", "exponent")}
     told = (
         f"fitted to {len(points)} measured points, {fit.error:.1%} rms on them, {fit.left_out:.1%} on points left out"
@@ -93,7 +100,7 @@ def device(
     from hwsim.errors import ProfileError
 
     base = read_yaml(pattern, ProfileError, "hardware profile", "name, dram and flash")
-    write_atomic(out, _profile(base, like, name, source, model, deepest, told))
+    write_atomic(out, _profile(base, like, options.name, options.source, model, deepest, told))
     _check(out)
     note(f"Profile written to {out}; DRAM, compute and energy are those of {like}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +24,11 @@ from hwsim.util.files import check_new_file, spare
 from hwsim.util.units import printable, show_size
 
 
-def thresholds(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Recorded trace; sample: the bundled one.")],
+@dataclass(frozen=True, kw_only=True)
+class ThresholdsOptions:
+    """Options of ``hwsim fit thresholds``."""
+
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Recorded trace; sample: the bundled one.")]
     model: Annotated[
         str | None,
         typer.Option(
@@ -32,16 +36,16 @@ def thresholds(
             help="The recorded model: measure the greedy allocation of teal, too. Needs the extra `record`.",
             show_default="no allocation: teal is uniform",
         ),
-    ] = None,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = "auto",
-    max_memory: o.MaxMemory = None,
+    ] = None
+    torch: o.TorchOptions
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write.", show_default="MODEL-calibration.npz")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
-    json: JsonOption = None,
-) -> None:
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False
+    json: JsonOption = None
+
+
+def thresholds(options: ThresholdsOptions) -> None:
     """Find thresholds and hot sets in a recorded trace, for cats, dip-threshold, teal and static, at every density.
 
     Example: hwsim fit thresholds smollm2.npz -o calibration.npz
@@ -51,18 +55,18 @@ def thresholds(
     from hwsim.trace import Trace
     from hwsim.util.arrayfile import write_arrays
 
-    shown, trace = trace, find_trace(trace)
+    trace, model, torch, json = find_trace(options.trace), options.model, options.torch, options.json
     check_target(json, trace)
-    if model is None and (device, dtype, max_memory) != ("cpu", "auto", None):
+    if model is None and torch != o.TorchOptions():
         raise SettingError("--device, --dtype and --max-memory are for the --model, and none is given")
-    memory = o.read_size(max_memory, "--max-memory")
+    memory = torch.memory
     with Trace(trace) as opened:
-        path = out or Path(f"{opened.model.name}-calibration.npz")
+        path = options.out or Path(f"{opened.model.name}-calibration.npz")
         check_new_file(path)
         spare(path, [trace])
         if json and json != "-":
             spare(Path(json), [path], "writes the calibration to")
-        if path.is_file() and not overwrite:
+        if path.is_file() and not options.overwrite:
             raise OutputError(f"{path}: exists; name another file with -o, or give --overwrite")
         with progress_bar() as progress:
             found = run(opened, progress=progress)
@@ -70,14 +74,14 @@ def thresholds(
                 from hwsim.train.allocation import allocate
 
                 found = allocate(
-                    model, opened, found, device=device, dtype=dtype, max_memory=memory, progress=progress
+                    model, opened, found, device=torch.device, dtype=torch.dtype, max_memory=memory, progress=progress
                 )  # fmt: skip
     write_arrays(path, KIND, found.header, found.arrays)
     summary = {"format": KIND, "version": 1, "file": str(path), "bytes": path.stat().st_size, **found.header}
     if json:
         write_json(json, to_json(summary))
     if json != "-":
-        _print(summary, shown)
+        _print(summary, options.trace)
 
 
 def _print(summary: dict[str, Any], trace: Path) -> None:

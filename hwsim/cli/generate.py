@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -25,41 +26,28 @@ from hwsim.cli.replay import density_files, make_policies
 from hwsim.errors import SettingError
 
 
-def generate(
-    model: o.Model,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What the model goes on from; read densely.")],
-    hw: o.Hardware,
-    policy: Annotated[str, typer.Option("--policy", metavar="NAME|FILE.py", help="Policy.")],
-    tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
-    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0: the most likely token; above: drawn.")] = 0.0,
-    density: o.Density = None,
-    set_: o.Parameters = None,
-    eviction: o.EvictionRule = "lfu",
-    admission: c.AdmissionOf = None,
-    pin: c.Pin = None,
-    warm: c.Warm = None,
-    lora: o.Lora = None,
-    lora_merged: o.LoraMerged = False,
-    cache_scope: o.CacheScope = o.Scope.MATRIX,
-    cache_shares: o.CacheShares = "equal",
-    block: o.Block = 1,
-    layout: o.NeuronLayout = None,
-    dram: o.Dram = None,
-    bits: o.BitsOfParts = o.DEFAULT_BITS,
-    timing: o.TimingModel = o.Timing.EVENTS,
-    overlap: o.OverlapOf = o.Overlap.NONE,
-    bundle: d.Bundle = False,
-    fills: d.Fills = False,
-    engine: d.Engine = None,
-    ignore: d.Ignore = "",
-    prefill_chunk: d.PrefillChunk = None,
-    seed: o.Seed = 0,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = "auto",
-    max_memory: o.MaxMemory = None,
-    json: JsonOption = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Options of ``hwsim generate``."""
+
+    model: o.Model
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What the model goes on from; read densely.")]
+    hw: o.Hardware
+    policy: Annotated[str, typer.Option("--policy", metavar="NAME|FILE.py", help="Policy.")]
+    tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: the most likely token; above: drawn.")] = 0.0
+    rule: c.RuleOptions
+    memory: c.MemoryOptions
+    time: d.TimeOptions
+    parts: d.PartOptions
+    prefill_chunk: d.PrefillChunk = None
+    seed: o.Seed = 0
+    torch: o.TorchOptions
+    json: JsonOption = None
+
+
+def generate(options: GenerateOptions) -> None:
     """Let a model write under a policy: its text, and the tokens/s.
 
     The policy's caches are in the loop. Shown is what the model says, and how fast a device would say it.
@@ -71,24 +59,21 @@ def generate(
     from hwsim.device.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import speed
-    from hwsim.simulation.options import make_settings
 
-    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
-    read += [*o.lora_files(lora, lora_merged), *o.cache_files(cache_shares, layout), *(f for f in (pin, warm) if f)]
-    check_target(json, *read, *o.model_files(model))
-    d.check_closed(overlap)
-    settings = make_settings(
-        dram=dram, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed, lora=lora, lora_merged=lora_merged,
-        cache_scope=cache_scope.value, cache_shares=cache_shares, block=block, layout=layout,
-        admission=admission and admission.value, pin=pin, warm=warm, bundle=bundle, fills=fills, engine=engine,
-        ignore=ignore, prefill_chunk=prefill_chunk,
-    )  # fmt: skip
-    reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
-    rule_name, rule, pairs = c.make_rule(eviction, set_ or [])
-    made = make_policies([policy], density, pairs)
+    caching, memory, torch, json = options.rule, options.memory, options.torch, options.json
+    pairs = caching.set_ or []
+    read = [find_profile(options.hw), *plugin_files([caching.eviction, options.policy]), *setting_files(pairs)]
+    read += [*density_files(caching.density), *o.lora_files(memory.lora, memory.lora_merged)]
+    read += [*o.cache_files(memory.cache_shares, memory.layout), *(f for f in (caching.pin, caching.warm) if f)]
+    check_target(json, *read, *o.model_files(options.model))
+    d.check_closed(options.time.overlap)
+    settings = o.settings_of(options)
+    reading = Reading(device=torch.device, dtype=torch.dtype, max_memory=torch.memory)
+    rule_name, rule, pairs = c.make_rule(caching.eviction, pairs)
+    made = make_policies([options.policy], caching.density, pairs)
     if len(made) != 1:
         raise SettingError("--policy: one policy writes at a time")
-    profile = load_profile(hw)
+    profile = load_profile(options.hw)
 
     def show(text: str) -> None:
         bar.close()  # the text has the terminal to itself
@@ -98,8 +83,9 @@ def generate(
     with ExitStack() as bar:
         progress = bar.enter_context(progress_bar())
         written = run(
-            model, prompt, profile, Candidate(*made[0]), rule, tokens, reading, settings,
-            chat=chat, temperature=temperature, eviction_name=rule_name, on_text=show, progress=progress,
+            options.model, options.prompt, profile, Candidate(*made[0]), rule, options.tokens, reading, settings,
+            chat=options.chat, temperature=options.temperature, eviction_name=rule_name, on_text=show,
+            progress=progress,
         )  # fmt: skip
     if json and written.result:
         write_json(json, written.result.to_json())

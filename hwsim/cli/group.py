@@ -53,10 +53,12 @@ class Later(TyperCommand):
     def loaded(self) -> Any:
         """The command as typer makes it of the function."""
         from hwsim.cli.common import guarded
+        from hwsim.cli.declared import declared
 
         module, _, function = self.entry.where.partition(":")
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-        single.command(self.name)(guarded(getattr(importlib.import_module(f"hwsim.cli.{module}"), function)))
+        command = getattr(importlib.import_module(f"hwsim.cli.{module}"), function)
+        single.command(self.name)(guarded(declared(command, self.entry.name)))
         return typer.main.get_command(single)
 
     # what the function says; typer sets each of them to nothing, since it is given an empty function

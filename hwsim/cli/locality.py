@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -28,20 +28,23 @@ from hwsim.cli.replay import make_policies
 from hwsim.errors import SettingError
 
 
-def locality(
-    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")],
+@dataclass(frozen=True, kw_only=True)
+class LocalityOptions:
+    """Options of ``hwsim trace locality``."""
+
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="Trace file; sample: the bundled one.")]
     policy: Annotated[
         str, typer.Option(metavar="NAME|FILE.py", help="Policy that decides the masks, without a look at the cache.")
-    ],
+    ]
     dram: Annotated[
         str,
         typer.Option(
             metavar="SIZE|SHARE",
             help="DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.",
         ),
-    ],
-    density: o.Density = None,
-    set_: o.Parameters = None,
+    ]
+    density: o.Density = None
+    set_: o.Parameters = None
     eviction: Annotated[
         list[str] | None,
         typer.Option(
@@ -50,12 +53,14 @@ def locality(
             help="Rule; several by commas or by repeating the option.",
             show_default="all that cache",
         ),
-    ] = None,
-    kv_tokens: o.KvTokens = None,
-    bits: o.BitsOfParts = o.DEFAULT_BITS,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle and of the policy's random numbers.")] = 0,
-    json: JsonOption = None,
-) -> None:
+    ] = None
+    kv_tokens: o.KvTokens = None
+    bits: o.BitsOfParts = o.DEFAULT_BITS
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle and of the policy's random numbers.")] = 0
+    json: JsonOption = None
+
+
+def locality(options: LocalityOptions) -> None:
     """Compare every eviction rule on a trace and on the same tokens shuffled: popularity and locality apart.
 
     Example: hwsim trace locality sample --policy dip --dram 70%
@@ -67,10 +72,10 @@ def locality(
     from hwsim.simulation.replay import Settings, layout
     from hwsim.trace import Trace
 
-    asked = [name for option in eviction or [] for name in listed(option)]
-    trace = find_trace(trace)
-    check_target(json, trace, *plugin_files([policy, *asked]), *setting_files(set_ or []))
-    rules, pairs = {}, set_ or []
+    json, seed = options.json, options.seed
+    asked = [name for option in options.eviction or [] for name in listed(option)]
+    trace, rules, pairs = find_trace(options.trace), {}, options.set_ or []
+    check_target(json, trace, *plugin_files([options.policy, *asked]), *setting_files(pairs))
     for spec in asked or EVICTIONS.names():
         name, rule, others = make_rule(spec, pairs if len(asked) == 1 else [])
         if name in rules:
@@ -78,8 +83,8 @@ def locality(
         if rule.caches or asked:
             rules[name] = rule
         pairs = others if len(asked) == 1 else pairs
-    ((shown, made),) = make_policies([policy], density, pairs)
-    settings = Settings(dram, kv_tokens, read_bits(bits), seed=seed)
+    ((shown, made),) = make_policies([options.policy], options.density, pairs)
+    settings = Settings(options.dram, options.kv_tokens, read_bits(options.bits), seed=seed)
     with Trace(trace) as opened, progress_bar() as progress:
         header = opened.header
         placement = layout(header.model, None, made, header.longest, settings, shown)

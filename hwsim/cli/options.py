@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from dataclasses import dataclass
+from enum import Enum, StrEnum
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from hwsim.cli.declared import flat
 from hwsim.errors import SettingError, did_you_mean
 from hwsim.util.units import parse, shorten
 
 if TYPE_CHECKING:
+    from hwsim.simulation.settings import Settings
     from hwsim.trace import Encoding
 
 
@@ -64,6 +67,24 @@ MaxMemory = Annotated[
         show_default="what is free",
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchOptions:
+    """Where torch holds a model, and in which numbers."""
+
+    device: Device = "cpu"
+    dtype: Dtype = "auto"
+    max_memory: MaxMemory = None
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that weights may take.
+
+        Raises:
+            SettingError: it is no size.
+        """
+        return read_size(self.max_memory, "--max-memory")
 
 
 class EncodingName(StrEnum):
@@ -209,6 +230,12 @@ class Chosen(NamedTuple):
     lora_merged: bool
     cache_shares: str
 
+    @classmethod
+    def of(cls, options: object) -> Chosen:
+        """What the options of a command say."""
+        values = flat(options)
+        return cls(**{name: values[name] for name in cls._fields})
+
 
 def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chosen:
     """What was chosen, with a file's word where an option was not given; ``--set`` adds to the file's.
@@ -236,6 +263,27 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
             read: Any = {"policy": lambda v: [v], "density": dumps, "lora": Path}.get(key, lambda v: v)
             texts[key] = read(found[key])
     return chosen._replace(**texts)
+
+
+def settings_of(options: object, **others: Any) -> Settings:
+    """The settings of a run: those options of a command that have the name of a setting.
+
+    Args:
+        options: of the command.
+        others: values that stand above them.
+
+    Raises:
+        HwsimError: one is impossible, or a file is missing or something else.
+    """
+    from inspect import signature
+
+    from hwsim.simulation.options import make_settings
+
+    given = flat(options) | others
+    names = signature(make_settings).parameters.keys() & given.keys()
+    return make_settings(**{
+        name: given[name].value if isinstance(given[name], Enum) else given[name] for name in names
+    })  # fmt: skip
 
 
 def _only(value: Any) -> Any:

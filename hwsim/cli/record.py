@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hwsim.cli import options as o
-from hwsim.cli.common import JsonOption, check_target, output, progress_bar, to_json, write_json
+from hwsim.cli.common import JsonOption, check_target, listed, output, progress_bar, to_json, write_json
 from hwsim.errors import SettingError
 from hwsim.util.units import printable, show_number, show_size
 
 
-def record(
-    model: o.Model,
-    text: o.Text = "persuasion",
-    tokens: o.Tokens = 512,
-    context: o.Context = 512,
-    prompt: o.Prompt = 0,
+@dataclass(frozen=True, kw_only=True)
+class RecordOptions:
+    """Options of ``hwsim record``."""
+
+    model: o.Model
+    text: o.Text = "persuasion"
+    tokens: o.Tokens = 512
+    context: o.Context = 512
+    prompt: o.Prompt = 0
     signals: Annotated[
         str | None,
         typer.Option(
@@ -27,21 +31,19 @@ def record(
             help="input, up, gate, glu, attn_input, attn_output.",
             show_default="input,up,gate; without a gate input,glu",
         ),
-    ] = None,
+    ] = None
     norms: Annotated[
         bool, typer.Option("--norms", help="Also the norms of the weights' columns, for policies that weigh by them.")
-    ] = False,
-    encoding: o.EncodingOf = o.EncodingName.FLOAT16,
-    keep_share: o.KeepShare = None,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = "auto",
-    max_memory: o.MaxMemory = None,
-    out: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Trace to write.", show_default="MODEL.npz")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a trace that is already there.")] = False,
-    json: JsonOption = None,
-) -> None:
+    ] = False
+    encoding: o.EncodingOf = o.EncodingName.FLOAT16
+    keep_share: o.KeepShare = None
+    torch: o.TorchOptions
+    out: Annotated[Path | None, typer.Option("--output", "-o", help="Trace to write.", show_default="MODEL.npz")] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a trace that is already there.")] = False
+    json: JsonOption = None
+
+
+def record(options: RecordOptions) -> None:
     """Record a model over a text: the trace that replays need.
 
     An interrupted recording goes on where it stopped when the same command is given again.
@@ -52,32 +54,36 @@ def record(
     from hwsim.record import record as run
     from hwsim.trace.writer import unfinished
 
-    path = out or Path(f"{_stem(model)}.npz")
+    model, torch, json = options.model, options.torch, options.json
+    path = options.out or Path(f"{_stem(model)}.npz")
+    signals = None if options.signals is None else tuple(listed(options.signals))
     settings = Settings(
-        tokens=tokens,
-        context=context,
-        prompt=prompt,
-        signals=tuple(name.strip() for name in signals.split(",") if name.strip()) if signals is not None else None,
-        device=device,
-        dtype=dtype,
-        max_memory=o.read_size(max_memory, "--max-memory"),
-        norms=norms,
-        encoding=o.read_encoding(encoding, keep_share),
+        tokens=options.tokens,
+        context=options.context,
+        prompt=options.prompt,
+        signals=signals,
+        device=torch.device,
+        dtype=torch.dtype,
+        max_memory=torch.memory,
+        norms=options.norms,
+        encoding=o.read_encoding(options.encoding, options.keep_share),
     )
-    if settings.signals == ():
+    if signals == ():
         raise SettingError("--signals: names none; leave it out for the default")
     check_target(json)
     writes = [Path(json)] if json and json != "-" else []
     try:
         with progress_bar(rate="tokens") as progress:
-            done = run(path, model, text, settings, overwrite=overwrite, progress=progress, writes=writes)
+            done = run(
+                path, model, options.text, settings, overwrite=options.overwrite, progress=progress, writes=writes
+            )  # fmt: skip
     except KeyboardInterrupt as error:
         partial, _ = unfinished(path)
         if partial.exists():
             kept = f"what is recorded so far is kept in {partial}; give the same command again to go on"
             raise KeyboardInterrupt(kept) from error
         raise
-    summary = _summary(done.path, done.resumed, tokens)
+    summary = _summary(done.path, done.resumed, options.tokens)
     if json:
         write_json(json, to_json(summary))
     if json != "-":

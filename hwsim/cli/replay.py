@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,6 @@ from hwsim.cli.common import (
     is_file,
     key_values,
     listed,
-    named,
     note,
     output,
     plugin_files,
@@ -29,18 +29,21 @@ from hwsim.errors import SettingError, did_you_mean
 from hwsim.util.units import printable, shorten
 
 if TYPE_CHECKING:
+    from hwsim.device.profile import Profile
     from hwsim.simulation.metrics import Result
-    from hwsim.simulation.run import Conditions
+    from hwsim.simulation.settings import Settings
 
 
-def replay(
-    ctx: typer.Context,
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    """Options of ``hwsim replay``."""
+
     trace: Annotated[
         Path,
         typer.Argument(
             help="Trace, from `hwsim record` or `hwsim synth`, or masks, from `hwsim eval`; sample: the bundled trace."
         ),
-    ],
+    ]
     hw: Annotated[
         list[str],
         typer.Option(
@@ -48,7 +51,7 @@ def replay(
             metavar="NAME|FILE",
             help="Hardware profile, several by commas or by repeating the option; `hwsim list devices` lists them.",
         ),
-    ],
+    ]
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,47 +60,33 @@ def replay(
             help="Policy; several by commas or by repeating the option. Saved masks need none.",
             show_default="required for a trace",
         ),
-    ] = None,
-    density: o.Density = None,
-    set_: o.Parameters = None,
-    eviction: o.EvictionRule = "lfu",
-    admission: c.AdmissionOf = None,
-    pin: c.Pin = None,
-    warm: c.Warm = None,
-    save_cache: c.SaveCache = None,
-    lora: o.Lora = None,
-    lora_merged: o.LoraMerged = False,
-    cache_scope: o.CacheScope = o.Scope.MATRIX,
-    cache_shares: o.CacheShares = "equal",
-    block: o.Block = 1,
-    layout: o.NeuronLayout = None,
-    dram: o.Dram = None,
-    kv_tokens: o.KvTokens = None,
-    bits: o.BitsOfParts = o.DEFAULT_BITS,
-    timing: o.TimingModel = o.Timing.EVENTS,
-    overlap: o.OverlapOf = o.Overlap.NONE,
-    bundle: d.Bundle = False,
-    packed: d.Packed = False,
-    merge: d.Merge = None,
-    gap: d.Gap = "0",
-    prefetch: d.PrefetchRule = None,
-    fills: d.Fills = False,
-    engine: d.Engine = None,
-    ignore: d.Ignore = "",
-    kv_window: d.KvWindow = None,
-    prefill_chunk: d.PrefillChunk = None,
-    timeline: d.Timeline = None,
-    timeline_tokens: d.TimelineTokens = d.SHOWN,
-    watch: d.WatchIt = False,
-    seed: o.Seed = 0,
+    ] = None
+    rule: c.RuleOptions
+    save_cache: c.SaveCache = None
+    memory: c.MemoryOptions
+    kv_tokens: o.KvTokens = None
+    time: d.TimeOptions
+    packed: d.Packed = False
+    merge: d.Merge = None
+    gap: d.Gap = "0"
+    prefetch: d.PrefetchRule = None
+    parts: d.PartOptions
+    kv_window: d.KvWindow = None
+    prefill_chunk: d.PrefillChunk = None
+    timeline: d.Timeline = None
+    timeline_tokens: d.TimelineTokens = d.SHOWN
+    watch: d.WatchIt = False
+    seed: o.Seed = 0
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="That decide masks and count hits; the result is the same.", show_default="all cores"),
-    ] = None,
-    settings_file: o.SettingsFile = None,
-    json: JsonOption = None,
-    per_token: o.PerToken = False,
-) -> None:
+    ] = None
+    settings_file: o.SettingsFile = None
+    json: JsonOption = None
+    per_token: o.PerToken = False
+
+
+def replay(ctx: typer.Context, options: ReplayOptions) -> None:
     """Replay a trace on one or more devices under one or more policies.
 
     Example: hwsim replay smollm2.npz --hw pixel8 --dram 50% --policy dip,dip-ca
@@ -106,47 +95,41 @@ def replay(
     from hwsim.masking.mask_file import is_mask_file
     from hwsim.report.matrix import print_matrix
     from hwsim.report.table import print_results
-    from hwsim.simulation.run import Conditions
-    from hwsim.simulation.settings import Settings
 
-    o.check_per_token(per_token, json)
-    given = o.Chosen(policy, density, set_, eviction, dram, lora, lora_merged, cache_shares)
-    chosen = o.with_settings(ctx, settings_file, given)
-    policy, density, set_, eviction, dram, lora, lora_merged, cache_shares = chosen
-    pairs, asked = set_ or [], policy or []
-    trace = find_trace(trace)
-    devices = [each for option in hw for each in ([option] if is_file(Path(option)) else listed(option))]
+    json, save_cache, caching = options.json, options.save_cache, options.rule
+    o.check_per_token(options.per_token, json)
+    chosen = o.with_settings(ctx, options.settings_file, o.Chosen.of(options))
+    pairs, asked = chosen.set_ or [], chosen.policy or []
+    trace = find_trace(options.trace)
+    devices = [each for option in options.hw for each in ([option] if is_file(Path(option)) else listed(option))]
     if len(set(devices)) < len(devices) or not devices:
         raise SettingError(f"--hw {','.join(devices)}: must name at least one device, each once")
-    sources = [trace, *map(find_profile, devices), *plugin_files([eviction, *asked]), *setting_files(pairs)]
-    sources += [*o.lora_files(lora, lora_merged), *density_files(density), *o.cache_files(cache_shares, layout)]
-    sources += [path for path in (pin, warm, settings_file) if path] + plugin_files([prefetch] if prefetch else [])
+    sources = [trace, *map(find_profile, devices), *plugin_files([chosen.eviction, *asked]), *setting_files(pairs)]
+    sources += [*o.lora_files(chosen.lora, chosen.lora_merged), *density_files(chosen.density)]
+    sources += o.cache_files(chosen.cache_shares, options.memory.layout)
+    sources += [path for path in (caching.pin, caching.warm, options.settings_file) if path]
+    sources += plugin_files([options.prefetch] if options.prefetch else [])
     check_target(json, *sources, *([save_cache] if save_cache else []))
     names = [name for option in asked for name in listed(option)]
     held = c.Held(save_cache, sources, devices, names)
-    drawn = d.Drawing(timeline, timeline_tokens, watch, sources, devices, names, timing)
-    guesses, pairs = d.prefetch_parameters(pairs)
-    settings = Settings(
-        dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing.value, overlap=overlap.value, seed=seed,
-        per_token=per_token, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope.value,
-        cache_shares=cache_shares, block=block, layout=layout, admission=admission and admission.value,
-        pin=pin, warm=warm, bundle=bundle, packed=packed, merge=merge, gap=gap, prefetch=prefetch,
-        prefetch_parameters=guesses, fills=fills, engine=engine, ignore=ignore, kv_window=kv_window,
-        prefill_chunk=prefill_chunk,
+    drawn = d.Drawing(
+        options.timeline, options.timeline_tokens, options.watch, sources, devices, names, options.time.timing
     )  # fmt: skip
-    name, made_rule, pairs = c.make_rule(eviction, pairs)
+    guesses, pairs = d.prefetch_parameters(pairs)
+    settings = o.settings_of(options, prefetch_parameters=guesses, **chosen._asdict())
+    name, made_rule, pairs = c.make_rule(chosen.eviction, pairs)
+    rule = name, made_rule
     profiles = [load_profile(each) for each in devices]
     if is_mask_file(trace):
-        if asked or pairs or density is not None:
+        if asked or pairs or chosen.density is not None:
             raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
-        found = [_saved(trace, Conditions(each, made_rule, settings, name), held, drawn) for each in profiles]
+        found = [_saved(trace, profile, rule, settings, held, drawn) for profile in profiles]
     else:
         if not asked:
             raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
-        policies = make_policies(names, density, pairs)
+        policies = make_policies(names, chosen.density, pairs)
         found = [
-            _decided(trace, Conditions(each, made_rule, settings, name), policies, held, threads, drawn)
-            for each in profiles
+            _decided(trace, profile, policies, rule, settings, held, options.threads, drawn) for profile in profiles
         ]
     held.write(found[0][0][0])
     write_results(json, [result for results, _ in found for result in results])
@@ -163,8 +146,10 @@ def replay(
 
 def _decided(
     trace: Path,
-    conditions: Conditions,
+    profile: Profile,
     policies: list[tuple[str, Any]],
+    rule: tuple[str, Any],
+    settings: Settings,
     held: c.Held,
     threads: int | None,
     drawn: d.Drawing,
@@ -172,36 +157,43 @@ def _decided(
     """Replay the signals of a trace: the results, and that of `dense`."""
     from hwsim.simulation.plugins import POLICIES
     from hwsim.simulation.replay import replay as run
-    from hwsim.simulation.run import Source
     from hwsim.trace import Trace
 
     with Trace(trace) as opened, drawn.follow() as progress:
-        source = Source.of_trace(opened)
 
         def one(name: str, made: Any) -> Result:
-            observers = [held.observer(), named(progress, f"{name}: "), *drawn.observers(first=made is policies[0][1])]
-            return run(conditions.run(source, made, name), observers, threads=threads)
+            return run(
+                opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
+                progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total), threads=threads,
+                recorder=drawn.recorder(first=made is policies[0][1]),
+            )  # fmt: skip
 
         results = {name: one(name, made) for name, made in policies}
         dense = results.get("dense") or one("dense", POLICIES.make("dense")[1])
     return list(results.values()), dense
 
 
-def _saved(path: Path, conditions: Conditions, held: c.Held, drawn: d.Drawing) -> tuple[list[Result], Result]:
+def _saved(
+    path: Path,
+    profile: Profile,
+    rule: tuple[str, Any],
+    settings: Settings,
+    held: c.Held,
+    drawn: d.Drawing,
+) -> tuple[list[Result], Result]:
     """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
     from hwsim.masking.mask_file import MaskFile
-    from hwsim.simulation.replay import replay as run
-    from hwsim.simulation.run import Source
+    from hwsim.simulation.replay import replay_masks
 
     masks = MaskFile(path)
     with drawn.follow() as progress:
         made, dense = (
-            run(
-                conditions.run(Source.of_masks(each), each.policy, each.policy.name),
-                [held.observer(), named(progress), *drawn.observers(first=each is masks)],
+            replay_masks(
+                each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress,
+                recorder=drawn.recorder(first=each is masks),
             )
             for each in (masks, masks.without_masks())
-        )
+        )  # fmt: skip
     return [made], dense
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from hwsim.errors import SettingError, did_you_mean
 from hwsim.util.files import check_new_file, spare
 
 _MOST_SHOWN = 40  # rows of the table that follows a sweep
+_AXES = ("trace", "model", "text", "tokens", "hw", "policy", "density", "eviction", "dram")  # options of several values
 
 Numbered = tuple[int, dict[str, Any]]
 """A result, and its place among all of the store."""
@@ -41,37 +43,42 @@ def _option(text: str, default: str | bool = False) -> Any:
     return typer.Option(metavar="A,B,...", help=text, show_default=default)
 
 
-def sweep(
-    store: Annotated[Path, typer.Option("--store", "-o", metavar="FILE", help="Keeps each finished run; SQLite.")],
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Options of ``hwsim sweep``."""
+
+    store: Annotated[Path, typer.Option("--store", "-o", metavar="FILE", help="Keeps each finished run; SQLite.")]
     spec: Annotated[
         Path | None,
         typer.Argument(metavar="[SPEC.yaml]", help="What to run; options stand above it.", show_default=False),
-    ] = None,
-    trace: Annotated[str | None, _option("Traces; sample: the bundled one.")] = None,
-    model: Annotated[str | None, _option("Models to run in the closed loop, as for `hwsim eval`.")] = None,
-    text: Annotated[str | None, _option("Texts for the models.")] = None,
-    tokens: Annotated[str | None, _option("Tokens of the texts.", "2048")] = None,
-    hw: Annotated[str | None, _option("Hardware profiles.")] = None,
-    policy: Annotated[str | None, _option("Policies.")] = None,
-    density: Annotated[str | None, _option("MLP densities, of the policies that have one.")] = None,
+    ] = None
+    trace: Annotated[str | None, _option("Traces; sample: the bundled one.")] = None
+    model: Annotated[str | None, _option("Models to run in the closed loop, as for `hwsim eval`.")] = None
+    text: Annotated[str | None, _option("Texts for the models.")] = None
+    tokens: Annotated[str | None, _option("Tokens of the texts.", "2048")] = None
+    hw: Annotated[str | None, _option("Hardware profiles.")] = None
+    policy: Annotated[str | None, _option("Policies.")] = None
+    density: Annotated[str | None, _option("MLP densities, of the policies that have one.")] = None
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=A,B,...", help="Values of a parameter: KEY, POLICY.KEY or eviction.KEY."),
-    ] = None,
-    eviction: Annotated[str | None, _option("Eviction rules.", "lfu")] = None,
-    dram: Annotated[str | None, _option("DRAM sizes or shares.")] = None,
+    ] = None
+    eviction: Annotated[str | None, _option("Eviction rules.", "lfu")] = None
+    dram: Annotated[str | None, _option("DRAM sizes or shares.")] = None
     vary: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=A,B,...", help="Values of any other key of SPEC.yaml, such as overlap or block."),
-    ] = None,
-    per_token: Annotated[bool, typer.Option("--per-token", help="Keep every token in the results.")] = False,
+    ] = None
+    per_token: Annotated[bool, typer.Option("--per-token", help="Keep every token in the results.")] = False
     jobs: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Processes of this machine.", show_default="all cores")
-    ] = None,
-    backend: Annotated[Backend, typer.Option(help="local: processes of this machine; or a cluster's.")] = Backend.LOCAL,
-    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of Dask's scheduler or Ray's head.")] = None,
-    json: JsonOption = None,
-) -> None:
+    ] = None
+    backend: Annotated[Backend, typer.Option(help="local: processes of this machine; or a cluster's.")] = Backend.LOCAL
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of Dask's scheduler or Ray's head.")] = None
+    json: JsonOption = None
+
+
+def sweep(options: SweepOptions) -> None:
     """Run every combination of models, devices, policies and settings.
 
     These are traces or models, devices, policies and their parameters, eviction rules and sizes of DRAM.
@@ -87,18 +94,15 @@ def sweep(
     from hwsim.studies.sweep import Store, make_spec, read_spec
     from hwsim.studies.sweep import sweep as run
 
-    given: dict[str, Any] = {
-        "trace": trace, "model": model, "text": text, "tokens": tokens, "hw": hw, "policy": policy,
-        "density": density, "eviction": eviction, "dram": dram,
-    }  # fmt: skip
-    options: dict[str, Any] = {key: _values(value) for key, value in given.items() if value is not None}
-    options |= {key: _values(value) for key, value in key_values(vary or [], "--vary").items()}
-    parameters = {key: _values(value) for key, value in key_values(set_ or [], "--set").items()}
-    if parameters:
-        options["set"] = parameters
-    if per_token:
-        options["per_token"] = True
-    specs = read_spec(spec, options) if spec else [make_spec(options, "options")]
+    store, spec, json = options.store, options.spec, options.json
+    given = {key: getattr(options, key) for key in _AXES}
+    wanted: dict[str, Any] = {key: _values(value) for key, value in given.items() if value is not None}
+    wanted |= {key: _values(value) for key, value in key_values(options.vary or [], "--vary").items()}
+    if parameters := {key: _values(value) for key, value in key_values(options.set_ or [], "--set").items()}:
+        wanted["set"] = parameters
+    if options.per_token:
+        wanted["per_token"] = True
+    specs = read_spec(spec, wanted) if spec else [make_spec(wanted, "options")]
     check_new_file(store)
     read = [spec] if spec else []
     for each in specs:
@@ -107,7 +111,10 @@ def sweep(
     check_target(json, *read, store)
     with Store(store) as kept, progress_bar() as progress:
         try:
-            swept = run(specs, kept, jobs=jobs or cores(), backend=backend.value, address=address, progress=progress)
+            swept = run(
+                specs, kept, jobs=options.jobs or cores(), backend=options.backend.value, address=options.address,
+                progress=progress,
+            )  # fmt: skip
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(f"{len(kept)} runs are in {store}; the same command goes on") from error
         shown = list(kept.results(swept.keys if json else swept.keys[:_MOST_SHOWN]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from hwsim.cli.common import (
     JsonOption,
     check_target,
     find_trace,
+    listed,
     note,
     output,
     progress_bar,
@@ -26,28 +28,33 @@ if TYPE_CHECKING:
 _COMPARED = 128  # tokens: enough for the statistics, few enough for a large model
 
 
-def synth(
-    model: Annotated[str, typer.Option(metavar="NAME", help="Model whose shape to take, such as phi3-medium.")],
-    tokens: Annotated[int, typer.Option(help="Tokens to draw.")] = 512,
+@dataclass(frozen=True, kw_only=True)
+class SynthOptions:
+    """Options of ``hwsim synth``."""
+
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model whose shape to take, such as phi3-medium.")]
+    tokens: Annotated[int, typer.Option(help="Tokens to draw.")] = 512
     like: Annotated[
         Path,
         typer.Option(metavar="TRACE", help="Recorded trace whose statistics to take; sample: the bundled one."),
-    ] = Path("sample"),
+    ] = Path("sample")
     context: Annotated[
         int | None,
         typer.Option(help="Tokens of one window; each is a sequence of its own.", show_default="all tokens"),
-    ] = None,
-    prompt: Annotated[int, typer.Option(help="First tokens of each window that are no part of the decode.")] = 0,
+    ] = None
+    prompt: Annotated[int, typer.Option(help="First tokens of each window that are no part of the decode.")] = 0
     signals: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Signals to draw.", show_default="those of --like")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0,
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = 0
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="Trace to write.", show_default="MODEL-synthetic.npz")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
-    json: JsonOption = None,
-) -> None:
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False
+    json: JsonOption = None
+
+
+def synth(options: SynthOptions) -> None:
     """Draw a trace for a model whose weights are not at hand.
 
     It has the statistics of a recorded trace. The values are random: they tell speed, never accuracy.
@@ -58,24 +65,25 @@ def synth(
     from hwsim.model.catalog import known_shape
     from hwsim.report.traceinfo import render_comparison
     from hwsim.trace import Trace
-    from hwsim.trace.synth import Windows, synthesize
+    from hwsim.trace.synth import synthesize
     from hwsim.trace.writer import unfinished
     from hwsim.util.units import printable, show_size
 
+    model, tokens, json, overwrite = options.model, options.tokens, options.json, options.overwrite
     shape = known_shape(model)
-    path = out or Path(f"{model}-synthetic.npz")
-    like = find_trace(like)
+    path = options.out or Path(f"{model}-synthetic.npz")
+    like = find_trace(options.like)
     check_new_file(path)
     check_target(json, like)
     if json and json != "-":
         spare(Path(json), [path, *unfinished(path)], "writes the trace to")
     if path.is_file() and not overwrite:
         raise OutputError(f"{path}: exists; name another file with -o, or give --overwrite")
-    wanted = [name.strip() for name in signals.split(",") if name.strip()] if signals is not None else None
+    wanted = None if options.signals is None else listed(options.signals)
     with Trace(like) as recorded, progress_bar() as progress:
         header = synthesize(
-            path, shape, Windows(tokens, context, prompt), like=recorded, signals=wanted, seed=seed,
-            overwrite=overwrite, progress=progress,
+            path, shape, tokens, like=recorded, context=options.context, prompt=options.prompt, signals=wanted,
+            seed=options.seed, overwrite=overwrite, progress=progress,
         )  # fmt: skip
         with Trace(path) as drawn:
             # a few tokens look more unequal than many: compare equal numbers

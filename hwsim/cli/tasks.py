@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from hwsim.device.profile import Profile
     from hwsim.evictions import Eviction
     from hwsim.record import Settings as Reading
+    from hwsim.simulation.metrics import TaskEvaluation
     from hwsim.simulation.replay import Settings
 
 Tasks = Annotated[
@@ -38,19 +40,24 @@ _OF_TASKS = ("tasks_path", "limit", "num_fewshot", "dense_prompt")
 _OF_TEXTS = ("text", "tokens", "context", "prompt", "batch", "save_masks")
 
 
-def read_tasks(
-    ctx: typer.Context,
-    tasks: list[str] | None,
-    folder: Path | None,
-    limit: int | None,
-    num_fewshot: int | None,
-    dense_prompt: bool,
-) -> TaskSettings | None:
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Tasks in place of a text."""
+
+    tasks: Tasks = None
+    tasks_path: TasksPath = None
+    limit: Limit = None
+    num_fewshot: NumFewshot = None
+    dense_prompt: DensePrompt = False
+
+
+def read_tasks(ctx: typer.Context, options: TaskOptions) -> TaskSettings | None:
     """What the options ask for; None: a text.
 
     Raises:
         SettingError: options of a text and of tasks are mixed.
     """
+    tasks = options.tasks
     wrong = [name for name in (_OF_TASKS if tasks is None else _OF_TEXTS) if _given(ctx, name)]
     if wrong:
         rule = "is for --tasks" if tasks is None else "does not go with --tasks"
@@ -60,7 +67,9 @@ def read_tasks(
     from hwsim.closed_loop import TaskSettings
 
     names = dict.fromkeys(name.strip() for option in tasks for name in option.split(",") if name.strip())
-    return TaskSettings(tuple(names), folder, limit, num_fewshot, dense_prompt)
+    return TaskSettings(
+        tuple(names), options.tasks_path, options.limit, options.num_fewshot, options.dense_prompt
+    )  # fmt: skip
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -82,22 +91,26 @@ def run_tasks(
     rule: tuple[str, Eviction],
     reading: Reading,
     settings: Settings,
-    json: str | None,
-    shown: int,
-) -> None:
-    """Evaluate on tasks and show it; the first `shown` candidates were asked for."""
+) -> list[TaskEvaluation]:
+    """Evaluate on tasks: a result for each candidate."""
     from hwsim.closed_loop import evaluate_tasks
-    from hwsim.report.table import print_results
-    from hwsim.report.tasks import render_tasks
 
     with progress_bar(rate="texts") as progress:
         results = evaluate_tasks(
             model, tasks, profile, candidates, rule[1], reading, settings, eviction_name=rule[0], progress=progress
         )  # fmt: skip
-    write_results(json, list(results[:shown]))
+    return list(results)
+
+
+def show_tasks(results: list[TaskEvaluation], asked: int, json: str | None) -> None:
+    """Write and print results; those of the first `asked` candidates were asked for, of the others `dense` is used."""
+    from hwsim.report.table import print_results
+    from hwsim.report.tasks import render_tasks
+
+    write_results(json, list(results[:asked]))
     if json != "-":
         console = output()
-        console.print(render_tasks(results[:shown], console.width))
-        print_results(console, list(results[:shown]), next(each for each in results if not each.groups))
+        console.print(render_tasks(results[:asked], console.width))
+        print_results(console, list(results[:asked]), next(each for each in results if not each.groups))
     if json and json != "-":
         note(f"Result written to {json}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,32 +26,35 @@ from hwsim.cli.replay import density_files, make_policies
 from hwsim.errors import OutputError, SettingError
 
 
-def lora(
-    model: o.Model,
-    text: o.Text,
-    hw: o.Hardware,
-    policy: Annotated[str, typer.Option("--policy", metavar="NAME|FILE.py", help="Policy that is in place.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write.")],
-    tokens: Annotated[int, typer.Option(help="Tokens of the text to train on.")] = 131_072,
-    validation: Annotated[int, typer.Option(help="Tokens after those to look at, never trained on.")] = 4_096,
-    context: o.Context = 512,
-    batch: Annotated[int, typer.Option(help="Windows of one step.")] = 2,
-    epochs: Annotated[int, typer.Option(help="How often the tokens are gone through.")] = 1,
-    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="The largest; it rises first and falls to zero.")] = 1e-3,
-    every: Annotated[int, typer.Option(help="Steps between two looks at the validation tokens.")] = 32,
-    density: o.Density = None,
-    set_: o.Parameters = None,
-    eviction: o.EvictionRule = "lfu",
-    dram: o.Dram = None,
-    bits: o.BitsOfParts = o.DEFAULT_BITS,
-    seed: o.Seed = 0,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = "auto",
-    max_memory: o.MaxMemory = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another adapter that is there.")] = False,
-    json: JsonOption = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """Options of ``hwsim train lora``."""
+
+    model: o.Model
+    text: o.Text
+    hw: o.Hardware
+    policy: Annotated[str, typer.Option("--policy", metavar="NAME|FILE.py", help="Policy that is in place.")]
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write.")]
+    tokens: Annotated[int, typer.Option(help="Tokens of the text to train on.")] = 131_072
+    validation: Annotated[int, typer.Option(help="Tokens after those to look at, never trained on.")] = 4_096
+    context: o.Context = 512
+    batch: Annotated[int, typer.Option(help="Windows of one step.")] = 2
+    epochs: Annotated[int, typer.Option(help="How often the tokens are gone through.")] = 1
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.")] = 16
+    learning_rate: Annotated[float, typer.Option(help="The largest; it rises first and falls to zero.")] = 1e-3
+    every: Annotated[int, typer.Option(help="Steps between two looks at the validation tokens.")] = 32
+    density: o.Density = None
+    set_: o.Parameters = None
+    eviction: o.EvictionRule = "lfu"
+    dram: o.Dram = None
+    bits: o.BitsOfParts = o.DEFAULT_BITS
+    seed: o.Seed = 0
+    torch: o.TorchOptions
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another adapter that is there.")] = False
+    json: JsonOption = None
+
+
+def lora(options: LoraOptions) -> None:
     """Train a LoRA adapter under a policy, with the dense model as teacher.
 
     The policy's masks and caches are in place while it trains. After a kill the same command goes on where it was.
@@ -66,22 +70,28 @@ def lora(
     from hwsim.train.lora import train_lora
     from hwsim.train.trainer import Training
 
-    read = [find_profile(hw), *plugin_files([eviction, policy]), *setting_files(set_ or []), *density_files(density)]
+    model, text, out, json, torch = options.model, options.text, options.out, options.json, options.torch
+    pairs = options.set_ or []
+    read = [find_profile(options.hw), *plugin_files([options.eviction, options.policy]), *setting_files(pairs)]
+    read += density_files(options.density)
     check_target(json, *read, *([Path(text)] if Path(text).is_file() else []), *o.model_files(model))
     made_there = {out.resolve(), partial_of(out)}
     if json and json != "-" and made_there & {Path(json).resolve(), *Path(json).resolve().parents}:
         raise OutputError(f"--json {json}: lies in the folder of the adapter, {out}; name a file elsewhere")
-    training = Training(tokens, validation, context, batch, epochs, rank, learning_rate, every)
-    reading = Reading(device=device, dtype=dtype, max_memory=o.read_size(max_memory, "--max-memory"))
-    _, rule, pairs = make_rule(eviction, set_ or [])
-    made = make_policies([policy], density, pairs)
+    training = Training(
+        options.tokens, options.validation, options.context, options.batch, options.epochs, options.rank,
+        options.learning_rate, options.every,
+    )  # fmt: skip
+    reading = Reading(device=torch.device, dtype=torch.dtype, max_memory=torch.memory)
+    _, rule, pairs = make_rule(options.eviction, pairs)
+    made = make_policies([options.policy], options.density, pairs)
     if len(made) != 1:
         raise SettingError("--policy: an adapter is trained under one policy")
-    settings = Settings(dram, None, read_bits(bits), seed=seed)
+    settings = Settings(options.dram, None, read_bits(options.bits), seed=options.seed)
     with progress_bar() as progress:
         trained = train_lora(
-            out, model, text, load_profile(hw), Candidate(*made[0]), rule, training, reading, settings,
-            overwrite=overwrite, progress=progress, writes=[Path(json)] if json and json != "-" else [],
+            out, model, text, load_profile(options.hw), Candidate(*made[0]), rule, training, reading, settings,
+            overwrite=options.overwrite, progress=progress, writes=[Path(json)] if json and json != "-" else [],
         )  # fmt: skip
     if json:
         write_json(json, to_json(trained.plain()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,25 +14,30 @@ from hwsim.cli.common import JsonOption, check_target, find_trace, note, output,
 from hwsim.util.units import printable
 
 
-def predictor(
+@dataclass(frozen=True, kw_only=True)
+class PredictorOptions:
+    """Options of ``hwsim train predictor``."""
+
     trace: Annotated[
         Path, typer.Argument(metavar="TRACE", help="Trace with input, and glu or up and gate; sample: the bundled one.")
-    ],
-    out: Annotated[Path, typer.Option("--output", "-o", help="File of nets to write.")],
+    ]
+    out: Annotated[Path, typer.Option("--output", "-o", help="File of nets to write.")]
     density: Annotated[
         float, typer.Option(help="MLP density at which the policy is going to run, the nets counted.")
-    ] = 0.5,
+    ] = 0.5
     rank: Annotated[
         int | None, typer.Option(help="Width of a net's hidden layer.", show_default="a 16th of the hidden size")
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training tokens, at most.")] = 6,
-    patience: Annotated[int, typer.Option(help="Epochs without a lower validation loss that end a layer.")] = 2,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 3e-3,
-    seed: Annotated[int, typer.Option(help="Seed of the start and of the order of tokens.")] = 0,
-    device: o.Device = "cpu",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
-    json: JsonOption = None,
-) -> None:
+    ] = None
+    epochs: Annotated[int, typer.Option(help="Passes over the training tokens, at most.")] = 6
+    patience: Annotated[int, typer.Option(help="Epochs without a lower validation loss that end a layer.")] = 2
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 3e-3
+    seed: Annotated[int, typer.Option(help="Seed of the start and of the order of tokens.")] = 0
+    device: o.Device = "cpu"
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False
+    json: JsonOption = None
+
+
+def predictor(options: PredictorOptions) -> None:
     """Train one net per layer that predicts from the MLP's input which neurons a token needs.
 
     No model is needed, only its trace. An interrupted training goes on when the same command is given again.
@@ -42,13 +48,15 @@ def predictor(
     from hwsim.train.partial import partial_of
     from hwsim.train.predictor import Settings, train
 
-    trace, given = find_trace(trace), trace
+    trace, out, density, json = find_trace(options.trace), options.out, options.density, options.json
     check_target(json, trace)
     writes = [Path(json)] if json and json != "-" else []
-    settings = Settings(density, rank, epochs, patience, learning_rate, seed, device)
+    settings = Settings(
+        density, options.rank, options.epochs, options.patience, options.learning_rate, options.seed, options.device
+    )  # fmt: skip
     try:
         with progress_bar() as progress:
-            done = train(out, trace, settings, overwrite=overwrite, progress=progress, writes=writes)
+            done = train(out, trace, settings, overwrite=options.overwrite, progress=progress, writes=writes)
     except KeyboardInterrupt as error:
         if (kept := partial_of(out)).exists():
             told = f"finished layers are kept in {kept}; give the same command again to go on"
@@ -62,7 +70,7 @@ def predictor(
         console = output()
         console.print(_head(done.header, done.resumed), markup=False, soft_wrap=True)
         console.print(render_predictor(done.header))
-        console.print(_next(given, done.path, density), markup=False, soft_wrap=True)
+        console.print(_next(options.trace, done.path, density), markup=False, soft_wrap=True)
     if json and json != "-":
         note(f"Result written to {json}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -27,49 +28,54 @@ from hwsim.util.files import check_new_file, spare
 from hwsim.util.units import printable
 
 
-def prefetch(
+@dataclass(frozen=True, kw_only=True)
+class PrefetchOptions:
+    """Options of ``hwsim train prefetch``."""
+
     trace: Annotated[
         Path, typer.Argument(metavar="TRACE", help="Trace to count on; judge on another. sample: the bundled.")
-    ],
-    policy: Annotated[str, typer.Option(metavar="NAME|FILE.py", help="Policy that decides the masks.")],
-    hw: o.Hardware,
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")],
-    density: o.Density = None,
-    set_: o.Parameters = None,
-    eviction: o.EvictionRule = "lfu",
-    dram: o.Dram = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False,
-    json: JsonOption = None,
-) -> None:
+    ]
+    policy: Annotated[str, typer.Option(metavar="NAME|FILE.py", help="Policy that decides the masks.")]
+    hw: o.Hardware
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="File to write.")]
+    density: o.Density = None
+    set_: o.Parameters = None
+    eviction: o.EvictionRule = "lfu"
+    dram: o.Dram = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False
+    json: JsonOption = None
+
+
+def prefetch(options: PrefetchOptions) -> None:
     """Count on a trace how often a unit is needed after a token that needed it, or did not; for --prefetch trained.
 
     Example: hwsim train prefetch sample --policy dip --hw pixel8 --dram 50% -o guess.npz
     """
     from hwsim.device.profile import find_profile, load_profile
     from hwsim.prefetch.trained import KIND
-    from hwsim.simulation.options import make_settings
     from hwsim.trace import Trace
     from hwsim.train.prefetching import train_prefetch
     from hwsim.util.arrayfile import write_arrays
 
-    trace = find_trace(trace)
+    trace, hw, policy, out, json = find_trace(options.trace), options.hw, options.policy, options.out, options.json
+    pairs = options.set_ or []
     files = [
         trace,
         find_profile(hw),
-        *plugin_files([policy, eviction]),
-        *setting_files(set_ or []),
-        *density_files(density),
+        *plugin_files([policy, options.eviction]),
+        *setting_files(pairs),
+        *density_files(options.density),
     ]
     check_new_file(out)
     spare(out, files)
     check_target(json, *files, out)
-    if out.is_file() and not overwrite:
+    if out.is_file() and not options.overwrite:
         raise OutputError(f"{out}: exists; name another file with -o, or give --overwrite")
-    _, rule, pairs = c.make_rule(eviction, set_ or [])
-    ((name, made),) = make_policies([policy], density, pairs)
+    _, rule, pairs = c.make_rule(options.eviction, pairs)
+    ((name, made),) = make_policies([policy], options.density, pairs)
     with Trace(trace) as opened, progress_bar() as progress:
         header, arrays = train_prefetch(
-            opened, load_profile(hw), made, rule, make_settings(dram=dram), name,
+            opened, load_profile(hw), made, rule, o.settings_of(options), name,
             progress,
         )  # fmt: skip
         tokens = opened.header.decoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,32 +15,37 @@ from hwsim.errors import SettingError
 from hwsim.util.files import check_new_file, spare
 
 
-def tune(
-    model: o.Model,
-    hw: o.Hardware,
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """Options of ``hwsim tune``."""
+
+    model: o.Model
+    hw: o.Hardware
     out: Annotated[
         Path,
         typer.Option("--out", "-o", metavar="FILE.yaml", help="Settings to write; of several losses one file each."),
-    ],
-    study: Annotated[Path, typer.Option(metavar="FILE", help="Keeps the trials; the same command goes on with them.")],
-    text: o.Text = "persuasion",
-    tokens: o.Tokens = 2048,
-    context: o.Context = 512,
-    loss: Annotated[
-        str, typer.Option(metavar="A,B,...", help="Perplexity above dense that may be lost.")
-    ] = "0.1,0.2,0.5",
-    trials: Annotated[int, typer.Option(min=1, max=10**6, help="In all, those that the study holds included.")] = 100,
-    least_density: Annotated[float, typer.Option(help="Least MLP density of the first third to try.")] = 0.4,
-    dram: o.Dram = None,
-    lora: o.Lora = None,
-    lora_merged: o.LoraMerged = False,
-    overlap: o.OverlapOf = o.Overlap.NONE,
-    bits: o.BitsOfParts = o.DEFAULT_BITS,
-    seed: o.Seed = 0,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = "auto",
-    json: JsonOption = None,
-) -> None:
+    ]
+    study: Annotated[Path, typer.Option(metavar="FILE", help="Keeps the trials; the same command goes on with them.")]
+    text: o.Text = "persuasion"
+    tokens: o.Tokens = 2048
+    context: o.Context = 512
+    loss: Annotated[str, typer.Option(metavar="A,B,...", help="Perplexity above dense that may be lost.")] = (
+        "0.1,0.2,0.5"
+    )
+    trials: Annotated[int, typer.Option(min=1, max=10**6, help="In all, those that the study holds included.")] = 100
+    least_density: Annotated[float, typer.Option(help="Least MLP density of the first third to try.")] = 0.4
+    dram: o.Dram = None
+    lora: o.Lora = None
+    lora_merged: o.LoraMerged = False
+    overlap: o.OverlapOf = o.Overlap.NONE
+    bits: o.BitsOfParts = o.DEFAULT_BITS
+    seed: o.Seed = 0
+    device: o.Device = "cpu"
+    dtype: o.Dtype = "auto"
+    json: JsonOption = None
+
+
+def tune(options: TuneOptions) -> None:
     """Find the fastest settings that stay within a loss of perplexity.
 
     These are settings of DIP-CA on a device; the perplexity is that with the cache in the loop. Searched are density,
@@ -52,26 +58,27 @@ def tune(
     from hwsim.device.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.tuning import render_tuned
-    from hwsim.simulation.options import make_settings
     from hwsim.studies.tune import Goal, write_settings
     from hwsim.studies.tune import tune as run
     from hwsim.studies.tune.study import told
 
-    losses = _losses(loss)
+    model, hw, text, tokens, out = options.model, options.hw, options.text, options.tokens, options.out
+    study, json, seed = options.study, options.json, options.seed
+    losses = _losses(options.loss)
     names = {each: out if len(losses) == 1 else out.with_name(f"{out.stem}-{each:g}{out.suffix}") for each in losses}
     read = [find_profile(hw), *o.model_files(model), *([Path(text)] if Path(text).is_file() else [])]
-    read += o.lora_files(lora, lora_merged)
+    read += o.lora_files(options.lora, options.lora_merged)
     written = [*names.values(), study]
     for path in written:
         check_new_file(path)
         spare(path, read)
     check_target(json, *read, *written)
-    d.check_closed(overlap)
-    settings = make_settings(dram=dram, bits=bits, overlap=overlap.value, seed=seed, lora=lora, lora_merged=lora_merged)
-    reading = Reading(tokens=tokens, context=context, device=device, dtype=dtype)
-    goal = Goal(model, text, reading, load_profile(hw), settings, losses, least_density)
+    d.check_closed(options.overlap)
+    settings = o.settings_of(options)
+    reading = Reading(tokens=tokens, context=options.context, device=options.device, dtype=options.dtype)
+    goal = Goal(model, text, reading, load_profile(hw), settings, losses, options.least_density)
     with progress_bar() as progress:
-        found = run(goal, study, trials, seed=seed, progress=progress)
+        found = run(goal, study, options.trials, seed=seed, progress=progress)
     for each, best in found.best.items():
         if best:
             about = f"hwsim tune: {model} on {hw}, {tokens} tokens of {Path(text).name}, at most +{each:g}"
