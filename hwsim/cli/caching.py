@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,29 +22,6 @@ if TYPE_CHECKING:
     from hwsim.simulation.metrics import Result
 
 
-class Admission(StrEnum):
-    """How units enter a cache."""
-
-    ALWAYS = "always"
-    BYPASS = "bypass"
-
-
-AdmissionOf = Annotated[
-    Admission | None,
-    typer.Option(
-        help="always: what a token needs enters the cache first. bypass: only if the eviction ranks it above what is "
-        "there.",
-        show_default="always, where the eviction has no word of its own",
-    ),
-]
-Pin = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Units that are in the caches from the start and never leave, as --save-cache."),
-]
-Warm = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="What the caches hold when a sequence begins, as --save-cache wrote it."),
-]
 SaveCache = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write what the caches hold at the end of the last sequence; of one policy."),
@@ -60,22 +36,6 @@ class RuleOptions:
     density: o.Density = None
     set_: o.Parameters = None
     eviction: o.EvictionRule = "lfu"
-    admission: AdmissionOf = None
-    pin: Pin = None
-    warm: Warm = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryOptions:
-    """What lies in DRAM, and in which units."""
-
-    lora: o.Lora = None
-    lora_merged: o.LoraMerged = False
-    cache_scope: o.CacheScope = o.Scope.MATRIX
-    cache_shares: o.CacheShares = "equal"
-    block: o.Block = 1
-    layout: o.NeuronLayout = None
-    dram: o.Dram = None
 
 
 def make_rule(spec: str, pairs: list[str]) -> tuple[str, Eviction, list[str]]:

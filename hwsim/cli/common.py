@@ -23,7 +23,6 @@ from hwsim.util.units import printable
 
 if TYPE_CHECKING:
     from hwsim.masking.observers import Observer
-    from hwsim.model.shape import Bits
     from hwsim.simulation.metrics import Result
 
 JsonOption = Annotated[
@@ -251,13 +250,6 @@ def key_values(pairs: list[str], option: str) -> dict[str, str]:
             raise SettingError(f"{option} {pair}: write {option} key=value")
         values[key.strip()] = value.strip()
     return values
-
-
-def read_bits(text: str) -> Bits:
-    """Read ``--bits mlp=4.5,attention=4``, as `hwsim.simulation.options.read_bits` does."""
-    from hwsim.simulation.options import read_bits as read
-
-    return read(text)
 
 
 def find_trace(trace: Path) -> Path:

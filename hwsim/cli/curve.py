@@ -17,12 +17,12 @@ from hwsim.cli.common import (
     output,
     plugin_files,
     progress_bar,
-    read_bits,
     setting_files,
     to_json,
     write_json,
 )
 from hwsim.cli.replay import make_policies
+from hwsim.cli.runoptions import Run
 
 _SHARES = tuple(tenth / 10 for tenth in range(1, 11))  # of the units: the columns of the table
 
@@ -51,9 +51,7 @@ class CurveOptions:
             show_default="the budget of --hw",
         ),
     ] = None
-    kv_tokens: o.KvTokens = None
-    bits: o.BitsOfParts = o.DEFAULT_BITS
-    seed: o.Seed = 0
+    run: Run
     json: JsonOption = None
 
 
@@ -64,26 +62,26 @@ def curve(options: CurveOptions) -> None:
     """
     from hwsim.analysis.curve import curve as count
     from hwsim.device.profile import find_profile, load_profile
-    from hwsim.masking.scan import check_trace
+    from hwsim.evictions.lru import Lru
+    from hwsim.masking.checks import check_trace
     from hwsim.report.curve import render_curve
-    from hwsim.simulation.replay import Settings, layout
+    from hwsim.simulation.run import Conditions, Source
     from hwsim.trace import Trace
 
-    hw, json, dram, seed, pairs = options.hw, options.json, options.dram, options.seed, options.set_ or []
+    hw, json, dram, pairs = options.hw, options.json, options.dram, options.set_ or []
     trace = find_trace(options.trace)
     files = [trace, *plugin_files([options.policy]), *setting_files(pairs), *([find_profile(hw)] if hw else [])]
     check_target(json, *files)
     profile = load_profile(hw) if hw else None
     known = profile is not None or dram is not None
     ((shown, made),) = make_policies([options.policy], options.density, pairs)
-    settings = Settings(dram if known else "100%", options.kv_tokens, read_bits(options.bits), seed=seed)
+    settings = options.run.settings(dram=dram if known else "100%")
     with Trace(trace) as opened, progress_bar() as progress:
-        header = opened.header
-        placement = layout(header.model, profile, made, header.longest, settings, shown)
-        check_trace(opened, made, placement.groups, shown)
-        layers = header.model.num_hidden_layers
+        header, layers = opened.header, opened.model.num_hidden_layers
+        run = Conditions(profile, Lru(), settings).run(Source.of_trace(opened), made, shown)
+        check_trace(opened, made, run.placement.plans, shown)
         found = count(
-            opened, header.model, header.sequences, made, placement.groups, _SHARES, known=known, name=shown, seed=seed,
+            opened, run.sequences, run.masking, _SHARES, known=known,
             progress=lambda done: progress("masks and stacks", done, layers),
         )  # fmt: skip
         data: dict[str, Any] = {
@@ -92,8 +90,8 @@ def curve(options: CurveOptions) -> None:
             "trace": {"name": opened.path.name, "hash": opened.hash, "origin": header.origin},
             "policy": {"name": shown, "parameters": made.model_dump(mode="json")},
             "eviction": "lru",
-            "dram_budget_bytes": placement.budget if known else None,
-            "seed": seed,
+            "dram_budget_bytes": run.placement.bytes.budget if known else None,
+            "seed": settings.seed,
             "groups": {
                 name: {
                     "units": group.units,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hwsim.cli.common import key_values, note, progress_bar
-from hwsim.cli.options import DEFAULT_BITS, BitsOfParts, Overlap, OverlapOf, Timing, TimingModel
 from hwsim.errors import SettingError
 from hwsim.util.files import check_new_file, keep_strangers, spare
 
@@ -22,75 +20,6 @@ if TYPE_CHECKING:
 _PANEL = "How the device is used"
 _OWNER = "prefetch"
 
-Bundle = Annotated[
-    bool,
-    typer.Option("--bundle", help="All slices of a unit lie in one piece of Flash: one read.", rich_help_panel=_PANEL),
-]
-Packed = Annotated[
-    bool,
-    typer.Option(
-        "--packed",
-        help="Units lie in Flash without gaps, rather than each on a page of its own.",
-        rich_help_panel=_PANEL,
-    ),
-]
-Merge = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE", help="Neighbours in Flash become one read of up to this size.", rich_help_panel=_PANEL,
-        show_default="each on its own",
-    ),
-]  # fmt: skip
-Gap = Annotated[
-    str,
-    typer.Option(
-        metavar="SIZE|auto", help="Holes that --merge reads through; auto: whichever take Flash least, batch by batch.",
-        rich_help_panel=_PANEL,
-    ),
-]  # fmt: skip
-PrefetchRule = Annotated[
-    str | None,
-    typer.Option(
-        "--prefetch", metavar="NAME|FILE.py", rich_help_panel=_PANEL,
-        help="Guesses what the next layer needs, under --overlap prefetch; `hwsim list prefetches` lists the rules.",
-    ),
-]  # fmt: skip
-Fills = Annotated[
-    bool,
-    typer.Option(
-        "--fills", rich_help_panel=_PANEL,
-        help="What comes from Flash is written to DRAM and read again, beside all other reads.",
-    ),
-]  # fmt: skip
-Engine = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Which of the profile's engines reads DRAM, such as cpu.", rich_help_panel=_PANEL,
-        show_default="the profile's bandwidth",
-    ),
-]  # fmt: skip
-Ignore = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME,...", rich_help_panel=_PANEL, show_default="none",
-        help="Parts of the profile that are left out: pages, latency, requests, spread, thermal, compute, overhead, "
-        "selection, bookkeeping.",
-    ),
-]  # fmt: skip
-KvWindow = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Entries of the KV cache that a token reads and DRAM holds at most.", rich_help_panel=_PANEL,
-        show_default="all",
-    ),
-]  # fmt: skip
-PrefillChunk = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Tokens of a prompt that go through the model at once.", rich_help_panel=_PANEL,
-        show_default="the whole prompt",
-    ),
-]  # fmt: skip
 Timeline = Annotated[
     Path | None,
     typer.Option(
@@ -110,25 +39,6 @@ TimelineTokens = Annotated[
         metavar="FIRST:END", help="Decoded tokens of --timeline, the end not included.", rich_help_panel=_PANEL
     ),
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimeOptions:
-    """What is read, and how its time is computed."""
-
-    bits: BitsOfParts = DEFAULT_BITS
-    timing: TimingModel = Timing.EVENTS
-    overlap: OverlapOf = Overlap.NONE
-    bundle: Bundle = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartOptions:
-    """The parts of the device that count."""
-
-    fills: Fills = False
-    engine: Engine = None
-    ignore: Ignore = ""
 
 
 SHOWN = "0:32"  # what is shown where nothing is said
@@ -153,7 +63,7 @@ class Drawing:
 
     def __init__(
         self, path: Path | None, tokens: str, watch: bool, sources: list[Path], devices: list[str],
-        policies: list[str], timing: Timing,
+        policies: list[str], timing: str,
     ) -> None:  # fmt: skip
         from hwsim.report.timeline import Timeline, read_range
 
@@ -161,7 +71,7 @@ class Drawing:
         self._path, self._timeline = path, Timeline(chosen) if path else None
         self._watch = watch
         self._seen: Watch | None = None
-        if watch and timing is Timing.CLOSED_FORM:
+        if watch and timing == "closed-form":
             raise SettingError("--watch: the closed form knows no moments; leave out --timing")
         if path is None:
             if tokens != SHOWN:
@@ -169,7 +79,7 @@ class Drawing:
             return
         if len(devices) > 1 or len(policies) > 1:
             raise SettingError("--timeline: shows one run; name one --hw and one --policy")
-        if timing is Timing.CLOSED_FORM:
+        if timing == "closed-form":
             raise SettingError("--timeline: the closed form knows no moments; leave out --timing")
         check_new_file(path)
         keep_strangers(path, "{")
@@ -198,19 +108,6 @@ class Drawing:
         if self._path and self._timeline:
             self._timeline.write(self._path)
             note(f"Timeline written to {self._path}; open it in ui.perfetto.dev")
-
-
-def check_closed(overlap: Overlap) -> None:
-    """Refuse what is for replays.
-
-    Raises:
-        SettingError: as said.
-    """
-    if overlap is Overlap.PREFETCH:
-        raise SettingError(
-            "--overlap prefetch: is for replays; write the masks with hwsim eval --save-masks FILE, "
-            "then hwsim replay FILE"
-        )
 
 
 def prefetch_parameters(pairs: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import caching as c
-from hwsim.cli import device as d
 from hwsim.cli import options as o
 from hwsim.cli import tasks as t
 from hwsim.cli.common import (
@@ -24,6 +23,7 @@ from hwsim.cli.common import (
     write_results,
 )
 from hwsim.cli.replay import density_files, make_policies
+from hwsim.cli.runoptions import Run, check_closed, check_per_token
 from hwsim.util.files import spare
 
 
@@ -42,12 +42,7 @@ class EvaluateOptions:
     context: o.Context = 512
     prompt: o.Prompt = 0
     rule: c.RuleOptions
-    memory: c.MemoryOptions
-    kv_tokens: o.KvTokens = None
-    time: d.TimeOptions
-    parts: d.PartOptions
-    prefill_chunk: d.PrefillChunk = None
-    seed: o.Seed = 0
+    run: Run
     torch: o.TorchOptions
     batch: Annotated[
         int | None,
@@ -59,7 +54,6 @@ class EvaluateOptions:
     tasks: t.TaskOptions
     settings_file: o.SettingsFile = None
     json: JsonOption = None
-    per_token: o.PerToken = False
 
 
 def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
@@ -79,44 +73,44 @@ def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
     from hwsim.report.evaluation import render_accuracy
     from hwsim.report.table import print_results
     from hwsim.simulation.plugins import POLICIES
+    from hwsim.simulation.run import Conditions
 
     model, hw, text, json, save_masks = options.model, options.hw, options.text, options.json, options.save_masks
-    torch, caching = options.torch, options.rule
-    o.check_per_token(options.per_token, json)
-    chosen = o.with_settings(ctx, options.settings_file, o.Chosen.of(options))
+    torch, rule = options.torch, options.rule
+    check_per_token(options.run, json)
+    given = o.Chosen(options.policy, rule.density, rule.set_, rule.eviction, options.run)
+    chosen = o.with_settings(ctx, options.settings_file, given)
     policy, pairs = chosen.policy, chosen.set_ or []
     if not policy:
         raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
     asked = t.read_tasks(ctx, options.tasks)
     sources = [find_profile(hw), *plugin_files([chosen.eviction, *policy]), *setting_files(pairs)]
-    sources += [*o.lora_files(chosen.lora, chosen.lora_merged), *density_files(chosen.density)]
-    sources += [*t.task_files(options.tasks.tasks_path), *o.cache_files(chosen.cache_shares, options.memory.layout)]
-    sources += [path for path in (caching.pin, caching.warm, options.settings_file) if path]
+    sources += [*chosen.run.files(), *density_files(chosen.density), *t.task_files(options.tasks.tasks_path)]
+    sources += [options.settings_file] if options.settings_file else []
     sources += [*([Path(text)] if Path(text).is_file() else []), *o.model_files(model)]
     check_target(json, *sources, *([save_masks] if save_masks else []))
     if save_masks:
         spare(save_masks, sources)
-    d.check_closed(options.time.overlap)
-    settings = o.settings_of(options, **chosen._asdict())
+    check_closed(chosen.run)
+    settings = chosen.run.settings()
     reading = Reading(
         options.tokens, options.context, options.prompt, None, torch.device, torch.dtype, torch.memory
     )  # fmt: skip
-    profile = load_profile(hw)
-    rule_name, rule, pairs = c.make_rule(chosen.eviction, pairs)
+    rule_name, eviction, pairs = c.make_rule(chosen.eviction, pairs)
+    conditions = Conditions(load_profile(hw), eviction, settings, rule_name)
     names = [name for option in policy for name in listed(option)]
     candidates = [Candidate(name, made) for name, made in make_policies(names, chosen.density, pairs)]
     shown = len(candidates)
     if all(each.name != "dense" for each in candidates) and save_masks is None:
         candidates.append(Candidate("dense", POLICIES.make("dense")[1]))  # costs no pass of its own
     if asked:
-        answered = t.run_tasks(model, asked, profile, candidates, (rule_name, rule), reading, settings)
+        answered = t.run_tasks(model, asked, conditions, candidates, reading)
         t.show_tasks(answered, shown, json)
         return
     masks = MaskWriter(save_masks) if save_masks else None
     with progress_bar(rate="tokens") as progress:
         results = run(
-            model, text, profile, candidates, rule, reading, settings,
-            eviction_name=rule_name, masks=masks, batch=options.batch, progress=progress,
+            model, text, conditions, candidates, reading, masks=masks, batch=options.batch, progress=progress
         )  # fmt: skip
     write_results(json, list(results[:shown]))
     if json != "-":

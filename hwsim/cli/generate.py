@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from hwsim.cli import caching as c
-from hwsim.cli import device as d
 from hwsim.cli import options as o
 from hwsim.cli.common import (
     JsonOption,
@@ -23,6 +22,7 @@ from hwsim.cli.common import (
     write_text,
 )
 from hwsim.cli.replay import density_files, make_policies
+from hwsim.cli.runoptions import Run, check_closed
 from hwsim.errors import SettingError
 
 
@@ -38,11 +38,7 @@ class GenerateOptions:
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False
     temperature: Annotated[float, typer.Option(min=0.0, help="0: the most likely token; above: drawn.")] = 0.0
     rule: c.RuleOptions
-    memory: c.MemoryOptions
-    time: d.TimeOptions
-    parts: d.PartOptions
-    prefill_chunk: d.PrefillChunk = None
-    seed: o.Seed = 0
+    run: Run
     torch: o.TorchOptions
     json: JsonOption = None
 
@@ -54,26 +50,27 @@ def generate(options: GenerateOptions) -> None:
 
     Example: hwsim generate --model smollm2-135m --prompt "The sea was" --hw pixel8 --dram 60% --policy dip
     """
-    from hwsim.closed_loop import Candidate
+    from hwsim.closed_loop import Candidate, Writing
     from hwsim.closed_loop import generate as run
     from hwsim.device.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.evaluation import speed
+    from hwsim.simulation.run import Conditions
 
-    caching, memory, torch, json = options.rule, options.memory, options.torch, options.json
+    caching, torch, json = options.rule, options.torch, options.json
     pairs = caching.set_ or []
     read = [find_profile(options.hw), *plugin_files([caching.eviction, options.policy]), *setting_files(pairs)]
-    read += [*density_files(caching.density), *o.lora_files(memory.lora, memory.lora_merged)]
-    read += [*o.cache_files(memory.cache_shares, memory.layout), *(f for f in (caching.pin, caching.warm) if f)]
+    read += [*density_files(caching.density), *options.run.files()]
     check_target(json, *read, *o.model_files(options.model))
-    d.check_closed(options.time.overlap)
-    settings = o.settings_of(options)
+    check_closed(options.run)
+    settings = options.run.settings()
     reading = Reading(device=torch.device, dtype=torch.dtype, max_memory=torch.memory)
     rule_name, rule, pairs = c.make_rule(caching.eviction, pairs)
     made = make_policies([options.policy], caching.density, pairs)
     if len(made) != 1:
         raise SettingError("--policy: one policy writes at a time")
-    profile = load_profile(options.hw)
+    conditions = Conditions(load_profile(options.hw), rule, settings, rule_name)
+    writing = Writing(options.tokens, options.chat, options.temperature)
 
     def show(text: str) -> None:
         bar.close()  # the text has the terminal to itself
@@ -83,9 +80,8 @@ def generate(options: GenerateOptions) -> None:
     with ExitStack() as bar:
         progress = bar.enter_context(progress_bar())
         written = run(
-            options.model, options.prompt, profile, Candidate(*made[0]), rule, options.tokens, reading, settings,
-            chat=options.chat, temperature=options.temperature, eviction_name=rule_name, on_text=show,
-            progress=progress,
+            options.model, options.prompt, conditions, Candidate(*made[0]), writing, reading,
+            on_text=show, progress=progress,
         )  # fmt: skip
     if json and written.result:
         write_json(json, written.result.to_json())

@@ -19,12 +19,12 @@ from hwsim.cli.common import (
     output,
     plugin_files,
     progress_bar,
-    read_bits,
     setting_files,
     to_json,
     write_json,
 )
 from hwsim.cli.replay import make_policies
+from hwsim.cli.runoptions import Run
 from hwsim.errors import SettingError
 
 
@@ -54,8 +54,7 @@ class LocalityOptions:
             show_default="all that cache",
         ),
     ] = None
-    kv_tokens: o.KvTokens = None
-    bits: o.BitsOfParts = o.DEFAULT_BITS
+    run: Run
     seed: Annotated[int, typer.Option(min=0, help="Seed of the shuffle and of the policy's random numbers.")] = 0
     json: JsonOption = None
 
@@ -66,10 +65,11 @@ def locality(options: LocalityOptions) -> None:
     Example: hwsim trace locality sample --policy dip --dram 70%
     """
     from hwsim.analysis.locality import locality as count
-    from hwsim.masking.scan import check_trace
+    from hwsim.evictions.lru import Lru
+    from hwsim.masking.checks import check_trace
     from hwsim.report.locality import render_locality
     from hwsim.simulation.plugins import EVICTIONS
-    from hwsim.simulation.replay import Settings, layout
+    from hwsim.simulation.run import Conditions, Source
     from hwsim.trace import Trace
 
     json, seed = options.json, options.seed
@@ -84,14 +84,13 @@ def locality(options: LocalityOptions) -> None:
             rules[name] = rule
         pairs = others if len(asked) == 1 else pairs
     ((shown, made),) = make_policies([options.policy], options.density, pairs)
-    settings = Settings(options.dram, options.kv_tokens, read_bits(options.bits), seed=seed)
+    settings = options.run.settings(dram=options.dram, seed=seed)
     with Trace(trace) as opened, progress_bar() as progress:
-        header = opened.header
-        placement = layout(header.model, None, made, header.longest, settings, shown)
-        check_trace(opened, made, placement.groups, shown)
-        layers = header.model.num_hidden_layers
+        header, layers = opened.header, opened.model.num_hidden_layers
+        run = Conditions(None, Lru(), settings).run(Source.of_trace(opened), made, shown)
+        check_trace(opened, made, run.placement.plans, shown)
         found = count(
-            opened, header.model, header.sequences, made, placement.groups, rules, name=shown, seed=seed,
+            opened, run.sequences, run.masking, rules,
             progress=lambda done: progress("masks and hits", done, layers),
         )  # fmt: skip
         data = {
@@ -99,7 +98,7 @@ def locality(options: LocalityOptions) -> None:
             "version": 1,
             "trace": {"name": opened.path.name, "hash": opened.hash, "origin": header.origin},
             "policy": {"name": shown, "parameters": made.model_dump(mode="json")},
-            "dram_budget_bytes": placement.budget,
+            "dram_budget_bytes": run.placement.bytes.budget,
             "seed": seed,
             "groups": {name: asdict(group) for name, group in found.items()},
         }

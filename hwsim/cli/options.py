@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum, StrEnum
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hwsim.cli.declared import flat
+from hwsim.cli.runoptions import RunOptions
 from hwsim.errors import SettingError, did_you_mean
+from hwsim.util.option import declared
 from hwsim.util.units import parse, shorten
 
 if TYPE_CHECKING:
-    from hwsim.simulation.settings import Settings
     from hwsim.trace import Encoding
-
-
-class Timing(StrEnum):
-    """How time is computed."""
-
-    EVENTS = "events"
-    CLOSED_FORM = "closed-form"
-
-
-class Scope(StrEnum):
-    """Who shares a cache."""
-
-    MATRIX = "matrix"
-    LAYER = "layer"
-    GLOBAL = "global"
-
-
-class Overlap(StrEnum):
-    """What happens at the same time."""
-
-    NONE = "none"
-    GROUP = "group"
-    PIPELINE = "pipeline"
-    PREFETCH = "prefetch"
 
 
 # --- model and text
@@ -153,88 +129,29 @@ Parameters = Annotated[
     ),
 ]
 EvictionRule = Annotated[str, typer.Option(metavar="NAME|FILE.py", help="Who leaves a full cache.")]
-Dram = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE|SHARE",
-        help="DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.",
-        show_default="the profile's budget",
-    ),
-]
-KvTokens = Annotated[
-    int | None,
-    typer.Option(min=1, max=10**9, help="Tokens that the KV cache is reserved for.", show_default="longest sequence"),
-]
-BitsOfParts = Annotated[
-    str, typer.Option(metavar="PART=BITS,...", help="Bits of a number; also predictor=4, adapter=16.")
-]
-DEFAULT_BITS = "mlp=4,attention=4,lm_head=4,kv_cache=8"
-TimingModel = Annotated[Timing, typer.Option(help="The event engine, or the closed form of the paper.")]
-OverlapOf = Annotated[
-    Overlap,
-    typer.Option(
-        help="What may happen at once. group: Flash and DRAM within a group; pipeline: also arithmetic, and what the "
-        "next layer surely needs; prefetch: also what --prefetch guesses."
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the policies' random numbers.")]
-Lora = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="LoRA adapter, of `hwsim train lora` or of peft; on wherever a mask is."),
-]
-LoraMerged = Annotated[
-    bool, typer.Option("--lora-merged", help="The adapter is merged into the weights: no bytes of its own.")
-]
-CacheScope = Annotated[
-    Scope,
-    typer.Option(help="matrix: each group of each layer has a cache; layer: one for a layer; global: one for all."),
-]
-CacheShares = Annotated[
-    str,
-    typer.Option(
-        metavar="equal|traffic|A=N,B=N|FILE",
-        help="Bytes of the caches: equal, in proportion to Flash traffic under equal shares, to weights of groups such "
-        "as input=2,down=1, or to the traffic of a --json.",
-    ),
-]
-Block = Annotated[
-    int, typer.Option(min=1, max=10**8, help="Neighbouring rows or columns that are read and cached as one unit.")
-]
-NeuronLayout = Annotated[
-    Path | None,
-    typer.Option(
-        "--layout",
-        metavar="FILE",
-        help="Order of the neurons in Flash, from `hwsim fit layout`.",
-        show_default="the model's own",
-    ),
-]
-PerToken = Annotated[bool, typer.Option("--per-token", help="Keep every token in the JSON.")]
-
-
 SettingsFile = Annotated[
     Path | None,
     typer.Option("--settings", metavar="FILE.yaml", help="Settings that `hwsim tune` wrote; options stand above them."),
 ]
 
 
-class Chosen(NamedTuple):
-    """What a file of settings may say in place of options."""
+@dataclass(frozen=True)
+class Chosen:
+    """What a file of settings may say in place of options.
+
+    Attributes:
+        policy: names, or None.
+        density: a number, a list or a file, or None.
+        set_: parameters, ``KEY=VALUE``.
+        eviction: name or file of the rule.
+        run: the options of a run.
+    """
 
     policy: list[str] | None
     density: str | None
     set_: list[str] | None
     eviction: str
-    dram: str | None
-    lora: Path | None
-    lora_merged: bool
-    cache_shares: str
-
-    @classmethod
-    def of(cls, options: object) -> Chosen:
-        """What the options of a command say."""
-        values = flat(options)
-        return cls(**{name: values[name] for name in cls._fields})
+    run: RunOptions
 
 
 def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chosen:
@@ -247,43 +164,34 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
 
     if path is None:
         return chosen
-    found = {key: _only(value) for key, value in read_yaml(path, SettingError, "file of settings", "policy").items()}
-    if isinstance(found.get("set"), dict):
-        found["set"] = {key: _only(value) for key, value in found["set"].items()}
-    known = [name.rstrip("_") for name in Chosen._fields]
-    for key, value in found.items():
+    kept = {key: _only(value) for key, value in read_yaml(path, SettingError, "file of settings", "policy").items()}
+    if isinstance(kept.get("set"), dict):
+        kept["set"] = {key: _only(value) for key, value in kept["set"].items()}
+    known = {"policy": str, "density": float | int | list, "set": dict, "eviction": str} | _kinds(chosen.run)
+    for key, value in kept.items():
         if key not in known:
             raise SettingError(f"{path}: {key} is not a known key{did_you_mean(str(key), known)}")
-        if not isinstance(value, {"set": dict, "lora_merged": bool, "density": float | int | list}.get(key, str)):
+        if not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
             raise SettingError(f"{path}: {key}: {shorten(repr(value))} is no value of this key; see docs/tune.md")
-    texts: dict[str, Any] = {"set_": [f"{key}={dumps(value)}" for key, value in found.get("set", {}).items()]}
-    texts["set_"] += chosen.set_ or []
-    for key in known:
-        if key in found and key != "set" and ctx.get_parameter_source(key).name == "DEFAULT":  # type: ignore[union-attr]
-            read: Any = {"policy": lambda v: [v], "density": dumps, "lora": Path}.get(key, lambda v: v)
-            texts[key] = read(found[key])
-    return chosen._replace(**texts)
+    pairs = [f"{key}={dumps(value)}" for key, value in kept.pop("set", {}).items()]
+    own = {key: value for key, value in kept.items() if ctx.get_parameter_source(key).name == "DEFAULT"}  # type: ignore[union-attr]
+    changes: dict[str, Any] = {"set_": pairs + (chosen.set_ or [])}
+    if "policy" in own:
+        changes["policy"] = [own.pop("policy")]
+    if "density" in own:
+        changes["density"] = dumps(own.pop("density"))
+    if "eviction" in own:
+        changes["eviction"] = own.pop("eviction")
+    return replace(chosen, run=chosen.run.but(own), **changes)
 
 
-def settings_of(options: object, **others: Any) -> Settings:
-    """The settings of a run: those options of a command that have the name of a setting.
+def _kinds(run: RunOptions) -> dict[str, Any]:
+    """The type that a file of settings may give to each option of a run."""
+    from hwsim.simulation.settings import Settings
 
-    Args:
-        options: of the command.
-        others: values that stand above them.
-
-    Raises:
-        HwsimError: one is impossible, or a file is missing or something else.
-    """
-    from inspect import signature
-
-    from hwsim.simulation.options import make_settings
-
-    given = flat(options) | others
-    names = signature(make_settings).parameters.keys() & given.keys()
-    return make_settings(**{
-        name: given[name].value if isinstance(given[name], Enum) else given[name] for name in names
-    })  # fmt: skip
+    kinds: dict[Any, type] = {bool: bool, int: int}
+    options = declared(Settings)
+    return {name: kinds.get(options[name].option.given, str) for name in run.given}
 
 
 def _only(value: Any) -> Any:
@@ -300,27 +208,6 @@ def model_files(model: str) -> list[Path]:
         return []
 
 
-def lora_files(lora: Path | None, merged: bool) -> list[Path]:
-    """The files of ``--lora``, which no result may overwrite.
-
-    Raises:
-        SettingError: ``--lora-merged`` without an adapter.
-    """
-    if merged and lora is None:
-        raise SettingError("--lora-merged: no adapter is given; give --lora FOLDER, too")
-    return sorted(lora.iterdir()) if lora is not None and lora.is_dir() else []
-
-
-def check_per_token(per_token: bool, json: str | None) -> None:
-    """Refuse ``--per-token`` where nothing would show it.
-
-    Raises:
-        SettingError: no JSON is written.
-    """
-    if per_token and json is None:
-        raise SettingError("--per-token: single tokens are in the JSON only; give --json FILE, too")
-
-
 def read_size(text: str | None, option: str) -> int | None:
     """Bytes of an option such as ``--max-memory 8GB``.
 
@@ -333,10 +220,3 @@ def read_size(text: str | None, option: str) -> int | None:
         return int(parse(text, "size"))
     except Exception as error:
         raise SettingError(f"{option} {text}: {error}") from error
-
-
-def cache_files(shares: str, layout: Path | None) -> list[Path]:
-    """The files that ``--cache-shares`` and ``--layout`` name."""
-    from hwsim.memory.shares import shares_file
-
-    return [path for path in (shares_file(shares), layout) if path is not None]

@@ -19,19 +19,20 @@ from hwsim.cli.common import (
     is_file,
     key_values,
     listed,
+    named,
     note,
     output,
     plugin_files,
     setting_files,
     write_results,
 )
+from hwsim.cli.runoptions import Run, check_per_token
 from hwsim.errors import SettingError, did_you_mean
 from hwsim.util.units import printable, shorten
 
 if TYPE_CHECKING:
-    from hwsim.device.profile import Profile
     from hwsim.simulation.metrics import Result
-    from hwsim.simulation.settings import Settings
+    from hwsim.simulation.run import Conditions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,28 +63,17 @@ class ReplayOptions:
         ),
     ] = None
     rule: c.RuleOptions
+    run: Run
     save_cache: c.SaveCache = None
-    memory: c.MemoryOptions
-    kv_tokens: o.KvTokens = None
-    time: d.TimeOptions
-    packed: d.Packed = False
-    merge: d.Merge = None
-    gap: d.Gap = "0"
-    prefetch: d.PrefetchRule = None
-    parts: d.PartOptions
-    kv_window: d.KvWindow = None
-    prefill_chunk: d.PrefillChunk = None
     timeline: d.Timeline = None
     timeline_tokens: d.TimelineTokens = d.SHOWN
     watch: d.WatchIt = False
-    seed: o.Seed = 0
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="That decide masks and count hits; the result is the same.", show_default="all cores"),
     ] = None
     settings_file: o.SettingsFile = None
     json: JsonOption = None
-    per_token: o.PerToken = False
 
 
 def replay(ctx: typer.Context, options: ReplayOptions) -> None:
@@ -95,42 +85,39 @@ def replay(ctx: typer.Context, options: ReplayOptions) -> None:
     from hwsim.masking.mask_file import is_mask_file
     from hwsim.report.matrix import print_matrix
     from hwsim.report.table import print_results
+    from hwsim.simulation.run import Conditions
 
-    json, save_cache, caching = options.json, options.save_cache, options.rule
-    o.check_per_token(options.per_token, json)
-    chosen = o.with_settings(ctx, options.settings_file, o.Chosen.of(options))
+    json, save_cache, rule = options.json, options.save_cache, options.rule
+    check_per_token(options.run, json)
+    given = o.Chosen(options.policy, rule.density, rule.set_, rule.eviction, options.run)
+    chosen = o.with_settings(ctx, options.settings_file, given)
     pairs, asked = chosen.set_ or [], chosen.policy or []
     trace = find_trace(options.trace)
     devices = [each for option in options.hw for each in ([option] if is_file(Path(option)) else listed(option))]
     if len(set(devices)) < len(devices) or not devices:
         raise SettingError(f"--hw {','.join(devices)}: must name at least one device, each once")
     sources = [trace, *map(find_profile, devices), *plugin_files([chosen.eviction, *asked]), *setting_files(pairs)]
-    sources += [*o.lora_files(chosen.lora, chosen.lora_merged), *density_files(chosen.density)]
-    sources += o.cache_files(chosen.cache_shares, options.memory.layout)
-    sources += [path for path in (caching.pin, caching.warm, options.settings_file) if path]
-    sources += plugin_files([options.prefetch] if options.prefetch else [])
+    sources += [*chosen.run.files(), *density_files(chosen.density)]
+    sources += [options.settings_file] if options.settings_file else []
     check_target(json, *sources, *([save_cache] if save_cache else []))
     names = [name for option in asked for name in listed(option)]
     held = c.Held(save_cache, sources, devices, names)
     drawn = d.Drawing(
-        options.timeline, options.timeline_tokens, options.watch, sources, devices, names, options.time.timing
+        options.timeline, options.timeline_tokens, options.watch, sources, devices, names, chosen.run["timing"]
     )  # fmt: skip
     guesses, pairs = d.prefetch_parameters(pairs)
-    settings = o.settings_of(options, prefetch_parameters=guesses, **chosen._asdict())
-    name, made_rule, pairs = c.make_rule(chosen.eviction, pairs)
-    rule = name, made_rule
-    profiles = [load_profile(each) for each in devices]
+    settings = chosen.run.settings(prefetch_parameters=guesses)
+    name, eviction, pairs = c.make_rule(chosen.eviction, pairs)
+    conditions = [Conditions(load_profile(each), eviction, settings, name) for each in devices]
     if is_mask_file(trace):
         if asked or pairs or chosen.density is not None:
             raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
-        found = [_saved(trace, profile, rule, settings, held, drawn) for profile in profiles]
+        found = [_saved(trace, each, held, drawn) for each in conditions]
     else:
         if not asked:
             raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
         policies = make_policies(names, chosen.density, pairs)
-        found = [
-            _decided(trace, profile, policies, rule, settings, held, options.threads, drawn) for profile in profiles
-        ]
+        found = [_decided(trace, each, policies, held, options.threads, drawn) for each in conditions]
     held.write(found[0][0][0])
     write_results(json, [result for results, _ in found for result in results])
     if json != "-" and len(devices) == 1:
@@ -146,10 +133,8 @@ def replay(ctx: typer.Context, options: ReplayOptions) -> None:
 
 def _decided(
     trace: Path,
-    profile: Profile,
+    conditions: Conditions,
     policies: list[tuple[str, Any]],
-    rule: tuple[str, Any],
-    settings: Settings,
     held: c.Held,
     threads: int | None,
     drawn: d.Drawing,
@@ -157,43 +142,37 @@ def _decided(
     """Replay the signals of a trace: the results, and that of `dense`."""
     from hwsim.simulation.plugins import POLICIES
     from hwsim.simulation.replay import replay as run
+    from hwsim.simulation.run import Source
     from hwsim.trace import Trace
 
     with Trace(trace) as opened, drawn.follow() as progress:
+        source = Source.of_trace(opened)
 
         def one(name: str, made: Any) -> Result:
-            return run(
-                opened, profile, made, rule[1], settings, policy_name=name, eviction_name=rule[0], contents=held,
-                progress=lambda phase, done, total: progress(f"{name}: {phase}", done, total), threads=threads,
-                recorder=drawn.recorder(first=made is policies[0][1]),
-            )  # fmt: skip
+            moments = drawn.observers(first=made is policies[0][1])
+            observers = [held.observer(), named(progress, f"{name}: "), *moments]
+            return run(conditions.run(source, made, name), observers, threads=threads)
 
         results = {name: one(name, made) for name, made in policies}
         dense = results.get("dense") or one("dense", POLICIES.make("dense")[1])
     return list(results.values()), dense
 
 
-def _saved(
-    path: Path,
-    profile: Profile,
-    rule: tuple[str, Any],
-    settings: Settings,
-    held: c.Held,
-    drawn: d.Drawing,
-) -> tuple[list[Result], Result]:
+def _saved(path: Path, conditions: Conditions, held: c.Held, drawn: d.Drawing) -> tuple[list[Result], Result]:
     """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
     from hwsim.masking.mask_file import MaskFile
-    from hwsim.simulation.replay import replay_masks
+    from hwsim.simulation.replay import replay as run
+    from hwsim.simulation.run import Source
 
     masks = MaskFile(path)
     with drawn.follow() as progress:
         made, dense = (
-            replay_masks(
-                each, profile, rule[1], settings, eviction_name=rule[0], contents=held, progress=progress,
-                recorder=drawn.recorder(first=each is masks),
+            run(
+                conditions.run(Source.of_masks(each), each.policy, each.policy.name),
+                [held.observer(), named(progress), *drawn.observers(first=each is masks)],
             )
             for each in (masks, masks.without_masks())
-        )  # fmt: skip
+        )
     return [made], dense
 
 

@@ -90,9 +90,9 @@ def sweep(options: SweepOptions) -> None:
     -o runs.db
     """
     from hwsim.report.runs import render_runs
-    from hwsim.simulation.replay import cores
     from hwsim.studies.sweep import Store, make_spec, read_spec
     from hwsim.studies.sweep import sweep as run
+    from hwsim.util.cores import cores
 
     store, spec, json = options.store, options.spec, options.json
     given = {key: getattr(options, key) for key in _AXES}

@@ -65,7 +65,7 @@ def synth(options: SynthOptions) -> None:
     from hwsim.model.catalog import known_shape
     from hwsim.report.traceinfo import render_comparison
     from hwsim.trace import Trace
-    from hwsim.trace.synth import synthesize
+    from hwsim.trace.synth import Windows, synthesize
     from hwsim.trace.writer import unfinished
     from hwsim.util.units import printable, show_size
 
@@ -82,7 +82,7 @@ def synth(options: SynthOptions) -> None:
     wanted = None if options.signals is None else listed(options.signals)
     with Trace(like) as recorded, progress_bar() as progress:
         header = synthesize(
-            path, shape, tokens, like=recorded, context=options.context, prompt=options.prompt, signals=wanted,
+            path, shape, Windows(tokens, options.context, options.prompt), like=recorded, signals=wanted,
             seed=options.seed, overwrite=overwrite, progress=progress,
         )  # fmt: skip
         with Trace(path) as drawn:

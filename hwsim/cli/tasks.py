@@ -13,11 +13,9 @@ from hwsim.errors import SettingError
 
 if TYPE_CHECKING:
     from hwsim.closed_loop import Candidate, TaskSettings
-    from hwsim.device.profile import Profile
-    from hwsim.evictions import Eviction
     from hwsim.record import Settings as Reading
     from hwsim.simulation.metrics import TaskEvaluation
-    from hwsim.simulation.replay import Settings
+    from hwsim.simulation.run import Conditions
 
 Tasks = Annotated[
     list[str] | None,
@@ -86,18 +84,16 @@ def task_files(folder: Path | None) -> list[Path]:
 def run_tasks(
     model: str,
     tasks: TaskSettings,
-    profile: Profile,
+    conditions: Conditions,
     candidates: list[Candidate],
-    rule: tuple[str, Eviction],
     reading: Reading,
-    settings: Settings,
 ) -> list[TaskEvaluation]:
     """Evaluate on tasks: a result for each candidate."""
     from hwsim.closed_loop import evaluate_tasks
 
     with progress_bar(rate="texts") as progress:
         results = evaluate_tasks(
-            model, tasks, profile, candidates, rule[1], reading, settings, eviction_name=rule[0], progress=progress
+            model, tasks, conditions, candidates, reading, progress=progress
         )  # fmt: skip
     return list(results)
 

@@ -17,12 +17,12 @@ from hwsim.cli.common import (
     output,
     plugin_files,
     progress_bar,
-    read_bits,
     setting_files,
     to_json,
     write_json,
 )
 from hwsim.cli.replay import density_files, make_policies
+from hwsim.cli.runoptions import Run
 from hwsim.errors import OutputError, SettingError
 
 
@@ -46,9 +46,7 @@ class LoraOptions:
     density: o.Density = None
     set_: o.Parameters = None
     eviction: o.EvictionRule = "lfu"
-    dram: o.Dram = None
-    bits: o.BitsOfParts = o.DEFAULT_BITS
-    seed: o.Seed = 0
+    run: Run
     torch: o.TorchOptions
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another adapter that is there.")] = False
     json: JsonOption = None
@@ -65,9 +63,9 @@ def lora(options: LoraOptions) -> None:
     from hwsim.device.profile import find_profile, load_profile
     from hwsim.record import Settings as Reading
     from hwsim.report.training import render_lora
-    from hwsim.simulation.replay import Settings
+    from hwsim.simulation.run import Conditions
     from hwsim.train.adapterfile import partial_of
-    from hwsim.train.lora import train_lora
+    from hwsim.train.lora import Target, train_lora
     from hwsim.train.trainer import Training
 
     model, text, out, json, torch = options.model, options.text, options.out, options.json, options.torch
@@ -87,11 +85,11 @@ def lora(options: LoraOptions) -> None:
     made = make_policies([options.policy], options.density, pairs)
     if len(made) != 1:
         raise SettingError("--policy: an adapter is trained under one policy")
-    settings = Settings(options.dram, None, read_bits(options.bits), seed=options.seed)
+    conditions = Conditions(load_profile(options.hw), rule, options.run.settings())
+    target = Target(out, options.overwrite, (Path(json),) if json and json != "-" else ())
     with progress_bar() as progress:
         trained = train_lora(
-            out, model, text, load_profile(options.hw), Candidate(*made[0]), rule, training, reading, settings,
-            overwrite=options.overwrite, progress=progress, writes=[Path(json)] if json and json != "-" else [],
+            target, model, text, conditions, Candidate(*made[0]), training, reading, progress=progress
         )  # fmt: skip
     if json:
         write_json(json, to_json(trained.plain()))

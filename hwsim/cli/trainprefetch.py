@@ -14,6 +14,7 @@ from hwsim.cli.common import (
     JsonOption,
     check_target,
     find_trace,
+    named,
     note,
     output,
     plugin_files,
@@ -23,6 +24,7 @@ from hwsim.cli.common import (
     write_json,
 )
 from hwsim.cli.replay import density_files, make_policies
+from hwsim.cli.runoptions import Run
 from hwsim.errors import OutputError, SettingError
 from hwsim.util.files import check_new_file, spare
 from hwsim.util.units import printable
@@ -41,7 +43,7 @@ class PrefetchOptions:
     density: o.Density = None
     set_: o.Parameters = None
     eviction: o.EvictionRule = "lfu"
-    dram: o.Dram = None
+    run: Run
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is already there.")] = False
     json: JsonOption = None
 
@@ -53,6 +55,7 @@ def prefetch(options: PrefetchOptions) -> None:
     """
     from hwsim.device.profile import find_profile, load_profile
     from hwsim.prefetch.trained import KIND
+    from hwsim.simulation.run import Conditions, Source
     from hwsim.trace import Trace
     from hwsim.train.prefetching import train_prefetch
     from hwsim.util.arrayfile import write_arrays
@@ -74,10 +77,8 @@ def prefetch(options: PrefetchOptions) -> None:
     _, rule, pairs = c.make_rule(options.eviction, pairs)
     ((name, made),) = make_policies([policy], options.density, pairs)
     with Trace(trace) as opened, progress_bar() as progress:
-        header, arrays = train_prefetch(
-            opened, load_profile(hw), made, rule, o.settings_of(options), name,
-            progress,
-        )  # fmt: skip
+        conditions = Conditions(load_profile(hw), rule, options.run.settings())
+        header, arrays = train_prefetch(conditions.run(Source.of_trace(opened), made, name), [named(progress)])
         tokens = opened.header.decoded
     if not arrays:
         raise SettingError(f"policy {name} has no groups, so there is nothing to guess")

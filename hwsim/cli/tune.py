@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from hwsim.cli import device as d
 from hwsim.cli import options as o
 from hwsim.cli.common import JsonOption, check_target, note, output, progress_bar, to_json, write_json
+from hwsim.cli.runoptions import Run, check_closed
 from hwsim.errors import SettingError
 from hwsim.util.files import check_new_file, spare
 
@@ -34,12 +34,7 @@ class TuneOptions:
     )
     trials: Annotated[int, typer.Option(min=1, max=10**6, help="In all, those that the study holds included.")] = 100
     least_density: Annotated[float, typer.Option(help="Least MLP density of the first third to try.")] = 0.4
-    dram: o.Dram = None
-    lora: o.Lora = None
-    lora_merged: o.LoraMerged = False
-    overlap: o.OverlapOf = o.Overlap.NONE
-    bits: o.BitsOfParts = o.DEFAULT_BITS
-    seed: o.Seed = 0
+    run: Run
     device: o.Device = "cpu"
     dtype: o.Dtype = "auto"
     json: JsonOption = None
@@ -63,22 +58,22 @@ def tune(options: TuneOptions) -> None:
     from hwsim.studies.tune.study import told
 
     model, hw, text, tokens, out = options.model, options.hw, options.text, options.tokens, options.out
-    study, json, seed = options.study, options.json, options.seed
+    study, json = options.study, options.json
     losses = _losses(options.loss)
     names = {each: out if len(losses) == 1 else out.with_name(f"{out.stem}-{each:g}{out.suffix}") for each in losses}
     read = [find_profile(hw), *o.model_files(model), *([Path(text)] if Path(text).is_file() else [])]
-    read += o.lora_files(options.lora, options.lora_merged)
+    read += options.run.files()
     written = [*names.values(), study]
     for path in written:
         check_new_file(path)
         spare(path, read)
     check_target(json, *read, *written)
-    d.check_closed(options.overlap)
-    settings = o.settings_of(options)
+    check_closed(options.run)
+    settings = options.run.settings()
     reading = Reading(tokens=tokens, context=options.context, device=options.device, dtype=options.dtype)
     goal = Goal(model, text, reading, load_profile(hw), settings, losses, options.least_density)
     with progress_bar() as progress:
-        found = run(goal, study, options.trials, seed=seed, progress=progress)
+        found = run(goal, study, options.trials, seed=settings.seed, progress=progress)
     for each, best in found.best.items():
         if best:
             about = f"hwsim tune: {model} on {hw}, {tokens} tokens of {Path(text).name}, at most +{each:g}"

@@ -29,6 +29,7 @@ from hwsim.util.option import RUNS, Option, declared, is_whole
 from hwsim.util.units import parse, shorten
 
 _REPLAYS = ("replay", "sweep")
+_STATISTICS = ("trace curve", "trace locality")
 _PANEL = "How the device is used"
 
 
@@ -187,7 +188,8 @@ class Settings(BaseModel):
         Option(
             "DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.",
             read=_dram, metavar="SIZE|SHARE", shown="the profile's budget", unit="bytes", python="int",
-            rule="bytes from 0, text such as '4 GB' or '50%', or None", commands=(*RUNS, "tune"),
+            rule="bytes from 0, text such as '4 GB' or '50%', or None",
+            commands=(*RUNS, "tune", "train lora", "train prefetch"),
         ),
     ] = None  # fmt: skip
     kv_tokens: Annotated[
@@ -195,7 +197,7 @@ class Settings(BaseModel):
         Option(
             "Tokens that the KV cache is reserved for.",
             given=int, least=1, most=10**9, unit="tokens", shown="longest sequence",
-            commands=("replay", "eval", "sweep", "curve", "locality"),
+            commands=("replay", "eval", "sweep", *_STATISTICS),
         ),
     ] = None  # fmt: skip
     bits: Annotated[
@@ -203,7 +205,7 @@ class Settings(BaseModel):
         Option(
             "Bits of a number; also predictor=4, adapter=16.",
             read=read_bits, metavar="PART=BITS,...", text="mlp=4,attention=4,lm_head=4,kv_cache=8", unit="bits",
-            rule="hwsim.model.Bits", python="Bits", commands=(*RUNS, "tune", "curve", "locality", "train lora"),
+            rule="hwsim.model.Bits", python="Bits", commands=(*RUNS, "tune", "train lora", *_STATISTICS),
         ),
     ] = Bits()  # fmt: skip
     timing: Annotated[
@@ -216,7 +218,7 @@ class Settings(BaseModel):
         int,
         Option(
             "Seed of the policies' random numbers.",
-            given=int, least=0, commands=(*RUNS, "tune", "curve", "train lora"),
+            given=int, least=0, commands=(*RUNS, "tune", "train lora", "trace curve"),
         ),
     ] = 0  # fmt: skip
     bundle: Annotated[

@@ -1,0 +1,131 @@
+"""The options of a run on the command line: parameters made of what `hwsim.simulation.settings.Settings` declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, StrEnum
+from inspect import Parameter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hwsim.cli.common import plugin_files
+from hwsim.cli.declared import Derived
+from hwsim.errors import SettingError
+from hwsim.util.option import Declared, Option, declared
+
+if TYPE_CHECKING:
+    from hwsim.simulation.settings import Settings
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What was given for the options of a run.
+
+    Attributes:
+        given: by the names of the options, as typer read it.
+    """
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        """What was given for one option, or its default; None for an option that the command does not take."""
+        return self.given.get(name)
+
+    def but(self, given: Mapping[str, Any]) -> RunOptions:
+        """The same with other values for some options."""
+        return replace(self, given={**self.given, **given})
+
+    def settings(self, **others: Any) -> Settings:
+        """The settings of a run; `others` stand above what was given.
+
+        Raises:
+            HwsimError: one is impossible, or a file is missing or something else.
+        """
+        from hwsim.simulation.settings import Settings
+
+        return Settings(**{**self.given, **others})
+
+    def files(self) -> list[Path]:
+        """The files that the options name, which no result may overwrite."""
+        from hwsim.memory.shares import shares_file
+        from hwsim.simulation.settings import Settings
+
+        options = declared(Settings)
+        named = [
+            Path(value)
+            for name, value in self.given.items()
+            if value is not None and options[name].option.given is Path
+        ]
+        if (shares := self["cache_shares"]) and (file := shares_file(shares)):
+            named.append(file)
+        named += plugin_files([self["prefetch"]] if self["prefetch"] else [])
+        return [file for path in named for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+
+
+def parameters(command: str, settings: type[Settings] | None = None) -> list[Parameter]:
+    """The parameters that typer reads, of all options that a command takes.
+
+    Args:
+        command: such as ``replay`` or ``train lora``.
+        settings: declares the options; None: those of hwsim.
+    """
+    from hwsim.simulation.settings import Settings
+
+    options = [option for option in declared(settings or Settings).values() if command in option.option.commands]
+    return [_parameter(option) for option in options]
+
+
+def _parameter(option: Declared) -> Parameter:
+    declaration = option.option
+    kind: Any = _choices(option.name, declaration) if isinstance(declaration.given, tuple) else declaration.given
+    default = option.plain_default
+    if isinstance(declaration.given, tuple) and default is not None:
+        default = kind(default)
+    about: Any = typer.Option(
+        option.flag, metavar=declaration.metavar, help=declaration.help, min=declaration.least, max=declaration.most,
+        show_default=declaration.shown or True, rich_help_panel=declaration.panel,
+    )  # fmt: skip
+    annotation: Any = Annotated[kind | None if option.optional and declaration.text is None else kind, about]
+    return Parameter(option.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _choices(name: str, declaration: Option) -> type[Enum]:
+    """The words of an option, as typer takes choices."""
+    words = {word.upper().replace("-", "_"): word for word in declaration.given}  # type: ignore[union-attr]
+    return StrEnum(name.title().replace("_", ""), words)  # type: ignore[return-value]
+
+
+def _given(values: dict[str, Any]) -> RunOptions:
+    return RunOptions({name: value.value if isinstance(value, Enum) else value for name, value in values.items()})
+
+
+Run = Annotated[RunOptions, Derived(parameters, _given)]
+"""A field of a command's options: all options of a run that the command takes."""
+
+
+def check_closed(run: RunOptions) -> None:
+    """Refuse what is for replays.
+
+    Raises:
+        SettingError: the overlap mode needs guesses.
+    """
+    from hwsim.timing import overlap
+
+    if overlap.find(run["overlap"]).guesses:
+        raise SettingError(
+            f"--overlap {run['overlap']}: is for replays; write the masks with hwsim eval --save-masks FILE, "
+            "then hwsim replay FILE"
+        )
+
+
+def check_per_token(run: RunOptions, json: str | None) -> None:
+    """Refuse ``--per-token`` where nothing would show it.
+
+    Raises:
+        SettingError: no JSON is written.
+    """
+    if run["per_token"] and json is None:
+        raise SettingError("--per-token: single tokens are in the JSON only; give --json FILE, too")
