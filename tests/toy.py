@@ -6,9 +6,10 @@ from hwsim.device.profile import Profile
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Sequence, Trace
 from tests.conftest import write_trace
+from tests.runs import replay
 
 TOY = ModelShape(
     name="toy",

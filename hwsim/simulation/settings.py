@@ -38,9 +38,12 @@ def read_bits(text: str | Bits) -> Bits:
 
     Raises:
         SettingError: an unknown part, or a number out of bounds.
+        ValueError: neither text nor `Bits`.
     """
-    if not isinstance(text, str):
+    if isinstance(text, Bits):
         return text
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is neither text nor Bits")
     values = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")

@@ -19,7 +19,7 @@ from hwsim.simulation.replay import Settings, layout, replay, replay_masks
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
 
-from .conftest import flat_profile, write_trace
+from tests.conftest import flat_profile, write_trace
 
 RULES = ("lru", "lfu", "fifo")
 

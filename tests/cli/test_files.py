@@ -16,8 +16,8 @@ from hwsim.util.files import check_new_file, spare
 from tests.cli.run import here, refused, replay, run  # noqa: F401
 from tests.simulation.made import MINE, MRU
 
-from .conftest import write_trace
-from .test_trace import fill, header
+from tests.conftest import write_trace
+from tests.trace.test_trace import fill, header
 
 POSIX = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 SYNTH = ["synth", "--model", "smollm2-135m", "--tokens", "16"]

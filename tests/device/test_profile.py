@@ -12,7 +12,7 @@ from hwsim.device.profile import Profile, find_profile, known_profiles, load_pro
 from hwsim.errors import ProfileError
 from hwsim.util.files import data_folder
 
-from .conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 
 NAMES = sorted(path.stem for path in (REPOSITORY / "hw_profiles").glob("*.yaml"))
 WEAKEST_FIRST = ["assumed", "derived", "vendor", "measured"]

@@ -21,7 +21,7 @@ from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace
 from hwsim.util.arrayfile import write_arrays
 
-from .conftest import flat_profile, write_trace
+from tests.conftest import flat_profile, write_trace
 
 NEURONS, LAYERS = SMALL_MODEL.intermediate_size, SMALL_MODEL.num_hidden_layers
 

@@ -18,7 +18,7 @@ from hwsim.simulation.replay import Settings, layout, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Trace
 
-from .conftest import flat_profile, write_trace
+from tests.conftest import flat_profile, write_trace
 
 PHI3 = known_shape("phi3-medium")
 # docs/model.md: layers, vocabulary, hidden, intermediate, heads, KV heads (heads x head_dim = hidden)

@@ -19,7 +19,7 @@ from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL, RandomSignals, check_policy
 from hwsim.trace import Sequence
 
-from .conftest import REPOSITORY, flat_profile, write_calibration
+from tests.conftest import REPOSITORY, flat_profile, write_calibration
 
 PHI3, OPT = known_shape("phi3-medium"), known_shape("opt-350m")
 UNGATED = SMALL_MODEL.model_copy(update={"gated": False})

@@ -22,7 +22,7 @@ from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
 from hwsim.util.arrayfile import read_arrays, write_arrays
 
-from .conftest import flat_profile, write_calibration
+from tests.conftest import flat_profile, write_calibration
 
 ALL = ("cats", "dip-threshold", "teal", "static")
 SIGNALS = ("attn_input", "attn_output", "input", "glu")

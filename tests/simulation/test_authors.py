@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hwsim.cli.app import app
 
-from .conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 
 THIRD_PARTY = REPOSITORY / "tests" / "third_party"
 

@@ -20,7 +20,7 @@ from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace, TraceWriter
 
-from .conftest import SEQUENCES, WITHOUT_A_FILE, flat_profile, write_trace
+from tests.conftest import SEQUENCES, WITHOUT_A_FILE, flat_profile, write_trace
 from .evictions.plain import plain_run
 
 DRAM, FLASH = 50e9, 1e9  # of flat_profile()

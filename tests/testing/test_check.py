@@ -28,7 +28,7 @@ from hwsim.testing import (
 )
 from hwsim.testing.rules import _ends
 
-from .conftest import REPOSITORY
+from tests.conftest import REPOSITORY
 from .test_authors import run
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from hwsim.errors import SettingError
 from hwsim.simulation.plugins import POLICIES
-from hwsim.simulation.replay import Settings
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Sequence
 from tests.toy import DOWN, DOWN_USE, INPUT, INPUT_USE, KV_ENTRY, RESIDENT, device_of, times, toy
 

@@ -1,4 +1,4 @@
-"""Flash's table, and events against the closed form for any model, device and demand."""
+"""Flash's table, and events against the closed form for any model, device and counts."""
 
 import math
 
@@ -10,20 +10,24 @@ from hypothesis import strategies as st
 
 from hwsim.device.flash_times import flash_seconds, stream_seconds
 from hwsim.device.profile import Flash
-from hwsim.masking.counts import Demand
-from hwsim.memory.placement import place, plan_groups
+from hwsim.masking.counts import Counts
+from hwsim.memory.groups import Units, plan_layers
+from hwsim.memory.placement import Room, place
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL
 from hwsim.timing import closed_form as bounds
 from hwsim.timing.events import run_events
 from hwsim.timing.overlap import find, modes
+from hwsim.timing.reads import ReadSetup
 from hwsim.timing.server import Device
-from hwsim.timing.work import make_load
+from hwsim.timing.work import Decode, make_work
 from hwsim.trace import Sequence
+from hwsim.trace.sequences import Sequences
 from tests.conftest import WITHOUT_A_FILE, flat_profile
+from tests.runs import replay
 from tests.toy import BITS, DOWN_USE, INPUT_USE, KV_ENTRY, RESIDENT, TOY, Scripted, device_of, times
 
 TABLE = {
@@ -31,6 +35,16 @@ TABLE = {
     "queue_depth": [1, 4],
     "read": {"4 KiB": [40, 160], "64 KiB": [400, 1280]},
 }
+
+
+def placed(groups, model, bits, room):
+    """Where a model lies whose layers all have the same groups."""
+    return place(plan_layers([groups], model, Units(bits)), model, bits, room, 0)
+
+
+def decode_of(counts, placement, device, sequences, bits=BITS):
+    """A decode whose units are read one by one."""
+    return Decode(counts, placement, device, Sequences(sequences), bits, ReadSetup())
 
 
 def flash_with_table(depth=4, **more):
@@ -149,35 +163,37 @@ RATES = st.floats(1e3, 1e12).map(lambda rate: f"{rate:.6e} B/s")
 
 @settings(max_examples=150)
 @given(st.data())
-def test_events_equal_the_closed_form_for_any_model_device_and_demand(data):
+def test_events_equal_the_closed_form_for_any_model_device_and_counts(data):
     """The closed form here is a plain loop of this test; both timings of hwsim must give the same."""
     model = data.draw(MODELS)
     bits = Bits(mlp=data.draw(st.sampled_from([2, 4, 4.5, 16])), attention=data.draw(st.sampled_from([4, 8])))
     kind = data.draw(st.sampled_from(["dense", "dip", "noisy-oracle", "magnitude"]))
-    plans = plan_groups(POLICIES.make(kind)[1].groups(model), model, bits)
     sequences = [
         Sequence(tokens=tokens, prompt=data.draw(st.integers(0, tokens - 1)))
         for tokens in data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
     ]
     kv_tokens = max(sequence.tokens for sequence in sequences)
-    placement = place(plans, model, bits, f"{data.draw(st.integers(0, 130))}%", kv_tokens, 0)
+    room = Room(f"{data.draw(st.integers(0, 130))}%", kv_tokens)
+    placement = placed(POLICIES.make(kind)[1].groups(model), model, bits, room)
+    plans = placement.plans
     device = flat_profile(dram=data.draw(RATES), flash=data.draw(RATES))
     tokens = sum(sequence.tokens - sequence.prompt for sequence in sequences)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    limits = np.array([plan.units for plan in plans], int)
-    requests = rng.integers(0, limits + 1, (tokens, model.num_hidden_layers, len(plans)))
-    demand = Demand(requests.astype(np.int32), rng.integers(0, requests + 1).astype(np.int32))
+    limits = np.array([plan.units for plan in plans[0]], int)
+    requests = rng.integers(0, limits + 1, (tokens, model.num_hidden_layers, len(limits)))
+    counts = Counts(requests.astype(np.int32), rng.integers(0, requests + 1).astype(np.int32))
+    decode = decode_of(counts, placement, device, sequences, bits)
     for overlap in ("none", "group"):
         by_hand, token = [], 0
         for sequence in sequences:
             for length in range(sequence.prompt + 1, sequence.tokens + 1):
-                seconds = (placement.resident_weights - placement.streamed) / device.dram.bandwidth
-                seconds += length * placement.kv_entry / device.dram.bandwidth
-                seconds += placement.streamed / device.flash.read_bandwidth
+                seconds = (placement.bytes.resident - placement.bytes.streamed) / device.dram.bandwidth
+                seconds += length * placement.bytes.kv_entry / device.dram.bandwidth
+                seconds += placement.bytes.streamed / device.flash.read_bandwidth
                 for layer in range(model.num_hidden_layers):
-                    for index, plan in enumerate(plans):
-                        hits = int(demand.hits[token, layer, index])
-                        misses = int(demand.requests[token, layer, index]) - hits
+                    for index, plan in enumerate(plans[layer]):
+                        hits = int(counts.hits[token, layer, index])
+                        misses = int(counts.requests[token, layer, index]) - hits
                         both = (
                             misses * sum(plan.slice_bytes) / device.flash.read_bandwidth,
                             hits * sum(plan.slice_bytes) / device.dram.bandwidth,
@@ -185,9 +201,8 @@ def test_events_equal_the_closed_form_for_any_model_device_and_demand(data):
                         seconds += max(both) if overlap == "group" else sum(both)
                 by_hand.append(seconds)
                 token += 1
-        closed = bounds.closed_form(demand, placement, device, sequences, rule=find(overlap).closed_form)
-        load = make_load(demand, placement, device, sequences, bits=bits)
-        events = run_events(load, overlap=overlap)
+        closed = bounds.closed_form(decode, find(overlap).closed_form)
+        events = run_events(make_work(decode), overlap=overlap)
         for timing in (closed, events):
             assert timing.token_s == pytest.approx(by_hand, rel=1e-9)
             assert timing.times.total == pytest.approx(sum(by_hand), rel=1e-9)
@@ -195,15 +210,14 @@ def test_events_equal_the_closed_form_for_any_model_device_and_demand(data):
 
 
 def test_one_request_for_each_token_group_and_device():
-    """Never one for each unit: 3 tokens of the toy's demand on devices that serve one request at a time."""
-    plans = plan_groups(Scripted().groups(TOY), TOY, BITS)
-    placement = place(plans, TOY, BITS, RESIDENT + 3 * KV_ENTRY + 96, 3, 0)
+    """Never one for each unit: 3 tokens of the toy's counts on devices that serve one request at a time."""
+    placement = placed(Scripted().groups(TOY), TOY, BITS, Room(RESIDENT + 3 * KV_ENTRY + 96, 3))
     both = [[[used, used] for used in pair] for pair in zip(INPUT_USE, DOWN_USE, strict=True)]
     uses = np.array(both, np.int32).transpose(0, 2, 1, 3)  # [tokens, layers, groups, (requests, hits)]
-    demand = Demand(uses[..., 0], uses[..., 1])
-    load = make_load(demand, placement, device_of({}), [Sequence(tokens=3)])
+    counts = Counts(uses[..., 0], uses[..., 1])
+    work = make_work(decode_of(counts, placement, device_of({}), [Sequence(tokens=3)]))
     for overlap, seconds in (("none", 22.08), ("group", 10.48 + 5.76 + 5.12)):
-        timing = run_events(load, overlap=overlap)
+        timing = run_events(work, overlap=overlap)
         assert timing.times.total == pytest.approx(seconds, rel=1e-12)
         # weights and KV cache of two layers, and the LM head; then Flash: 2 groups, 2 groups, 1; DRAM: none, 2, 2; in
         # each of 2 layers
@@ -276,14 +290,12 @@ def test_a_group_of_attention_is_reported_as_attention(trace):
 def test_no_policy_is_faster_than_a_token_that_asks_for_nothing(trace):
     policy, rule = POLICIES.make("dip-ca")[1], EVICTIONS.make("lfu")[1]
     result = replay(trace, flat_profile(), policy, rule, Settings(dram="60%", per_token=True))
-    model = SMALL_MODEL
-    plans = plan_groups(policy.groups(model), model, Bits())
-    placement = place(plans, model, Bits(), "60%", 40, 0)
-    fastest = (placement.pinned_weights + placement.kv_entry) / 50e9
+    placement = placed(policy.groups(SMALL_MODEL), SMALL_MODEL, Bits(), Room("60%", 40))
+    fastest = (placement.bytes.pinned + placement.bytes.kv_entry) / 50e9
     assert bounds.fastest_token(placement, flat_profile(), 1) == pytest.approx(fastest, rel=1e-12)
     assert min(times(result)) > fastest
     # 60 of 160 resident bytes streamed, as in the toy
-    streamed = place(plan_groups(Scripted().groups(TOY), TOY, BITS), TOY, BITS, 24 + 100, 3, 0)
+    streamed = placed(Scripted().groups(TOY), TOY, BITS, Room(24 + 100, 3))
     assert bounds.fastest_token(streamed, device_of({}), 2) == pytest.approx((100 + 16) / 100 + 60 / 10, rel=1e-12)
 
 

@@ -15,13 +15,13 @@ from hwsim.device.profile import Thermal
 from hwsim.timing import in_order as inorder
 from hwsim.timing.events import run_events
 from hwsim.timing.times import Timing
-from hwsim.timing.work import Load
+from hwsim.timing.work import Work
 from tests.timing.cli import run_cli
 from tests.timing.works import uneven
 
 
 @st.composite
-def loads(draw: Any) -> Load:
+def works(draw: Any) -> Work:
     """Seconds over many magnitudes, some zero, of any number of layers and of groups in each of them."""
     tokens, layers, groups = draw(st.integers(1, 7)), draw(st.integers(1, 4)), draw(st.integers(0, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -33,7 +33,7 @@ def loads(draw: Any) -> Load:
         values = np.where(rng.random(shape) < empty, 0.0, 10.0 ** rng.uniform(-9, 0, shape))
         return np.where(present, values, 0.0) if shape == each else values
 
-    return Load(
+    return Work(
         resident=seconds(layers + 1), streamed=seconds(layers + 1), kv_cache=seconds(tokens, layers),
         unmasked=seconds(tokens, layers + 1), selection=seconds(*each), flash=seconds(*each), dram=seconds(*each),
         fills=np.zeros(each), on_hits=seconds(*each), on_misses=seconds(*each), parts=parts,
@@ -41,10 +41,10 @@ def loads(draw: Any) -> Load:
     )  # fmt: skip
 
 
-def part(load: Load, rows: slice) -> Load:
+def part(work: Work, rows: slice) -> Work:
     """The work of some of its tokens."""
     names = ("kv_cache", "unmasked", "selection", "flash", "dram", "fills", "on_hits", "on_misses")
-    return replace(load, **{name: getattr(load, name)[rows] for name in names})
+    return replace(work, **{name: getattr(work, name)[rows] for name in names})
 
 
 def plain(timing: Timing) -> dict[str, Any]:
@@ -59,16 +59,16 @@ HEAT = st.none() | st.builds(
 
 
 @settings(max_examples=300)
-@given(load=loads(), thermal=HEAT, step=st.integers(1, 60))
-def test_it_is_simpy_to_the_bit(load: Load, thermal: Thermal | None, step: int) -> None:
-    told: list[int] = []
+@given(work=works(), thermal=HEAT, step=st.integers(1, 60))
+def test_it_is_simpy_to_the_bit(work: Work, thermal: Thermal | None, step: int) -> None:
+    done: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inorder, "_BLOCK", step)
-        rows = list(inorder.blocks(load.tokens, load.layers, load.groups))
-    fast = inorder.run_in_order((part(load, each) for each in rows), thermal=thermal, progress=told.append)
-    slow = run_events(load, overlap="none", thermal=thermal)
+        rows = list(inorder.blocks(work.tokens, work.layers, work.groups))
+    fast = inorder.run_in_order((part(work, each) for each in rows), thermal=thermal, progress=done.append)
+    slow = run_events(work, overlap="none", thermal=thermal)
     assert plain(fast) == plain(slow)
-    assert told == [each.stop for each in rows]
+    assert done == [each.stop for each in rows]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_replay_in_blocks_is_one_with_a_timeline(
         played.append(True)
         return run_events(*arguments, **options)
 
-    monkeypatch.setattr("hwsim.simulation.result.run_events", play)
+    monkeypatch.setattr("hwsim.timing.time_of.run_events", play)
     given = ["replay", "sample", "--hw", "oneplus15r", "--dram", "60%", *options]
     run_cli(*given, "--json", tmp_path / "fast.json")
     assert not played

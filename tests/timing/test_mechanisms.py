@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from hwsim.device.effective import effective
+from hwsim.device.effective import MECHANISMS, effective
 from hwsim.device.flash_times import FlashTimes
 from hwsim.device.profile import Flash, Profile, known_profiles, load_profile
 from hwsim.errors import SettingError
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
-from hwsim.simulation.settings import MECHANISMS
+from hwsim.simulation.settings import Settings, read_bits
 from hwsim.trace import Sequence
+from tests.runs import replay
 from tests.timing.cli import run_cli
 from tests.toy import DOWN_USE, INPUT_USE, KV_ENTRY, RESIDENT, device_of, times, toy
 
@@ -148,7 +148,7 @@ def test_requests_are_what_makes_a_table_slow(trace):
     whole = replay(trace, device, policy, rule, Settings(dram="60%"))
     less = replay(trace, device, policy, rule, Settings(dram="60%", ignore=("requests",)))
     assert less.time_s.total < whole.time_s.total / 5
-    assert effective(device, Settings(ignore=("requests",))).flash.table is None
+    assert effective(device, ignore=("requests",)).flash.table is None
 
 
 def test_scattered_small_reads_are_slower_by_what_the_profile_says(trace):
@@ -181,8 +181,6 @@ def test_what_is_left_out_is_told(trace):
     [("Q4_0", 4.5), ("q8_0", 8.5), ("int4-g128", 4.125), ("Q6_K", 6.5625), ("9/2", 4.5), ("4", 4.0)],
 )
 def test_bits_go_by_the_names_of_formats(name, bits):
-    from hwsim.simulation.options import read_bits
-
     assert read_bits(f"mlp={name}").mlp == bits
 
 

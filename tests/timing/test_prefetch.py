@@ -9,9 +9,9 @@ from hwsim.prefetch import Prefetch
 from hwsim.prefetch.last_token import LastToken
 from hwsim.prefetch.oracle import Oracle
 from hwsim.simulation.plugins import EVICTIONS, POLICIES, PREFETCHES
-from hwsim.simulation.replay import Settings, replay
-from hwsim.timing.reads import ReadSetup
+from hwsim.simulation.settings import Settings
 from tests.conftest import flat_profile
+from tests.runs import Told, replay
 from tests.timing.cli import run_cli
 
 DEVICE = flat_profile(flash="50 MB/s", compute={"rate": "50 MOPS"})
@@ -33,7 +33,7 @@ def test_precision_and_recall_are_those_of_a_plain_loop(trace):
     policy, rule = POLICIES.make("dip")[1], EVICTIONS.make("none")[1]
     replay(
         trace, DEVICE, policy, rule, Settings(dram="60%"),
-        listener=lambda layer, group, token, mask: masks.setdefault((layer, group), []).append(mask.copy()),
+        observers=[Told(lambda layer, group, token, mask: masks.setdefault((layer, group), []).append(mask.copy()))],
     )  # fmt: skip
     starts, guessed, useful, missed = {0, 34}, 0, 0, 0
     for each in masks.values():
@@ -53,14 +53,14 @@ def test_an_oracle_guesses_everything_and_nothing_else(trace):
     assert found.flash_read_bytes == run(trace, None).flash_read_bytes
 
 
-@pytest.mark.parametrize("reads", [ReadSetup(), ReadSetup(bundle=True), ReadSetup(packed=True, merge=4096)])
+@pytest.mark.parametrize("reads", [{}, {"bundle": True}, {"packed": True, "merge": 4096}])
 @pytest.mark.parametrize("scope", ["matrix", "global"])
 def test_a_guess_changes_time_and_bytes_read_alone(trace, reads, scope):
-    plain, perfect = (run(trace, rule, reads=reads, cache_scope=scope) for rule in (None, Oracle()))
+    plain, perfect = (run(trace, rule, cache_scope=scope, **reads) for rule in (None, Oracle()))
     for name in PREFETCHES.names():
         if name == "trained":
             continue
-        found = run(trace, PREFETCHES.make(name)[1], reads=reads, cache_scope=scope)
+        found = run(trace, PREFETCHES.make(name)[1], cache_scope=scope, **reads)
         for key in ("unit_hits", "flash_bytes", "dram_bytes", "groups", "mlp_density"):
             assert getattr(found, key) == getattr(plain, key)
         assert found.flash_read_bytes == plain.flash_read_bytes + found.prefetch.wasted_bytes

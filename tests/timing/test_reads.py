@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from hwsim.device.flash_times import FlashTimes, holes
 from hwsim.device.profile import load_profile
 from hwsim.errors import SettingError
-from hwsim.memory.groups import plan_group
+from hwsim.memory.groups import Units, plan_group
 from hwsim.memory.neuron_order import Layout
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.timing.reads import Reader, ReadSetup
 from tests.conftest import flat_profile
+from tests.runs import replay
 from tests.timing.cli import run_cli
 
 MODEL = ModelShape(
@@ -26,9 +27,9 @@ MODEL = ModelShape(
 )  # fmt: skip
 
 
-def plan_of(block=1, slices=("down.column",), layout=None):
+def plan_of(block=1, slices=("down.column",), layout=None, layer=0):
     axis = "neuron"
-    return plan_group(Group("g", axis, list(slices)), MODEL, Bits(mlp=8), block, layout)
+    return plan_group(Group("g", axis, list(slices)), MODEL, Units(Bits(mlp=8), block, layout), layer)
 
 
 def plain(misses, sizes, last, page, packed, most, gap):
@@ -70,7 +71,7 @@ def test_reads_are_those_of_a_plain_loop(data):
     gap = data.draw(st.sampled_from([0, 50, 300])) if setup.merge else 0
     share = data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
     misses = np.random.default_rng(data.draw(st.integers(0, 2**32))).random((3, plan.units)) < share
-    reads, size = Reader(plan, setup, page, [gap]).count(misses, 0)
+    reads, size = Reader(plan, setup, page, [gap]).count(misses)
     sizes, last = setup.slices(plan)
     largest = max(each if setup.packed else -(-each // page) * page for each in sizes)
     most = 1 if setup.merge is None else max(1, setup.merge // largest)
@@ -90,7 +91,7 @@ def test_no_page_is_read_twice_where_neighbours_are_merged():
     plan = plan_of()
     reader = Reader(plan, ReadSetup(packed=True, merge=10**6), 100)
     misses = np.random.default_rng(0).random((200, plan.units)) < 0.2
-    sizes = reader.count(misses, 0)[1]
+    sizes = reader.count(misses)[1]
     for row, size in zip(misses, sizes, strict=True):
         pages = {byte // 100 for unit in np.flatnonzero(row) for byte in range(unit * 40, (unit + 1) * 40)}
         assert size == 100 * len(pages)
@@ -117,8 +118,8 @@ def test_of_all_holes_each_batch_takes_the_fastest(hw, packed):
     plan, setup, times = plan_of(), ReadSetup(packed=packed, merge=65536, gap=None), FlashTimes(flash, 4e6)
     misses = np.random.default_rng(0).random((40, plan.units)) < np.linspace(0, 0.9, 40)[:, None]
     page, tried = 64, holes(flash.model_copy(update={"page_size": 64}))
-    found = Reader(plan, setup, page, tried, times).count(misses, 0)
-    each = [Reader(plan, setup, page, [gap]).count(misses, 0) for gap in tried]
+    found = Reader(plan, setup, page, tried, times).count(misses)
+    each = [Reader(plan, setup, page, [gap]).count(misses) for gap in tried]
     seconds = np.array([times.alike(*one) for one in each])
     assert (times.alike(*found) == seconds.min(axis=0)).all()
     best = seconds.argmin(axis=0)  # the first, so the smallest hole
@@ -140,12 +141,11 @@ def test_neighbours_are_those_of_the_layout():
     order = np.arange(MODEL.intermediate_size)[::-1].copy()
     order[[0, 5]] = order[[5, 0]]
     layout = Layout({}, np.stack([order, np.arange(MODEL.intermediate_size)]).astype(np.int32))
-    plan = plan_of(layout=layout)
-    misses = np.zeros((1, plan.units), bool)
+    plans = [plan_of(layout=layout, layer=layer) for layer in (0, 1)]
+    misses = np.zeros((1, plans[0].units), bool)
     misses[0, order[[3, 4, 5]]] = True  # side by side in layer 0 only
-    setup = ReadSetup(merge=10**6)
-    assert Reader(plan, setup, 1).count(misses, 0)[0] == [1]
-    assert Reader(plan, setup, 1).count(misses, 1)[0] == [2]
+    counts = [Reader(plan, ReadSetup(merge=10**6), 1).count(misses)[0] for plan in plans]
+    assert counts == [[1], [2]]
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +161,7 @@ def test_merging_changes_time_and_bytes_read_and_nothing_else(trace, device, blo
     policy, rule = POLICIES.make("dip-ca")[1], EVICTIONS.make("lru")[1]
 
     def run(**reads):
-        return replay(
-            trace, device, policy, rule, Settings(dram="60%", block=block, cache_scope=scope, reads=ReadSetup(**reads))
-        )
+        return replay(trace, device, policy, rule, Settings(dram="60%", block=block, cache_scope=scope, **reads))
 
     single, packed, merged, holes = (
         run(),
@@ -182,13 +180,13 @@ def test_merging_changes_time_and_bytes_read_and_nothing_else(trace, device, blo
 
 def test_the_compiled_scan_sees_what_the_plain_one_sees(trace, device, monkeypatch):
     """Misses come from two paths: token by token, and of many tokens at once."""
-    from hwsim.masking import scan as select
+    from hwsim.masking import streams
 
     policy, rule = POLICIES.make("dip-ca")[1], EVICTIONS.make("lfu")[1]
     found = []
     for worth in (1, 10**9):
-        monkeypatch.setattr(select, "_WORTH", worth)
-        chosen = Settings(dram="60%", reads=ReadSetup(packed=True, merge=2048))
+        monkeypatch.setattr(streams, "_WORTH", worth)
+        chosen = Settings(dram="60%", packed=True, merge=2048)
         found.append(replay(trace, device, policy, rule, chosen).to_json())
     assert found[0] == found[1]
 

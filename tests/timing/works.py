@@ -1,19 +1,19 @@
-"""Loads of the engine, made up."""
+"""Work for the engine, made up."""
 
 import numpy as np
 from hypothesis import strategies as st
 
-from hwsim.timing.work import Load
+from hwsim.timing.work import Work
 
 
 def make(tokens=2, layers=1, groups=1, **seconds):
-    """A load in which everything that is named takes so many seconds in each step, and nothing else takes any."""
+    """Work in which everything that is named takes so many seconds in each step, and nothing else takes any."""
     shape = (tokens, layers, groups)
     each = {
         name: np.full(shape, float(seconds.get(name, 0.0)))
         for name in ("selection", "flash", "dram", "fills", "on_hits", "on_misses")
     }
-    return Load(
+    return Work(
         resident=np.full(layers + 1, float(seconds.get("resident", 0.0))),
         streamed=np.full(layers + 1, float(seconds.get("streamed", 0.0))),
         kv_cache=np.full((tokens, layers), float(seconds.get("kv_cache", 0.0))),
@@ -33,7 +33,7 @@ def uneven(rng, layers, groups):
 
 
 @st.composite
-def random_loads(draw, ahead=False, fills=False):
+def random_works(draw, ahead=False, fills=False):
     tokens, layers, groups = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     scale = {name: draw(st.sampled_from([0.0, 0.1, 1.0, 10.0])) for name in ("flash", "dram", "compute")}
@@ -45,7 +45,7 @@ def random_loads(draw, ahead=False, fills=False):
         return seconds * present if size == shape else seconds
 
     flash = some("flash", *shape)
-    return Load(
+    return Work(
         resident=some("dram", layers + 1), streamed=some("flash", layers + 1), kv_cache=some("dram", tokens, layers),
         unmasked=some("compute", tokens, layers + 1), selection=some("compute", *shape), flash=flash,
         dram=some("dram", *shape), fills=some("dram", *shape) if fills else np.zeros(shape),
