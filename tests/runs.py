@@ -122,6 +122,14 @@ def layout(
     return Conditions(profile, eviction or Lru(), settings or Settings()).run(source, policy, name).placement
 
 
+def masking_of(
+    model: ModelShape, policy: Policy, longest: int, settings: Settings | None = None, name: str = ""
+) -> Masking:
+    """What decides the masks of a model with sequences of at most so many tokens, without a device."""
+    source = Source(recorded(model, [Window(tokens=longest)]), {})
+    return Conditions(None, Lru(), settings or Settings()).run(source, policy, name).masking
+
+
 def scan(
     source: SignalSource,
     sequences: Iterable[Window],

@@ -17,7 +17,6 @@ from hwsim.analysis.calibration import KIND, LEVELS, calibrate
 from hwsim.trace import Trace
 from hwsim.util.arrayfile import read_arrays
 from hwsim.util.kernels import magnitude_counts, magnitude_quantiles, threshold
-
 from tests.conftest import Hwsim, write_trace
 
 VALUES = arrays.arrays(np.float16, st.integers(1, 300), elements=st.floats(-1000, 1000, width=16))

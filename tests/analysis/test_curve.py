@@ -15,10 +15,12 @@ from hwsim.errors import PluginError, SettingError
 from hwsim.evictions.lru import Lru
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence
+from hwsim.trace.sequences import Sequences
 from tests.conftest import flat_profile
+from tests.runs import masking_of, replay
 
 
 @st.composite
@@ -113,11 +115,11 @@ class Some(Policy):
 
 @pytest.mark.parametrize("keep", [0.1, None])
 def test_layers_are_added_up_and_small_sizes_go_through_the_cache(keep):
-    policy, sequences = Some(keep=keep), [Sequence(tokens=12, prompt=3), Sequence(tokens=18)]
-    plans = layout(SMALL_MODEL, None, policy, 18, Settings(dram="60%")).groups
+    masking = masking_of(SMALL_MODEL, Some(keep=keep), 18, Settings(dram="60%"))
+    sequences = Sequences([Sequence(tokens=12, prompt=3), Sequence(tokens=18)])
     shares = (0.01, 0.05, 0.5)
-    found = curve(Signals(), SMALL_MODEL, sequences, policy, plans, shares, known=True)["down"]
-    assert found.capacity == plans[0].capacity
+    found = curve(Signals(), sequences, masking, shares, known=True)["down"]
+    assert [plan.capacity for plan in masking.plans] == [found.capacity] * 3
     sizes = {units_of(share, 120) for share in shares} | {found.capacity}
     assert set(found.hits) == sizes | set(range(found.largest, 121))
     masks = [
@@ -142,8 +144,8 @@ def test_it_is_what_a_replay_counts(trace):
     policy = POLICIES.make("dip")[1]
     for dram in ("60%", "90%"):
         result = replay(trace, flat_profile(), policy, EVICTIONS.make("lru")[1], Settings(dram=dram))
-        plans = layout(trace.model, None, policy, trace.header.longest, Settings(dram=dram)).groups
-        found = curve(trace, trace.model, trace.header.sequences, policy, plans, known=True)
+        masking = masking_of(trace.model, policy, trace.header.longest, Settings(dram=dram))
+        found = curve(trace, Sequences(trace.header.sequences), masking, known=True)
         for name, group in found.items():
             assert group.hits[group.capacity] == sum(each.hits for each in result.groups if each.group == name)
 
@@ -155,9 +157,9 @@ def test_policies_without_masks_of_their_own_are_refused(trace):
         ("dense", SettingError, "masks nothing"),
     ):
         policy = POLICIES.make(name)[1]
-        plans = layout(header.model, None, policy, header.longest, Settings(dram="70%")).groups
+        masking = masking_of(header.model, policy, header.longest, Settings(dram="70%"), name)
         with pytest.raises(error, match=f"policy {name}: {text}") as caught:
-            curve(trace, header.model, header.sequences, policy, plans, name=name)
+            curve(trace, Sequences(header.sequences), masking)
         assert "\n" not in str(caught.value)
 
 

@@ -11,9 +11,11 @@ from hwsim.analysis.locality import locality
 from hwsim.errors import PluginError, SettingError
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence
+from hwsim.trace.sequences import Sequences
+from tests.runs import masking_of
 
 UNITS, TOKENS = SMALL_MODEL.intermediate_size, 240
 
@@ -42,10 +44,9 @@ class Top(Policy):
 
 def parts(rows, rules=("lru", "belady"), dram="90%", keep=0.1):
     policy = Top(keep=keep)
-    plans = layout(SMALL_MODEL, None, policy, TOKENS, Settings(dram=dram)).groups
+    masking = masking_of(SMALL_MODEL, policy, TOKENS, Settings(dram=dram))
     made = {rule: EVICTIONS.make(rule)[1] for rule in rules}
-    sequences = [Sequence(tokens=TOKENS)]
-    found = locality(Signals(rows), SMALL_MODEL, sequences, policy, plans, made)["down"]
+    found = locality(Signals(rows), Sequences([Sequence(tokens=TOKENS)]), masking, made)["down"]
     lru = found.rates("lru")
     return found, lru[1] - found.uniform, lru[0] - lru[1]
 
@@ -85,9 +86,9 @@ def test_policies_without_masks_of_their_own_are_refused(trace):
     header, rules = trace.header, {"lru": EVICTIONS.make("lru")[1]}
     for name, error, text in (("dip-ca", PluginError, "looks at the cache"), ("dense", SettingError, "masks nothing")):
         policy = POLICIES.make(name)[1]
-        plans = layout(header.model, None, policy, header.longest, Settings(dram="70%")).groups
+        masking = masking_of(header.model, policy, header.longest, Settings(dram="70%"), name)
         with pytest.raises(error, match=f"policy {name}: {text}"):
-            locality(trace, header.model, header.sequences, policy, plans, rules, name=name)
+            locality(trace, Sequences(header.sequences), masking, rules)
 
 
 def test_the_command(hwsim, small_trace, tmp_path):

@@ -18,7 +18,6 @@ from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.simulation.replay import Settings, layout, replay, replay_masks
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
-
 from tests.conftest import flat_profile, write_trace
 
 RULES = ("lru", "lfu", "fifo")

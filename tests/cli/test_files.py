@@ -14,9 +14,8 @@ from hwsim.errors import OutputError
 from hwsim.trace import Trace, TraceWriter
 from hwsim.util.files import check_new_file, spare
 from tests.cli.run import here, refused, replay, run  # noqa: F401
-from tests.simulation.made import MINE, MRU
-
 from tests.conftest import write_trace
+from tests.simulation.made import MINE, MRU
 from tests.trace.test_trace import fill, header
 
 POSIX = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -21,10 +21,9 @@ from hwsim.report.traceinfo import render_comparison, render_trace
 from hwsim.trace import Trace
 from hwsim.util.units import parse, printable
 from tests.cli.run import here, refused, replay, result, run  # noqa: F401
-from tests.simulation.made import MINE
-
 from tests.conftest import SMALL_MODEL, write_trace
 from tests.device.test_profile import LEAST
+from tests.simulation.made import MINE
 
 EVIL = "a\x1b[31mred\x9b0m\nb\u202ec"
 SHOWN = r"a\x1b[31mred\x9b0m\nb\u202ec"

@@ -346,8 +346,8 @@ def test_no_hole_is_tried_that_takes_longer_than_another_read_at_the_best_rate()
 @settings(max_examples=50)
 @given(st.floats(0.1, 1), st.floats(0, 1))
 def test_hot_flash_is_slower_by_its_factor(factor, share):
-    load = make(tokens=4, flash=1.0)
+    work = make(tokens=4, flash=1.0)
     hot = Thermal.model_validate({"after": f"{4 * share:.6f} s", "factor": factor})
-    cold = run_events(load, overlap="none").times.total
-    found = run_events(load, overlap="none", thermal=hot).times.total
+    cold = run_events(work, overlap="none").times.total
+    found = run_events(work, overlap="none", thermal=hot).times.total
     assert cold * (1 - 1e-9) <= found <= cold / factor * (1 + 1e-9)

@@ -11,7 +11,6 @@ from hwsim.cli.app import app
 from hwsim.device.profile import Profile, find_profile, known_profiles, load_profile
 from hwsim.errors import ProfileError
 from hwsim.util.files import data_folder
-
 from tests.conftest import REPOSITORY
 
 NAMES = sorted(path.stem for path in (REPOSITORY / "hw_profiles").glob("*.yaml"))

@@ -26,13 +26,15 @@ from hwsim.report.page.figures import all_figures
 from hwsim.report.page.inputs import read_inputs
 from hwsim.simulation.densities import read_densities
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay, replay_masks
+from hwsim.simulation.replay import count
+from hwsim.simulation.settings import Settings
 from hwsim.studies.sweep import Store
 from hwsim.studies.sweep.spec import read_spec
 from hwsim.trace import Encoding, Trace
 from hwsim.util.arrayfile import read_arrays, write_arrays
 from tests.conftest import flat_profile
 from tests.device.test_flash_times import FIO, LINES
+from tests.runs import replay, replay_masks, run_of
 from tests.trace.test_damage import TINY, make_tiny
 
 
@@ -70,13 +72,10 @@ def _masks(folder: Path) -> bytes:
     source.write_bytes(_trace(folder, Encoding()))
     policy = POLICIES.make("dip")[1]
     with Trace(source) as trace:
-        placement = layout(TINY, flat_profile(), policy, trace.header.longest, Settings(dram="60%"), "dip")
+        run = run_of(trace, flat_profile(), policy, EVICTIONS.make("lru")[1], Settings(dram="60%"), policy_name="dip")
         writer = MaskWriter(path)
-        writer.begin(trace.header, placement.groups, "dip", policy, 0)
-        replay(
-            trace, flat_profile(), policy, EVICTIONS.make("lru")[1], Settings(dram="60%"), policy_name="dip",
-            listener=lambda layer, group, token, mask: writer(layer, group, token, mask[None]),
-        )  # fmt: skip
+        writer.begin(trace.header, run.masking, run.placement)
+        count(run, [writer])
         writer.finish()
     return path.read_bytes()
 

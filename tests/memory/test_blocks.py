@@ -20,7 +20,6 @@ from hwsim.simulation.replay import Settings, layout, replay, replay_masks
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace
 from hwsim.util.arrayfile import write_arrays
-
 from tests.conftest import flat_profile, write_trace
 
 NEURONS, LAYERS = SMALL_MODEL.intermediate_size, SMALL_MODEL.num_hidden_layers

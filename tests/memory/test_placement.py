@@ -17,7 +17,6 @@ from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.simulation.replay import Settings, layout, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Trace
-
 from tests.conftest import flat_profile, write_trace
 
 PHI3 = known_shape("phi3-medium")

@@ -11,7 +11,6 @@ from hwsim.errors import SettingError
 from hwsim.memory.shares import Shares, divide, measured, parse_shares, read_shares
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.simulation.replay import Settings, layout, replay
-
 from tests.conftest import flat_profile
 
 ROWS = st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 10**6)), min_size=1, max_size=12)

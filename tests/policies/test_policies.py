@@ -18,7 +18,6 @@ from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL, RandomSignals, check_policy
 from hwsim.trace import Sequence
-
 from tests.conftest import REPOSITORY, flat_profile, write_calibration
 
 PHI3, OPT = known_shape("phi3-medium"), known_shape("opt-350m")

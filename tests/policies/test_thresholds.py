@@ -21,7 +21,6 @@ from hwsim.simulation.replay import replay
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
 from hwsim.util.arrayfile import read_arrays, write_arrays
-
 from tests.conftest import flat_profile, write_calibration
 
 ALL = ("cats", "dip-threshold", "teal", "static")

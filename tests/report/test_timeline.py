@@ -103,17 +103,21 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 def test_occupancy_is_that_of_the_caches(tmp_path, trace):
     """Against what caches really hold at the end of the last sequence."""
     from hwsim.simulation.plugins import EVICTIONS, POLICIES
-    from hwsim.simulation.replay import Settings, replay
+    from hwsim.simulation.settings import Settings
     from tests.conftest import flat_profile
+    from tests.runs import Told, replay
 
     timeline, held = Timeline((0, 2**62)), {}
     replay(
         trace, flat_profile(), POLICIES.make("dip")[1], EVICTIONS.make("lru")[1], Settings(dram="70%"),
-        contents=lambda layer, group, cached: held.__setitem__((layer, group), int(cached.sum())), observers=[timeline],
+        observers=[
+            timeline,
+            Told(contents=lambda layer, group, cached: held.__setitem__((layer, group), int(cached.sum()))),
+        ],
     )  # fmt: skip
     last, first = timeline._occupied[-1], timeline._occupied[34]
     for (layer, group), units in held.items():
-        assert last[layer, timeline._groups.index(group)] == units
+        assert last[layer, timeline._groups[layer].index(group)] == units
     assert (first < last).any()  # the second of two sequences begins with empty caches
 
 

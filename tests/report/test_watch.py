@@ -10,10 +10,11 @@ from rich.console import Console
 
 from hwsim.report.watch import Watch
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
 from hwsim.util.units import show_number
 from tests.conftest import flat_profile
+from tests.runs import Told, replay
 from tests.timing.cli import run_cli
 
 
@@ -28,11 +29,11 @@ def test_it_shows_what_the_result_says_in_the_end(trace: Trace) -> None:
     results: dict[str, Any] = {}
     with Watch(screen) as watch:
         for name in ("dense", "dip"):
-            watch.progress(f"{name}: masks and hits", 1, 3)
+            watch.show_phase(f"{name}: masks and hits", 1, 3)
             assert "masks and hits 1/3" in drawn(watch.table())
             results[name] = replay(
                 trace, flat_profile(), POLICIES.make(name)[1], EVICTIONS.make("lru")[1], Settings(dram="60%"),
-                policy_name=name, observers=[watch], progress=watch.progress,
+                policy_name=name, observers=[watch, Told(progress=watch.show_phase)],
             )  # fmt: skip
     _, _, *lines = drawn(watch.table()).splitlines()
     assert len(lines) == 2

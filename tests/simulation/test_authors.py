@@ -15,7 +15,6 @@ import pytest
 from typer.testing import CliRunner
 
 from hwsim.cli.app import app
-
 from tests.conftest import REPOSITORY
 
 THIRD_PARTY = REPOSITORY / "tests" / "third_party"

@@ -19,8 +19,8 @@ from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace, TraceWriter
-
 from tests.conftest import SEQUENCES, WITHOUT_A_FILE, flat_profile, write_trace
+
 from .evictions.plain import plain_run
 
 DRAM, FLASH = 50e9, 1e9  # of flat_profile()

@@ -27,8 +27,8 @@ from hwsim.testing import (
     policy_speed,
 )
 from hwsim.testing.rules import _ends
-
 from tests.conftest import REPOSITORY
+
 from .test_authors import run
 
 

@@ -16,7 +16,7 @@ from hwsim.analysis.coactivation import order_trace
 from hwsim.errors import SettingError, TraceError
 from hwsim.policy import Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import FLOAT16, Encoding, Trace, TraceWriter, convert
 from hwsim.trace.encoding import RowError, largest
@@ -24,6 +24,7 @@ from hwsim.trace.synth import bundled
 from hwsim.trace.synth.fit import Fitter
 from hwsim.util.kernels import kept, top_k
 from tests.conftest import Hwsim, flat_profile
+from tests.runs import replay
 from tests.trace.test_trace import TOKENS, arrays, fill, header, write
 
 INT8, TOP = Encoding(name="int8"), Encoding(name="top", share=0.75)

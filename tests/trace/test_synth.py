@@ -216,7 +216,8 @@ def test_the_comparison_can_fail(
 def test_replays_like_the_recorded_trace(twin: Path, recorded: Trace) -> None:
     from hwsim.device.profile import load_profile
     from hwsim.simulation.plugins import EVICTIONS, POLICIES
-    from hwsim.simulation.replay import Settings, replay
+    from hwsim.simulation.settings import Settings
+    from tests.runs import replay
 
     profile, settings = load_profile("pixel8"), Settings(dram="50%")
     with Trace(twin) as trace:

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hwsim.files import is_at, lock
-from hwsim.tune import alone as tuning
 
-from hwsim import files
 from hwsim.errors import HwsimError, OutputError
+from hwsim.studies.tune import alone as tuning
 from hwsim.trace import TraceWriter, writer
 from hwsim.train import adapterfile, partial
+from hwsim.util import files
+from hwsim.util.files import is_at, lock
 from tests.trace.test_trace import header, names
 
 HOLDER = """
 import os, sys, time
-from hwsim.files import lock
+from hwsim.util.files import lock
 handle = os.open(sys.argv[1], os.O_RDONLY)
 print(lock(handle), flush=True)
 time.sleep(600)
