@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwsim.errors import ContractError, PluginError
-from hwsim.masking.scan import scan
-from hwsim.memory.placement import plan_groups
+from hwsim.memory.groups import plan_groups
 from hwsim.model.catalog import known_shape
-from hwsim.model.shape import Bits, ModelShape
+from hwsim.model.shape import ModelShape
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.testing import SMALL_MODEL, RandomSignals, check_policy
+from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Sequence, Trace
 from hwsim.util.files import data_folder
+from tests.runs import Told, plans_of, scan
 
 PHI3, OPT = known_shape("phi3-medium"), known_shape("opt-350m")
 UNGATED = SMALL_MODEL.model_copy(update={"gated": False})
@@ -35,14 +35,10 @@ def make(name: str, **parameters: Any) -> Policy:
 
 def masks_of(policy: Policy, model: ModelShape = SMALL_MODEL, seed: int = 0, capacity: int = 0) -> Masks:
     """{(layer, group): bool [tokens, units]} with caches of `capacity` units under LRU."""
-    plans = plan_groups(policy.groups(model), model, Bits())
-    plans = tuple(replace(plan, capacity=min(capacity, plan.units)) for plan in plans)
-    found: dict[tuple[int, str], list[np.ndarray]] = {}
-    scan(
-        RandomSignals(model, TOKENS, seed), model, [Sequence(tokens=TOKENS)], policy, plans, EVICTIONS.make("lru")[1],
-        seed=seed, listener=lambda layer, group, _, mask: found.setdefault((layer, group), []).append(mask.copy()),
-    )  # fmt: skip
-    return {key: np.stack(masks) for key, masks in found.items()}
+    masks, source, sequences = MaskCollector(), RandomSignals(model, TOKENS, seed), [Sequence(tokens=TOKENS)]
+    plans, eviction = plans_of(policy, model, capacity), EVICTIONS.make("lru")[1]
+    scan(source, sequences, policy, plans, eviction, model=model, seed=seed, observers=[masks])
+    return masks.masks_of
 
 
 def best(values: np.ndarray, k: int) -> list[int]:
@@ -125,10 +121,10 @@ def test_sliding_window(keep: float, window: int, seed: int) -> None:
 def test_the_window_begins_anew_with_each_sequence() -> None:
     """What a sequence asks for first is its first token's alone."""
     policy, sizes = make("sliding-window", keep=0.1, window=5), []
-    plans = plan_groups(policy.groups(SMALL_MODEL), SMALL_MODEL, Bits())
     scan(
-        RandomSignals(SMALL_MODEL, 8), SMALL_MODEL, [Sequence(tokens=5, prompt=2), Sequence(tokens=3)], policy, plans,
-        EVICTIONS.make("none")[1], layers=[0], listener=lambda _, __, ___, mask: sizes.append(int(mask.sum())),
+        RandomSignals(SMALL_MODEL, 8), [Sequence(tokens=5, prompt=2), Sequence(tokens=3)], policy,
+        plans_of(policy, SMALL_MODEL), EVICTIONS.make("none")[1], model=SMALL_MODEL, layers=[0],
+        observers=[Told(lambda _, __, ___, mask: sizes.append(int(mask.sum())))],
     )  # fmt: skip
     assert (sizes[0], sizes[3]) == (12, 12)
     assert sizes[2] > 12 < sizes[5]
@@ -143,10 +139,9 @@ class Zeros(RandomSignals):
 
 def test_relu_reads_what_is_not_zero() -> None:
     policy, source, rows = make("relu"), Zeros(UNGATED, TOKENS), []
-    plans = plan_groups(policy.groups(UNGATED), UNGATED, Bits())
     scan(
-        source, UNGATED, [Sequence(tokens=TOKENS)], policy, plans, EVICTIONS.make("none")[1], layers=[1],
-        listener=lambda _, __, ___, mask: rows.append(mask.copy()),
+        source, [Sequence(tokens=TOKENS)], policy, plans_of(policy, UNGATED), EVICTIONS.make("none")[1], model=UNGATED,
+        layers=[1], observers=[Told(lambda _, __, ___, mask: rows.append(mask.copy()))],
     )  # fmt: skip
     glu = source.read(1, "glu")
     assert (np.array(rows) == (glu != 0)).all()
@@ -236,7 +231,7 @@ def test_weighted_by_norms(seed: int, name: str) -> None:
 def test_a_norm_must_fit_the_axis() -> None:
     group = Group("down", "neuron", ["down.column"], 0.5, ["glu", "norm_input"])
     with pytest.raises(ContractError, match=r"needs 'norm_input' of 48 units, axis 'neuron' has 120"):
-        plan_groups([group], SMALL_MODEL, Bits())
+        plan_groups([group], SMALL_MODEL)
 
 
 # ---------------------------------------------------------------------- between policies
@@ -253,8 +248,8 @@ def test_noisy_oracle_without_noise_is_the_oracle(model: ModelShape, density: fl
 
 def captured(policy: Policy, source: Any, model: ModelShape, tokens: int) -> np.ndarray:
     """Share of the energy of glu that the neurons which a policy computes carry: [tokens, layers]."""
-    plans = plan_groups(policy.groups(model), model, Bits())
-    plans = tuple(replace(plan, capacity=plan.units // 2) for plan in plans)
+    plans = plans_of(policy, model)
+    plans = plans.with_capacities(plan.units // 2 for plan in plans)
     shares = np.full((tokens, model.num_hidden_layers), np.nan)
     energies = [source.read(layer, "glu", 0, tokens).astype(np.float64) ** 2 for layer in range(len(shares[0]))]
 
@@ -264,7 +259,7 @@ def captured(policy: Policy, source: Any, model: ModelShape, tokens: int) -> np.
             shares[token, layer] = energy[mask].sum() / energy.sum()
 
     sequences = [Sequence(tokens=tokens)]
-    scan(source, model, sequences, policy, plans, EVICTIONS.make("lfu")[1], listener=listen)
+    scan(source, sequences, policy, plans, EVICTIONS.make("lfu")[1], model=model, observers=[Told(listen)])
     return shares
 
 

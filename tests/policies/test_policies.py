@@ -9,16 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwsim.errors import ContractError, HwsimError, PluginError
-from hwsim.masking.scan import scan
-from hwsim.memory.placement import plan_groups
 from hwsim.model.catalog import known_shape
-from hwsim.model.shape import Bits
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL, RandomSignals, check_policy
+from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Sequence
 from tests.conftest import REPOSITORY, flat_profile, write_calibration
+<<<<<<< HEAD
+=======
+from tests.runs import plans_of, replay, scan
+>>>>>>> ae81ed5 (Tests of policies ask for plans of layers and collect masks by an observer)
 
 PHI3, OPT = known_shape("phi3-medium"), known_shape("opt-350m")
 UNGATED = SMALL_MODEL.model_copy(update={"gated": False})
@@ -77,23 +79,10 @@ def test_impossible_densities_are_refused_with_the_reason():
 
 def decided(policy, capacity=0, model=SMALL_MODEL, tokens=12, rule="lru", seed=0):
     """All masks: {(layer, group): bool [tokens, units]}, with a cache of `capacity` units a group."""
-    from dataclasses import replace
-
-    plans = tuple(
-        replace(plan, capacity=min(capacity, plan.units)) for plan in plan_groups(policy.groups(model), model, Bits())
-    )
-    found = {}
-    scan(
-        RandomSignals(model, tokens),
-        model,
-        [Sequence(tokens=tokens)],
-        policy,
-        plans,
-        EVICTIONS.make(rule)[1],
-        seed=seed,
-        listener=lambda layer, group, token, mask: found.setdefault((layer, group), []).append(mask.copy()),
-    )
-    return {key: np.stack(masks) for key, masks in found.items()}
+    masks, plans, eviction = MaskCollector(), plans_of(policy, model, capacity), EVICTIONS.make(rule)[1]
+    source, sequences = RandomSignals(model, tokens), [Sequence(tokens=tokens)]
+    scan(source, sequences, policy, plans, eviction, model=model, seed=seed, observers=[masks])
+    return masks.masks_of
 
 
 def top(values, k):

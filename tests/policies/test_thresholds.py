@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 
 from hwsim.analysis.calibration import KIND
 from hwsim.errors import HwsimError, PluginError
-from hwsim.masking.scan import scan
-from hwsim.memory.placement import plan_groups
-from hwsim.model.shape import Bits
 from hwsim.policy import Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import replay
 from hwsim.testing import SMALL_MODEL, RandomSignals
+from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Sequence, Trace
 from hwsim.util.arrayfile import read_arrays, write_arrays
 from tests.conftest import flat_profile, write_calibration
+<<<<<<< HEAD
+=======
+from tests.runs import plans_of, replay, scan
+>>>>>>> ae81ed5 (Tests of policies ask for plans of layers and collect masks by an observer)
 
 ALL = ("cats", "dip-threshold", "teal", "static")
 SIGNALS = ("attn_input", "attn_output", "input", "glu")
@@ -40,14 +41,10 @@ def make(name: str, **fields: Any) -> Policy:
 
 def masks_of(policy: Policy, seed: int = 1) -> dict[tuple[int, str], np.ndarray]:
     """All masks on signals that the calibration has not seen: bool ``[tokens, units]`` by (layer, group)."""
-    plans = plan_groups(policy.groups(SMALL_MODEL), SMALL_MODEL, Bits())
-    found: dict[tuple[int, str], list[np.ndarray]] = {}
-    scan(
-        RandomSignals(SMALL_MODEL, TOKENS, seed), SMALL_MODEL, [Sequence(tokens=4), Sequence(tokens=TOKENS - 4)], policy,
-        plans, EVICTIONS.make("lru")[1],
-        listener=lambda layer, group, token, mask: found.setdefault((layer, group), []).append(mask.copy()),
-    )  # fmt: skip
-    return {key: np.stack(masks) for key, masks in found.items()}
+    masks, source = MaskCollector(), RandomSignals(SMALL_MODEL, TOKENS, seed)
+    plans, sequences = plans_of(policy, SMALL_MODEL), [Sequence(tokens=4), Sequence(tokens=TOKENS - 4)]
+    scan(source, sequences, policy, plans, EVICTIONS.make("lru")[1], model=SMALL_MODEL, observers=[masks])
+    return masks.masks_of
 
 
 def limit(path: Path, layer: int, signal: str, keep: float) -> float:
@@ -130,9 +127,9 @@ def test_zeros_never_pass_a_threshold(calibrated: Path, tmp_path: Path) -> None:
             return np.zeros_like(super().read(*where))
 
     policy = make("cats", calibration=tmp_path / "z.npz")
-    plans = plan_groups(policy.groups(SMALL_MODEL), SMALL_MODEL, Bits())
-    demand = scan(Zeros(SMALL_MODEL, 5), SMALL_MODEL, [Sequence(tokens=5)], policy, plans, EVICTIONS.make("lru")[1])
-    assert demand.requests.sum() == 0
+    plans, source, sequences = plans_of(policy, SMALL_MODEL), Zeros(SMALL_MODEL, 5), [Sequence(tokens=5)]
+    counts = scan(source, sequences, policy, plans, EVICTIONS.make("lru")[1], model=SMALL_MODEL)
+    assert counts.requests.sum() == 0
 
 
 # ---------------------------------------------------------------------- the greedy allocation

@@ -20,8 +20,7 @@ from hwsim.simulation.replay import Settings, replay
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace, TraceWriter
 from tests.conftest import SEQUENCES, WITHOUT_A_FILE, flat_profile, write_trace
-
-from .evictions.plain import plain_run
+from tests.evictions.plain import plain_run
 
 DRAM, FLASH = 50e9, 1e9  # of flat_profile()
 # bytes of a unit at 4 bits: a column of gate and one of up (120 rows each); a column of down (48 rows)

@@ -28,8 +28,7 @@ from hwsim.testing import (
 )
 from hwsim.testing.rules import _ends
 from tests.conftest import REPOSITORY
-
-from .test_authors import run
+from tests.simulation.test_authors import run
 
 
 @pytest.fixture
