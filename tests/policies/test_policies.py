@@ -17,10 +17,7 @@ from hwsim.testing import SMALL_MODEL, RandomSignals, check_policy
 from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Sequence
 from tests.conftest import REPOSITORY, flat_profile, write_calibration
-<<<<<<< HEAD
-=======
 from tests.runs import plans_of, replay, scan
->>>>>>> ae81ed5 (Tests of policies ask for plans of layers and collect masks by an observer)
 
 PHI3, OPT = known_shape("phi3-medium"), known_shape("opt-350m")
 UNGATED = SMALL_MODEL.model_copy(update={"gated": False})

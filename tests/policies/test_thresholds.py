@@ -19,10 +19,7 @@ from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Sequence, Trace
 from hwsim.util.arrayfile import read_arrays, write_arrays
 from tests.conftest import flat_profile, write_calibration
-<<<<<<< HEAD
-=======
 from tests.runs import plans_of, replay, scan
->>>>>>> ae81ed5 (Tests of policies ask for plans of layers and collect masks by an observer)
 
 ALL = ("cats", "dip-threshold", "teal", "static")
 SIGNALS = ("attn_input", "attn_output", "input", "glu")
