@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import math
 import os
 import shutil
-import struct
 import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,69 +26,13 @@ from hwsim.errors import OutputError, TraceError, one_line
 from hwsim.model.shape import NORMS
 from hwsim.trace.encoding import FLOAT16_MAX
 from hwsim.trace.header import TraceHeader, member_name
+from hwsim.trace.zip import Slot, directory_end, directory_entry, local_header, npy_head
 from hwsim.util import kernels
 from hwsim.util.files import check_new_file, is_at, lock, sweep, write_atomic
 from hwsim.util.units import show_size
 
-ALIGNMENT = 64  # bytes; payloads begin at multiples of it, so that they can be memory-mapped as they are
 _CHUNK = 4 * 2**20
 _AHEAD = 64 * 2**20  # bytes that may wait to be written
-_BIG = 0xFFFFFFFF
-_STAMP = (0, 0x21)  # 1980-01-01: no clock in the file
-_PADDING_ID = 0xD935  # the extra field that Android's zipalign uses for padding
-
-
-class _Slot(NamedTuple):
-    name: str
-    head: bytes  # the .npy header
-    dtype: np.dtype
-    width: int  # numbers of one token
-    size: int  # bytes of the whole .npy
-    local: int  # offset of the zip's local header
-    start: int  # offset of the .npy
-
-
-def _npy_head(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """The .npy header, whose length numpy pads to a multiple of 64."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    )
-    return buffer.getvalue()
-
-
-def _local_header(name: str, size: int, crc: int, at: int) -> bytes:
-    """A zip local header at offset `at`, with an extra field that aligns what follows it."""
-    encoded = f"{name}.npy".encode()
-    big = size >= _BIG
-    extra = struct.pack("<HHQQ", 1, 16, size, size) if big else b""
-    end = at + 30 + len(encoded) + len(extra) + 4
-    extra += struct.pack("<HH", _PADDING_ID, -end % ALIGNMENT) + b"\0" * (-end % ALIGNMENT)
-    small = _BIG if big else size
-    version = 45 if big else 20
-    fields = (b"PK\x03\x04", version, 0, 0, *_STAMP, crc, small, small, len(encoded), len(extra))
-    return struct.pack("<4s5H3I2H", *fields) + encoded + extra
-
-
-def _directory_entry(slot: _Slot, crc: int) -> bytes:
-    encoded = f"{slot.name}.npy".encode()
-    big_size, big_at = slot.size >= _BIG, slot.local >= _BIG
-    wide = ([slot.size] * 2 if big_size else []) + ([slot.local] if big_at else [])
-    extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-    small = _BIG if big_size else slot.size
-    version = 45 if wide else 20
-    fields = (b"PK\x01\x02", version, version, 0, 0, *_STAMP, crc, small, small)
-    rest = (len(encoded), len(extra), 0, 0, 0, 0, _BIG if big_at else slot.local)
-    return struct.pack("<4s6H3I", *fields) + struct.pack("<5H2I", *rest) + encoded + extra
-
-
-def _directory_end(entries: int, size: int, at: int) -> bytes:
-    end = b""
-    if entries >= 0xFFFF or at >= _BIG or size >= _BIG:
-        end += struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, size, at)
-        end += struct.pack("<4sIQI", b"PK\x06\x07", 0, at + size, 1)
-        entries, size, at = min(entries, 0xFFFF), min(size, _BIG), min(at, _BIG)
-    return end + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, entries, entries, size, at, 0)
 
 
 def unfinished(path: Path) -> tuple[Path, Path]:
@@ -134,7 +76,7 @@ class TraceWriter:
         check_new_file(self.path)
         self._partial, self._progress = unfinished(self.path)
         self._fingerprint = hashlib.sha256(str(header.to_array()[()]).encode()).hexdigest()
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         self._end = 0
         self._keeper = ThreadPoolExecutor(1)  # disks are slow: the next block is computed meanwhile
         self._safe: Future[None] | None = None  # what was committed last
@@ -232,10 +174,10 @@ class TraceWriter:
         directory = b""
         for slot in slots:
             crc = self._crc(slot)
-            self._pwrite(_local_header(slot.name, slot.size, crc, slot.local), slot.local)
-            directory += _directory_entry(slot, crc)
+            self._pwrite(local_header(slot.name, slot.size, crc, slot.local), slot.local)
+            directory += directory_entry(slot, crc)
         at = last.start + last.size
-        tail = directory + _directory_end(len(slots), len(directory), at)
+        tail = directory + directory_end(len(slots), len(directory), at)
         self._pwrite(tail, at)
         with self._guard():
             os.ftruncate(self._file.fileno(), at + len(tail))
@@ -272,11 +214,11 @@ class TraceWriter:
 
     # ------------------------------------------------------------------ the file
 
-    def _slot(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> _Slot:
-        head = _npy_head(shape, dtype)
+    def _slot(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Slot:
+        head = npy_head(shape, dtype)
         size = len(head) + math.prod(shape) * dtype.itemsize
-        start = self._end + len(_local_header(name, size, 0, self._end))
-        return _Slot(name, head, dtype, math.prod(shape[1:]), size, self._end, start)
+        start = self._end + len(local_header(name, size, 0, self._end))
+        return Slot(name, head, dtype, math.prod(shape[1:]), size, self._end, start)
 
     def _place(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         slot = self._slot(name, shape, dtype)
@@ -368,7 +310,7 @@ class TraceWriter:
                 f"{name}: shape {values.shape} at token {start}; needs {wanted} within {self.header.tokens} tokens"
             )
 
-    def _put(self, slot: _Slot, start: int, values: np.ndarray) -> None:
+    def _put(self, slot: Slot, start: int, values: np.ndarray) -> None:
         at = slot.start + len(slot.head) + start * slot.width * slot.dtype.itemsize
         data = np.array(values, slot.dtype, order="C")  # a copy: a model may go on to change its own
         piece = data.reshape(-1).view(np.uint8).data
@@ -395,7 +337,7 @@ class TraceWriter:
                 written = os.pwrite(self._file.fileno(), view, at)
                 view, at = view[written:], at + written
 
-    def _crc(self, slot: _Slot) -> int:
+    def _crc(self, slot: Slot) -> int:
         crc, end = self._sums.get(slot.name, (0, -1))
         if end == slot.start + slot.size:
             return crc

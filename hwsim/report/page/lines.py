@@ -1,0 +1,106 @@
+"""Plots over tokens, layers and sizes of a cache."""
+
+from __future__ import annotations
+
+from hwsim.report.page.digest import Named
+from hwsim.report.page.figure import COLORS, Figure, axis
+from hwsim.report.page.inputs import Row
+
+
+def tokens(found: list[Named]) -> Figure | None:
+    """The time of each token of one run, where tokens were kept; the page lets the reader choose the run."""
+    kept = [each for each in found if each.row.get("per_token")]
+    if not kept:
+        return None
+    data = [
+        {
+            "type": "scatter", "mode": "lines", "name": each.label, "visible": index == 0, "showlegend": False,
+            "y": [1000 * token["latency_s"] for token in each.row["per_token"]],
+            "line": {"color": COLORS[0], "width": 1.5},
+            "meta": f"{each.label}, {each.device}",
+        }
+        for index, each in enumerate(kept)
+    ]  # fmt: skip
+    layout = {"xaxis": axis("token"), "yaxis": axis("ms", rangemode="tozero")}
+    rows = [[each.label, each.device, str(len(each.row["per_token"]))] for each in kept]
+    return Figure(
+        "tokens",
+        "Token by token",
+        "The time of each token of the run that is chosen, ms.",
+        data,
+        layout,
+        ["run", "device", "tokens kept"],
+        rows,
+    )
+
+
+def hits(found: list[Named]) -> Figure | None:
+    """Hit rate by layer and group of one run; the page lets the reader choose the run."""
+    masked = [each for each in found if each.row["groups"]]
+    if not masked:
+        return None
+    masked = sorted(masked, key=lambda each: -each.row["throughput_tok_s"])
+    data, rows = [], []
+    for index, each in enumerate(masked):
+        groups = each.row["groups"]
+        names, layers = (list(dict.fromkeys(group[key] for group in groups)) for key in ("group", "layer"))
+        rate = {(g["group"], g["layer"]): g["hits"] / g["requests"] if g["requests"] else None for g in groups}
+        data.append(
+            {
+                "type": "heatmap", "x": layers, "y": names,
+                "z": [[rate.get((n, layer)) for layer in layers] for n in names],
+                "zmin": 0, "zmax": 1, "colorscale": "Cividis", "visible": index == 0,
+                "meta": f"{each.label}, {each.device}",
+                "hovertemplate": "layer %{x}, %{y}: %{z:.1%}<extra></extra>", "colorbar": {"tickformat": ".0%"},
+            }
+        )  # fmt: skip
+        for n in names:
+            own = [value for layer in layers if (value := rate.get((n, layer))) is not None]
+            if own:
+                rows.append([each.label, each.device, n, f"{min(own):.1%}", f"{max(own):.1%}"])
+    few = {"dtick": 1} if len(layers) <= 20 else {}  # else plotly marks halves of layers
+    layout = {"xaxis": axis("layer", **few), "yaxis": axis("group"), "height": 260}
+    says = "Hit rate of each group of each layer of the run that is chosen."
+    return Figure(
+        "hits", "Hit rate by layer and group", says, data, layout, ["run", "device", "group", "least", "most"], rows
+    )
+
+
+def curve(row: Row) -> Figure:
+    """Miss ratio of LRU at every size of the cache, with the present size marked."""
+    data, rows = [], []
+    for index, (name, group) in enumerate(row["groups"].items()):
+        units, asked = group["units"], group["requests"]
+        color = COLORS[index % len(COLORS)]
+        shares = [capacity / units for capacity in group["capacities"]]
+        misses = [1 - hit / asked for hit in group["hits"]]
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": str(name), "x": shares, "y": misses,
+                "line": {"color": color},
+                "hovertemplate": "%{x:.0%} of the units: %{y:.1%} missed<extra></extra>",
+            }
+        )  # fmt: skip
+        rows += [[str(name), str(c), f"{m:.1%}"] for c, m in zip(group["capacities"], misses, strict=True)][
+            :: max(1, len(misses) // 12)
+        ]
+        if group["capacity"] in group["capacities"]:
+            at = group["capacities"].index(group["capacity"])
+            data.append(
+                {
+                    "type": "scatter", "mode": "markers", "name": f"{name}, as the device has it",
+                    "x": [shares[at]], "y": [misses[at]],
+                    "marker": {"color": color, "size": 12, "symbol": "circle-open", "line": {"width": 3}},
+                }
+            )  # fmt: skip
+    layout = {
+        "xaxis": axis("cache, share of a group's units", tickformat=".0%"),
+        "yaxis": axis("miss ratio", tickformat=".0%", rangemode="tozero"),
+    }
+    told = f"{row['policy']['name']} on {row['trace']['name']} ({row['trace']['origin']})"
+    title = f"Miss ratio of LRU by size of the cache: {told}"
+    says = (
+        "Share of requests that miss, for every size of the cache; circles are the sizes that the device's DRAM gives."
+    )
+    key = f"curve-{row['policy']['name']}-{row['trace']['hash'][:8]}-{row['dram_budget_bytes']}"
+    return Figure(key, title, says, data, layout, ["group", "units of the cache", "missed"], rows)
