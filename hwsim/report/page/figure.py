@@ -9,6 +9,7 @@ from hwsim.report.page.digest import Named
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
 MARKS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "hexagon")
+BARS = 30  # runs that there is room for as bars with their labels
 
 
 class Figure(NamedTuple):
@@ -34,10 +35,12 @@ class Figure(NamedTuple):
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
+    """An axis of plotly, with what it has besides a title."""
     return {"title": {"text": title}, "automargin": True, "zeroline": False, **more}
 
 
 def by_policy(found: list[Named]) -> dict[str, list[Named]]:
+    """The runs of each policy."""
     groups: dict[str, list[Named]] = {}
     for each in found:
         groups.setdefault(each.policy, []).append(each)
