@@ -19,7 +19,7 @@ _SOURCES = {
 
 
 def _stacked(
-    found: list[Named], parts: dict[str, list[float]], axis: str
+    found: list[Named], parts: dict[str, list[float]], title: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Bars of parts, one for each run."""
     several = len({each.device for each in found}) > 1
@@ -35,7 +35,7 @@ def _stacked(
     ]  # fmt: skip
     ticks = {"tickvals": list(range(len(found))), "ticktext": names}
     layout = {
-        "barmode": "stack", "xaxis": axis(axis), "yaxis": axis("", autorange="reversed", **ticks),
+        "barmode": "stack", "xaxis": axis(title), "yaxis": axis("", autorange="reversed", **ticks),
         "height": 140 + 26 * len(found),
     }  # fmt: skip
     return data, layout
