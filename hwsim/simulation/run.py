@@ -252,12 +252,13 @@ class Run:
         settings, plans = self.settings, self.placement.plans
         if not plans:
             return Watched()
-        tokens, sparse = self.sequences.decoded_tokens, self.placement.bytes.sparse
-        reads = ReadCounts(tokens, plans, settings.reads, self.hardware.flash, sparse)
-        return Watched(
-            None if settings.reads.plain else reads,
-            Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace) if settings.prefetch else None,
-        )
+        reads = guesses = None
+        if not settings.reads.plain:
+            tokens, sparse = self.sequences.decoded_tokens, self.placement.bytes.sparse
+            reads = ReadCounts(tokens, plans, settings.reads, self.hardware.flash, sparse)
+        if settings.prefetch:
+            guesses = Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace)
+        return Watched(reads, guesses)
 
     def but(self, **changes: Any) -> Run:
         """The same run with other settings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -46,7 +47,7 @@ class Decode:
     reads: ReadCounts | None = None
     guesses: Guesses | None = None
 
-    @property
+    @cached_property
     def kv_lengths(self) -> np.ndarray:
         """KV entries that each decoded token reads: int64 ``[tokens]``."""
         return self.sequences.kv_lengths(self.kv_window)
