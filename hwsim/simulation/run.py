@@ -224,13 +224,15 @@ class Run:
         )  # fmt: skip
 
     def check(self) -> None:
-        """Refuse, before long work, what the caches cannot hold and the eviction cannot do.
+        """Refuse, before long work, what the device does not have, the caches cannot hold and the eviction cannot do.
 
         Raises:
-            SettingError: the eviction cannot bypass or serve a shared cache; a set of units is missing or of other
+            SettingError: the profile knows no such engine; the eviction cannot bypass or serve a shared cache; a set of units is missing or of other
                 units, or a cache cannot hold its.
         """
         placement, settings, caches = self.placement, self.settings, self.settings.caches
+        if self.device is not None:
+            _ = self.hardware
         if placement.shared:
             check_shared(self.eviction, settings.cache_scope)
             bypass = caches.admission == "bypass"
