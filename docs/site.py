@@ -15,7 +15,7 @@ from hwsim.device.profile import known_profiles, load_profile
 from hwsim.report.device import render_device, render_devices
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from options import page  # noqa: E402
+from options import page
 
 ROOT = Path(__file__).resolve().parent.parent
 
