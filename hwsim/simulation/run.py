@@ -227,8 +227,8 @@ class Run:
         """Refuse, before long work, what the device does not have, the caches cannot hold and the eviction cannot do.
 
         Raises:
-            SettingError: the profile knows no such engine; the eviction cannot bypass or serve a shared cache; a set of units is missing or of other
-                units, or a cache cannot hold its.
+            SettingError: the profile knows no such engine; the eviction cannot bypass or serve a shared cache; a set of
+                units is missing or of other units, or a cache cannot hold its.
         """
         placement, settings, caches = self.placement, self.settings, self.settings.caches
         if self.device is not None:
