@@ -75,8 +75,9 @@ class TraceHeader(BaseModel):
 
     def members(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Names, shapes ``[tokens, ...]`` and types of the signals' members."""
+        tokens = self.tokens
         return {
-            member_name(layer, signal) + part: ((self.tokens, *shape), dtype)
+            member_name(layer, signal) + part: ((tokens, *shape), dtype)
             for layer in range(self.model.num_hidden_layers)
             for signal in self.signals
             for part, (shape, dtype) in self.encoding.parts(self.model.signal_width(signal)).items()

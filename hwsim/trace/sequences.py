@@ -39,9 +39,10 @@ class Sequences:
         first_rows, longest, token = [0], 0, 0
         for number, sequence in enumerate(sequences):
             rows = range(first_rows[-1] + sequence.prompt, first_rows[-1] + sequence.tokens)
-            decoded.append(Decoded(number, rows, range(token, token + len(rows))))
+            end = token + sequence.tokens - sequence.prompt  # no len(): a damaged header may claim any number
+            decoded.append(Decoded(number, rows, range(token, end)))
             first_rows.append(rows.stop)
-            longest, token = max(longest, sequence.tokens), token + len(rows)
+            longest, token = max(longest, sequence.tokens), end
         self._decoded, self._first_rows, self._longest = tuple(decoded), tuple(first_rows), longest
 
     def __len__(self) -> int:
