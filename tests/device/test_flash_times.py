@@ -48,6 +48,7 @@ def test_at_a_depth_of_one_a_request_takes_latency_and_transfer(size):
     )
 
 
+@settings(max_examples=30)  # each solves a queue of 5000 requests
 @given(SIZES)
 def test_at_great_depth_the_server_alone_decides(size):
     assert queue().bandwidth_at(size, 5000) == pytest.approx(size / (10e-6 + size / 2e9), rel=1e-3)

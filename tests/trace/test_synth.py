@@ -204,11 +204,8 @@ def test_the_comparison_can_fail(
         return dataclasses.replace(honest(self, depth, signal), **broken)
 
     monkeypatch.setattr(fitting.Fitter, "at", without)
-    synthesize(
-        tmp_path / "t.npz",
-        WIDE.model_copy(update={"hidden_size": 256, "intermediate_size": 640}),
-        recorded_stats.tokens,
-    )
+    small = WIDE.model_copy(update={"num_hidden_layers": 8, "hidden_size": 256, "intermediate_size": 640})
+    synthesize(tmp_path / "t.npz", small, recorded_stats.tokens)
     with Trace(tmp_path / "t.npz") as trace:
         assert told_by in misses(recorded_stats, trace_stats(trace))
 
