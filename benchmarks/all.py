@@ -21,10 +21,11 @@ import selection
 import sweeping
 from bench import ROOT, command, machine, paired
 
-import hwsim.masking.scan
 from hwsim.device.profile import load_profile
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout
+from hwsim.simulation.replay import count
+from hwsim.simulation.run import Conditions, Source
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
 
 PAGE, KEPT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.json"
@@ -33,15 +34,10 @@ PAGE, KEPT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.json"
 def threads(work: Path) -> dict[str, Any]:
     """One and two threads for the masks and hits of a replay, and for the whole of it."""
     path, profile = replays.made(work, "phi3-medium", 1000), load_profile("pixel8")
-    policy, rule = POLICIES.make("dip-ca")[1], EVICTIONS.make("lfu")[1]
+    conditions = Conditions(profile, EVICTIONS.make("lfu")[1], Settings(dram="50%"))
     with Trace(path) as trace:
-        header = trace.header
-        plans = layout(header.model, profile, policy, header.longest, Settings(dram="50%")).groups
-
-        def scan(number: int) -> object:
-            return hwsim.masking.scan.scan(trace, header.model, header.sequences, policy, plans, rule, threads=number)
-
-        part = paired({"1": lambda: scan(1), "2": lambda: scan(2)}, 3)
+        run = conditions.run(Source.of_trace(trace), POLICIES.make("dip-ca")[1], "dip-ca")
+        part = paired({"1": lambda: count(run, threads=1), "2": lambda: count(run, threads=2)}, 3)
     whole = {str(number): replays.replay(path, threads=number)["s"] for number in (1, 2)}
     return {"masks and hits": part, "whole": whole}
 

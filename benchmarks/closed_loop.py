@@ -21,12 +21,13 @@ from typing import Any
 from hwsim.cache import compiled
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.device.profile import load_profile
-from hwsim.masking.scan import worth_compiling
+from hwsim.masking.streams import worth_compiling
 from hwsim.record import Settings as TextSettings
 from hwsim.record.prepare import prepare
 from hwsim.record.runner import Runner
-from hwsim.simulation import replay as simulation
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
+from hwsim.simulation.run import Conditions, Source
+from hwsim.simulation.settings import Settings
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -40,15 +41,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Time every window under every policy."""
     reading = TextSettings(given.tokens, given.context, 0, None, given.device, given.dtype)
     ready = prepare(given.model, given.text, reading, lambda *_: None)
-    header, profile = ready.header, load_profile(given.hw)
-    loaded = ready.load(lambda *_: None)
-    settings, eviction = simulation.Settings(dram=given.dram), EVICTIONS.make(given.eviction)[1]
+    header, loaded = ready.header, ready.load(lambda *_: None)
+    conditions = Conditions(load_profile(given.hw), EVICTIONS.make(given.eviction)[1], Settings(dram=given.dram))
     loops: dict[str, ClosedLoop | None] = {"dense": None}
     for name in given.policy.split(","):
         policy = POLICIES.make(name, {"density": given.density})[1]
-        plans = simulation.layout(header.model, profile, policy, given.context, settings, name).groups
-        fast = worth_compiling(given.tokens * len(loaded.layers) * len(plans))  # as `hwsim eval` decides it
-        loops[name] = ClosedLoop(loaded.layers, header.model, policy, plans, eviction, name=name, fast=fast)
+        masking = conditions.run(Source(header, {}), policy, name).masking
+        fast = worth_compiling(given.tokens * len(list(masking.plans)))  # as `hwsim eval` decides it
+        loops[name] = ClosedLoop(loaded.layers, masking, fast=fast)
     runner = Runner(loaded.model, ready.libraries)
     windows = ready.ids[: len(ready.ids) // given.context * given.context].reshape(-1, given.context)
     times: dict[str, list[float]] = {name: [] for name in loops}

@@ -18,6 +18,8 @@ from tables import replaced
 
 import hwsim
 from hwsim.device.profile import Compute, Profile, Thermal, load_profile
+from hwsim.simulation.metrics import Result
+from hwsim.trace import Trace
 
 POLICY, DRAM = "dip-ca", "50%"
 READS = {"bundle": True, "packed": True, "merge": "256KiB", "gap": "auto"}
@@ -36,14 +38,14 @@ def full_device() -> Profile:
     return device.model_copy(update={"compute": compute, "flash": flash, "name": "OnePlus 15R with assumed arithmetic"})
 
 
-def speed(trace: hwsim.Trace, device: Profile, **options: object) -> hwsim.Result:
+def speed(trace: Trace, device: Profile, **options: object) -> Result:
     """Of one replay."""
     found = hwsim.replay(trace, hw=device, policy=POLICY, density=0.5, dram=DRAM, **options)  # type: ignore[arg-type]
     assert not isinstance(found, list)
     return found
 
 
-def row(name: str, results: list[hwsim.Result], against: list[hwsim.Result]) -> str:
+def row(name: str, results: list[Result], against: list[Result]) -> str:
     """A line: tokens/s on each trace, and how much that is of what it is compared with."""
     cells = [
         f"{found.throughput_tok_s:.3g} | {found.throughput_tok_s / base.throughput_tok_s:.2f} x"
@@ -52,7 +54,7 @@ def row(name: str, results: list[hwsim.Result], against: list[hwsim.Result]) -> 
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def table(traces: list[hwsim.Trace], device: Profile, name: str, base: dict, variants: dict[str, dict]) -> list[str]:
+def table(traces: list[Trace], device: Profile, name: str, base: dict, variants: dict[str, dict]) -> list[str]:
     """All variants beside the base, which goes by `name`."""
     against = [speed(trace, device, **base) for trace in traces]
     head = "| | " + " | ".join(f"{trace.model.name}, tokens/s | " for trace in traces) + " |"
@@ -63,7 +65,7 @@ def table(traces: list[hwsim.Trace], device: Profile, name: str, base: dict, var
     return lines
 
 
-def guesses(traces: list[hwsim.Trace], device: Profile, trained: list[Path]) -> list[str]:
+def guesses(traces: list[Trace], device: Profile, trained: list[Path]) -> list[str]:
     """Rules that read ahead: precision, recall, wasted bytes a token."""
     lines = [
         "| | model | tokens/s | precision | recall | read ahead a token | wasted a token |",

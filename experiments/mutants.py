@@ -50,9 +50,10 @@ class Area(NamedTuple):
 AREAS = [
     Area(
         "cache",
-        ["hwsim/cache.py", "hwsim/shared_cache.py"],
+        ["hwsim/cache/cache.py", "hwsim/cache/shared.py"],
         ["tests/cache/test_cache.py", "tests/system/test_golden.py", "tests/cache/test_unit_sets.py",
-         "tests/cache/test_compiled.py", "tests/cache/test_combined_caches.py", "tests/cache/test_shared_cache.py", "tests/evictions"],
+         "tests/cache/test_compiled.py", "tests/cache/test_combined_caches.py", "tests/cache/test_shared_cache.py",
+         "tests/evictions"],
     ),
     Area(
         "evictions",
@@ -63,14 +64,14 @@ AREAS = [
     Area(
         "policies",
         ["policies/hwsim_policies"],
-        ["tests/system/test_golden.py", "tests/policies/test_policies.py", "tests/policies/test_more_policies.py", "tests/policies/test_thresholds.py",
-         "tests/analysis/test_calibration.py", "tests/simulation/test_densities.py", "tests/train", "tests/closed_loop/test_policy_shapes.py"],
+        ["tests/system/test_golden.py", "tests/policies", "tests/analysis/test_calibration.py",
+         "tests/simulation/test_densities.py", "tests/train", "tests/closed_loop/test_policy_shapes.py"],
     ),
     Area(
         "closed form",
-        ["hwsim/bounds.py"],
-        ["tests/system/test_golden.py", "tests/timing/test_engine.py", "tests/timing/test_events.py", "tests/timing/test_mechanisms.py",
-         "tests/timing/test_overlap.py", "tests/system/test_invariants.py"],
+        ["hwsim/timing/closed_form.py"],
+        ["tests/system/test_golden.py", "tests/timing/test_engine.py", "tests/timing/test_events.py",
+         "tests/timing/test_mechanisms.py", "tests/timing/test_overlap.py", "tests/system/test_invariants.py"],
     ),
 ]  # fmt: skip
 

@@ -21,7 +21,8 @@ from hwsim.device.profile import load_profile
 from hwsim.record import Settings as Reading
 from hwsim.record import prepare
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings
+from hwsim.simulation.run import Conditions
+from hwsim.simulation.settings import Settings
 
 CHANGE, SEEDS = 1e-6, (1, 2, 3)
 CASES = [(name, density) for name in ("dip", "dip-ca") for density in (0.5, 0.8)]
@@ -43,12 +44,12 @@ def perplexities(tokens: int, seed: int | None) -> list[float]:
     prepare.load_model = changed
     try:
         reading = Reading(tokens, min(512, tokens // 2), dtype="float32")
+        conditions = Conditions(load_profile("pixel8"), EVICTIONS.make("lfu")[1], Settings(dram="70%"))
         with Loops("smollm2-135m", "persuasion", reading, keep_dense=True) as loops:
             found = []
             for name, density in CASES:
                 candidate = Candidate(name, POLICIES.make(name, {"density": density})[1])
-                rule = EVICTIONS.make("lfu")[1]
-                (one,) = loops.run(load_profile("pixel8"), [candidate], rule, Settings(dram="70%"))
+                (one,) = loops.run(conditions, [candidate])
                 found += [one.perplexity] if found else [one.dense_perplexity, one.perplexity]
             return found
     finally:

@@ -25,7 +25,8 @@ from hwsim.device.profile import load_profile
 from hwsim.record import Settings as Reading
 from hwsim.simulation.plugins import EVICTIONS as EVICTION
 from hwsim.simulation.plugins import POLICIES as POLICY
-from hwsim.simulation.replay import Settings
+from hwsim.simulation.run import Conditions
+from hwsim.simulation.settings import Settings
 from hwsim.util.files import write_atomic
 
 HERE = Path(__file__).resolve().parent
@@ -168,12 +169,12 @@ def evaluated(
     print(f"evaluating {name}: {', '.join(label for label, *_ in asked)}", flush=True)
     start = time.monotonic()
     made = [POLICY.make(policy, {"density": density, **fields})[1] for _, density, policy, fields in asked]
+    settings = Settings(dram=DRAM, lora=lora, lora_merged=merged)
+    conditions = Conditions(load_profile(DEVICE), EVICTION.make("lfu")[1], settings, "lfu")
     results = evaluate(
-        MODEL, str(shop.path("text/test.txt")), load_profile(DEVICE),
+        MODEL, str(shop.path("text/test.txt")), conditions,
         [Candidate(policy, each) for (_, _, policy, _), each in zip(asked, made, strict=True)],
-        EVICTION.make("lfu")[1], Reading(tokens=TOKENS, context=CONTEXT),
-        Settings(dram=DRAM, lora=lora, lora_merged=merged),
-        eviction_name="lfu",
+        Reading(tokens=TOKENS, context=CONTEXT),
     )  # fmt: skip
     rows = [
         {"label": label, "asked": density, **row.plain()}

@@ -13,8 +13,10 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from hwsim.analysis.locality import GroupLocality, locality
+from hwsim.evictions.lru import Lru
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout
+from hwsim.simulation.run import Conditions, Source
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
 from hwsim.util.files import data_folder
 
@@ -26,12 +28,11 @@ BESIDE = {"lru": "0.6", "belady-bypass": "0.6"}
 
 def measure(share: int) -> GroupLocality:
     """Hits of all rules at one DRAM budget."""
-    policy = POLICIES.make("dip")[1]
+    conditions = Conditions(None, Lru(), Settings(dram=f"{share}%"))
     rules = {name: EVICTIONS.make(name)[1] for name in EVICTIONS.names()}
     with Trace(data_folder("traces") / "smollm2-135m-sample.npz") as trace:
-        header = trace.header
-        placement = layout(header.model, None, policy, header.longest, Settings(dram=f"{share}%"))
-        return locality(trace, header.model, header.sequences, policy, placement.groups, rules)[GROUP]
+        run = conditions.run(Source.of_trace(trace), POLICIES.make("dip")[1], "dip")
+        return locality(trace, run.sequences, run.masking, rules)[GROUP]
 
 
 def draw(name: str, found: list[GroupLocality]) -> None:

@@ -22,8 +22,13 @@ import numpy as np
 
 from hwsim.analysis.calibration import KIND, calibrate
 from hwsim.device.profile import load_profile
+from hwsim.masking.counts import Served
+from hwsim.masking.observers import Observer
+from hwsim.memory.groups import Place
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.replay import replay
+from hwsim.simulation.run import Conditions, Source
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
 from hwsim.util.arrayfile import read_arrays, write_arrays
 from hwsim.util.files import data_folder
@@ -53,27 +58,32 @@ class Point(NamedTuple):
     hits: float
 
 
+class Energies(Observer):
+    """The share of |glu|^2 that the neurons of each mask carry; 1 before the first one."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.shares = [1.0]
+        self._trace, self._layer, self._energy = trace, -1, np.empty(0)
+
+    def masks(self, place: Place, token: int, served: Served) -> None:
+        """Look at the masks of neurons."""
+        if place.plan.indices != self._trace.model.intermediate_size:
+            return
+        if place.layer != self._layer:
+            energy = self._trace.read(place.layer, "glu").astype(np.float64) ** 2
+            self._layer, self._energy = place.layer, energy / energy.sum(axis=1, keepdims=True)
+        self.shares += [float(self._energy[number] @ mask) for number, mask in enumerate(served.masks, token)]
+
+
 def measure(trace: Trace, name: str, parameters: dict[str, Any]) -> Point:
     """Replay on the pixel8, DRAM for 70 % of the weights, LFU; energy is the mean over tokens and layers."""
-    policy = POLICIES.make(name, parameters)[1]
-    layers, shares, present = trace.model.num_hidden_layers, [1.0], {"layer": -1}
-    energy = np.empty(0)
-
-    def listen(layer: int, _: str, token: int, mask: np.ndarray) -> None:
-        nonlocal energy
-        if len(mask) != trace.model.intermediate_size:
-            return
-        if layer != present["layer"]:
-            present["layer"] = layer
-            energy = trace.read(layer, "glu").astype(np.float64) ** 2
-            energy /= energy.sum(axis=1, keepdims=True)
-        shares.append(float(energy[token] @ mask))
-
-    lfu = EVICTIONS.make("lfu")[1]
     settings = Settings(dram="70%", timing="closed-form")
-    found = replay(trace, load_profile("pixel8"), policy, lfu, settings, listener=listen)
-    assert len(shares) in (1, 1 + layers * found.tokens)
-    return Point(found.mlp_density, float(np.mean(shares[1:] or shares)), found.hit_rate or 0.0)
+    conditions = Conditions(load_profile("pixel8"), EVICTIONS.make("lfu")[1], settings, "lfu")
+    energies = Energies(trace)
+    result = replay(conditions.run(Source.of_trace(trace), POLICIES.make(name, parameters)[1], name), [energies])
+    shares = energies.shares
+    assert len(shares) in (1, 1 + trace.model.num_hidden_layers * result.tokens)
+    return Point(result.mlp_density, float(np.mean(shares[1:] or shares)), result.hit_rate or 0.0)
 
 
 def curve(trace: Trace, name: str, nets: list[str]) -> list[Point]:

@@ -72,7 +72,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
             pytest.importorskip(module, reason="the page needs an extra")
     (tmp_path / "docs").mkdir()
     shutil.copytree(REPOSITORY / "docs" / "examples", tmp_path / "docs" / "examples")
-    shutil.copytree(REPOSITORY / "tests" / "evaluate" / "tasks", tmp_path / "tests" / "evaluate" / "tasks")
+    shutil.copytree(REPOSITORY / "tests" / "closed_loop" / "tasks", tmp_path / "tests" / "closed_loop" / "tasks")
     with load("sample") as sample:
         trace = Path(sample.path)
     if _asks_a_model(page):

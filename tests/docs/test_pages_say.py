@@ -6,13 +6,14 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import typer
 
 from hwsim.cli.app import app
+from hwsim.device.effective import MECHANISMS
 from hwsim.device.profile import (
     Compute,
     Dram,
@@ -27,8 +28,8 @@ from hwsim.device.profile import (
 )
 from hwsim.prefetch import Ahead
 from hwsim.simulation.plugins import EVICTIONS, POLICIES, PREFETCHES
-from hwsim.simulation.settings import MECHANISMS, OverlapMode
 from hwsim.testing import check_eviction, check_policy
+from hwsim.timing import overlap
 from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks
 
@@ -141,7 +142,7 @@ def test_the_page_of_devices_names_every_rule_and_mechanism() -> None:
     for name in PREFETCHES.names():
         assert f"| `{name}` |" in page
     assert ",".join(MECHANISMS) in page
-    for mode in get_args(OverlapMode):
+    for mode in overlap.names():
         assert f"| `{mode}` |" in page
 
 
