@@ -34,6 +34,7 @@ from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks
 
 README = (REPOSITORY / "README.md").read_text()
+MADE = re.findall(r'"([\w/-]+\.md)"', (REPOSITORY / "docs" / "site.py").read_text())  # when the site is built
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
@@ -106,7 +107,10 @@ def test_paths_exist(page: Path) -> None:
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#]+?)\)", text):
         if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+            path = (page.parent / target).resolve()
+            assert path.exists() or path.relative_to(REPOSITORY / "docs").as_posix() in MADE, target
+    if page.name == "log.md":  # it says what was when it was written
+        return
     for path in re.findall(r"`((?:hwsim|policies|hw_profiles|traces|tests|docs)/[\w./]*)`", text):
         assert (REPOSITORY / path).exists(), path
 
