@@ -14,10 +14,10 @@ _GAP = 2
 _METHOD = (
     "Made by `hwsim validate --markdown docs/validation.md`. The rows, the conditions that each is predicted from, and "
     "the reason of each row that is left out were committed before the first prediction was made "
-    "(`hwsim/studies/validate/rows.yaml`). No parameter is fitted on a row that it is judged by. A row goes through the "
-    "same Flash model and the same engine as a replay: bytes, hit rate and, where the source gives it, compute time are "
-    "its conditions; what Flash makes of them is predicted. Rows that give both bytes and rate are no test and are "
-    "left out."
+    "(`hwsim/studies/validate/rows.yaml`). No parameter is fitted on a row that it is judged by. A row goes through "
+    "the same Flash model and the same engine as a replay: bytes, hit rate and, where the source gives it, compute "
+    "time are its conditions; what Flash makes of them is predicted. Rows that give both bytes and rate are no test "
+    "and are left out."
 )
 _VERDICT = (
     "The aim was a mean of 20 % and a median of 12 %: the mean is met, the median is missed. Read it as what to expect "
