@@ -10,18 +10,16 @@ import pytest
 pytest.importorskip("torch", reason="tasks need the extra `record`")
 pytest.importorskip("lm_eval", reason="tasks need the extra `tasks`")
 
-from hwsim.closed_loop import Candidate, TaskSettings, evaluate_tasks
+from hwsim.closed_loop import TaskSettings, evaluate_tasks
 from hwsim.closed_loop.harness import build_requests, load_tasks
 from hwsim.closed_loop.masking import ClosedLoop
-from hwsim.memory.placement import GroupPlan, place, plan_groups
-from hwsim.model.shape import Bits
-from hwsim.record.extras import libraries
+from hwsim.masking.observers import Observer
+from hwsim.memory.groups import Plans
 from hwsim.record.hooks import find_layers
-from hwsim.record.loading import read_structure
-from hwsim.record.sources import find_source
 from hwsim.simulation.metrics import TaskEvaluation
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings
+from hwsim.simulation.run import Conditions
+from hwsim.simulation.settings import Settings
+from tests.closed_loop.loops import candidate, masking_of, rule, shape_of
 from tests.conftest import flat_profile
 
 TASKS = Path(__file__).parent / "tasks"
@@ -41,10 +39,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def run(
     model: Path, names: tuple[str, ...], policies: dict[str, dict[str, Any]], eviction: str = "lfu", **options: Any
 ) -> list[TaskEvaluation]:
-    candidates = [Candidate(name, POLICIES.make(name, fields)[1]) for name, fields in policies.items()]
+    candidates = [candidate(name, **fields) for name, fields in policies.items()]
     tasks = TaskSettings(names, **({"folder": TASKS, "limit": QUESTIONS} | options))
-    rule = EVICTIONS.make(eviction)[1]
-    return evaluate_tasks(str(model), tasks, flat_profile(), candidates, rule, settings=Settings(dram="70%"))
+    return evaluate_tasks(str(model), tasks, conditions(Settings(dram="70%"), eviction), candidates)
+
+
+def conditions(settings: Settings, eviction: str = "lfu") -> Conditions:
+    """On a flat device."""
+    return Conditions(flat_profile(), rule(eviction), settings)
 
 
 def requests_of(*names: str) -> dict[str, list[Any]]:
@@ -53,15 +55,12 @@ def requests_of(*names: str) -> dict[str, list[Any]]:
 
 
 def loop_of(
-    model: Any, folder: Path, policy: str, sink: Any = None, fields: dict[str, Any] | None = None
-) -> tuple[ClosedLoop, tuple[GroupPlan, ...]]:
+    model: Any, folder: Path, policy: str, *observers: Observer, longest: int = 64, seed: int = 3
+) -> tuple[ClosedLoop, Plans]:
     """A policy with caches that evict, on a model."""
-    shape = read_structure(find_source(str(folder)), libraries()).shape
-    made = POLICIES.make(policy, fields or {})[1]
-    plans = place(plan_groups(made.groups(shape), shape, Bits()), shape, Bits(), "70%", 64, 0).groups
-    layers = find_layers(model, shape.num_hidden_layers)[1]
-    rule = EVICTIONS.make("lfu")[1]
-    return ClosedLoop(layers, shape, made, plans, rule, name=policy, seed=3, sink=sink), plans
+    shape, settings = shape_of(folder), Settings(dram="70%", seed=seed)
+    masking = masking_of(candidate(policy).policy, shape, longest, settings, name=policy)
+    return ClosedLoop(find_layers(model, shape.num_hidden_layers)[1], masking, observers), masking.plans
 
 
 def silent() -> None:

@@ -11,22 +11,23 @@ import pytest
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
 from hwsim.analysis.calibration import KIND, calibrate
-from hwsim.closed_loop import Candidate, evaluate
+from hwsim.closed_loop import Candidate
 from hwsim.closed_loop.generation import Stepper
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.errors import ModelError
 from hwsim.masking.mask_file import MaskFile, MaskWriter
-from hwsim.memory.placement import place, plan_groups
-from hwsim.model.shape import Bits
 from hwsim.record import Settings as Reading
 from hwsim.record import record
 from hwsim.record.hooks import find_layers
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.plugins import POLICIES
+from hwsim.simulation.settings import Settings
+from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Trace
 from hwsim.util.arrayfile import write_arrays
+from tests.closed_loop.loops import masking_of, rule
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model
+from tests.runs import evaluate, replay
 
 SIGNALS = ("attn_input", "attn_output", "input", "glu")
 READING = Reading(tokens=34, context=17, prompt=3, signals=SIGNALS)
@@ -104,40 +105,33 @@ def test_attention_masks_are_those_of_a_plain_decoder(
     import torch
 
     trace, path = calibrated[family]
-    policy, rule = POLICIES.make("teal", {"density": 0.6, "calibration": str(path)})[1], EVICTIONS.make("lru")[1]
+    policy, settings = POLICIES.make("teal", {"density": 0.6, "calibration": str(path)})[1], Settings(dram="70%")
     writer = MaskWriter(tmp_path / "m.npz")
     (result,) = evaluate(
-        str(checkpoints[family]), "persuasion", flat_profile(), [Candidate("teal", policy)], rule, READING,
-        Settings(dram="70%"), masks=writer,
+        checkpoints[family], "persuasion", flat_profile(), [Candidate("teal", policy)], rule("lru"), READING,
+        settings, masks=writer,
     )  # fmt: skip
     saved = MaskFile(tmp_path / "m.npz")
     with Trace(trace) as opened:
         ids, shape = opened.tokens(), opened.model
     assert ids is not None
-    plans = place(plan_groups(policy.groups(shape), shape, Bits()), shape, Bits(), "70%", 17, 0).groups
+    masking = masking_of(policy, shape, 17, settings, "lru", "teal")
     losses, decoded = [], 14
     for window in range(2):
         words = ids[17 * window : 17 * window + 17]
         twin = Twin(family, path, 0.6, 3)
         losses += twin.nll(words)
         assert len(twin.masks) == 3 * 4 * decoded
-        stepped: dict[tuple[int, str, int], np.ndarray] = {}
-        running = make_model(family)
-        loop = ClosedLoop(
-            find_layers(running, 3)[1], shape, policy, plans, rule, name="teal",
-            sink=lambda layer, group, token, masks, into=stepped: into.update({(layer, group, token): masks[0].copy()}),
-        )  # fmt: skip
-        stepper = Stepper(running, torch, loop)
+        running, stepped = make_model(family), MaskCollector()
+        stepper = Stepper(running, torch, ClosedLoop(find_layers(running, 3)[1], masking, [stepped]))
         stepper.prefill(words[:3].tolist())
         for word in words[3:].tolist():
             stepper.step(word)
-        for plan in plans:
-            for layer in range(3):
-                ours = saved._read(layer, plan, 2 * decoded)[decoded * window : decoded * (window + 1)]
-                for token in range(decoded):
-                    key = (layer, plan.group.name, token)
-                    np.testing.assert_array_equal(ours[token], twin.masks[key], f"{key}")
-                    np.testing.assert_array_equal(stepped[key], twin.masks[key], f"{key}")
+        for plan in masking.plans:
+            ours = saved._read(plan, 2 * decoded)[decoded * window : decoded * (window + 1)]
+            theirs = np.array([twin.masks[plan.layer, plan.name, token] for token in range(decoded)])
+            np.testing.assert_array_equal(ours, theirs, f"{plan.layer} {plan.name}")
+            np.testing.assert_array_equal(stepped.masks_of[plan.layer, plan.name], theirs, f"{plan.layer} {plan.name}")
     assert result.tokens_scored == len(losses) == 26
     assert result.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
     assert result.perplexity != pytest.approx(result.dense_perplexity, rel=1e-3)
@@ -157,13 +151,12 @@ def test_everything_kept_is_dense_and_less_is_not(
         Candidate(str(density), POLICIES.make(name, {"density": density, "calibration": str(path)})[1])
         for density in (1.0, 0.6)
     ]
-    rule = EVICTIONS.make("lfu")[1]
-    whole, cut = evaluate(str(checkpoints["llama"]), "persuasion", flat_profile(), candidates, rule, READING)
+    whole, cut = evaluate(checkpoints["llama"], "persuasion", flat_profile(), candidates, rule(), READING)
     assert whole.perplexity == pytest.approx(whole.dense_perplexity, rel=1e-6)
     assert whole.mlp_density == 1
     assert cut.kl > 1e-4
     with Trace(trace) as opened:
-        replayed = replay(opened, flat_profile(), candidates[1].policy, rule)
+        replayed = replay(opened, flat_profile(), candidates[1].policy, rule())
     # the first layer feels no earlier mask: there the closed loop decides as the replay, but for values that in float16
     # equal the threshold
     assert cut.groups[0].requests == pytest.approx(replayed.groups[0].requests, rel=0.01)
@@ -173,7 +166,7 @@ def test_attention_that_is_not_found_is_refused(calibrated: dict[str, tuple[Path
     with Trace(calibrated["llama"][0]) as trace:
         shape = trace.model
     policy = POLICIES.make("teal", {"calibration": str(calibrated["llama"][1])})[1]
-    plans = plan_groups(policy.groups(shape), shape, Bits())
+    masking = masking_of(policy, shape, 17, Settings(), name="teal")
     layers = [layer._replace(value=None) for layer in find_layers(make_model("llama"), 3)[1]]
     with pytest.raises(ModelError, match="policy teal: works on attention, whose projections hwsim does not find"):
-        ClosedLoop(layers, shape, policy, plans, EVICTIONS.make("lru")[1], name="teal")
+        ClosedLoop(layers, masking)

@@ -10,20 +10,20 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.closed_loop import Candidate, evaluate
 from hwsim.closed_loop.evaluation import Evaluation
 from hwsim.errors import ModelError, OutputError, SettingError, TraceError
 from hwsim.masking.mask_file import MaskFile, MaskWriter
-from hwsim.memory.placement import GroupPlan, place, plan_groups
-from hwsim.model.shape import Bits
+from hwsim.memory.groups import GroupPlan
 from hwsim.record import Settings as Reading
 from hwsim.record import record
 from hwsim.record.runner import kv_argument
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay, replay_masks
+from hwsim.simulation.plugins import POLICIES
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
+from tests.closed_loop.loops import candidate, masking_of, rule
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model
+from tests.runs import evaluate, replay, replay_masks
 
 READING = Reading(tokens=56, context=24, prompt=3)
 
@@ -32,20 +32,19 @@ def run(
     model: Path, policies: dict[str, dict[str, Any]], masks: MaskWriter | None = None, eviction: str = "lfu",
     dram: str = "70%", reading: Reading = READING,
 ) -> list[Evaluation]:  # fmt: skip
-    candidates = [Candidate(name, POLICIES.make(name, fields)[1]) for name, fields in policies.items()]
-    rule = EVICTIONS.make(eviction)[1]
-    return evaluate(
-        str(model), "persuasion", flat_profile(), candidates, rule, reading, Settings(dram=dram), masks=masks
-    )
+    candidates = [candidate(name, **fields) for name, fields in policies.items()]
+    settings = Settings(dram=dram)
+    return evaluate(model, "persuasion", flat_profile(), candidates, rule(eviction), reading, settings, masks=masks)
 
 
 # ---------------------------------------------------------------------- the twin
 
 
-def decode(family: str, ids: np.ndarray, prompt: int, policy: str, plans: list[GroupPlan], gamma: float) -> Any:
+def decode(family: str, ids: np.ndarray, prompt: int, policy: str, plans: tuple[GroupPlan, ...], gamma: float) -> Any:
     """One window, token by token through the whole model with a KV cache; masks and caches (LRU) as sets, in plain Python.
 
-    Returns the masks by (layer, group, token) and the logits of every token after the prompt.
+    `plans` are those of any layer. Returns the masks by (layer, group, token) and the logits of every token after the
+    prompt.
     """
     import torch
     from torch.nn.functional import linear
@@ -56,12 +55,12 @@ def decode(family: str, ids: np.ndarray, prompt: int, policy: str, plans: list[G
     now = {"token": 0}
 
     def choose(layer: int, plan: GroupPlan, values: np.ndarray) -> np.ndarray:
-        name = plan.group.name
+        name = plan.name
         recent = state.setdefault((layer, name), [])  # who leaves first stands first: least recent, then higher index
         worth = np.abs(values.astype(np.float32))
         if policy == "dip-ca":
             worth = np.where(np.isin(np.arange(plan.units), recent), worth, np.float32(gamma) * worth)
-        chosen = sorted(sorted(range(plan.units), key=lambda i: (-worth[i], i))[: plan.k[layer]])
+        chosen = sorted(sorted(range(plan.units), key=lambda i: (-worth[i], i))[: plan.k])
         masks[layer, name, now["token"]] = chosen
         hits = [i for i in chosen if i in recent]
         if len(chosen) > plan.capacity:
@@ -75,7 +74,7 @@ def decode(family: str, ids: np.ndarray, prompt: int, policy: str, plans: list[G
         mask[chosen] = True
         return mask
 
-    by_name = {plan.group.name: plan for plan in plans}
+    by_name = {plan.name: plan for plan in plans}
 
     def patched(layer: int, mlp: Any) -> Any:
         act = torch.nn.functional.silu
@@ -126,22 +125,22 @@ def test_layer_by_layer_is_token_by_token(
     with Trace(tmp_path / "t.npz") as trace:
         ids, header = trace.tokens(), trace.header
     assert ids is not None
-    made = POLICIES.make(policy, fields)[1]
-    plans = plan_groups(made.groups(header.model), header.model, Bits())
-    plans = place(plans, header.model, Bits(), "70%", header.longest, 0).groups
+    plans = masking_of(POLICIES.make(policy, fields)[1], header.model, header.longest, Settings(dram="70%")).plans
+    assert all(
+        (plan.k, plan.capacity) == (plans[0][slot].k, plans[0][slot].capacity) for _, slot, plan in plans.places()
+    )
     saved = MaskFile(tmp_path / "masks.npz")
     start = row = scored = 0
     nll = 0.0
     for sequence in header.sequences:
         window = ids[start : start + sequence.tokens]
-        masks, logits = decode(family, window, sequence.prompt, policy, list(plans), 0.2)
+        masks, logits = decode(family, window, sequence.prompt, policy, plans[0], 0.2)
         decoded = sequence.tokens - sequence.prompt
-        for layer in range(3):
-            for plan in plans:
-                ours = saved._read(layer, plan, header.decoded)[row : row + decoded]
-                for token in range(decoded):
-                    chosen = np.flatnonzero(ours[token]).tolist()
-                    assert chosen == masks[layer, plan.group.name, token], (layer, plan.group.name, token)
+        for plan in plans:
+            ours = saved._read(plan, header.decoded)[row : row + decoded]
+            for token in range(decoded):
+                chosen = np.flatnonzero(ours[token]).tolist()
+                assert chosen == masks[plan.layer, plan.name, token], (plan.layer, plan.name, token)
         shifted = logits[:-1] - logits[:-1].max(-1, keepdims=True)
         chance = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
         nll -= float(chance[np.arange(decoded - 1), window[sequence.prompt + 1 :]].sum())
@@ -158,9 +157,7 @@ def test_saved_masks_replay_exactly(checkpoints: dict[str, Path], tmp_path: Path
     for eviction, policy in (("lfu", "dip-ca"), ("belady", "dip"), ("none", "noisy-oracle")):
         writer = MaskWriter(tmp_path / "masks.npz")
         (loop,) = run(checkpoints["llama"], {policy: {}}, writer, eviction)
-        again = replay_masks(
-            MaskFile(tmp_path / "masks.npz"), flat_profile(), EVICTIONS.make(eviction)[1], Settings(dram="70%")
-        )
+        again = replay_masks(MaskFile(tmp_path / "masks.npz"), flat_profile(), rule(eviction), Settings(dram="70%"))
         for field in ("unit_requests", "unit_hits", "flash_bytes", "dram_bytes", "groups", "time_s", "latency_s"):
             assert getattr(loop, field) == getattr(again, field), field
         assert again.provenance["policy"]["name"] == policy
@@ -172,8 +169,7 @@ def test_the_first_layer_decides_as_a_replay_does(checkpoints: dict[str, Path], 
     (loop,) = run(checkpoints["llama"], {"dip-ca": {}})
     record(tmp_path / "t.npz", str(checkpoints["llama"]), settings=READING)
     with Trace(tmp_path / "t.npz") as trace:
-        rule, made = EVICTIONS.make("lfu")[1], POLICIES.make("dip-ca")[1]
-        opened = replay(trace, flat_profile(), made, rule, Settings(dram="70%"))
+        opened = replay(trace, flat_profile(), POLICIES.make("dip-ca")[1], rule(), Settings(dram="70%"))
     assert loop.groups[0] == opened.groups[0]
     assert loop.groups[0].group == "input"
     assert loop.unit_requests == opened.unit_requests

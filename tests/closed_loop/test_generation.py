@@ -11,21 +11,20 @@ import pytest
 
 pytest.importorskip("torch", reason="generation needs the extra `record`")
 
-from hwsim.closed_loop import Candidate, evaluate, generate
 from hwsim.closed_loop.generation import Stepper
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.errors import SettingError
 from hwsim.masking.mask_file import MaskFile, MaskWriter
-from hwsim.memory.placement import place, plan_groups
-from hwsim.model.shape import Bits
 from hwsim.record import Settings as Reading
 from hwsim.record import record
 from hwsim.record.hooks import find_layers
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings
+from hwsim.simulation.settings import Settings
+from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Trace
+from tests.closed_loop.loops import candidate, generate, masking_of, rule
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model, make_tokenizer
+from tests.runs import evaluate
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma", "phi3", "opt"])
@@ -33,43 +32,35 @@ from tests.record.conftest import make_model, make_tokenizer
 def test_token_by_token_gives_the_masks_of_the_evaluation(
     family: str, policy: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    reading, made = Reading(tokens=40, context=40, prompt=5), POLICIES.make(policy)[1]
-    model, rule = str(checkpoints[family]), EVICTIONS.make("lfu")[1]
-    candidate, settings = Candidate(policy, made), Settings(dram="70%", seed=3)
-    writer = MaskWriter(tmp_path / "m.npz")
-    evaluate(model, "persuasion", flat_profile(), [candidate], rule, reading, settings, masks=writer)
+    reading, model, made = Reading(tokens=40, context=40, prompt=5), str(checkpoints[family]), candidate(policy)
+    settings, writer = Settings(dram="70%", seed=3), MaskWriter(tmp_path / "m.npz")
+    evaluate(model, "persuasion", flat_profile(), [made], rule(), reading, settings, masks=writer)
     saved = MaskFile(tmp_path / "m.npz")
     record(tmp_path / "t.npz", model, settings=reading)
     with Trace(tmp_path / "t.npz") as trace:
         ids, shape = trace.tokens().tolist(), trace.model  # type: ignore[union-attr]
-    plans = place(plan_groups(made.groups(shape), shape, Bits()), shape, Bits(), "70%", 40, 0).groups
-    found: dict[tuple[int, str, int], np.ndarray] = {}
-
-    def keep(layer: int, group: str, token: int, masks: np.ndarray) -> None:
-        found[layer, group, token] = masks[0].copy()
-
     import torch
 
-    running = make_model(family)
-    loop = ClosedLoop(find_layers(running, 3)[1], shape, made, plans, rule, name=policy, seed=3, sink=keep)
-    stepper = Stepper(running, torch, loop)
+    running, stepped = make_model(family), MaskCollector()
+    masking = masking_of(made.policy, shape, 40, settings, name=policy)
+    stepper = Stepper(running, torch, ClosedLoop(find_layers(running, 3)[1], masking, [stepped]))
     stepper.prefill(ids[:5])
     for token in ids[5:]:
         stepper.step(token)
-    assert len(found) == 3 * len(plans) * 35
-    for (layer, group, token), mask in found.items():
-        plan = next(plan for plan in plans if plan.group.name == group)
-        np.testing.assert_array_equal(mask, saved._read(layer, plan, 35)[token], f"{layer} {group} {token}")
+    masks = stepped.masks_of
+    assert masks.keys() == {(plan.layer, plan.name) for plan in masking.plans}
+    for plan in masking.plans:
+        ours = masks[plan.layer, plan.name]
+        assert len(ours) == 35
+        np.testing.assert_array_equal(ours, saved._read(plan, 35), f"{plan.layer} {plan.name}")
 
 
 def test_dense_text_is_the_models_own(checkpoints: dict[str, Path]) -> None:
     import torch
 
     prompt, pieces = "Anne hoped she had", []
-    written = generate(
-        str(checkpoints["llama"]), prompt, flat_profile(), Candidate("dense", POLICIES.make("dense")[1]),
-        EVICTIONS.make("lfu")[1], 20, settings=Settings(dram="50%"), on_text=pieces.append,
-    )  # fmt: skip
+    settings = Settings(dram="50%")
+    written = generate(checkpoints["llama"], prompt, candidate("dense"), 20, settings, on_text=pieces.append)
     ids = torch.as_tensor([make_tokenizer()(prompt)["input_ids"]])
     with torch.no_grad():
         own = make_model("llama").generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
@@ -82,10 +73,8 @@ def test_dense_text_is_the_models_own(checkpoints: dict[str, Path]) -> None:
 
 def test_drawn_text_follows_the_seed(checkpoints: dict[str, Path]) -> None:
     def draw(seed: int) -> list[int]:
-        return generate(
-            str(checkpoints["opt"]), "Anne", flat_profile(), Candidate("dip", POLICIES.make("dip")[1]),
-            EVICTIONS.make("lru")[1], 12, settings=Settings(dram="60%", seed=seed), temperature=1.0,
-        ).ids  # fmt: skip
+        settings = Settings(dram="60%", seed=seed)
+        return generate(checkpoints["opt"], "Anne", candidate("dip"), 12, settings, "lru", temperature=1.0).ids
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
@@ -96,19 +85,14 @@ def test_drawn_text_follows_the_seed(checkpoints: dict[str, Path]) -> None:
     [
         ({"tokens": 1}, "--tokens 1: must be at least 2"),
         ({"tokens": 1000}, "llama reads at most 256 tokens"),
-        ({"eviction": EVICTIONS.make("belady")[1]}, "must know the future cannot serve a generation"),
+        ({"eviction": "belady"}, "must know the future cannot serve a generation"),
         ({"prompt": ""}, "--prompt: is empty"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str, checkpoints: dict[str, Path]) -> None:
-    wanted: dict[str, Any] = {
-        "prompt": "Anne",
-        "candidate": Candidate("dip", POLICIES.make("dip")[1]),
-        "eviction": EVICTIONS.make("lfu")[1],
-        "tokens": 5,
-    }
+    wanted: dict[str, Any] = {"prompt": "Anne", "candidate": candidate("dip"), "tokens": 5}
     with pytest.raises(SettingError, match=message):
-        generate(str(checkpoints["llama"]), profile=flat_profile(), **(wanted | options))
+        generate(checkpoints["llama"], **(wanted | options))
 
 
 def test_commands(checkpoints: dict[str, Path], tmp_path: Path, hwsim: Any) -> None:

@@ -10,10 +10,9 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.closed_loop import Candidate, evaluate, generate
+from hwsim.closed_loop import Candidate
 from hwsim.closed_loop.evaluation import Evaluation
 from hwsim.masking.mask_file import MaskFile, MaskWriter
-from hwsim.masking.scan import scan
 from hwsim.model.shape import NORMS
 from hwsim.policy import PluginError, Policy
 from hwsim.record import Settings as Reading
@@ -21,11 +20,14 @@ from hwsim.record.hooks import Taps
 from hwsim.record.prepare import passes, prepare
 from hwsim.record.runner import Runner
 from hwsim.simulation.densities import Layered
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay_masks
+from hwsim.simulation.plugins import POLICIES
+from hwsim.simulation.settings import Settings
+from hwsim.testing.drive import MaskCollector
 from hwsim.trace import TraceHeader
+from tests.closed_loop.loops import generate, rule
 from tests.conftest import flat_profile
 from tests.policies.test_policies import nets_file
+from tests.runs import evaluate, layout, replay_masks, scan
 
 READING = Reading(tokens=40, context=24, prompt=3)
 CHOSEN = Settings(dram="70%", seed=3)
@@ -70,10 +72,8 @@ def dense(checkpoints: dict[str, Path]) -> dict[str, Signals]:
 
 def closed(folder: Path, name: str, policy: Policy, masks: Path | None = None) -> Evaluation:
     writer = MaskWriter(masks) if masks else None
-    rule = EVICTIONS.make("lfu")[1]
-    return evaluate(
-        str(folder), "persuasion", flat_profile(), [Candidate(name, policy)], rule, READING, CHOSEN, masks=writer
-    )[0]
+    candidates = [Candidate(name, policy)]
+    return evaluate(folder, "persuasion", flat_profile(), candidates, rule(), READING, CHOSEN, masks=writer)[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
@@ -91,17 +91,15 @@ def test_the_first_layer_decides_as_the_open_loop(
         return
     found = closed(checkpoints[family], name, policy, tmp_path / "masks.npz")
     saved = MaskFile(tmp_path / "masks.npz")
-    plans = layout(model, flat_profile(), policy, source.header.longest, CHOSEN).groups
-    expected: dict[str, list[np.ndarray]] = {plan.group.name: [] for plan in plans}
-    scan(
-        source, model, sequences, policy, plans, EVICTIONS.make("lfu")[1], seed=CHOSEN.seed, layers=[0],
-        listener=lambda _, group, __, mask: expected[group].append(mask.copy()),
-    )  # fmt: skip
-    for plan in plans:
-        if plan.group.name == "down" and "input" in expected:
+    plans = layout(model, flat_profile(), policy, source.header.longest, CHOSEN).plans
+    expected = MaskCollector()
+    scan(source, sequences, policy, plans, rule(), model=model, seed=CHOSEN.seed, layers=[0], observers=[expected])
+    assert expected.masks_of.keys() == {(0, plan.name) for plan in plans[0]}
+    for plan in plans[0]:
+        if plan.name == "down" and (0, "input") in expected.masks_of:
             continue  # its glu feels the input's mask
-        ours = saved._read(0, plan, source.header.decoded)
-        assert np.array_equal(ours, np.array(expected[plan.group.name])), plan.group.name
+        ours = saved._read(plan, source.header.decoded)
+        assert np.array_equal(ours, expected.masks_of[0, plan.name]), plan.name
     if name == "relu":  # nothing is lost, and only where there are zeros something is skipped
         assert found.kl == pytest.approx(0, abs=1e-6)
         assert (found.mlp_density < 0.9) == (family == "opt")
@@ -159,14 +157,11 @@ def test_densities_layer_by_layer(name: str, checkpoints: dict[str, Path], tmp_p
         keep = next(each.keep for each in copies[group.layer].groups(_shape(checkpoints)) if each.name == group.group)
         assert keep is not None
         assert group.requests == found.tokens * max(1, int(keep * units[group.group] + 1e-9))
-    again = replay_masks(MaskFile(tmp_path / "masks.npz"), flat_profile(), EVICTIONS.make("lfu")[1], CHOSEN)
+    again = replay_masks(MaskFile(tmp_path / "masks.npz"), flat_profile(), rule(), CHOSEN)
     for field in ("groups", "notes", "time_s", "mlp_density"):
         assert getattr(again, field) == getattr(found, field), field
     assert again.provenance["policy"]["parameters"]["parameters"]["density"] == densities
-    written = generate(
-        str(checkpoints["llama"]), "It is a truth", flat_profile(), Candidate(name, policy),
-        EVICTIONS.make("lfu")[1], 6, settings=CHOSEN,
-    )  # fmt: skip
+    written = generate(checkpoints["llama"], "It is a truth", Candidate(name, policy), 6, CHOSEN)
     assert written.result is not None
     first = [group.requests / written.result.tokens for group in written.result.groups]
     assert first == [group.requests / found.tokens for group in found.groups]

@@ -10,38 +10,40 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.masking.shared_scan import SharedCaches, count_shared
-
-from hwsim.cache.cache import CacheSetup
 from hwsim.cache.unit_sets import UnitSets, member_of
-from hwsim.closed_loop import Candidate, TaskSettings, evaluate, evaluate_tasks, evaluation, generate
+from hwsim.closed_loop import Candidate, TaskSettings, evaluate_tasks, evaluation
 from hwsim.closed_loop.evaluation import Evaluation
 from hwsim.closed_loop.generation import Stepper
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.errors import HwsimError, ModelError, SettingError
-from hwsim.masking.counts import Demand
+from hwsim.masking.counts import Counts
 from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.masking.scan import Tally, saved_streams
+from hwsim.masking.scan import count as count_masks
+from hwsim.memory.groups import Place
 from hwsim.memory.neuron_order import Layout
 from hwsim.model.shape import ModelShape
 from hwsim.policy import Context, Group, Policy
 from hwsim.record import Settings as Reading
-from hwsim.record.extras import libraries
 from hwsim.record.hooks import find_layers
-from hwsim.record.loading import read_structure
-from hwsim.record.sources import find_source
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay_masks
+from hwsim.simulation.run import Conditions
+from hwsim.simulation.settings import Settings
+from hwsim.testing.drive import MaskCollector
+from hwsim.trace import Sequence
+from hwsim.trace.sequences import Sequences
+from tests.closed_loop.loops import candidate, generate, masking_of, rule, shape_of
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model
+from tests.runs import evaluate, replay_masks
 
 TASKS = Path(__file__).parent / "tasks"
 READING = Reading(tokens=36, context=18, prompt=2)
 
 
 def run(model: Path, policy: str, masks: MaskWriter | None = None, **chosen: Any) -> Evaluation:
-    candidates = [Candidate(policy, POLICIES.make(policy)[1])]
-    rule, settings = EVICTIONS.make("lfu")[1], Settings(**{"dram": "60%"} | chosen)
-    return evaluate(str(model), "persuasion", flat_profile(), candidates, rule, READING, settings, masks=masks)[0]
+    return evaluate(
+        model, "persuasion", flat_profile(), [candidate(policy)], rule(), READING, settings_of(**chosen), masks=masks
+    )[0]  # fmt: skip
 
 
 def settings_of(**chosen: Any) -> Settings:
@@ -59,7 +61,7 @@ def test_masks_that_do_not_look_at_the_cache_go_through_it_afterwards(
     assert (loop.perplexity, loop.kl) == (alone.perplexity, alone.kl)
     assert loop.unit_requests == alone.unit_requests
     chosen = settings_of(cache_scope=scope)
-    again = replay_masks(MaskFile(tmp_path / "m.npz"), flat_profile(), EVICTIONS.make("lfu")[1], chosen)
+    again = replay_masks(MaskFile(tmp_path / "m.npz"), flat_profile(), rule(), chosen)
     assert again.groups == loop.groups
     assert loop.unit_hits > 0
 
@@ -74,7 +76,7 @@ def test_a_policy_that_reads_shared_caches_is_run_token_by_token(
     loop = run(checkpoints[family], "dip-ca", writer, cache_scope=scope)
     assert any("token by token" in note for note in loop.notes)
     chosen = settings_of(cache_scope=scope)
-    again = replay_masks(MaskFile(tmp_path / "m.npz"), flat_profile(), EVICTIONS.make("lfu")[1], chosen)
+    again = replay_masks(MaskFile(tmp_path / "m.npz"), flat_profile(), rule(), chosen)
     assert again.groups == loop.groups
     assert 0 < loop.unit_hits < loop.unit_requests
     # with room for everything all scopes are the same
@@ -89,16 +91,15 @@ def test_token_by_token_is_the_window_at_once(batch: int, checkpoints: dict[str,
     at_once = run(checkpoints["llama"], "dip", cache_scope="layer")
     original = evaluation._masked
 
-    def masked(runner: Any, run: Any, *args: Any) -> Any:
-        if not run.by_token:
-            run.loop, run.by_token = run.loop.by_token(), True
-        return original(runner, run, *args)
+    def masked(runner: Any, loop: Any, *args: Any) -> Any:
+        if not loop.by_token:
+            loop.loop, loop.by_token = loop.loop.by_token(), True
+        return original(runner, loop, *args)
 
     monkeypatch.setattr(evaluation, "_masked", masked)
-    candidates = [Candidate("dip", POLICIES.make("dip")[1])]
-    rule, settings = EVICTIONS.make("lfu")[1], settings_of(cache_scope="layer")
+    settings = settings_of(cache_scope="layer")
     (stepped,) = evaluate(
-        str(checkpoints["llama"]), "persuasion", flat_profile(), candidates, rule, READING, settings, batch=batch
+        checkpoints["llama"], "persuasion", flat_profile(), [candidate("dip")], rule(), READING, settings, batch=batch
     )
     assert stepped.groups == at_once.groups
     assert stepped.perplexity == pytest.approx(at_once.perplexity, rel=1e-6)
@@ -109,10 +110,8 @@ def test_a_generation_serves_every_scope(scope: str, checkpoints: dict[str, Path
     """It goes token by token, so that a policy may read shared caches; with everything in DRAM they are all the same."""
     kept = {}
     for dram in ("60%", "100%"):
-        kept[dram] = generate(
-            str(checkpoints["llama"]), "the sea", flat_profile(), Candidate("dip-ca", POLICIES.make("dip-ca")[1]),
-            EVICTIONS.make("lfu")[1], 8, settings=settings_of(cache_scope=scope, dram=dram), eviction_name="lfu",
-        )  # fmt: skip
+        settings = settings_of(cache_scope=scope, dram=dram)
+        kept[dram] = generate(checkpoints["llama"], "the sea", candidate("dip-ca"), 8, settings)
     result, whole = kept["60%"].result, kept["100%"].result
     assert result is not None
     assert whole is not None
@@ -132,7 +131,7 @@ def test_block_masks_are_applied_as_they_are_counted(
     writer = MaskWriter(tmp_path / "m.npz")
     loop = run(checkpoints[family], policy, writer, block=5)
     masks = MaskFile(tmp_path / "m.npz")
-    again = replay_masks(masks, flat_profile(), EVICTIONS.make("lfu")[1], settings_of(block=5))
+    again = replay_masks(masks, flat_profile(), rule(), settings_of(block=5))
     assert again.groups == loop.groups
     assert again.mlp_density == loop.mlp_density
 
@@ -144,11 +143,11 @@ def test_one_is_none_and_the_models_own_order_is_no_layout(checkpoints: dict[str
     own = np.tile(np.arange(shape["intermediate_size"], dtype=np.int32), (shape["num_hidden_layers"], 1))
     mixed = np.random.default_rng(0).permuted(own, axis=1)
     measured = {"provenance"}
-    for settings in ({"block": 1}, {"block": 1, "neurons": Layout({}, mixed)}):
+    for settings in ({"block": 1}, {"block": 1, "layout": Layout({}, mixed)}):
         assert run(model, "dip-ca", **settings).model_dump(exclude=measured) == plain.model_dump(exclude=measured)
     blocks = run(model, "dip-ca", block=4).model_dump(exclude=measured)
-    assert run(model, "dip-ca", block=4, neurons=Layout({}, own)).model_dump(exclude=measured) == blocks
-    assert run(model, "dip-ca", block=4, neurons=Layout({}, mixed)).kl != blocks["kl"]
+    assert run(model, "dip-ca", block=4, layout=Layout({}, own)).model_dump(exclude=measured) == blocks
+    assert run(model, "dip-ca", block=4, layout=Layout({}, mixed)).kl != blocks["kl"]
 
 
 def test_a_block_of_everything_is_dense(checkpoints: dict[str, Path]) -> None:
@@ -184,11 +183,11 @@ class Attends(Policy):
 def test_attention_and_norms_in_every_kind_of_cache(
     chosen: dict[str, Any], checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    writer, model = MaskWriter(tmp_path / "m.npz"), str(checkpoints["llama"])
-    settings, rule = settings_of(**chosen), EVICTIONS.make("lru")[1]
-    (loop,) = evaluate(model, "persuasion", flat_profile(), [Candidate("a", Attends())], rule, READING, settings,
+    writer, model = MaskWriter(tmp_path / "m.npz"), checkpoints["llama"]
+    settings, lru = settings_of(**chosen), rule("lru")
+    (loop,) = evaluate(model, "persuasion", flat_profile(), [Candidate("a", Attends())], lru, READING, settings,
                        masks=writer)  # fmt: skip
-    again = replay_masks(MaskFile(tmp_path / "m.npz"), flat_profile(), rule, settings)
+    again = replay_masks(MaskFile(tmp_path / "m.npz"), flat_profile(), lru, settings)
     assert again.groups == loop.groups
     assert loop.unit_hits > 0
 
@@ -202,34 +201,25 @@ def test_steps_go_through_shared_caches_in_the_order_of_a_device(
     """The masks that were decided, counted afterwards in that order, hit what was hit on the way."""
     import torch
 
-    model, rule = make_model("llama"), EVICTIONS.make("lfu")[1]
-    shape = read_structure(find_source(str(checkpoints["llama"])), libraries()).shape
-    placed = layout(shape, flat_profile(), Attends(), 20, settings_of(cache_scope=scope, block=block))
-    assert placed.shared
-    found: dict[tuple[int, str], list[np.ndarray]] = {}
-
-    def keep(layer: int, group: str, token: int, masks: np.ndarray) -> None:
-        found.setdefault((layer, group), []).append(masks[0].copy())
-
-    loop = ClosedLoop(
-        find_layers(model, 3)[1], shape, Attends(aware=aware), placed.groups, rule,
-        name="a", sink=keep, shared=placed.shared, steps=True,
-    )  # fmt: skip
-    stepper = Stepper(model, torch, loop)
+    model, stepped = make_model("llama"), MaskCollector()
+    settings = settings_of(cache_scope=scope, block=block)
+    masking = masking_of(Attends(aware=aware), shape_of(checkpoints["llama"]), 20, settings, name="a")
+    assert masking.shared
+    stepper = Stepper(model, torch, ClosedLoop(find_layers(model, 3)[1], masking, [stepped], steps=True))
     stepper.prefill([1, 2, 3])
     for token in range(5, 20):
         stepper.step(token)
-    demand = Demand.joined(stepper.demands)
+    counts = Counts.joined(stepper.counts)
 
-    def read(layer: int, index: int) -> np.ndarray:
-        plan = placed.groups[index]
-        masks, blocks = found[layer, plan.group.name], plan.blocks(layer)
+    def read(place: Place) -> np.ndarray:
+        masks, blocks = stepped.masks_of[place.layer, place.plan.name], place.plan.blocks()
         return np.packbits([mask if blocks is None else blocks.touched(mask) for mask in masks], axis=1)
 
-    again = count_shared(read, [15], SharedCaches(placed.groups, 3, placed.shared, rule))
-    np.testing.assert_array_equal(again.requests, demand.requests)
-    np.testing.assert_array_equal(again.hits, demand.hits)
-    assert 0 < demand.hits.sum() < demand.requests.sum()
+    again = Tally(Counts.none(15, masking.plans))
+    count_masks(saved_streams(read, masking), Sequences([Sequence(tokens=15)]), masking, again)
+    np.testing.assert_array_equal(again.counts.requests, counts.requests)
+    np.testing.assert_array_equal(again.counts.hits, counts.hits)
+    assert 0 < counts.hits.sum() < counts.requests.sum()
 
 
 class Turned(Policy):
@@ -248,10 +238,10 @@ class Turned(Policy):
 
 
 def test_another_order_than_the_models_is_refused(checkpoints: dict[str, Path]) -> None:
-    model, rule, turned = str(checkpoints["llama"]), EVICTIONS.make("lru")[1], Candidate("t", Turned())
-    assert generate(model, "the sea", flat_profile(), turned, rule, 4, settings=settings_of()).result
+    model, turned = checkpoints["llama"], Candidate("t", Turned())
+    assert generate(model, "the sea", turned, 4, settings_of(), "lru").result
     with pytest.raises(ModelError, match=r"order in which a layer knows what they need .* it is rows, columns; change"):
-        generate(model, "the sea", flat_profile(), turned, rule, 4, settings=settings_of(cache_scope="layer"))
+        generate(model, "the sea", turned, 4, settings_of(cache_scope="layer"), "lru")
 
 
 @pytest.fixture
@@ -264,10 +254,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(chosen: dict[str, Any], policy: str, model: Path, names: tuple[str, ...], dense: bool = False) -> Any:
     """One policy on tasks."""
-    return evaluate_tasks(
-        str(model), TaskSettings(names, TASKS, 3, dense_prompt=dense), flat_profile(),
-        [Candidate(policy, POLICIES.make(policy)[1])], EVICTIONS.make("lfu")[1], settings=settings_of(**chosen),
-    )[0]  # fmt: skip
+    tasks, conditions = (
+        TaskSettings(names, TASKS, 3, dense_prompt=dense),
+        Conditions(flat_profile(), rule(), settings_of(**chosen)),
+    )
+    return evaluate_tasks(str(model), tasks, conditions, [candidate(policy)])[0]
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -292,12 +283,12 @@ def test_tasks_with_blocks_pins_and_what_they_refuse(checkpoints: dict[str, Path
     plain = asked({"block": 5}, "dip", model, names)
     units = {(each.layer, each.group): each.units for each in plain.groups}
     sets = {member_of(*place): np.arange(count) == count - 1 for place, count in units.items()}
-    pinned = asked({"block": 5, "caches": CacheSetup(pinned=UnitSets(sets))}, "dip", model, names)
+    pinned = asked({"block": 5, "pin": UnitSets(sets)}, "dip", model, names)
     assert pinned.unit_requests == plain.unit_requests
     assert pinned.groups != plain.groups
     assert pinned.provenance["settings"]["pinned"]["units"] == len(units)
     everything = {name: np.ones_like(units) for name, units in sets.items()}
     with pytest.raises(SettingError, match="units are pinned, but the cache holds"):
-        asked({"block": 5, "caches": CacheSetup(pinned=UnitSets(everything))}, "dip", model, names)
+        asked({"block": 5, "pin": UnitSets(everything)}, "dip", model, names)
     with pytest.raises(HwsimError, match=r"reads ctx\.cached, but --cache-scope layer couples groups"):
         asked({"cache_scope": "layer"}, "dip-ca", model, names)

@@ -9,12 +9,13 @@ import pytest
 
 pytest.importorskip("torch", reason="the closed loop needs the extra `record`")
 
-from hwsim.closed_loop import Candidate, evaluate
+from hwsim.closed_loop import Candidate
 from hwsim.record import Settings as Reading
 from hwsim.simulation.metrics import Evaluation
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings
+from hwsim.simulation.settings import Settings
+from tests.closed_loop.loops import candidate, rule
 from tests.conftest import flat_profile
+from tests.runs import evaluate
 
 pytestmark = pytest.mark.xdist_group("smollm2")  # one run for all
 POLICIES_TRIED = ("dip", "magnitude", "oracle")
@@ -29,12 +30,12 @@ def results(smollm2: Path) -> dict[tuple[str, float, float], Evaluation]:
 
     def make(name: str, density: float, gamma: float) -> Candidate:
         fields: dict[str, Any] = {"density": density} | ({"gamma": gamma} if name == "dip-ca" else {})
-        return Candidate(name, POLICIES.make(name, fields)[1])
+        return candidate(name, **fields)
 
-    reading, rule = Reading(tokens=384, context=384), EVICTIONS.make("lfu")[1]
+    reading, settings = Reading(tokens=384, context=384), Settings(dram="90%")
     found = evaluate(
-        str(smollm2), "persuasion", flat_profile(), [make(*each) for each in asked], rule, reading, Settings(dram="90%")
-    )
+        smollm2, "persuasion", flat_profile(), [make(*each) for each in asked], rule(), reading, settings
+    )  # fmt: skip
     return dict(zip(asked, found, strict=True))
 
 

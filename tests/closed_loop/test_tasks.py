@@ -12,21 +12,13 @@ import pytest
 pytest.importorskip("torch", reason="tasks need the extra `record`")
 pytest.importorskip("lm_eval", reason="tasks need the extra `tasks`")
 
-from hwsim.closed_loop import Candidate, generate
 from hwsim.closed_loop.generation import Stepper
-from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.closed_loop.requests import Passes, masked_model
-from hwsim.masking.counts import Demand
-from hwsim.memory.placement import place, plan_groups
-from hwsim.model.shape import Bits
-from hwsim.record.extras import libraries
-from hwsim.record.hooks import find_layers
-from hwsim.record.loading import read_structure
-from hwsim.record.sources import find_source
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings
+from hwsim.masking.counts import Counts
+from hwsim.simulation.settings import Settings
+from hwsim.testing.drive import MaskCollector
+from tests.closed_loop.loops import candidate, generate
 from tests.closed_loop.taskruns import ALL, QUESTIONS, SCORED, TASKS, loop_of, own_cache, requests_of, run, silent
-from tests.conftest import flat_profile
 from tests.record.conftest import make_model, make_tokenizer
 
 __all__ = ["own_cache"]
@@ -70,9 +62,8 @@ def test_dense_answers_are_lm_evals_own(family: str, checkpoints: dict[str, Path
 
     requests, model, tokenizer = requests_of(*ALL), make_model(family), make_tokenizer()
     own = HFLM(pretrained=make_model(family), tokenizer=make_tokenizer(), batch_size=1)
-    shape = read_structure(find_source(str(checkpoints[family])), libraries()).shape
-    layers, rule = find_layers(model, 3)[1], EVICTIONS.make("lru")[1]
-    loop = ClosedLoop(layers, shape, POLICIES.make("dense")[1], (), rule, name="dense")
+    loop, plans = loop_of(model, checkpoints[family], "dense")
+    assert not plans
     ours = masked_model(model, tokenizer, Passes(loop, dense_prompt=False, tell=silent))
     assert set(requests) == {"loglikelihood", "loglikelihood_rolling", "generate_until"}
     for method, instances in requests.items():
@@ -82,33 +73,20 @@ def test_dense_answers_are_lm_evals_own(family: str, checkpoints: dict[str, Path
 # ---------------------------------------------------------------------- the twin
 
 
-class Told:
-    """Masks by (layer, group), of all tokens one after the other."""
-
-    def __init__(self) -> None:
-        self.masks: dict[tuple[int, str], list[np.ndarray]] = {}
-
-    def __call__(self, layer: int, group: str, first: int, masks: np.ndarray) -> None:
-        self.masks.setdefault((layer, group), []).append(masks.copy())
-
-    def all(self) -> dict[tuple[int, str], np.ndarray]:
-        return {key: np.concatenate(masks) for key, masks in self.masks.items()}
-
-
 def log_chances(rows: list[Any]) -> np.ndarray:
     logits = np.stack([row.double().numpy() for row in rows])
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def same(told: Told, twin: Told, demand: Demand, stepped: list[Demand]) -> None:
-    ours, theirs = told.all(), twin.all()
+def same(told: MaskCollector, twin: MaskCollector, counts: Counts, stepped: list[Counts]) -> None:
+    ours, theirs = told.masks_of, twin.masks_of
     assert ours.keys() == theirs.keys()
     for key, masks in ours.items():
         np.testing.assert_array_equal(masks, theirs[key], str(key))
-    np.testing.assert_array_equal(demand.requests, np.concatenate([each.requests for each in stepped]))
-    np.testing.assert_array_equal(demand.hits, np.concatenate([each.hits for each in stepped]))
-    assert 0 < demand.hits.sum() < demand.requests.sum()
+    np.testing.assert_array_equal(counts.requests, np.concatenate([each.requests for each in stepped]))
+    np.testing.assert_array_equal(counts.hits, np.concatenate([each.hits for each in stepped]))
+    assert 0 < counts.hits.sum() < counts.requests.sum()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -117,7 +95,7 @@ def test_scores_are_those_of_token_by_token(family: str, policy: str, checkpoint
     """The same masks, hits and log-likelihoods as a decoder that reads each request alone, one token at a time."""
     import torch
 
-    told, twin = Told(), Told()
+    told, twin = MaskCollector(), MaskCollector()
     model, requests = make_model(family), requests_of(*SCORED)
     loop, plans = loop_of(model, checkpoints[family], policy, told)
     assert any(plan.capacity < plan.units for plan in plans)
@@ -136,7 +114,7 @@ def test_scores_are_those_of_token_by_token(family: str, policy: str, checkpoint
         stepper._loop.begin(number)
         stepper._past = None
         logits[ids] = log_chances([stepper.step(token) for token in ids])
-    same(told, twin, passes.demand(), stepper.demands)
+    same(told, twin, passes.counts(), stepper.counts)
 
     tokenizer = make_tokenizer()
     for instance, (score, greedy) in zip(requests["loglikelihood"], scores["loglikelihood"], strict=True):
@@ -157,7 +135,7 @@ def test_texts_are_those_of_token_by_token(family: str, checkpoints: dict[str, P
     """Greedy texts, every token of prompt and text masked."""
     import torch
 
-    told, twin = Told(), Told()
+    told, twin = MaskCollector(), MaskCollector()
     model, instances = make_model(family), requests_of("persuasion_names")["generate_until"]
     passes = Passes(loop_of(model, checkpoints[family], "dip-ca", told)[0], dense_prompt=False, tell=silent)
     texts = masked_model(model, make_tokenizer(), passes).generate_until(instances)
@@ -176,7 +154,7 @@ def test_texts_are_those_of_token_by_token(family: str, checkpoints: dict[str, P
             made.append(int(stepper.step(made[-1]).argmax()))
         expected[prompt] = tokenizer.decode(made, skip_special_tokens=True).split(".")[0]
     assert texts == [expected[each.args[0]] for each in instances]
-    same(told, twin, passes.demand(), stepper.demands)
+    same(told, twin, passes.counts(), stepper.counts)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -184,20 +162,14 @@ def test_texts_are_those_of_token_by_token(family: str, checkpoints: dict[str, P
 def test_texts_after_a_dense_prompt_are_those_of_generate(policy: str, checkpoints: dict[str, Path]) -> None:
     folder, model = checkpoints["llama"], make_model("llama")
     instances = requests_of("persuasion_names")["generate_until"]
-    shape = read_structure(find_source(str(folder)), libraries()).shape
-    made, rule = POLICIES.make(policy)[1], EVICTIONS.make("lfu")[1]
     for instance in instances:
         prompt = instance.args[0]
-        written = generate(
-            str(folder), prompt, flat_profile(), Candidate(policy, made), rule, 8, settings=Settings(dram="70%")
-        )  # fmt: skip
-        longest = len(make_tokenizer().encode(prompt)) + 7
-        plans = place(plan_groups(made.groups(shape), shape, Bits()), shape, Bits(), "70%", longest, 0).groups
-        loop = ClosedLoop(find_layers(model, 3)[1], shape, made, plans, rule, name=policy)
+        written = generate(folder, prompt, candidate(policy), 8, Settings(dram="70%"))
+        loop, _ = loop_of(model, folder, policy, longest=len(make_tokenizer().encode(prompt)) + 7, seed=0)
         passes = Passes(loop, dense_prompt=True, tell=silent)
         (text,) = masked_model(model, make_tokenizer(), passes).generate_until([instance])
         assert text == written.text.split(".")[0]
         if "." not in written.text:
             assert written.result is not None
-            assert int(passes.demand().requests.sum()) == written.result.unit_requests
-            assert int(passes.demand().hits.sum()) == written.result.unit_hits
+            assert int(passes.counts().requests.sum()) == written.result.unit_requests
+            assert int(passes.counts().hits.sum()) == written.result.unit_hits

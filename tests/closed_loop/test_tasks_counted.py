@@ -12,12 +12,11 @@ import pytest
 pytest.importorskip("torch", reason="tasks need the extra `record`")
 pytest.importorskip("lm_eval", reason="tasks need the extra `tasks`")
 
-from hwsim.closed_loop import Candidate, TaskSettings, evaluate_tasks
+from hwsim.closed_loop import TaskSettings, evaluate_tasks
 from hwsim.closed_loop.requests import Passes, masked_model, plan_requests
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings
-from tests.closed_loop.taskruns import ALL, SCORED, TASKS, loop_of, own_cache, requests_of, run, silent
-from tests.conftest import flat_profile
+from hwsim.simulation.settings import Settings
+from tests.closed_loop.loops import candidate
+from tests.closed_loop.taskruns import ALL, SCORED, TASKS, conditions, loop_of, own_cache, requests_of, run, silent
 from tests.record.conftest import make_model, make_tokenizer, save
 
 __all__ = ["own_cache"]
@@ -117,12 +116,11 @@ def test_an_adapter_is_on_while_tokens_are_masked(checkpoints: dict[str, Path], 
     wrapped = peft.get_peft_model(make_model("llama"), fields)
     wrapped.save_pretrained(tmp_path / "adapter")
     merged = save(wrapped.merge_and_unload(), tmp_path / "merged")
-    names, candidate = ("persuasion_sentences", "persuasion_names"), Candidate("dip", POLICIES.make("dip")[1])
-    tasks, rule = TaskSettings(names, TASKS, limit=2), EVICTIONS.make("lfu")[1]
+    tasks = TaskSettings(("persuasion_sentences", "persuasion_names"), TASKS, limit=2)
 
     def ask(model: Path, lora: Path | None) -> dict[str, Any]:
         settings = Settings(dram="70%", lora=lora, lora_merged=lora is not None)
-        return evaluate_tasks(str(model), tasks, flat_profile(), [candidate], rule, settings=settings)[0].lm_eval
+        return evaluate_tasks(str(model), tasks, conditions(settings), [candidate("dip")])[0].lm_eval
 
     without, carried, whole = (
         ask(checkpoints["llama"], None),
