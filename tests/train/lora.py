@@ -11,14 +11,15 @@ import pytest
 pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("peft", reason="training needs the extra `train`")
 
-from hwsim.closed_loop import Candidate, evaluate
 from hwsim.record import Settings as Reading
 from hwsim.simulation.metrics import Evaluation
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings
-from hwsim.train.lora import Trained, train_lora
+from hwsim.simulation.run import Conditions
+from hwsim.simulation.settings import Settings
+from hwsim.train.lora import Target, Trained, train_lora
 from hwsim.train.trainer import Training
+from tests.closed_loop.loops import candidate, rule
 from tests.conftest import flat_profile
+from tests.runs import evaluate
 
 SMALL = Training(tokens=192, validation=48, context=24, batch=2, rank=4, learning_rate=5e-3, every=2)
 READING = Reading(tokens=56, context=24)
@@ -28,18 +29,18 @@ def train(
     folder: Path, model: Path, policy: str = "dip", training: Training = SMALL, *, fields: dict[str, Any] | None = None,
     overwrite: bool = False, progress: Callable[[str, int, int], None] | None = None,
 ) -> Trained:  # fmt: skip
-    candidate = Candidate(policy, POLICIES.make(policy, fields or {})[1])
+    conditions = Conditions(flat_profile(), rule(), Settings(dram="70%"))
     return train_lora(
-        folder, str(model), "persuasion", flat_profile(), candidate, EVICTIONS.make("lfu")[1], training,
-        settings=Settings(dram="70%"), overwrite=overwrite, progress=progress,
+        Target(folder, overwrite), str(model), "persuasion", conditions, candidate(policy, **fields or {}), training,
+        progress=progress,
     )  # fmt: skip
 
 
 def judge(model: Path, lora: Path | None, policy: str = "dip", *, merged: bool = False, batch: int = 1) -> Evaluation:
-    candidate = Candidate(policy, POLICIES.make(policy)[1])
     settings = Settings(dram="70%", lora=lora, lora_merged=merged)
-    rule = EVICTIONS.make("lfu")[1]
-    return evaluate(str(model), "persuasion", flat_profile(), [candidate], rule, READING, settings, batch=batch)[0]
+    return evaluate(
+        model, "persuasion", flat_profile(), [candidate(policy)], rule(), READING, settings, batch=batch
+    )[0]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("peft", reason="training needs the extra `train`")
 
-from hwsim.closed_loop import Candidate, evaluate, generate
 from hwsim.closed_loop.carried import carry
 from hwsim.closed_loop.generation import Stepper
 from hwsim.closed_loop.masking import ClosedLoop
@@ -21,12 +20,14 @@ from hwsim.model.shape import Bits
 from hwsim.record import Settings as Reading
 from hwsim.record import record
 from hwsim.record.prepare import prepare
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay
+from hwsim.simulation.settings import Settings
+from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Trace
 from hwsim.train.trainer import Training
+from tests.closed_loop.loops import candidate, generate, masking_of, rule
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model, save
+from tests.runs import evaluate, replay
 from tests.train.lora import READING, adapters, judge, train
 
 __all__ = ["adapters"]
@@ -117,22 +118,17 @@ def test_prompts_are_read_without_it(checkpoints: dict[str, Path], adapters: dic
     """The prompt's keys and values are the dense model's: masked tokens see them in eval as in a generation."""
     model, lora = checkpoints["llama"], adapters["llama"]
     reading, settings = Reading(tokens=40, context=20, prompt=7), Settings(dram="60%", lora=lora)
-    candidate, rule = Candidate("dip", POLICIES.make("dip")[1]), EVICTIONS.make("lfu")[1]
     writer = MaskWriter(tmp_path / "m.npz")
     loop = evaluate(
-        str(model), "persuasion", flat_profile(), [candidate], rule, reading, settings, masks=writer, batch=2
+        model, "persuasion", flat_profile(), [candidate("dip")], rule(), reading, settings, masks=writer, batch=2
     )[0]  # fmt: skip
     masks = MaskFile(tmp_path / "m.npz")
     ready = prepare(str(model), "persuasion", reading, lambda *_: None)
     loaded = ready.load(lambda *_: None)
     carried = carry(loaded, lora, "model")
     assert carried is not None
-    plans = layout(ready.header.model, flat_profile(), candidate.policy, 20, settings, "dip").groups
-    told: dict[tuple[int, str], list[np.ndarray]] = {}
-    with_masks = ClosedLoop(
-        carried.layers, ready.header.model, candidate.policy, plans, rule, name="dip",
-        sink=lambda layer, group, first, mask: told.setdefault((layer, group), []).append(mask.copy()),
-    )  # fmt: skip
+    masking, told = masking_of(candidate("dip").policy, ready.header.model, 20, settings, name="dip"), MaskCollector()
+    with_masks = ClosedLoop(carried.layers, masking, [told])
     losses = []
     for window in ready.ids.reshape(-1, 20):
         stepper = Stepper(loaded.model, ready.libraries.torch, with_masks, carried)
@@ -142,18 +138,14 @@ def test_prompts_are_read_without_it(checkpoints: dict[str, Path], adapters: dic
             losses.append(-float(logits.log_softmax(-1)[int(window[at + 1])]))
         stepper.step(int(window[19]))
     assert loop.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
-    for plan in plans:
-        for layer in range(ready.header.model.num_hidden_layers):
-            name = plan.group.name
-            np.testing.assert_array_equal(masks._read(layer, plan, 26), np.concatenate(told[layer, name]))
+    for plan in masking.plans:
+        np.testing.assert_array_equal(masks._read(plan, 26), told.masks_of[plan.layer, plan.name])
 
 
 def test_it_writes_token_by_token_too(checkpoints: dict[str, Path], adapters: dict[str, Path]) -> None:
     """Text under the carried adapter is that of the layer-by-layer run: each token is the best of the one before."""
-    written = generate(
-        str(checkpoints["llama"]), "Anne", flat_profile(), Candidate("dip", POLICIES.make("dip")[1]),
-        EVICTIONS.make("lru")[1], 12, settings=Settings(dram="60%", lora=adapters["llama"]),
-    )  # fmt: skip
+    settings = Settings(dram="60%", lora=adapters["llama"])
+    written = generate(checkpoints["llama"], "Anne", candidate("dip"), 12, settings, "lru")
     assert written.result is not None
     assert written.result.provenance["adapter"]["rank"] == 4
     assert written.ids
@@ -171,7 +163,7 @@ def test_its_bytes_are_resident_and_its_parameters_count(
 
         def run(policy: str, **fields: Any) -> Any:
             settings = Settings(dram="110%", **fields)
-            return replay(trace, flat_profile(), POLICIES.make(policy)[1], EVICTIONS.make("lfu")[1], settings)
+            return replay(trace, flat_profile(), candidate(policy).policy, rule(), settings)
 
         bare, own, merged = (
             run("dip"),

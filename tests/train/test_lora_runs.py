@@ -14,14 +14,14 @@ import pytest
 pytest.importorskip("torch", reason="training needs the extra `train`")
 pytest.importorskip("peft", reason="training needs the extra `train`")
 
-from hwsim.closed_loop import Candidate, evaluate
 from hwsim.errors import ModelError, OutputError, SettingError
 from hwsim.model.lora import read_adapter
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings
+from hwsim.simulation.settings import Settings
 from hwsim.train.trainer import Training
+from tests.closed_loop.loops import candidate, rule, shape_of
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model, save
+from tests.runs import evaluate, replay_masks
 from tests.train.lora import READING, adapters, judge, train
 
 __all__ = ["adapters"]
@@ -189,15 +189,6 @@ def test_adapters_of_another_model(adapters: dict[str, Path], checkpoints: dict[
     assert adapter.parameters == 3 * 4 * ((32 + 2 * 88) + (88 + 32))
 
 
-def shape_of(folder: Path) -> Any:
-    """The shape of a saved model."""
-    from hwsim.record.extras import libraries
-    from hwsim.record.loading import read_structure
-    from hwsim.record.sources import find_source
-
-    return read_structure(find_source(str(folder)), libraries()).shape
-
-
 def test_order_of_windows_is_a_permutation() -> None:
     training = Training(tokens=240, validation=24, context=24, batch=3, epochs=2)
     batches = list(training.order(5))
@@ -209,18 +200,15 @@ def test_order_of_windows_is_a_permutation() -> None:
 
 def test_masks_name_their_adapter(checkpoints: dict[str, Path], adapters: dict[str, Path], tmp_path: Path) -> None:
     from hwsim.masking.mask_file import MaskFile, MaskWriter
-    from hwsim.simulation.replay import replay_masks
 
-    dip, rule = Candidate("dip", POLICIES.make("dip")[1]), EVICTIONS.make("lfu")[1]
     settings = Settings(dram="110%", lora=adapters["llama"])
-    writer = MaskWriter(tmp_path / "m.npz")
-    model = str(checkpoints["llama"])
-    (loop,) = evaluate(model, "persuasion", flat_profile(), [dip], rule, READING, settings, masks=writer)
+    writer, model, dip = MaskWriter(tmp_path / "m.npz"), checkpoints["llama"], candidate("dip")
+    (loop,) = evaluate(model, "persuasion", flat_profile(), [dip], rule(), READING, settings, masks=writer)
     masks = MaskFile(tmp_path / "m.npz")
-    again = replay_masks(masks, flat_profile(), rule, settings)
+    again = replay_masks(masks, flat_profile(), rule(), settings)
     assert (again.groups, again.time_s, again.mlp_density) == (loop.groups, loop.time_s, loop.mlp_density)
     with pytest.raises(SettingError, match="the masks were made with the adapter llama; give --lora FOLDER of llama"):
-        replay_masks(masks, flat_profile(), rule, Settings(dram="110%"))
+        replay_masks(masks, flat_profile(), rule(), Settings(dram="110%"))
 
 
 def test_nothing_to_repair_is_no_error(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -18,16 +18,16 @@ pytest.importorskip("torch", reason="training needs torch")
 import torch
 
 from hwsim.errors import PluginError, SettingError
-from hwsim.memory.placement import plan_groups
-from hwsim.model.shape import Bits, ModelShape
+from hwsim.memory.groups import plan_groups
+from hwsim.model.shape import ModelShape
 from hwsim.policy import Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import replay
 from hwsim.trace import Sequence, Trace
 from hwsim.train import nets, samples
 from hwsim.train.predictor import Settings, plan, train
 from hwsim.util.arrayfile import read_arrays, write_arrays
 from tests.conftest import flat_profile, write_trace
+from tests.runs import replay
 
 from .planted import MODEL, nets_file, planted_trace
 
@@ -71,7 +71,7 @@ def test_what_is_random_is_not_learnt(tmp_path: Path) -> None:
         training, validation = (samples.Samples(opened, 0, 40, blocks) for blocks in parts)
         known = samples.statistics(training, 120, 40)
         found = nets.fit(
-            torch, training, validation, known, rank=8, epochs=5, patience=2, learning_rate=0.01, rng=rng, device="cpu"
+            torch, training, validation, known, nets.Effort(8, 5, patience=2, learning_rate=0.01, device="cpu"), rng
         )
         assert samples.measure(found.net, validation, known.static, 40).recall == pytest.approx(1 / 3, abs=0.05)
 
@@ -87,8 +87,8 @@ def test_loss_and_masks_are_those_of_a_plain_twin(planted_trace: Path) -> None:
         training, validation = (samples.Samples(trace, 1, k, blocks) for blocks in parts)
         known = samples.statistics(training, 60, k)
         found = nets.fit(
-            torch, training, validation, known, rank=4, epochs=3, patience=3, learning_rate=0.03,
-            rng=np.random.default_rng(1), device="cpu",
+            torch, training, validation, known, nets.Effort(4, 3, patience=3, learning_rate=0.03, device="cpu"),
+            np.random.default_rng(1),
         )  # fmt: skip
         x, glu = trace.read(1, "input"), trace.read(1, "glu")
         quality = samples.measure(found.net, validation, known.static, k)
@@ -146,8 +146,8 @@ def test_early_stopping_keeps_the_best_epoch(planted_trace: Path, monkeypatch: p
 
         monkeypatch.setattr(nets._Net, "loss", scripted)
         found = nets.fit(
-            torch, training, validation, samples.statistics(training, 60, 20), rank=3, epochs=9, patience=2,
-            learning_rate=0.01, rng=np.random.default_rng(0), device="cpu",
+            torch, training, validation, samples.statistics(training, 60, 20),
+            nets.Effort(3, 9, patience=2, learning_rate=0.01, device="cpu"), np.random.default_rng(0),
         )  # fmt: skip
     assert found.losses == pytest.approx([0.9, 0.7, 0.8, 0.6, 0.65, 0.61])
     assert found.epoch == 3
@@ -191,7 +191,7 @@ def test_masks_are_of_the_size_that_the_policy_will_ask_for(
         return
     found = plan(shape, Settings(density=density, rank=rank))
     assert found.keep == group.keep
-    assert plan_groups([group], shape, Bits())[0].k == (found.k, found.k)
+    assert plan_groups([group], shape)[0].k == found.k
 
 
 # ---------------------------------------------------------------------- the file, and the policy that reads it
