@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from hwsim.studies.sweep.runs import expand
 
 import hwsim
 from hwsim.studies.sweep import Store, make_spec, sweep
+from hwsim.studies.sweep.cells import expand
 from hwsim.studies.sweep.sweeping import _tasks
 from hwsim.studies.sweep.work import Task, perform
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from hwsim.studies.sweep.runs import expand
-
+from hwsim.studies.sweep.cells import expand
 from hwsim.studies.sweep.spec import read_spec
 from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks

@@ -1,10 +1,10 @@
 """Does a sweep run what its file asks for, and say what is wrong with it?"""
 
 import pytest
-from hwsim.studies.sweep.runs import expand
 
 from hwsim.cli.sweep import _values
 from hwsim.errors import HwsimError, PluginError, SettingError
+from hwsim.studies.sweep.cells import expand
 from hwsim.studies.sweep.spec import make_spec, read_spec
 
 LEAST = {"trace": "sample", "hw": "pixel8", "policy": "dip"}

@@ -10,10 +10,11 @@ import pytest
 from hwsim.device.profile import load_profile
 from hwsim.errors import SettingError
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.studies.sweep.backends import run_tasks
 from hwsim.trace import Trace
 from tests.conftest import write_trace
+from tests.runs import replay
 from tests.studies.sweep.grid import content, grid, here, run, swept
 
 __all__ = ["here"]

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from hwsim.studies.sweep.runs import expand
 
 from hwsim.studies.sweep import Store
+from hwsim.studies.sweep.cells import expand
 from hwsim.studies.sweep.work import Task, perform
 from tests.conftest import write_trace
 from tests.studies.sweep.grid import SLOW, content, grid, here, swept

@@ -17,7 +17,7 @@ pytest.importorskip("optuna")
 from hwsim.closed_loop import Loops
 from hwsim.device.profile import load_profile
 from hwsim.record import Settings as Reading
-from hwsim.simulation.replay import Settings
+from hwsim.simulation.settings import Settings
 from hwsim.studies.tune import Goal, study
 from hwsim.studies.tune.space import settings_of, uniform
 from hwsim.util.units import show_number
