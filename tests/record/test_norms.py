@@ -14,10 +14,10 @@ from hwsim.model.shape import NORMS
 from hwsim.record import Settings, record
 from hwsim.record.recording import Runner
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import replay
 from hwsim.trace import Trace
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model, save
+from tests.runs import replay
 
 READING = Settings(40, 16, norms=True)
 
