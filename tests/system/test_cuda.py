@@ -17,15 +17,18 @@ pytest.importorskip("torch", reason="recording needs the extra `record`")
 
 import torch
 
-from hwsim.closed_loop import Candidate, evaluate, generate
+from hwsim.closed_loop import generate
+from hwsim.closed_loop.generation import Writing
 from hwsim.record import Settings as Reading
 from hwsim.record import record
 from hwsim.simulation.metrics import Evaluation
-from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings
+from hwsim.simulation.run import Conditions
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
+from tests.closed_loop.loops import candidate, rule
 from tests.conftest import flat_profile
 from tests.record.conftest import FAMILIES, checkpoints, smollm2
+from tests.runs import evaluate
 
 __all__ = ["checkpoints", "smollm2"]
 
@@ -71,10 +74,8 @@ def test_a_recording_is_the_same_twice_and_resumes(checkpoints: dict[str, Path],
 
 def judge(model: str, device: str, policy: str, **more: Any) -> Evaluation:
     reading = Reading(tokens=more.pop("tokens", 96), context=more.pop("context", 48), device=device, **more)
-    candidate = Candidate(policy, POLICIES.make(policy)[1])
-    return evaluate(
-        model, "persuasion", flat_profile(), [candidate], EVICTIONS.make("lfu")[1], reading, Settings(dram="70%")
-    )[0]
+    settings = Settings(dram="70%")
+    return evaluate(model, "persuasion", flat_profile(), [candidate(policy)], rule(), reading, settings)[0]
 
 
 @pytest.mark.parametrize("policy", ["dip", "dip-ca", "magnitude"])
@@ -101,14 +102,11 @@ def test_the_real_model(smollm2: Path, tmp_path: Path) -> None:
 
 
 def test_a_generation(checkpoints: dict[str, Path]) -> None:
-    candidate = Candidate("dip-ca", POLICIES.make("dip-ca")[1])
+    conditions, model = Conditions(flat_profile(), rule(), Settings(dram="70%")), str(checkpoints["llama"])
     made = [
-        generate(
-            str(checkpoints["llama"]), "Sir Walter Elliot", flat_profile(), candidate, EVICTIONS.make("lfu")[1], 12,
-            Reading(device=device), Settings(dram="70%"),
-        )
+        generate(model, "Sir Walter Elliot", conditions, candidate("dip-ca"), Writing(12), Reading(device=device))
         for device in ("cpu", "cuda")
-    ]  # fmt: skip
+    ]
     assert made[0].text[:1] == made[1].text[:1]
     assert re.search(r"\S", made[1].text)
 
@@ -126,16 +124,16 @@ def test_predictors_are_trained(checkpoints: dict[str, Path], tmp_path: Path) ->
 
 def test_an_adapter_is_trained(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="training needs the extra `train`")
-    from hwsim.train.lora import train_lora
+    from hwsim.train.lora import Target, train_lora
     from hwsim.train.trainer import Training
 
+    conditions = Conditions(flat_profile(), rule(), Settings(dram="70%"))
     training = Training(tokens=192, validation=48, context=24, batch=2, rank=4, learning_rate=5e-3, every=2)
     kl = []
     for device in ("cpu", "cuda"):
         made = train_lora(
-            tmp_path / device, str(checkpoints["llama"]), "persuasion", flat_profile(),
-            Candidate("dip", POLICIES.make("dip")[1]), EVICTIONS.make("lfu")[1],
-            training, reading=Reading(device=device), settings=Settings(dram="70%"),
+            Target(tmp_path / device), str(checkpoints["llama"]), "persuasion", conditions, candidate("dip"), training,
+            Reading(device=device),
         )  # fmt: skip
         kl.append([look.kl for look in made.curve])
     assert kl[0] == pytest.approx(kl[1], rel=5e-2)
