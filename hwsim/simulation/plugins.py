@@ -14,6 +14,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +45,7 @@ class Kind(Generic[T]):
     def names(self) -> dict[str, str]:
         """Every name that can be asked for, and where it comes from."""
         found = {name: f"{self.package}.{module}" for name, module in self._builtin().items()}
-        for entry in entry_points(group=self.group):
+        for entry in _installed(self.group):
             origin = entry.value
             if entry.name in found and found[entry.name] != origin:
                 raise PluginError(
@@ -70,7 +71,7 @@ class Kind(Generic[T]):
         if spec in builtin:
             module = f"{self.package}.{builtin[spec]}"
             return spec, self._only(self._load(module, lambda: importlib.import_module(module)), module, "")
-        entry = next(entry for entry in entry_points(group=self.group) if entry.name == spec)
+        entry = next(entry for entry in _installed(self.group) if entry.name == spec)
         return spec, self._loaded_entry(entry)
 
     def make(self, spec: str, parameters: Mapping[str, Any] | None = None) -> tuple[str, T]:
@@ -164,6 +165,26 @@ class Kind(Generic[T]):
 POLICIES: Kind[Policy] = Kind("policy", Policy, "hwsim_policies", "hwsim.policies")
 EVICTIONS: Kind[Eviction] = Kind("eviction", Eviction, "hwsim.evictions", "hwsim.evictions")
 PREFETCHES: Kind[Prefetch] = Kind("prefetch", Prefetch, "hwsim.prefetch", "hwsim.prefetches")
+
+
+def _installed(group: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a group."""
+    return _read_installed(group, tuple((folder, _state(folder)) for folder in sys.path))
+
+
+@lru_cache(maxsize=16)
+def _read_installed(group: str, folders: tuple[object, ...]) -> tuple[EntryPoint, ...]:
+    """Read the metadata of all distributions, which takes 10 ms and more; `folders` are those that hold them."""
+    return tuple(entry_points(group=group))
+
+
+def _state(folder: str) -> tuple[int, int, int]:
+    """What differs after a distribution was installed into a folder of ``sys.path``, or removed from it."""
+    try:
+        found = Path(folder).stat()
+    except (OSError, ValueError):
+        return 0, 0, 0
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def kinds_of(spec: str) -> list[Kind[Any]]:
