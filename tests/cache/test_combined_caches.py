@@ -8,26 +8,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hwsim.masking.shared_scan import scan_shared
 
 from hwsim.analysis.locality import locality
-from hwsim.cache.cache import Cache, CacheSetup
+from hwsim.cache.cache import Cache
 from hwsim.cache.unit_sets import UnitSets, member_of, read_units, write_units
 from hwsim.errors import HwsimError, SettingError
 from hwsim.evictions import Admission
 from hwsim.evictions.lfu import Lfu
 from hwsim.evictions.lru import Lru
 from hwsim.masking.decider import Block
-from hwsim.masking.scan import GroupScan, scan, signal_blocks
+from hwsim.masking.streams import Masking, PolicyStream, signal_blocks
 from hwsim.memory.neuron_order import Layout
 from hwsim.memory.shares import Shares
 from hwsim.policy import Group, Policy
 from hwsim.simulation.metrics import Result
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
+from hwsim.trace.sequences import Sequences
 from tests.conftest import flat_profile
+from tests.runs import Told, layout, replay, scan
 from tests.simulation.test_densities import layered
 
 UNITS = {"input": 7, "down": 18}  # of DIP on the small model in blocks of 7: the last have 6 and 1
@@ -37,7 +38,7 @@ MIXED = Layout({}, np.stack([np.random.default_rng(at).permutation(120) for at i
 def run(trace: Trace, policy: Policy | str = "dip", rule: Any = None, contents: Any = None, **chosen: Any) -> Result:
     made = POLICIES.make(policy)[1] if isinstance(policy, str) else policy
     settings = Settings(**{"dram": "70%"} | chosen)
-    return replay(trace, flat_profile(), made, rule or Lru(), settings, contents=contents)
+    return replay(trace, flat_profile(), made, rule or Lru(), settings, observers=[Told(contents=contents)])
 
 
 def sets(share: float, of: dict[str, int] = UNITS, **about: Any) -> UnitSets:
@@ -73,11 +74,11 @@ def test_masks_of_all_layers_go_through_one_cache(trace: Trace) -> None:
 
     policy = layered("dip", [0.9, 0.5, 0.7])
     settings = Settings(dram="70%", cache_scope="global")
-    result = replay(trace, flat_profile(), policy, Lru(), settings, listener=listen)
+    result = replay(trace, flat_profile(), policy, Lru(), settings, observers=[Told(listen)])
     placement = layout(trace.model, flat_profile(), policy, trace.header.longest, settings)
-    assert masks == {(layer, plan.group.name): plan.k[layer] for layer in range(3) for plan in placement.groups}
+    assert masks == {(plan.layer, plan.name): plan.k for plan in placement.plans}
     assert result.unit_hits > 0
-    assert len({plan.k for plan in placement.groups}) == 2
+    assert len({tuple(plan.k for plan in plans) for plans in placement.plans.by_name().values()}) == 2
 
 
 def test_locality_asks_each_layers_policy() -> None:
@@ -101,9 +102,9 @@ def test_locality_asks_each_layers_policy() -> None:
             return First(take=10 * (layer + 1))
 
     policy, sequences = Each(), [Sequence(tokens=4)]
-    plans = layout(SMALL_MODEL, None, policy, 4, Settings(dram="80%")).groups
-    source = RandomSignals(SMALL_MODEL, 4)
-    found = locality(source, SMALL_MODEL, sequences, policy, plans, {"lru": Lru()})
+    plans = layout(SMALL_MODEL, None, policy, 4, Settings(dram="80%")).plans
+    source, masking = RandomSignals(SMALL_MODEL, 4), Masking(SMALL_MODEL, policy, plans, Lru())
+    found = locality(source, Sequences(sequences), masking, {"lru": Lru()})
     assert found["down"].requests == 4 * (10 + 20 + 30)
 
 
@@ -116,7 +117,7 @@ def test_norms_reach_a_shared_scan(rule: str) -> None:
     policy = POLICIES.make("magnitude", {"weighted": True})[1]
     source, sequences = RandomSignals(SMALL_MODEL, 30), [Sequence(tokens=30, prompt=2)]
     masks: list[list[bytes]] = [[], []]
-    demands = []
+    counts = []
     for scope, into in zip(("matrix", "layer"), masks, strict=True):
         placed = layout(SMALL_MODEL, flat_profile(), policy, 30, Settings(dram="80%", cache_scope=scope))  # type: ignore[arg-type]
         eviction = EVICTIONS.make(rule)[1]
@@ -124,21 +125,21 @@ def test_norms_reach_a_shared_scan(rule: str) -> None:
         def listen(layer: int, group: str, token: int, mask: np.ndarray, into: list[bytes] = into) -> None:
             into.append(mask.tobytes())
 
-        if placed.shared:
-            demand = scan_shared(
-                source, SMALL_MODEL, sequences, policy, placed.groups, placed.shared, eviction, listener=listen
+        assert (placed.shared is None) == (scope == "matrix")
+        counts.append(
+            scan(
+                source, sequences, policy, placed.plans, eviction, model=SMALL_MODEL, shared=placed.shared,
+                observers=[Told(listen)],
             )
-        else:
-            demand = scan(source, SMALL_MODEL, sequences, policy, placed.groups, eviction, listener=listen)
-        demands.append(demand)
-    np.testing.assert_array_equal(demands[0].hits, demands[1].hits)
+        )  # fmt: skip
+    np.testing.assert_array_equal(counts[0].hits, counts[1].hits)
     assert masks[0] == masks[1]
-    assert demands[0].hits.sum() > 0
+    assert counts[0].hits.sum() > 0
     plain = POLICIES.make("magnitude")[1]
     others: list[bytes] = []
     scan(
-        source, SMALL_MODEL, sequences, plain, layout(SMALL_MODEL, flat_profile(), plain, 30, Settings()).groups, Lru(),
-        listener=lambda layer, group, token, mask: others.append(mask.tobytes()),
+        source, sequences, plain, layout(SMALL_MODEL, flat_profile(), plain, 30, Settings()).plans, Lru(),
+        model=SMALL_MODEL, observers=[Told(lambda layer, group, token, mask: others.append(mask.tobytes()))],
     )  # fmt: skip
     assert others != masks[0]
 
@@ -148,10 +149,10 @@ def test_norms_reach_a_shared_scan(rule: str) -> None:
 
 def test_bytes_of_pinned_blocks_are_exact(trace: Trace) -> None:
     pinned = sets(0.4)
-    result = run(trace, block=7, dram="85%", caches=CacheSetup(pinned=pinned))
+    result = run(trace, block=7, dram="85%", pin=pinned)
     placement = layout(trace.model, flat_profile(), POLICIES.make("dip")[1], 40, Settings(dram="85%", block=7))
-    sizes = {plan.group.name: plan.sizes() for plan in placement.groups}
-    assert all(plan.short for plan in placement.groups)
+    sizes = {plan.name: plan.sizes() for plan in placement.plans}
+    assert all(plan.short for plan in placement.plans)
     assert result.provenance["settings"]["pinned"] == {
         "name": "some.npz",
         "sha256": None,
@@ -168,10 +169,10 @@ def test_pinned_blocks_are_always_hit(trace: Trace) -> None:
         pinned = sets(0.4).of(layer, group, UNITS[group])
         masks[layer, group] += int((np.add.reduceat(mask, range(0, len(mask), 7)) > 0)[pinned].sum())
 
-    settings = Settings(dram="85%", block=7, caches=CacheSetup(pinned=sets(0.4)))
+    settings = Settings(dram="85%", block=7, pin=sets(0.4))
     result = replay(
-        trace, flat_profile(), POLICIES.make("dip")[1], EVICTIONS.make("static")[1], settings, listener=listen,
-        contents=lambda layer, group, cached: held.update({member_of(layer, group): cached.copy()}),
+        trace, flat_profile(), POLICIES.make("dip")[1], EVICTIONS.make("static")[1], settings,
+        observers=[Told(listen, lambda layer, group, cached: held.update({member_of(layer, group): cached.copy()}))],
     )  # fmt: skip
     for group in result.groups:
         assert group.hits >= masks[group.layer, group.group] > 0
@@ -182,19 +183,19 @@ def test_pinned_blocks_are_always_hit(trace: Trace) -> None:
 
 def test_saved_blocks_are_taken_back_as_they_were(trace: Trace, tmp_path: Path) -> None:
     held: dict[str, np.ndarray] = {}
-    chosen = {"block": 7, "neurons": MIXED}
+    chosen = {"block": 7, "layout": MIXED}
     saved = run(
         trace, contents=lambda layer, group, cached: held.update({member_of(layer, group): cached.copy()}), **chosen
     )
     write_units(tmp_path / "held.npz", {"settings": saved.provenance["settings"]}, held)
     found = read_units(tmp_path / "held.npz")
     assert found.units == (7, MIXED.digest)
-    warm = run(trace, caches=CacheSetup(warm=found), **chosen)
+    warm = run(trace, warm=found, **chosen)
     assert warm.unit_hits > saved.unit_hits
-    for other in ({"block": 7}, {"block": 8, "neurons": MIXED}, {"block": 1, "neurons": MIXED}):
-        for part in ("warm", "pinned"):
+    for other in ({"block": 7}, {"block": 8, "layout": MIXED}, {"block": 1, "layout": MIXED}):
+        for part in ("warm", "pin"):
             with pytest.raises(SettingError, match=r"held\.npz: its units are blocks of 7 in the order of the") as told:
-                run(trace, caches=CacheSetup(**{part: found}), **other)  # type: ignore[arg-type]
+                run(trace, **{part: found}, **other)
             assert "\n" not in str(told.value)
 
 
@@ -202,14 +203,11 @@ def test_single_units_have_no_order(trace: Trace) -> None:
     whole = {"input": 48, "down": 120}
     for units in ((1, None), None):
         found = sets(0.1, whole, units=units)
-        assert (
-            run(trace, caches=CacheSetup(warm=found)).unit_hits
-            == run(trace, neurons=MIXED, caches=CacheSetup(warm=found)).unit_hits
-        )
+        assert run(trace, warm=found).unit_hits == run(trace, layout=MIXED, warm=found).unit_hits
     with pytest.raises(SettingError, match=r"are single indices, those of this run are blocks of 7; make it"):
-        run(trace, block=7, caches=CacheSetup(warm=sets(0.1, whole, units=(1, None))))
+        run(trace, block=7, warm=sets(0.1, whole, units=(1, None)))
     with pytest.raises(SettingError, match=r"is bool of shape \(48,\); the group needs bool of shape \(7,\)"):
-        run(trace, block=7, caches=CacheSetup(warm=sets(0.1, whole)))
+        run(trace, block=7, warm=sets(0.1, whole))
 
 
 def test_a_header_that_names_no_block_is_refused(tmp_path: Path) -> None:
@@ -223,18 +221,18 @@ def test_a_header_that_names_no_block_is_refused(tmp_path: Path) -> None:
 
 def test_pins_must_fit_the_layer_that_gets_least(trace: Trace) -> None:
     weights = {(layer, group): 1 + 9 * (layer != 1) for layer in range(3) for group in ("input", "down")}
-    pinned = CacheSetup(pinned=sets(0.4, {"input": 48, "down": 120}))
-    assert run(trace, caches=pinned, dram="80%").unit_hits > 0
+    pinned = sets(0.4, {"input": 48, "down": 120})
+    assert run(trace, pin=pinned, dram="80%").unit_hits > 0
     with pytest.raises(SettingError, match="layer 1, group input: 19 units are pinned, but the cache holds"):
-        run(trace, caches=pinned, dram="80%", cache_shares=Shares(weights, "w.json"))
+        run(trace, pin=pinned, dram="80%", cache_shares=Shares(weights, "w.json"))
 
 
 def test_traffic_is_measured_with_the_same_pins(trace: Trace) -> None:
-    pinned = CacheSetup(pinned=sets(0.2, {"input": 48, "down": 120}))
-    equal = run(trace, caches=pinned)
-    uneven = run(trace, caches=pinned, cache_shares=Shares(None, "traffic"))
+    pinned = sets(0.2, {"input": 48, "down": 120})
+    equal = run(trace, pin=pinned)
+    uneven = run(trace, pin=pinned, cache_shares=Shares(None, "traffic"))
     weights = {(group.layer, group.group): group.flash_bytes for group in equal.groups}
-    again = run(trace, caches=pinned, cache_shares=Shares(weights, "traffic"))
+    again = run(trace, pin=pinned, cache_shares=Shares(weights, "traffic"))
     assert uneven.groups == again.groups
     assert uneven.groups != equal.groups
 
@@ -252,27 +250,27 @@ class _Refuses(Lru):
 @pytest.mark.parametrize(
     ("caches", "rule", "message"),
     [
-        (CacheSetup("bypass"), Lfu(), "--admission bypass: does not go with --cache-scope"),
-        (CacheSetup(pinned=sets(0.1)), Lfu(), "--pin: does not go with --cache-scope"),
-        (CacheSetup(warm=sets(0.1)), Lfu(), "--warm: does not go with --cache-scope"),
-        (CacheSetup(), _Refuses(), "_Refuses cannot serve one cache for groups"),
-        (CacheSetup(), EVICTIONS.make("static")[1], "Static cannot serve one cache for groups"),
-        (CacheSetup(), EVICTIONS.make("belady-bypass")[1], "BeladyBypass cannot serve one cache for groups"),
-        (CacheSetup(), EVICTIONS.make("arc")[1], "Arc cannot serve one cache for groups"),
+        ({"admission": "bypass"}, Lfu(), "--admission bypass: does not go with --cache-scope"),
+        ({"pin": sets(0.1)}, Lfu(), "--pin: does not go with --cache-scope"),
+        ({"warm": sets(0.1)}, Lfu(), "--warm: does not go with --cache-scope"),
+        ({}, _Refuses(), "_Refuses cannot serve one cache for groups"),
+        ({}, EVICTIONS.make("static")[1], "Static cannot serve one cache for groups"),
+        ({}, EVICTIONS.make("belady-bypass")[1], "BeladyBypass cannot serve one cache for groups"),
+        ({}, EVICTIONS.make("arc")[1], "Arc cannot serve one cache for groups"),
     ],
 )
 def test_shared_caches_refuse_in_one_line(
-    scope: Any, caches: CacheSetup, rule: Any, message: str, trace: Trace
+    scope: Any, caches: dict[str, Any], rule: Any, message: str, trace: Trace
 ) -> None:
     with pytest.raises(SettingError, match=message) as told:
-        run(trace, rule=rule, cache_scope=scope, caches=caches)
+        run(trace, rule=rule, cache_scope=scope, **caches)
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("scope", ["matrix", "layer", "global"])
 def test_dense_has_nothing_to_refuse(scope: Any, trace: Trace) -> None:
     """It shares the settings of a comparison and masks nothing."""
-    result = run(trace, "dense", cache_scope=scope, block=7, caches=CacheSetup("bypass", sets(0.1), sets(0.1)))
+    result = run(trace, "dense", cache_scope=scope, block=7, admission="bypass", pin=sets(0.1), warm=sets(0.1))
     assert not result.groups
 
 
@@ -297,11 +295,12 @@ def test_what_a_shared_cache_holds_is_written(hwsim: Any, small_trace: Path, tmp
 def test_blocks_and_shared_caches_are_asked_token_by_token(block: int, shared: bool, fast: bool) -> None:
     pytest.importorskip("numba")
     policy = POLICIES.make("dip")[1]
-    plan = layout(SMALL_MODEL, flat_profile(), policy, 9, Settings(dram="70%", block=block)).groups[0]
-    cache = Cache(plan.units, plan.capacity, Lru()) if shared else None
-    found = GroupScan(policy, plan, SMALL_MODEL, 0, Lru(), name="dip", seed=(0,), cache=cache, fast=True)
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 9, Settings(dram="70%", block=block)).plans
+    place = plans.places()[0]
+    cache = Cache(place.plan.units, place.plan.capacity, Lru()) if shared else None
+    found = PolicyStream(Masking(SMALL_MODEL, policy, plans, Lru(), name="dip"), place, cache=cache, fast=True)
     assert found._fast is fast
     found.begin(0)
-    blocks: list[Block] = list(signal_blocks(RandomSignals(SMALL_MODEL, 9), plan, 0, 0, 9))
+    blocks: list[Block] = list(signal_blocks(RandomSignals(SMALL_MODEL, 9), place.plan, range(9)))
     if not fast:
         assert [len(served.masks) for served in found.run(blocks)] == [1] * 9

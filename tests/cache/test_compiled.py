@@ -23,15 +23,15 @@ from hwsim.errors import ContractError
 from hwsim.evictions.lfu import Lfu
 from hwsim.evictions.lru import Lru
 from hwsim.masking.decider import _Stored
-from hwsim.masking.scan import GroupScan, signal_blocks
-from hwsim.masking.scan import scan as scan_layers
+from hwsim.masking.streams import Masking, PolicyStream, signal_blocks
 from hwsim.policy import Context, Group, Policy, Scores
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
 from hwsim.util import kernels
 from tests.conftest import flat_profile, write_trace
+from tests.runs import Told, layout, scan
 
 RULES = {"lru": "last", "lfu": "count", "fifo": "first"}
 RANKS = {"lru": -1, "lfu": 0, "fifo": -1}
@@ -189,7 +189,7 @@ class Infinite(Policy):
 
 def test_zero_times_infinity_is_told_with_its_place() -> None:
     with np.errstate(invalid="ignore"), pytest.raises(ContractError, match=r"token 0: returned NaN for unit 0"):
-        run(scan_of(Infinite()))
+        run(stream_of(Infinite()))
 
 
 @pytest.mark.parametrize("rule", ["lru", "lfu", "fifo", "none", "s3fifo", "arc", "belady", "belady-bypass"])
@@ -199,36 +199,36 @@ def test_a_scan_in_blocks_is_the_scan_token_by_token(name: str, rule: str, dram:
     policy, eviction = POLICIES.make(name, {"density": 0.8})[1], EVICTIONS.make(rule)[1]
     if eviction.needs_future and name == "dip-ca":
         pytest.skip("looks at the cache")
-    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram=dram), name).groups
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram=dram), name).plans
     source = RandomSignals(SMALL_MODEL, 60)
-    for plan in plans:
+    for place in plans.places([1]):
         runs = []
         for fast in (False, True):
-            scan = GroupScan(policy, plan, SMALL_MODEL, 1, eviction, name=name, seed=(0,), fast=fast)
-            assert scan.compiled is (fast and scan._cache.rank_update is not None)
+            stream = PolicyStream(Masking(SMALL_MODEL, policy, plans, eviction, name=name), place, fast=fast)
+            assert stream.compiled is (fast and stream._cache.rank_update is not None)
             found = []
-            for number, span in enumerate(((0, 33), (33, 60))):
-                scan.begin(number)
-                middle = span[0] + 7  # blocks of several sizes follow each other
-                parts = [span] if eviction.needs_future else [(span[0], middle), (middle, span[1])]
-                for part in parts:
-                    for masks, requests, hits, *_ in scan.run(signal_blocks(source, plan, 1, *part)):
+            for number, span in enumerate((range(33), range(33, 60))):
+                stream.begin(number)
+                # blocks of several sizes follow each other
+                for part in [span] if eviction.needs_future else [span[:7], span[7:]]:
+                    for masks, requests, hits, *_ in stream.run(signal_blocks(source, place.plan, part)):
                         count = np.full(len(masks), requests)
                         found += list(zip(masks.copy().tolist(), count, np.full(len(masks), hits), strict=True))
-            runs.append((found, scan.cached.tolist()))
+            runs.append((found, stream.cached.tolist()))
         assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("changes", [{"fixed_top_n": 3}, {"alpha_blend": True}, {"warm_up": True}])
 def test_options_of_dip_ca_decide_alike(changes: dict[str, Any]) -> None:
     policy, eviction = POLICIES.make("dip-ca", changes)[1], Lfu()
-    (plan, _) = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).groups
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).plans
+    (place, _) = plans.places([0])
     runs = []
     for fast in (False, True):
-        scan = GroupScan(policy, plan, SMALL_MODEL, 0, eviction, name="dip-ca", seed=(0,), fast=fast)
-        scan.begin(0)
-        blocks = signal_blocks(RandomSignals(SMALL_MODEL, 30), plan, 0, 0, 30)
-        runs.append(np.concatenate([decided.masks.copy() for decided in scan.run(blocks)]))
+        stream = PolicyStream(Masking(SMALL_MODEL, policy, plans, eviction, name="dip-ca"), place, fast=fast)
+        stream.begin(0)
+        blocks = signal_blocks(RandomSignals(SMALL_MODEL, 30), place.plan, range(30))
+        runs.append(np.concatenate([served.masks.copy() for served in stream.run(blocks)]))
     np.testing.assert_array_equal(*runs)
 
 
@@ -257,14 +257,15 @@ class Wrong(Policy):
         return self.answer(ctx)
 
 
-def scan_of(policy: Policy, eviction: Any = None) -> GroupScan:
-    plan = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).groups[-1]
-    return GroupScan(policy, plan, SMALL_MODEL, 0, eviction or Lru(), name="p", seed=(0,), fast=True)
+def stream_of(policy: Policy, eviction: Any = None, fast: bool = True) -> PolicyStream:
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).plans
+    masking = Masking(SMALL_MODEL, policy, plans, eviction or Lru(), name="p")
+    return PolicyStream(masking, plans.places([0])[-1], fast=fast)
 
 
-def run(scan: GroupScan) -> None:
-    scan.begin(0)
-    list(scan.run(signal_blocks(RandomSignals(SMALL_MODEL, 5), scan.plan, 0, 0, 5)))
+def run(stream: PolicyStream) -> None:
+    stream.begin(0)
+    list(stream.run(signal_blocks(RandomSignals(SMALL_MODEL, 5), stream.plan, range(5))))
 
 
 def test_a_subclass_with_another_rule_is_asked_token_by_token() -> None:
@@ -274,11 +275,11 @@ def test_a_subclass_with_another_rule_is_asked_token_by_token() -> None:
         def use(self, state: Any, use: Any) -> None:
             state[use.mask] += 2
 
-    assert not scan_of(Twice())._fast
+    assert not stream_of(Twice())._fast
     assert rank_update(Lru) == "last"
     assert rank_update(Counts) is None
-    assert not scan_of(POLICIES.make("dip")[1], Counts())._fast
-    assert scan_of(POLICIES.make("dip")[1])._fast
+    assert not stream_of(POLICIES.make("dip")[1], Counts())._fast
+    assert stream_of(POLICIES.make("dip")[1])._fast
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ def test_a_subclass_with_another_rule_is_asked_token_by_token() -> None:
 def test_scores_that_break_the_contract(answer: Any, message: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(Wrong, "answer", staticmethod(answer))
     with pytest.raises(ContractError, match=message):
-        run(scan_of(Wrong()))
+        run(stream_of(Wrong()))
 
 
 class Negative(POLICIES.find("dip")[1]):  # type: ignore[misc]
@@ -316,11 +317,10 @@ class Negative(POLICIES.find("dip")[1]):  # type: ignore[misc]
 def test_a_factor_that_turns_the_order_is_decided_token_by_token() -> None:
     runs = []
     for fast in (False, True):
-        plan = layout(SMALL_MODEL, flat_profile(), Negative(), 40, Settings(dram="80%")).groups[-1]
-        scan = GroupScan(Negative(), plan, SMALL_MODEL, 0, Lru(), name="p", seed=(0,), fast=fast)
-        scan.begin(0)
-        blocks = signal_blocks(RandomSignals(SMALL_MODEL, 12), plan, 0, 0, 12)
-        runs.append(np.concatenate([served.masks.copy() for served in scan.run(blocks)]))
+        stream = stream_of(Negative(), fast=fast)
+        stream.begin(0)
+        blocks = signal_blocks(RandomSignals(SMALL_MODEL, 12), stream.plan, range(12))
+        runs.append(np.concatenate([served.masks.copy() for served in stream.run(blocks)]))
     np.testing.assert_array_equal(*runs)
 
 
@@ -335,13 +335,13 @@ class Widened:
 @pytest.mark.parametrize("name", ["dip", "dip-ca", "magnitude", "oracle", "up", "gate"])
 def test_what_is_stored_decides_as_what_is_read(name: str, stored: str, tmp_path: Path, monkeypatch: Any) -> None:
     """float16 of a trace is handed to the compiled scan as it is: masks, hits and contents are those of float32."""
-    monkeypatch.setattr("hwsim.masking.scan._WORTH", 0)
+    monkeypatch.setattr("hwsim.masking.streams._WORTH", 0)
     names = stored.split(",")
     if name in ("up", "gate") and name not in names:
         pytest.skip("not in it")
     path = write_trace(tmp_path / "a.npz", sequences=[Sequence(tokens=60)], signals=tuple(names))
     policy = POLICIES.make(name, {"density": 0.8})[1]
-    plans = layout(SMALL_MODEL, flat_profile(), policy, 60, Settings(dram="85%"), name).groups
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 60, Settings(dram="85%"), name).plans
     with Trace(path) as trace:
         halves = {signal: trace.read_halves(0, signal) for signal in names}
         assert all(each is not None and each.dtype == np.float16 for each in halves.values())
@@ -349,12 +349,14 @@ def test_what_is_stored_decides_as_what_is_read(name: str, stored: str, tmp_path
         runs = []
         for given in (trace, Widened(trace)):
             told: list[Any] = []
-            demand = scan_layers(
-                given, SMALL_MODEL, list(trace.header.sequences), policy, plans, Lru(), name=name,
-                contents=lambda *args, to=told: to.append((*args[:2], args[2].tolist())),
-                listener=lambda *args, to=told: to.append((*args[:3], args[3].tolist())),
-            )  # fmt: skip
-            runs.append((demand.requests.tolist(), demand.hits.tolist(), told))
+            observer = Told(
+                lambda *args, to=told: to.append((*args[:3], args[3].tolist())),
+                lambda *args, to=told: to.append((*args[:2], args[2].tolist())),
+            )
+            counts = scan(
+                given, trace.header.sequences, policy, plans, Lru(), model=SMALL_MODEL, name=name, observers=[observer]
+            )
+            runs.append((counts.requests.tolist(), counts.hits.tolist(), told))
     assert runs[0] == runs[1]
 
 
@@ -458,26 +460,29 @@ def test_check_policy_finds_what_breaks_with_a_trace_only() -> None:
 @pytest.mark.parametrize("name", ["dip", "dip-ca", "random", "up"])
 def test_threads_find_the_same(name: str, rule: str, monkeypatch: Any) -> None:
     """Whoever decides which layer: requests, hits, contents, and who is told of layers in which order."""
-    monkeypatch.setattr("hwsim.masking.scan._WORTH", 0)
+    monkeypatch.setattr("hwsim.masking.streams._WORTH", 0)
     policy, eviction = POLICIES.make(name, {"density": 0.8})[1], EVICTIONS.make(rule)[1]
     if rule == "belady" and name == "dip-ca":
         eviction = Lru()
-    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="85%"), name).groups
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="85%"), name).plans
     runs = []
     for threads in (1, 3):
         told: list[Any] = []
-        demand = scan_layers(
-            RandomSignals(SMALL_MODEL, 60), SMALL_MODEL, [Sequence(tokens=40, prompt=3), Sequence(tokens=20)], policy,
-            plans, eviction, name=name, contents=lambda *args, to=told: to.append((*args[:2], args[2].tolist())),
-            progress=told.append, threads=threads,
+        observer = Told(
+            contents=lambda *args, to=told: to.append((*args[:2], args[2].tolist())),
+            progress=lambda *args, to=told: to.append(args),
+        )
+        counts = scan(
+            RandomSignals(SMALL_MODEL, 60), [Sequence(tokens=40, prompt=3), Sequence(tokens=20)], policy, plans,
+            eviction, model=SMALL_MODEL, name=name, observers=[observer], threads=threads,
         )  # fmt: skip
-        runs.append((demand.requests.tolist(), demand.hits.tolist(), told))
+        runs.append((counts.requests.tolist(), counts.hits.tolist(), told))
     assert runs[0] == runs[1]
 
 
 def test_the_first_error_of_several_threads_is_told(monkeypatch: Any) -> None:
-    monkeypatch.setattr("hwsim.masking.scan._WORTH", 0)
+    monkeypatch.setattr("hwsim.masking.streams._WORTH", 0)
     policy, sequences = Infinite(), [Sequence(tokens=20)]
-    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).groups
+    plans = layout(SMALL_MODEL, flat_profile(), policy, 40, Settings(dram="80%")).plans
     with np.errstate(invalid="ignore"), pytest.raises(ContractError, match=r"at layer 0, group down, token 0"):
-        scan_layers(RandomSignals(SMALL_MODEL, 20), SMALL_MODEL, sequences, policy, plans, Lru(), threads=3)
+        scan(RandomSignals(SMALL_MODEL, 20), sequences, policy, plans, Lru(), model=SMALL_MODEL, threads=3)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hwsim.masking.shared_scan import scan_shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,10 +14,12 @@ from hwsim.evictions import Eviction
 from hwsim.masking.mask_file import MaskFile, MaskWriter
 from hwsim.policy import Field, Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay, replay_masks
+from hwsim.simulation.replay import replay as replay_run
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence, Trace
 from tests.conftest import flat_profile, write_trace
+from tests.runs import Told, layout, replay, replay_masks, run_of, scan
 
 RULES = ("lru", "lfu", "fifo")
 
@@ -121,10 +122,10 @@ def test_one_group_of_equal_units_is_a_cache_of_its_own(rule, data):
 ONE_LAYER = SMALL_MODEL.model_copy(update={"num_hidden_layers": 1})
 
 
-def found(trace, policy="dip", rule="lru", listener=None, **chosen):
+def found(trace, policy="dip", rule="lru", observers=(), **chosen):
     chosen = Settings(**{"dram": "60%", "per_token": True} | chosen)
     made = policy if isinstance(policy, Policy) else POLICIES.make(policy)[1]
-    return replay(trace, flat_profile(), made, EVICTIONS.make(rule)[1], chosen, listener=listener)
+    return replay(trace, flat_profile(), made, EVICTIONS.make(rule)[1], chosen, observers=observers)
 
 
 def counted(result):
@@ -154,32 +155,32 @@ def test_a_replay_is_as_the_plain_twin(trace, scope, rule, block):
     masks = {}
     result = found(
         trace, "dip", rule, cache_scope=scope, block=block,
-        listener=lambda layer, group, token, mask: masks.__setitem__((token, layer, group), mask.copy()),
+        observers=[Told(lambda layer, group, token, mask: masks.__setitem__((token, layer, group), mask.copy()))],
     )  # fmt: skip
     placement = layout(
         trace.model, flat_profile(), POLICIES.make("dip")[1], trace.header.longest,
         Settings(dram="60%", cache_scope=scope, block=block),
     )  # fmt: skip
-    plans = placement.groups
-    assert sum(placement.shared.sizes) <= placement.cache_bytes
+    plans = placement.plans
+    assert sum(placement.shared.sizes) <= placement.bytes.cache
     hits, row = 0, 0
     for sequence in trace.header.sequences:
         rows = range(row, row + sequence.tokens - sequence.prompt)
         rounds = [range(3)] if scope == "global" else [[layer] for layer in range(3)]
         for layers, size in zip(rounds, placement.shared.sizes, strict=True):
-            places = [(layer, plan) for layer in layers for plan in plans]
+            places = [place.plan for place in plans.places(layers)]
             services = [
-                (at, {i // block for i in np.flatnonzero(masks[token, layer, plan.group.name])})
+                (at, {i // block for i in np.flatnonzero(masks[token, plan.layer, plan.name])})
                 for token in rows
-                for at, (layer, plan) in enumerate(places)
+                for at, plan in enumerate(places)
             ]
-            hits += sum(plain(rule, [plan.sizes().tolist() for _, plan in places], size, services)[0])
+            hits += sum(plain(rule, [plan.sizes().tolist() for plan in places], size, services)[0])
         row = rows.stop
     assert result.unit_hits == hits > 0
     dense = sum(part.flash_bytes + part.dram_bytes for part in result.groups)
     asked = sum(
-        int(plan.sizes()[np.unique(np.flatnonzero(masks[token, layer, plan.group.name]) // block)].sum())
-        for token in range(row) for layer in range(3) for plan in plans
+        int(plan.sizes()[np.unique(np.flatnonzero(masks[token, plan.layer, plan.name]) // block)].sum())
+        for token in range(row) for plan in plans
     )  # fmt: skip
     assert dense == asked  # what is asked for comes from Flash or DRAM, to the byte
 
@@ -204,12 +205,9 @@ def test_a_cache_aware_policy_sees_the_shared_cache(trace, scope):
 def test_saved_masks_go_through_the_same_caches(trace, scope, tmp_path):
     writer, made = MaskWriter(tmp_path / "m.npz"), POLICIES.make("dip")[1]
     kept = Settings(dram="60%", cache_scope=scope, block=7)
-    plans = layout(trace.model, flat_profile(), made, trace.header.longest, kept).groups
-    writer.begin(trace.header, plans, "dip", made, 0)
-    whole = replay(
-        trace, flat_profile(), made, EVICTIONS.make("lfu")[1], kept,
-        listener=lambda layer, group, token, mask: writer(layer, group, token, mask[None]),
-    )  # fmt: skip
+    run = run_of(trace, flat_profile(), made, EVICTIONS.make("lfu")[1], kept, policy_name="dip")
+    writer.begin(trace.header, run.masking, run.placement)
+    whole = replay_run(run, [writer])
     writer.finish()
     again = replay_masks(MaskFile(tmp_path / "m.npz"), flat_profile(), EVICTIONS.make("lfu")[1], kept)
     assert counted(again) | {"notes": []} == counted(whole) | {"notes": []}
@@ -279,16 +277,18 @@ class _Many(Policy):
 
 
 def test_masks_larger_than_the_cache_pass_through():
-    plans = layout(SMALL_MODEL, flat_profile(), _Many(), 20, Settings(dram="55%", cache_scope="layer"))
-    assert plans.shared is not None
-    source, sequences = RandomSignals(SMALL_MODEL, 20), [Sequence(tokens=20)]
-    demand = scan_shared(source, SMALL_MODEL, sequences, _Many(), plans.groups, plans.shared, EVICTIONS.make("lru")[1])
-    assert demand.hits.sum() > 0
-    assert (demand.hits <= demand.requests).all()
-    assert plans.groups[0].total_bytes > plans.shared.sizes[0]
-    small = replace(plans.shared, sizes=(0, 0, 0))
-    none = scan_shared(source, SMALL_MODEL, sequences, _Many(), plans.groups, small, EVICTIONS.make("lru")[1])
-    assert none.hits.sum() == 0
+    placement = layout(SMALL_MODEL, flat_profile(), _Many(), 20, Settings(dram="55%", cache_scope="layer"))
+    assert placement.shared is not None
+
+    def counted_in(shared):
+        source, sequences, rule = RandomSignals(SMALL_MODEL, 20), [Sequence(tokens=20)], EVICTIONS.make("lru")[1]
+        return scan(source, sequences, _Many(), placement.plans, rule, model=SMALL_MODEL, shared=shared)
+
+    counts = counted_in(placement.shared)
+    assert counts.hits.sum() > 0
+    assert (counts.hits <= counts.requests).all()
+    assert placement.plans[0][0].total_bytes > placement.shared.sizes[0]
+    assert counted_in(replace(placement.shared, sizes=(0, 0, 0))).hits.sum() == 0
 
 
 @pytest.mark.parametrize(

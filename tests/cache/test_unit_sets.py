@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from hwsim.cache.cache import Cache, CacheSetup
+from hwsim.cache.cache import Cache
 from hwsim.cache.unit_sets import UnitSets, member_of, read_units, write_units
 from hwsim.errors import PluginError, SettingError
 from hwsim.evictions.clock import Clock
@@ -16,35 +16,36 @@ from hwsim.evictions.lru import Lru
 from hwsim.evictions.none import NoCache
 from hwsim.evictions.static import Static
 from hwsim.simulation.plugins import POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from tests.conftest import flat_profile
+from tests.runs import Told, replay
 
 
 def some(units, *indices):
     return np.isin(np.arange(units), indices)
 
 
-def setup(plans, layers, share, **other):
+def first(plans, layers, share):
     """The first units of each group, as many as a share of it."""
     sets = {
         member_of(layer, name): np.arange(units) < int(share * units)
         for layer in range(layers)
         for name, units in plans.items()
     }
-    return CacheSetup(pinned=UnitSets(sets, "some.npz"), **other)
+    return UnitSets(sets, "some.npz")
 
 
 GROUPS = {"input": 48, "down": 120}  # of DIP on the small model
 
 
-def run(trace, rule, caches=None, dram="80%", contents=None):
-    settings = Settings(dram=dram, caches=caches or CacheSetup())
-    return replay(trace, flat_profile(), POLICIES.make("dip")[1], rule, settings, contents=contents)
+def run(trace, rule, observer=None, **sets):
+    settings, observers = Settings(dram="80%", **sets), [observer] if observer else []
+    return replay(trace, flat_profile(), POLICIES.make("dip")[1], rule, settings, observers=observers)
 
 
 def test_bytes_of_a_pinned_set_are_exact(trace):
     """Pinned alone, every layer hits just the pinned units that its masks ask for, and reads the others."""
-    caches, masks = setup(GROUPS, 3, 0.4), {}
+    masks = {}
 
     def listen(layer, group, token, mask):
         masks.setdefault((layer, group), []).append(mask[: int(0.4 * GROUPS[group])].sum())
@@ -53,8 +54,7 @@ def test_bytes_of_a_pinned_set_are_exact(trace):
     capacity = {group.group: group.capacity_units for group in whole.groups}
     pinned = {name: int(0.4 * units) for name, units in GROUPS.items()}
     assert all(pinned[name] < capacity[name] for name in GROUPS)
-    settings = Settings(dram="80%", caches=caches)
-    result = replay(trace, flat_profile(), POLICIES.make("dip")[1], Lru(), settings, listener=listen)
+    result = run(trace, Lru(), Told(listen), pin=first(GROUPS, 3, 0.4))
     assert result.provenance["settings"]["pinned"] == {
         "name": "some.npz",
         "sha256": None,
@@ -89,7 +89,8 @@ def test_pins_are_there_before_the_first_token_and_after_every_start():
 def test_what_a_replay_left_is_where_the_next_begins(trace, tmp_path):
     """One sequence, then the same again: a warm start is the second half of a run over both."""
     held = {}
-    run(trace, Lru(), contents=lambda layer, group, cached: held.update({member_of(layer, group): cached.copy()}))
+    keep = Told(contents=lambda layer, group, cached: held.update({member_of(layer, group): cached.copy()}))
+    cold = run(trace, Lru(), keep)
     file = tmp_path / "held.npz"
     write_units(file, {"policy": "dip"}, held)
     again = file.read_bytes()
@@ -97,10 +98,10 @@ def test_what_a_replay_left_is_where_the_next_begins(trace, tmp_path):
     assert file.read_bytes() == again
     sets = read_units(file)
     assert {name: cached.tobytes() for name, cached in sets.sets.items()} == {n: c.tobytes() for n, c in held.items()}
-    warm = run(trace, Lru(), CacheSetup(warm=sets))
-    assert warm.unit_hits > run(trace, Lru()).unit_hits
+    warm = run(trace, Lru(), warm=sets)
+    assert warm.unit_hits > cold.unit_hits
     assert warm.provenance["settings"]["warm"]["units"] == sum(int(cached.sum()) for cached in held.values())
-    static, pinned = (run(trace, Static(), CacheSetup(**{part: sets})) for part in ("warm", "pinned"))
+    static, pinned = (run(trace, Static(), **{part: sets}) for part in ("warm", "pin"))
     assert static.unit_hits == pinned.unit_hits  # a full static cache is a pinned one
 
 

@@ -9,18 +9,20 @@ from hwsim.analysis.coactivation import _looked_up, _ones, chain, order_trace, p
 from hwsim.device.flash_times import flash_seconds
 from hwsim.device.profile import Profile
 from hwsim.errors import ContractError, PluginError, SettingError, TraceError
-from hwsim.masking.counts import Demand
+from hwsim.masking.counts import Counts
 from hwsim.masking.mask_file import MaskFile, MaskWriter
+from hwsim.memory.groups import Units
 from hwsim.memory.neuron_order import KIND, Blocks, Layout, read_layout, write_layout
-from hwsim.memory.placement import plan_groups
 from hwsim.model.shape import Bits
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay, replay_masks
+from hwsim.simulation.replay import replay as replay_run
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace
 from hwsim.util.arrayfile import write_arrays
 from tests.conftest import flat_profile, write_trace
+from tests.runs import Told, layout, plans_of, replay, replay_masks, run_of
 
 NEURONS, LAYERS = SMALL_MODEL.intermediate_size, SMALL_MODEL.num_hidden_layers
 
@@ -37,7 +39,7 @@ def mixed(seed=0, layers=LAYERS, neurons=NEURONS):
 def run(trace, policy="dip", listener=None, device=None, rule="lru", **chosen):
     made = policy if isinstance(policy, Policy) else POLICIES.make(policy)[1]
     chosen = Settings(**{"dram": "60%", "per_token": True} | chosen)
-    return replay(trace, device or flat_profile(), made, EVICTIONS.make(rule)[1], chosen, listener=listener)
+    return replay(trace, device or flat_profile(), made, EVICTIONS.make(rule)[1], chosen, observers=[Told(listener)])
 
 
 def counted(result):
@@ -73,8 +75,7 @@ def test_infinite_scores_do_not_make_nan():
 
 @pytest.mark.parametrize("block", [1, 5, 7, 48, 120, 10**6])
 def test_bytes_of_units_add_up_to_the_matrices(block):
-    plans = plan_groups(POLICIES.make("dip")[1].groups(SMALL_MODEL), SMALL_MODEL, Bits(mlp=4.5), block)
-    for plan in plans:
+    for plan in plans_of(POLICIES.make("dip")[1], SMALL_MODEL, units=Units(Bits(mlp=4.5), block)):
         members = [min(block, plan.indices - at) for at in range(0, plan.indices, block)]
         slice_elements = plan.parameters // len(plan.slice_bytes)
         whole = [-(-count * slice_elements * 9 // 16) for count in members]  # 4.5 bits = 9/16 of a byte
@@ -90,15 +91,15 @@ def test_bytes_of_units_add_up_to_the_matrices(block):
 def test_one_is_none(trace, policy):
     masks = [[], []]
     once = run(trace, policy, lambda *a: masks[0].append(a[3].tobytes()))
-    with_order = run(trace, policy, lambda *a: masks[1].append(a[3].tobytes()), block=1, neurons=mixed())
+    with_order = run(trace, policy, lambda *a: masks[1].append(a[3].tobytes()), block=1, layout=mixed())
     assert counted(once) == counted(with_order)
     assert masks[0] == masks[1]
 
 
 @pytest.mark.parametrize("policy", ["dip", "dip-ca", "oracle"])
 def test_the_models_own_order_is_no_layout(trace, policy):
-    assert counted(run(trace, policy, block=8)) == counted(run(trace, policy, block=8, neurons=natural()))
-    assert counted(run(trace, policy, block=8)) != counted(run(trace, policy, block=8, neurons=mixed()))
+    assert counted(run(trace, policy, block=8)) == counted(run(trace, policy, block=8, layout=natural()))
+    assert counted(run(trace, policy, block=8)) != counted(run(trace, policy, block=8, layout=mixed()))
 
 
 def test_a_block_of_everything_is_dense(trace):
@@ -121,26 +122,26 @@ def test_masks_are_whole_blocks_and_their_bytes_exact(trace, policy, ordered):
     asked = {"bytes": 0, "indices": 0, "units": 0}
     plans = layout(
         trace.model, flat_profile(), POLICIES.make(policy)[1], trace.header.longest, Settings(dram="60%", block=7)
-    ).groups
-    by_name = {plan.group.name: plan for plan in plans}
+    ).plans
+    by_name = {(plan.layer, plan.name): plan for plan in plans}
 
     def listen(layer, group, token, mask):
-        plan = by_name[group]
+        plan = by_name[layer, group]
         places = order.orders[layer] if plan.group.axis == "neuron" else np.arange(plan.indices)
         parts = [mask[places[at : at + 7]] for at in range(0, plan.indices, 7)]
         assert all(part.all() or not part.any() for part in parts)
         taken = [len(part) for part in parts if part.all()]
-        assert len(taken) == plan.k[layer] == max(1, int(plan.group.keep * plan.units + 1e-9))
+        assert len(taken) == plan.k == max(1, int(plan.group.keep * plan.units + 1e-9))
         asked["units"] += len(taken)
         asked["indices"] += sum(taken) * plan.mlp_parameters
         asked["bytes"] += sum(taken) * plan.parameters // 2  # 4 bits; whole bytes here
 
-    result = run(trace, policy, listen, block=7, neurons=order if ordered else None)
+    result = run(trace, policy, listen, block=7, layout=order if ordered else None)
     assert result.unit_requests == asked["units"]
     assert sum(group.flash_bytes + group.dram_bytes for group in result.groups) == asked["bytes"]
     whole = result.tokens * LAYERS * SMALL_MODEL.mlp_parameters
     assert result.mlp_density == pytest.approx(asked["indices"] / whole)
-    closed = run(trace, policy, block=7, neurons=order if ordered else None, timing="closed-form")
+    closed = run(trace, policy, block=7, layout=order if ordered else None, timing="closed-form")
     assert result.time_s.total == pytest.approx(closed.time_s.total, rel=1e-9)
     assert sum(token.flash_bytes for token in result.per_token) == result.flash_bytes
 
@@ -166,7 +167,7 @@ LAST = {}
 
 
 def test_a_policy_sees_single_indices(trace):
-    run(trace, _Spy(), lambda *a: LAST.update(mask=a[3].copy()), block=7, neurons=mixed(), dram="99%")
+    run(trace, _Spy(), lambda *a: LAST.update(mask=a[3].copy()), block=7, layout=mixed(), dram="99%")
     assert LAST["mask"].sum() in (7 * 9, 7 * 8 + 1)  # 9 of 18 units
 
 
@@ -194,14 +195,11 @@ def test_a_policys_own_mask_becomes_the_blocks_that_it_touches(trace):
 
 
 def test_saved_masks_are_of_indices_and_replay_exactly(trace, tmp_path):
-    made, chosen = POLICIES.make("dip")[1], Settings(dram="60%", block=7, neurons=mixed())
+    made, chosen = POLICIES.make("dip")[1], Settings(dram="60%", block=7, layout=mixed())
     writer = MaskWriter(tmp_path / "m.npz")
-    plans = layout(trace.model, flat_profile(), made, trace.header.longest, chosen).groups
-    writer.begin(trace.header, plans, "dip", made, 0)
-    whole = replay(
-        trace, flat_profile(), made, EVICTIONS.make("lfu")[1], chosen,
-        listener=lambda layer, group, token, mask: writer(layer, group, token, mask[None]),
-    )  # fmt: skip
+    whole_run = run_of(trace, flat_profile(), made, EVICTIONS.make("lfu")[1], chosen, policy_name="dip")
+    writer.begin(trace.header, whole_run.masking, whole_run.placement)
+    whole = replay_run(whole_run, [writer])
     writer.finish()
     masks = MaskFile(tmp_path / "m.npz")
     again = replay_masks(masks, flat_profile(), EVICTIONS.make("lfu")[1], chosen)
@@ -241,12 +239,12 @@ def test_the_smaller_last_unit_is_a_read_of_its_own():
     assert measured(2, (65536,), (4096,)) == pytest.approx(65536 / 1e9 + 4096 / 1e8)
 
 
-def test_demands_join():
-    plans = plan_groups(POLICIES.make("dip")[1].groups(SMALL_MODEL), SMALL_MODEL, Bits(), 7)
-    parts = [Demand.none(tokens, 3, plans) for tokens in (2, 3)]
-    assert Demand.joined(parts).last_hits.shape == (5, 3, 2)
-    plain = plan_groups(POLICIES.make("dip")[1].groups(SMALL_MODEL), SMALL_MODEL, Bits())
-    assert Demand.joined([Demand.none(1, 3, plain)]).last_hits is None
+def test_counts_join():
+    policy = POLICIES.make("dip")[1]
+    plans = plans_of(policy, SMALL_MODEL, units=Units(block=7))
+    parts = [Counts.none(tokens, plans) for tokens in (2, 3)]
+    assert Counts.joined(parts).last_hits.shape == (5, 3, 2)
+    assert Counts.joined([Counts.none(1, plans_of(policy, SMALL_MODEL))]).last_hits is None
 
 
 # ---------------------------------------------------------------------- layouts
@@ -322,7 +320,7 @@ def test_a_trace_without_glu_is_refused(tmp_path):
 def test_another_models_layout_is_refused(trace):
     other = Layout({"model": {"name": "big"}}, mixed(neurons=60).orders)
     with pytest.raises(SettingError, match="made for big with 3 layers of 60 neurons; small has 3 of 120"):
-        run(trace, block=4, neurons=other)
+        run(trace, block=4, layout=other)
 
 
 @pytest.mark.parametrize(

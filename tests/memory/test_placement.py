@@ -9,15 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwsim.errors import ContractError, SettingError
-from hwsim.memory.placement import dram_budget, place, plan_groups
+from hwsim.memory.groups import Units, plan_group, plan_layers
+from hwsim.memory.placement import Room, dram_budget, place
 from hwsim.model.catalog import known_shape
 from hwsim.model.shape import Bits, ModelShape, footprint
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Trace
 from tests.conftest import flat_profile, write_trace
+from tests.runs import layout, replay
 
 PHI3 = known_shape("phi3-medium")
 # docs/model.md: layers, vocabulary, hidden, intermediate, heads, KV heads (heads x head_dim = hidden)
@@ -39,7 +41,8 @@ TABLE = {
 def lay(name="dip", model=PHI3, budget=4 * 10**9, kv_tokens=2048, bits=None, predictor=0, **parameters):
     bits = bits or Bits()
     policy = name if isinstance(name, Policy) else POLICIES.make(name, parameters)[1]
-    return place(plan_groups(policy.groups(model), model, bits), model, bits, budget, kv_tokens, predictor)
+    plans = plan_layers([policy.groups(model)], model, Units(bits))
+    return place(plans, model, bits, Room(budget, kv_tokens), predictor)
 
 
 def notes(trace, name, **settings):
@@ -60,25 +63,25 @@ def test_sizes_by_hand(name):
     head = vocabulary * hidden // 2
     kv = 2048 * layers * 2 * (hidden * pairs // heads)
     found = lay("dense", known_shape(name), budget=100 * 10**9)
-    assert (found.weights, found.kv_reserved) == (mlp + attention + head, kv)
+    assert (found.bytes.weights, found.bytes.kv_reserved) == (mlp + attention + head, kv)
     assert footprint(known_shape(name), Bits())[:3] == (attention, head, mlp)
     assert [f"{size / 1e9:.3f}" for size in (mlp, attention, head, kv)] == list(TABLE[name][:4])
     assert (hidden // 2, neurons // 2) == TABLE[name][4:]
-    down, up = lay("dip", known_shape(name)).groups[1], lay("dip", known_shape(name)).groups[0]
+    up, down = lay("dip", known_shape(name)).plans[0]
     assert (down.slice_bytes, up.slice_bytes) == ((hidden // 2,), (neurons // 2, neurons // 2))
 
 
 def test_phi3_medium_to_the_byte():
     found = lay("dip")
-    assert found.weights == 5_505_024_000 + 1_310_720_000 + 82_083_840
-    assert found.kv_entry == 40 * 2 * 10 * 128
-    assert found.kv_reserved == 209_715_200
-    assert found.resident_weights == 1_310_720_000 + 82_083_840
-    assert found.cache_bytes == 4_000_000_000 - 209_715_200 - 1_392_803_840 == 2_397_480_960
-    assert found.sparse == 5_505_024_000
+    assert found.bytes.weights == 5_505_024_000 + 1_310_720_000 + 82_083_840
+    assert found.bytes.kv_entry == 40 * 2 * 10 * 128
+    assert found.bytes.kv_reserved == 209_715_200
+    assert found.bytes.resident == 1_310_720_000 + 82_083_840
+    assert found.bytes.cache == 4_000_000_000 - 209_715_200 - 1_392_803_840 == 2_397_480_960
+    assert found.bytes.sparse == 5_505_024_000
     # 120 matrices share the cache: 19,979,008 B each. Two of them hold units of 17,920 B, one holds units of 2,560 B
     assert 2_397_480_960 // 120 == 19_979_008
-    assert [group.capacity for group in found.groups] == [2 * 19_979_008 // 17_920, 19_979_008 // 2_560] == [2229, 7804]
+    assert [plan.capacity for plan in found.plans[0]] == [2 * 19_979_008 // 17_920, 19_979_008 // 2_560] == [2229, 7804]
 
 
 # ---------------------------------------------------------------------- order of residency
@@ -86,33 +89,33 @@ def test_phi3_medium_to_the_byte():
 
 def test_the_budget_goes_to_kv_first_then_to_resident_weights_then_to_the_cache():
     kv, resident = 209_715_200, 1_392_803_840
-    exact = lay(budget=kv + resident)
-    assert (exact.streamed, exact.cache_bytes, exact.pinned_weights) == (0, 0, resident)
-    one_less = lay(budget=kv + resident - 1)
-    assert (one_less.streamed, one_less.cache_bytes, one_less.pinned_weights) == (1, 0, resident - 1)
-    only_kv = lay(budget=kv)
-    assert (only_kv.streamed, only_kv.cache_bytes, only_kv.pinned_weights) == (resident, 0, 0)
+    exact = lay(budget=kv + resident).bytes
+    assert (exact.streamed, exact.cache, exact.pinned) == (0, 0, resident)
+    one_less = lay(budget=kv + resident - 1).bytes
+    assert (one_less.streamed, one_less.cache, one_less.pinned) == (1, 0, resident - 1)
+    only_kv = lay(budget=kv).bytes
+    assert (only_kv.streamed, only_kv.cache, only_kv.pinned) == (resident, 0, 0)
     # 120 matrices want 17,920 / 2 B each before the first unit of `input` fits; a unit of `down` needs less
     first = lay(budget=kv + resident + 120 * 8960)
-    assert [group.capacity for group in first.groups] == [1, 3]
+    assert [plan.capacity for plan in first.plans[0]] == [1, 3]
     before = lay(budget=kv + resident + 120 * 8960 - 1)
-    assert [group.capacity for group in before.groups] == [0, 3]
+    assert [plan.capacity for plan in before.plans[0]] == [0, 3]
 
 
 def test_what_a_policy_leaves_unmasked_is_resident():
     """GLU pruning reads up and gate whole: two thirds of the MLP are resident."""
     found = lay("magnitude", budget=10**10)
-    assert found.resident_weights == 1_392_803_840 + 2 * 1_835_008_000
-    assert found.sparse == 1_835_008_000
-    assert found.unmasked_mlp == 2 * 3_670_016_000
-    assert lay("dense", budget=10**10).resident_weights == found.weights
+    assert found.bytes.resident == 1_392_803_840 + 2 * 1_835_008_000
+    assert found.bytes.sparse == 1_835_008_000
+    assert sum(found.parameters.mlp) == 2 * 3_670_016_000
+    assert lay("dense", budget=10**10).bytes.resident == found.bytes.weights
 
 
 def test_predictor_parameters_are_resident_at_their_bits():
     found = lay("noisy-oracle", predictor=1001, bits=Bits(predictor=4))
-    assert found.resident_weights == 1_392_803_840 + 501
-    assert lay("noisy-oracle", predictor=1001, bits=Bits(predictor=16)).resident_weights == 1_392_803_840 + 2002
-    assert found.weights == lay("noisy-oracle").weights  # of the model alone
+    assert found.bytes.resident == 1_392_803_840 + 501
+    assert lay("noisy-oracle", predictor=1001, bits=Bits(predictor=16)).bytes.resident == 1_392_803_840 + 2002
+    assert found.bytes.weights == lay("noisy-oracle").bytes.weights  # of the model alone
 
 
 def test_a_policy_with_predictors_shrinks_the_cache():
@@ -124,8 +127,8 @@ def test_a_policy_with_predictors_shrinks_the_cache():
 
     plain = layout(PHI3, flat_profile("4 GB"), POLICIES.make("noisy-oracle")[1], 2048, Settings())
     found = layout(PHI3, flat_profile("4 GB"), Predicts(), 2048, Settings())
-    assert plain.cache_bytes - found.cache_bytes == 500_000
-    assert found.predictor_parameters == 10**6
+    assert plain.bytes.cache - found.bytes.cache == 500_000
+    assert found.parameters.predictor == 10**6
 
 
 @pytest.mark.parametrize("wrong", [-1, 1.5, None, "many", True, 10**13 + 1, 10**20, pytest.param(10**5000, id="huge")])
@@ -153,11 +156,9 @@ def test_impossible_numbers_of_parameters_are_refused(wrong):
 )
 def test_each_sparse_matrix_gets_the_same_bytes_rounded_down_to_units(cache, name, model, bits):
     layers, _, hidden, neurons, _, _ = DIMENSIONS[model]
-    empty = lay(name, known_shape(model), budget=10**12, bits=Bits(mlp=bits))
-    found = lay(
-        name, known_shape(model), budget=empty.kv_reserved + empty.resident_weights + cache, bits=Bits(mlp=bits)
-    )
-    assert found.cache_bytes == cache
+    empty = lay(name, known_shape(model), budget=10**12, bits=Bits(mlp=bits)).bytes
+    found = lay(name, known_shape(model), budget=empty.kv_reserved + empty.resident + cache, bits=Bits(mlp=bits))
+    assert found.bytes.cache == cache
     # slices of each group: (matrices, numbers in each)
     slices = {
         "dip": [(2, neurons, hidden), (1, hidden, neurons)],
@@ -166,10 +167,11 @@ def test_each_sparse_matrix_gets_the_same_bytes_rounded_down_to_units(cache, nam
     }[name]
     matrices = sum(count for count, _, _ in slices)
     share = Fraction(cache, layers * matrices)
-    for group, (count, numbers, units) in zip(found.groups, slices, strict=True):
-        unit_bytes = count * math.ceil(numbers * Fraction(bits) / 8)
-        assert group.unit_bytes == unit_bytes
-        assert group.capacity == min(units, share * count // unit_bytes)
+    for plans in found.plans.by_layer:
+        for plan, (count, numbers, units) in zip(plans, slices, strict=True):
+            unit_bytes = count * math.ceil(numbers * Fraction(bits) / 8)
+            assert plan.unit_bytes == unit_bytes
+            assert plan.capacity == min(units, share * count // unit_bytes)
 
 
 class Attention(Policy):
@@ -189,15 +191,15 @@ class Attention(Policy):
 def test_matrices_of_different_sizes_get_the_same_bytes(trace):
     """q 48x48, k and v 24x48, down 48x120, 4 bits: units of 24, 2 x 12 and 24 B; four matrices in each of 3 layers."""
     empty = lay(Attention(), SMALL_MODEL, budget=10**9, kv_tokens=0)
-    found = lay(Attention(), SMALL_MODEL, budget=empty.resident_weights + 12 * 600, kv_tokens=0)
-    assert [group.capacity for group in found.groups] == [25, 48, 25]  # k and v: all 48 of them fit into 1200 B
-    assert found.resident_weights == 3 * (48 * 48 + 2 * 48 * 120) // 2 + 100 * 48 // 2
+    found = lay(Attention(), SMALL_MODEL, budget=empty.bytes.resident + 12 * 600, kv_tokens=0)
+    assert [plan.capacity for plan in found.plans[0]] == [25, 48, 25]  # k and v: all 48 of them fit into 1200 B
+    assert found.bytes.resident == 3 * (48 * 48 + 2 * 48 * 120) // 2 + 100 * 48 // 2
 
 
 def test_it_says_everything_fits_only_if_no_cache_is_too_small(trace):
     """Equal shares can leave a large matrix without room although the sum of all would fit."""
     whole = lay(Attention(), SMALL_MODEL, budget=10**9, kv_tokens=40)
-    budget = whole.kv_reserved + whole.resident_weights + whole.sparse
+    budget = whole.bytes.kv_reserved + whole.bytes.resident + whole.bytes.sparse
     assert whole.everything_fits
     tight, text = notes(trace, Attention(), dram=budget)
     assert any(group.capacity_units < group.units for group in tight.groups)
@@ -216,8 +218,8 @@ def test_groups_come_in_the_order_in_which_a_layer_can_decide_them():
         def groups(self, model):
             return super().groups(model)[::-1]
 
-    assert [plan.group.name for plan in lay(Backwards()).groups] == ["input", "down"]
-    assert [plan.group.name for plan in lay("dip").groups] == ["input", "down"]
+    assert [plan.name for plan in lay(Backwards()).plans[0]] == ["input", "down"]
+    assert [plan.name for plan in lay("dip").plans[0]] == ["input", "down"]
 
 
 # ---------------------------------------------------------------------- fractional bits
@@ -230,12 +232,12 @@ def test_fractional_bits_round_each_matrix_and_each_unit_up():
         num_key_value_heads=1, head_dim=5, vocab_size=7,
     )  # fmt: skip
     found = lay("dip", model, budget=10**6, kv_tokens=3, bits=Bits(mlp=4.5, attention=4.5, lm_head=4.5, kv_cache=4.5))
-    inputs, down = found.groups
+    inputs, down = found.plans[0]
     assert (inputs.slice_bytes, down.slice_bytes) == ((2, 2), (3,))
-    assert found.resident_weights == 2 * 4 * math.ceil(25 * 4.5 / 8) + math.ceil(35 * 4.5 / 8)
-    assert found.kv_entry == 2 * math.ceil(10 * 4.5 / 8)
+    assert found.bytes.resident == 2 * 4 * math.ceil(25 * 4.5 / 8) + math.ceil(35 * 4.5 / 8)
+    assert found.bytes.kv_entry == 2 * math.ceil(10 * 4.5 / 8)
     # the units of a cut matrix are stored apart: 5 columns of 2 x 2 B and 3 of 3 B in each of 2 layers
-    assert found.sparse == 2 * (5 * 4 + 3 * 3)
+    assert found.bytes.sparse == 2 * (5 * 4 + 3 * 3)
 
 
 # ---------------------------------------------------------------------- --dram
@@ -377,18 +379,16 @@ def test_every_slice_has_an_axis() -> None:
     units = {"hidden": 5120, "neuron": 17920, "attention": 5120, "kv": 1280}
     for axis, slices in axes.items():
         group = Group("g", axis, slices, keep=0.5, needs=[])  # type: ignore[arg-type]
-        (plan,) = plan_groups([group], known_shape("phi3-medium"), Bits())
-        assert plan.units == units[axis]
+        assert plan_group(group, known_shape("phi3-medium"), Units()).units == units[axis]
 
 
 @given(st.integers(0, 120), st.sampled_from(["dense", "dip", "magnitude", "noisy-oracle"]), st.integers(0, 5000))
 def test_layers_share_what_is_pinned_and_streamed_in_the_order_of_placement(percent, name, extra):
     """Attention of all layers first, then the LM head, what the policy keeps, and the MLP layer by layer."""
-    plans = plan_groups(POLICIES.make(name)[1].groups(SMALL_MODEL), SMALL_MODEL, Bits())
-    found = place(plans, SMALL_MODEL, Bits(), f"{percent}%", 10, extra)
-    pinned, streamed = found.by_layer()
-    assert (sum(pinned), sum(streamed)) == (found.pinned_weights, found.streamed)
-    attention, head, _, mlp = found.unmasked_bytes
+    found = lay(name, SMALL_MODEL, f"{percent}%", 10, predictor=extra).bytes
+    pinned, streamed = found.by_step()
+    assert (sum(pinned), sum(streamed)) == (found.pinned, found.streamed)
+    (attention,), (mlp,), head = set(found.unmasked.attention), set(found.unmasked.mlp), found.unmasked.lm_head
     layers = SMALL_MODEL.num_hidden_layers
     assert pinned[layers] + streamed[layers] == head
     whole = [p + s for p, s in zip(pinned[:layers], streamed[:layers], strict=True)]

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +9,9 @@ from hypothesis import strategies as st
 from hwsim.errors import SettingError
 from hwsim.memory.shares import Shares, divide, measured, parse_shares, read_shares
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, layout, replay
+from hwsim.simulation.settings import Settings
 from tests.conftest import flat_profile
+from tests.runs import layout, replay
 
 ROWS = st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 10**6)), min_size=1, max_size=12)
 
@@ -85,14 +85,14 @@ def test_weights_that_are_refused(text):
 
 
 def test_layers_with_more_weight_hold_more(trace):
-    weights = np.array([[1, 1], [2, 2], [5, 5]])
-    result = run(trace, measured(weights, ["input", "down"]))
+    shares = measured({(layer, group): weight for layer, weight in enumerate((1, 2, 5)) for group in ("input", "down")})
+    result = run(trace, shares)
     down = [group.capacity_units for group in result.groups if group.group == "down"]
     assert down == sorted(down)
     assert down[0] < down[2]
     sizes = layout(
         trace.model, flat_profile(), POLICIES.make("dip")[1], trace.header.longest,
-        Settings(dram="60%", cache_scope="layer", cache_shares=measured(weights, ["input", "down"])),
+        Settings(dram="60%", cache_scope="layer", cache_shares=shares),
     ).shared.sizes  # fmt: skip
     assert sizes[0] < sizes[1] < sizes[2]
 
