@@ -6,8 +6,9 @@ import textwrap
 from hwsim.evictions import Eviction
 from hwsim.policy import Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from tests.conftest import flat_profile
+from tests.runs import replay
 
 MINE = '''
 import numpy as np

@@ -13,13 +13,14 @@ from hwsim.policy import Group, Policy
 from hwsim.simulation.densities import Layered, read_densities
 from hwsim.simulation.metrics import Result
 from hwsim.simulation.plugins import EVICTIONS, POLICIES, build
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Trace
 from tests.cli.run import here, refused, result, run  # noqa: F401
 from tests.cli.run import replay as arguments
 from tests.conftest import flat_profile
 from tests.policies.test_policies import nets_file
+from tests.runs import Told, replay
 
 DENSITIES = [0.9, 0.5, 0.7]
 
@@ -34,7 +35,7 @@ def replayed(path: Path, policy: Policy) -> tuple[Result, dict[tuple[int, str], 
     with Trace(path) as trace:
         made = replay(
             trace, flat_profile(), policy, EVICTIONS.make("lru")[1], Settings(dram="60%"), policy_name="p",
-            listener=lambda layer, group, _, mask: masks.setdefault((layer, group), []).append(mask.copy()),
+            observers=[Told(lambda layer, group, _, mask: masks.setdefault((layer, group), []).append(mask.copy()))],
         )  # fmt: skip
     return made, masks
 

@@ -9,9 +9,10 @@ import pytest
 from hwsim.device.profile import Profile
 from hwsim.simulation.metrics import Result
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
 from tests.conftest import flat_profile
+from tests.runs import replay
 
 TABLE = {
     "queue_depth": 8,

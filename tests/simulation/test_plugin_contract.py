@@ -7,13 +7,13 @@ import warnings
 import numpy as np
 import pytest
 
-from hwsim.errors import BlindError, ContractError, HwsimError, PluginError
+from hwsim.errors import ContractError, HwsimError, PluginError
 from hwsim.evictions import Eviction
-from hwsim.policy import Context, Group, Policy
+from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import replay
-from hwsim.testing import SMALL_MODEL, check_policy
+from hwsim.testing import check_policy
 from tests.conftest import REPOSITORY, flat_profile
+from tests.runs import Told, replay
 from tests.simulation.made import MRU, run, write
 
 
@@ -57,8 +57,8 @@ def _changes_the_cache(self, ctx):
         ({"score": lambda self, ctx: None}, AT.format("score") + "returned NoneType"),
         ({"score": lambda self, ctx: [0.0] * 120}, AT.format("score") + "returned list"),
         ({"score": lambda self, ctx: np.where(np.arange(120) == 7, np.nan, 0)}, AT.format("score") + "returned NaN for unit 7"),
-        ({"score": lambda self, ctx: ctx.signals["input"]}, AT.format("score") + r"""raised KeyError: "signal 'input' is not among what this group needs \(glu\); name it in the group's needs" \(test_contract\.py, line \d+\)"""),
-        ({"score": lambda self, ctx: 1 / 0}, AT.format("score") + r"raised ZeroDivisionError: division by zero \(test_contract\.py"),
+        ({"score": lambda self, ctx: ctx.signals["input"]}, AT.format("score") + r"""raised KeyError: "signal 'input' is not among what this group needs \(glu\); name it in the group's needs" \(test_plugin_contract\.py, line \d+\)"""),
+        ({"score": lambda self, ctx: 1 / 0}, AT.format("score") + r"raised ZeroDivisionError: division by zero \(test_plugin_contract\.py"),
         ({"score": _sets_a_field}, AT.format("score") + "raised ValidationError: .*frozen"),
         ({"score": _changes_a_signal}, AT.format("score") + "raised ValueError: .*read-only"),
         ({"score": _changes_the_cache}, AT.format("score") + "raised ValueError: .*read-only"),
@@ -163,7 +163,8 @@ def test_a_mask_is_taken_as_it_is_returned(trace):
         with pytest.raises(ValueError, match="WRITEABLE"):
             mask.flags.writeable = True
 
-    with_listener = replay(trace, flat_profile(), having(select=select), EVICTIONS.make("lru")[1], listener=listen)
+    policy, eviction = having(select=select), EVICTIONS.make("lru")[1]
+    with_listener = replay(trace, flat_profile(), policy, eviction, observers=[Told(listen)])
     assert set(seen) == {60}
     assert with_listener.unit_requests == sum(seen)
 
@@ -312,12 +313,3 @@ def test_the_example_of_the_documentation(trace):
     assert run(trace, made).groups == run(trace, having()).groups  # without a past it takes the best of now
     slow = run(trace, POLICIES.make(str(path), {"memory": 0.9})[1])
     assert slow.unit_hits > run(trace, made).unit_hits  # masks change slowly
-
-
-def test_a_context_made_by_hand_has_signals_and_no_cache():
-    group, glu = Base().groups(SMALL_MODEL)[0], np.array([1, -2, 3], np.float32)
-    ctx = Context(SMALL_MODEL, group, 0, 3, 1, np.random.default_rng(0), signals={"glu": glu})
-    assert Base().score(ctx).tolist() == [1, 2, 3]
-    assert ctx.magnitudes("glu").tolist() == [1, 2, 3]
-    with pytest.raises(BlindError, match=r"^reads ctx\.cached, but there is no cache here$"):
-        ctx.cached  # noqa: B018

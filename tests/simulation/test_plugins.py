@@ -1,6 +1,7 @@
 """Plug-ins are found by name, file and entry point, and what is not there or broken is told."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,7 +131,8 @@ def test_a_name_that_is_defined_twice_is_refused(tmp_path, monkeypatch):
         PluginError, match=r"policy 'dip' is defined twice: by hwsim_policies.dip and by one:Mine; rename"
     ):
         POLICIES.find("dip")
-    write(tmp_path / "a" / "one-1.0.dist-info" / "entry_points.txt", "[hwsim.policies]\nmine = one:Mine\n")
+    shutil.rmtree(tmp_path / "a" / "one-1.0.dist-info")  # as pip does before it installs another version
+    installed(tmp_path / "a", monkeypatch, "one", MINE, "[hwsim.policies]\nmine = one:Mine\n")
     assert POLICIES.find("mine")
     installed(tmp_path / "b", monkeypatch, "two", MINE, "[hwsim.policies]\nmine = two:Mine\n")
     with pytest.raises(PluginError, match=r"policy 'mine' is defined twice: by (one|two):Mine and by (one|two):Mine"):
