@@ -12,9 +12,10 @@ import pytest
 
 from hwsim.device.profile import load_profile
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
 from hwsim.util.files import data_folder
+from tests.runs import replay
 
 SAMPLE = data_folder("traces") / "smollm2-135m-sample.npz"
 HASH = "604faf2d90a524470cf1437148c620dae698380d136ee1e1e1d2d62db957c68b"

@@ -16,11 +16,12 @@ from hwsim.cache.cache import Cache
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Field, Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.simulation.replay import Settings, replay
+from hwsim.simulation.settings import Settings
 from hwsim.testing import SMALL_MODEL
 from hwsim.trace import Sequence, Trace, TraceWriter
 from tests.conftest import SEQUENCES, WITHOUT_A_FILE, flat_profile, write_trace
 from tests.evictions.plain import plain_run
+from tests.runs import Told, replay
 
 DRAM, FLASH = 50e9, 1e9  # of flat_profile()
 # bytes of a unit at 4 bits: a column of gate and one of up (120 rows each); a column of down (48 rows)
@@ -32,24 +33,20 @@ KV_ENTRY = 3 * 2 * 24
 DECODED = (40 - 6) + 25
 
 
-def run(trace, name="dip", rule="lru", device=None, listener=None, parameters=None, **chosen):
+def run(trace, name="dip", rule="lru", device=None, observers=(), parameters=None, **chosen):
     chosen = Settings(**{"dram": "60%", "per_token": True} | chosen)
     policy = name if isinstance(name, Policy) else POLICIES.make(name, parameters or {})[1]
-    return replay(trace, device or flat_profile(), policy, EVICTIONS.make(rule)[1], chosen, listener=listener)
+    return replay(trace, device or flat_profile(), policy, EVICTIONS.make(rule)[1], chosen, observers=observers)
 
 
 def masks_of(trace, *arguments, **more):
     """The result and all masks: {(layer, group): [set of units, ...]}."""
     masks = {}
-    result = run(
-        trace,
-        *arguments,
-        listener=lambda layer, group, token, mask: masks.setdefault((layer, group), []).append(
-            set(np.flatnonzero(mask))
-        ),
-        **more,
-    )
-    return result, masks
+
+    def listen(layer, group, token, mask):
+        masks.setdefault((layer, group), []).append(set(np.flatnonzero(mask)))
+
+    return run(trace, *arguments, observers=[Told(listen)], **more), masks
 
 
 def by_sequence(masks):
@@ -354,8 +351,7 @@ def test_listening_and_progress_change_nothing(trace):
         POLICIES.make("dip-ca")[1],
         EVICTIONS.make("lru")[1],
         Settings(dram="60%", per_token=True),
-        listener=lambda *mask: seen.append(mask),
-        progress=lambda *step: steps.append(step),
+        observers=[Told(lambda *mask: seen.append(mask), progress=lambda *step: steps.append(step))],
     )
     assert heard.model_dump(exclude={"provenance", "notes"}) == run(trace, "dip-ca").model_dump(
         exclude={"provenance", "notes"}

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hwsim.sweep.backends import _cause
+
+from hwsim.studies.sweep.backends import _cause
 
 WITHOUT = """
 import os, signal, sys

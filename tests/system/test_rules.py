@@ -9,26 +9,26 @@ import pytest
 from hwsim_policies.dip_ca import DipCa
 
 from hwsim.evictions.lru import Lru
-from hwsim.masking.scan import scan
-from hwsim.memory.placement import place, plan_groups
+from hwsim.memory.groups import plan_layers
+from hwsim.memory.placement import Room, place
 from hwsim.model.shape import Bits
 from hwsim.policy import Context, Field, Group, ModelShape, Policy
 from hwsim.testing import SMALL_MODEL, RandomSignals
 from hwsim.trace import Sequence
+from tests.runs import Told, scan
 
 SEQUENCES = [Sequence(tokens=6), Sequence(tokens=5, prompt=1)]
 
 
 def masks_of(policy: Policy, model: ModelShape = SMALL_MODEL, seed: int = 0) -> dict[tuple[int, str, int], np.ndarray]:
-    plans = plan_groups(policy.groups(model), model, Bits())
-    plans = place(plans, model, Bits(), "60%", 6, 0).groups
+    plans = place(plan_layers([policy.groups(model)], model), model, Bits(), Room("60%", 6), 0).plans
     found: dict[tuple[int, str, int], np.ndarray] = {}
 
     def listen(layer: int, group: str, token: int, mask: np.ndarray) -> None:
         found[layer, group, token] = mask.copy()
 
     source = RandomSignals(model, 11)
-    scan(source, model, SEQUENCES, policy, plans, Lru(), seed=seed, listener=listen)
+    scan(source, SEQUENCES, policy, plans, Lru(), model=model, seed=seed, observers=[Told(listen)])
     return found
 
 
@@ -47,8 +47,8 @@ def masks_of(policy: Policy, model: ModelShape = SMALL_MODEL, seed: int = 0) -> 
 def test_k_is_the_floor_that_a_person_expects(keep: float, units: int, k: int) -> None:
     """0.29 x 100 is 28.999999999999996 in floating point."""
     model = SMALL_MODEL.model_copy(update={"intermediate_size": units})
-    (plan,) = plan_groups([Group("g", "neuron", ["down.column"], keep=keep, needs=["glu"])], model, Bits())
-    assert plan.k == (k,) * model.num_hidden_layers
+    plans = plan_layers([[Group("g", "neuron", ["down.column"], keep=keep, needs=["glu"])]], model)
+    assert [plan.k for plan in plans] == [k] * model.num_hidden_layers
 
 
 class _Draws(Policy):
