@@ -4,33 +4,44 @@ from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 import hwsim
+from hwsim.trace import Sequence
+from tests.conftest import write_trace
 
 MANY = 50
 KINDS = [("dip-ca", "lfu"), ("dip", "lru"), ("dip-ca", "fifo"), ("random", "random")]
 
 
-def one(number: int) -> str:
+def one(trace: Path, number: int) -> str:
     policy, eviction = KINDS[number % len(KINDS)]
-    found = hwsim.replay("sample", "pixel8", policy, density=0.5, dram="50%", eviction=eviction)
-    return str(found.to_json())
+    result = hwsim.replay(trace, "pixel8", policy, density=0.5, dram="50%", eviction=eviction)
+    return str(result.to_json())
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[str]:
-    return [one(number) for number in range(len(KINDS))]
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two sequences, each long enough that threads take turns within it."""
+    sequences = [Sequence(tokens=120, prompt=10), Sequence(tokens=60)]
+    return write_trace(tmp_path_factory.mktemp("many") / "t.npz", sequences=sequences)
+
+
+@pytest.fixture(scope="module")
+def alone(trace: Path) -> list[str]:
+    return [one(trace, number) for number in range(len(KINDS))]
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_many_at_once(kind: str, alone: list[str]) -> None:
+def test_many_at_once(kind: str, trace: Path, alone: list[str]) -> None:
     if kind == "threads":
         pool = ThreadPoolExecutor(MANY)
     else:
         pool = ProcessPoolExecutor(4, multiprocessing.get_context("spawn"))
     with pool:
-        found = list(pool.map(one, range(MANY)))
+        results = list(pool.map(partial(one, trace), range(MANY)))
     assert len(set(alone)) == len(KINDS)
-    assert found == [alone[number % len(KINDS)] for number in range(MANY)]
+    assert results == [alone[number % len(KINDS)] for number in range(MANY)]
