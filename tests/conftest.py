@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.testing
 from hypothesis import settings
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from hwsim.analysis.calibration import KIND, calibrate
@@ -23,6 +26,8 @@ from hwsim.util.arrayfile import write_arrays
 
 settings.register_profile("hwsim", deadline=None)  # a slow machine is no failure
 settings.load_profile("hwsim")
+# the runner makes all commands anew for each call, which takes longer than most calls; a process makes them once, too
+typer.testing._get_command = cache(get_command)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # the built-in policies that run with their defaults; others read a calibration or nets
