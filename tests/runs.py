@@ -17,7 +17,7 @@ from hwsim.masking.mask_file import MaskFile
 from hwsim.masking.observers import Observer
 from hwsim.masking.scan import scan as count
 from hwsim.masking.streams import Masking, SignalSource
-from hwsim.memory.groups import Place, Plans
+from hwsim.memory.groups import Place, Plans, Units, plan_layers
 from hwsim.memory.placement import Placement
 from hwsim.memory.shares import Shared
 from hwsim.model.shape import ModelShape
@@ -120,6 +120,12 @@ def layout(
     """Where a model lies, with sequences of at most so many tokens."""
     source = Source(recorded(model, [Window(tokens=longest)]), {})
     return Conditions(profile, eviction or Lru(), settings or Settings()).run(source, policy, name).placement
+
+
+def plans_of(policy: Policy, model: ModelShape, capacity: int = 0, units: Units | None = None) -> Plans:
+    """The groups of a policy in every layer, each with a cache of at most so many units."""
+    plans = plan_layers([policy.groups(model)], model, units)
+    return plans.with_capacities(min(capacity, plan.units) for plan in plans)
 
 
 def masking_of(

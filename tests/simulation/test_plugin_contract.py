@@ -7,11 +7,11 @@ import warnings
 import numpy as np
 import pytest
 
-from hwsim.errors import ContractError, HwsimError, PluginError
+from hwsim.errors import BlindError, ContractError, HwsimError, PluginError
 from hwsim.evictions import Eviction
-from hwsim.policy import Group, Policy
+from hwsim.policy import Context, Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
-from hwsim.testing import check_policy
+from hwsim.testing import SMALL_MODEL, check_policy
 from tests.conftest import REPOSITORY, flat_profile
 from tests.runs import Told, replay
 from tests.simulation.made import MRU, run, write
@@ -313,3 +313,12 @@ def test_the_example_of_the_documentation(trace):
     assert run(trace, made).groups == run(trace, having()).groups  # without a past it takes the best of now
     slow = run(trace, POLICIES.make(str(path), {"memory": 0.9})[1])
     assert slow.unit_hits > run(trace, made).unit_hits  # masks change slowly
+
+
+def test_a_context_made_by_hand_has_signals_and_no_cache():
+    group, glu = Base().groups(SMALL_MODEL)[0], np.array([1, -2, 3], np.float32)
+    ctx = Context(SMALL_MODEL, group, 0, 3, 1, np.random.default_rng(0), signals={"glu": glu})
+    assert Base().score(ctx).tolist() == [1, 2, 3]
+    assert ctx.magnitudes("glu").tolist() == [1, 2, 3]
+    with pytest.raises(BlindError, match=r"^reads ctx\.cached, but there is no cache here$"):
+        ctx.cached  # noqa: B018
