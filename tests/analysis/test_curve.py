@@ -174,9 +174,9 @@ class Choosy(Policy):
 
 
 def test_a_reason_that_names_the_cache_is_kept(trace):
-    plans = layout(trace.model, None, Choosy(), trace.header.longest, Settings(dram="70%")).groups
+    masking = masking_of(trace.model, Choosy(), trace.header.longest, Settings(dram="70%"))
     with pytest.raises(PluginError, match=r"token 0: wants no ctx\.cached, but a longer trace$"):
-        curve(trace, trace.model, trace.header.sequences, Choosy(), plans)
+        curve(trace, Sequences(trace.header.sequences), masking)
 
 
 def test_the_command(hwsim, small_trace, tmp_path):
