@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hwsim.cli.app import app
-from hwsim.report.page import digest, figures
+from hwsim.report.page import digest, figures, points
 from hwsim.report.page.inputs import Inputs, read_inputs
 from hwsim.report.page.latex import _shown, latex
 from hwsim.util.units import show_number
@@ -74,7 +74,7 @@ def test_the_front_holds_what_nothing_beats(rows):
     costs = (20.0, 20.5, 20.4)
     found = digest.name([as_closed(row, cost) for row, cost in zip(rows, costs, strict=True)])
     # dip-ca is faster and better than dip
-    assert [each.policy for each in figures.best_of(found)] == ["dip-ca", "dense"]
+    assert [each.policy for each in points.best_of(found)] == ["dip-ca", "dense"]
 
 
 def on_two_devices(rows, costs):
