@@ -111,7 +111,8 @@ def test_paths_exist(page: Path) -> None:
             assert path.exists() or path.relative_to(REPOSITORY / "docs").as_posix() in MADE, target
     if page.name == "log.md":  # it says what was when it was written
         return
-    for path in re.findall(r"`((?:hwsim|policies|hw_profiles|traces|tests|docs)/[\w./]*)`", text):
+    scripts = re.findall(r"(?<![\w/])((?:benchmarks|docs|experiments)/[\w/]+\.py)\b", text)
+    for path in scripts + re.findall(r"`((?:hwsim|policies|hw_profiles|traces|tests|docs)/[\w./]*)`", text):
         assert (REPOSITORY / path).exists(), path
 
 

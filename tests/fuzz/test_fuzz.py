@@ -1,4 +1,4 @@
-"""Bad files of every kind, some of each: experiments/fuzz.py reads many more."""
+"""Bad files of every kind, some of each: experiments/reliability/fuzz.py reads many more."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_harm_would_be_seen(kinds: dict[str, Kind]) -> None:
 
 
 def test_what_guided_fuzzing_found_does_no_harm(kinds: dict[str, Kind], tmp_path: Path) -> None:
-    """The corpus of `experiments/guided.py`: small files that each took a path of their own through a reader."""
+    """The corpus of `experiments/reliability/guided.py`: small files that each took a path of their own through a reader."""
     found = sorted((Path(__file__).parent / "corpus").glob("*/*"))
     assert found
     for kept in found:

@@ -1,6 +1,6 @@
 """What is each mechanism of a device worth? Each left out in turn, on Phi-3-Medium's shape and on SmolLM2.
 
-    python experiments/devices.py WORK
+    python experiments/results/devices.py WORK
 
 SmolLM2's trace is the recorded sample; Phi-3-Medium's is synthetic, drawn with the sample's statistics. The device is
 the measured OnePlus 15R; its profile knows no arithmetic, so one with assumed costs stands in where those are ablated.
@@ -14,16 +14,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tables import replaced
-
 import hwsim
 from hwsim.device.profile import Compute, Profile, Thermal, load_profile
 from hwsim.simulation.metrics import Result
 from hwsim.trace import Trace
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+from tables import replaced  # noqa: E402
+
 POLICY, DRAM = "dip-ca", "50%"
 READS = {"bundle": True, "packed": True, "merge": "256KiB", "gap": "auto"}
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "results" / "devices.md"
+PAGE = ROOT / "docs" / "results" / "devices.md"
 
 
 def full_device() -> Profile:

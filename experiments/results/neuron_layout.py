@@ -1,6 +1,6 @@
 """What does an order of the neurons by co-activation give? Energy of |glu| that whole blocks of columns capture.
 
-    python experiments/neuron_layout.py [TRACE]
+    python experiments/results/neuron_layout.py [TRACE]
 
 Orders are made from the first half of a trace's tokens and judged on the second: in the model's own order, by
 popularity alone, and by the chain of `hwsim fit layout`. The control shuffles each neuron's tokens on their own: every

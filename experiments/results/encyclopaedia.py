@@ -1,6 +1,6 @@
 """Real text for the experiments: encyclopaedia articles from the test data of the package gensim 4.4.0.
 
-    python experiments/encyclopaedia.py FOLDER
+    python experiments/results/encyclopaedia.py FOLDER
 
 writes FOLDER/train.txt and FOLDER/test.txt, which share no article. The articles are Wikipedia's, CC BY-SA 3.0: they
 are made where they are needed and are no part of this repository. Needs pip, and the extra `experiments`.

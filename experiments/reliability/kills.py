@@ -1,6 +1,6 @@
 """kill -9 at random moments: is everything that was there still whole, and does the same command complete?
 
-    python experiments/kills.py KILLS [COMMAND ...]
+    python experiments/reliability/kills.py KILLS [COMMAND ...]
 
 Each command runs undisturbed first. Then, so many times: it is begun anew beside a file of before, killed at a random
 moment, looked at (what it writes is as before, or whole), and begun again; its result must be that of the undisturbed
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 from tables import replaced  # noqa: E402

@@ -1,6 +1,6 @@
 """Do the tests notice when the code is wrong? Cosmic-ray changes it in one place, and the tests must fail.
 
-    python experiments/mutants.py SAMPLE WORK [PROCESSES]
+    python experiments/reliability/mutants.py SAMPLE WORK [PROCESSES]
 
 For each area, so many of its mutants are drawn (seed 0; of all that cosmic-ray can make, less those of annotations,
 which change nothing), each is tested in a clone of what is committed, and the tests that belong to the area are run
@@ -30,7 +30,7 @@ from cosmic_ray.commands import init
 from cosmic_ray.mutating import mutate_and_test
 from cosmic_ray.work_db import WorkDB, use_db
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
 
 from tables import grid, replaced  # noqa: E402

@@ -1,6 +1,6 @@
 """The paper's experiment (arXiv 2412.01380) on SmolLM2-135M: accuracy and speed of policies, by hwsim's own commands.
 
-    python experiments/smollm2.py WORK [--only accuracy,lora,replays,tuned] [--densities 0.5,0.7] [--page FILE]
+    python experiments/results/smollm2.py WORK [--only accuracy,lora,replays,tuned] [--densities 0.5,0.7] [--page FILE]
 
 Everything is kept in the folder WORK (about 4 GB) and made once: text, traces, calibration, nets, adapters, results.
 The same command goes on where it was stopped. Where accuracy and replays were run, the tables of the page are written
@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tables
-
 from hwsim.closed_loop import Candidate, evaluate
 from hwsim.device.profile import load_profile
 from hwsim.record import Settings as Reading
@@ -30,6 +28,11 @@ from hwsim.simulation.settings import Settings
 from hwsim.util.files import write_atomic
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import smollm2_tables as tables  # noqa: E402
+
 MODEL = "smollm2-135m"
 DEVICE, DRAM = "iphone16-a18", "50%"  # the paper's
 TOKENS, CONTEXT = 8192, 512  # of the held-out text
@@ -290,7 +293,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--only", default="accuracy,lora,replays,tuned", help="parts to run")
     parser.add_argument("--densities", default=",".join(map(str, DENSITIES)))
-    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results" / "smollm2.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "smollm2.md")
     given = parser.parse_args()
     shop, parts = Workshop(given.work.resolve()), given.only.split(",")
     densities = [float(each) for each in given.densities.split(",")]

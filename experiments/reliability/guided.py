@@ -1,6 +1,6 @@
 """Bad files that look for new paths through the code: atheris (libFuzzer) mutates what its coverage likes.
 
-    python experiments/guided.py KIND SECONDS
+    python experiments/reliability/guided.py KIND SECONDS
 
 KIND is one of tests/fuzz/kinds.py. It begins with the kind's good files and with tests/fuzz/corpus/KIND, and puts there
 what reached something new, smallest first, `KEPT` files at most; the tests read those files again. A file that does
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import atheris
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
 with atheris.instrument_imports(include=["hwsim"]):

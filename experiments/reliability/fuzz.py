@@ -1,6 +1,6 @@
 """Bad files for every reader: how many were read, how many refused, and did any do harm?
 
-    python experiments/fuzz.py FILES [KIND ...]
+    python experiments/reliability/fuzz.py FILES [KIND ...]
 
 Needs a clone, as it uses tests/fuzz. Puts the table into docs/reliability.md where all kinds were asked for; files that
 did harm are written to fuzz-faults/ in the current folder, and the command ends with 1.
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 from tables import replaced  # noqa: E402

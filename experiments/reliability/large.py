@@ -1,6 +1,6 @@
 """Files far larger than usual: a sparse trace of 50 GB, and a store of 10,000 runs.
 
-    python experiments/large.py WORK
+    python experiments/reliability/large.py WORK
 
 The trace holds zeros that take no room on the disk, with the right checksums, so it is a valid one. It is opened and
 sampled at random places; the store, copies of one run under other keys, is asked by `hwsim runs`. Prints a table of

@@ -1,6 +1,6 @@
 """How far do closed loops agree whose weights differ by rounding? SmolLM2, each weight changed by some 1e-6 of itself.
 
-    python experiments/rounding.py [TOKENS]
+    python experiments/results/rounding.py [TOKENS]
 
 That changes sums of some thousand float32 products about as much as another order of their terms does: another
 processor, a GPU, another library. Prints a table of Markdown: perplexity of dense and masked models, unchanged, and the

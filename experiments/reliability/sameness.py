@@ -1,6 +1,6 @@
 """The same input, the same bytes: replays of the bundled sample under other Pythons, hash seeds, locales, time zones.
 
-    python experiments/sameness.py WORK python3.11 python3.12 ...
+    python experiments/reliability/sameness.py WORK python3.11 python3.12 ...
 
 For each interpreter an environment with the core alone is made in WORK, kept for the next time. Its numpy is the newest
 that it can have, which differs between them, and then the oldest that hwsim names, where a wheel of it exists.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OLDEST = "1.26.4"
 RUNS = {
     "dip-ca, lfu": ["--policy", "dip-ca", "--dram", "50%"],
