@@ -1,5 +1,7 @@
 """hwsim: a discrete-event simulator of LLM token generation on devices whose weights do not fit into DRAM."""
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
@@ -7,6 +9,17 @@ __all__ = ["Results", "__version__", "closed_loop", "load", "replay"]
 
 if TYPE_CHECKING:
     from hwsim.api import Results, closed_loop, load, replay
+
+
+class _Package(ModuleType):
+    """Keeps its interface: the function `closed_loop` stays when the package of that name is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
