@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# one thread of torch for each process: small models gain nothing from more, and tests that run side by side on the same
+# cores, whose threads wait for each other's, take many times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from collections.abc import Callable
