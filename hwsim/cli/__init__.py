@@ -1,4 +1,8 @@
-"""The command line, the only place where everything meets: one file a command, loading what it needs when it runs."""
+"""The command line, the only place where everything meets: one file a command, loading what it needs when it runs.
+
+`app` holds the table of commands, `group` loads a command when it is asked for, and `declared` makes options of the
+fields of a dataclass.
+"""
 
 from __future__ import annotations
 
