@@ -1,7 +1,7 @@
 """The trace file, version 1: the recorded signals of a model over some text, token by token.
 
-`header` says what is in the file, `encoding` how its rows are stored, `reader` reads it block by block, `writer` writes
-it in place and resumes, `convert` stores it in another encoding.
+`header` describes the content of the file, `encoding` how its rows are stored. `reader` reads it block by block,
+`writer` writes it in place and resumes, `convert` stores it in another encoding.
 """
 
 from hwsim.trace.convert import convert

@@ -1,4 +1,4 @@
-"""A trace stored anew: in another encoding, or with fewer signals."""
+"""Convert a trace: store it in another encoding, or with fewer signals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hwsim.util.files import check_new_file, spare
 _BLOCK = 2**20  # values that are held at once
 
 Progress = Callable[[str, int, int], None]
-"""Is told (phase, done, of how many)."""
+"""Callback: receives (phase, steps done, steps in all)."""
 
 
 def convert(
@@ -31,16 +31,17 @@ def convert(
 ) -> TraceHeader:
     """Write a trace in another encoding; token ids, losses and norms are copied as they are.
 
-    What the source's encoding has lost stays lost: values are read from it as `Trace.read` gives them, and a share of
-    each row that it keeps is told in the new header, whatever the encoding.
+    What the source's encoding has lost stays lost: values are read from it as `Trace.read` gives them. If it keeps only
+    a share of each row, the new header names that share, whatever the new encoding.
 
     Args:
         source: open trace.
-        path: to write.
+        path: file to write.
         encoding: of the new file.
-        signals: those to write; ``glu`` is made of ``up`` and ``gate`` where it was not recorded. None: all recorded.
+        signals: names of the signals to write; ``glu`` is computed from ``up`` and ``gate`` if it was not recorded.
+            None: all recorded signals.
         overwrite: replace a file that is already there.
-        progress: is told how far it is.
+        progress: callback, see `Progress`.
 
     Returns:
         The header that was written.
@@ -48,7 +49,7 @@ def convert(
     Raises:
         SettingError: an unknown signal, or a larger share than the source keeps.
         TraceError: the source lacks a signal, or is damaged.
-        OutputError: the file cannot be written, or is there.
+        OutputError: the file cannot be written, or exists already.
     """
     path, tell = Path(path), progress or (lambda phase, done, total: None)
     check_new_file(path)
@@ -56,15 +57,15 @@ def convert(
         spare(target, [source.path])
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists; name another file with -o, or give --overwrite")
-    wanted = _signals(source, signals)
-    header = _header(source, _encoding(source, encoding), wanted)
+    signal_names = _signals(source, signals)
+    header = _header(source, _encoding(source, encoding), signal_names)
     ids, losses, norms = source.tokens(), source.nll(), source.has(next(iter(NORMS)))
     layers, steps = source.model.num_hidden_layers, _steps(source)
     writer = TraceWriter(path, header, tokens=ids is not None, nll=losses is not None, norms=norms, overwrite=overwrite)
     with writer:
         # nothing is committed before the end: an interrupted conversion leaves no file, and begins anew
         for layer in range(layers):
-            for signal in wanted:
+            for signal in signal_names:
                 for start, stop in steps:
                     writer.write(layer, signal, start, source.read(layer, signal, start, stop))
             for name in NORMS if norms else ():
@@ -80,34 +81,35 @@ def convert(
     return header
 
 
-def _encoding(source: Trace, wanted: Encoding) -> Encoding:
-    """The new encoding, with the share that the source has left of each row."""
+def _encoding(source: Trace, target: Encoding) -> Encoding:
+    """The new encoding, with the share of each row that the source keeps."""
     share = source.header.encoding.share
     if share is None:
-        return wanted
-    if wanted.share is None:
-        return Encoding(name=wanted.name, share=share)
-    if wanted.share > share:
+        return target
+    if target.share is None:
+        return Encoding(name=target.name, share=share)
+    if target.share > share:
         raise SettingError(
-            f"--keep-share {wanted.share:g}: {source.path} keeps {share:g} of each row, and the rest is lost; "
+            f"--keep-share {target.share:g}: {source.path} keeps {share:g} of each row, and the rest is lost; "
             f"give at most {share:g}"
         )
-    return wanted
+    return target
 
 
-def _signals(source: Trace, wanted: Iterable[str] | None) -> list[str]:
-    there = source.header.signals
-    if wanted is None:
-        return list(there)
-    wanted = list(wanted)
-    for signal in wanted:
+def _signals(source: Trace, names: Iterable[str] | None) -> list[str]:
+    """The names of the signals to write, in the order of `SIGNALS`; refuses signals that the source lacks."""
+    recorded = source.header.signals
+    if names is None:
+        return list(recorded)
+    names = list(names)
+    for signal in names:
         if signal not in SIGNALS:
             raise SettingError(f"--signals {signal}: no such signal{did_you_mean(signal, SIGNALS)}")
         if not source.has(signal):
-            raise TraceError(f"{source.path}: has no signal {signal!r}; it holds {', '.join(there)}")
-        if signal == "glu" and "glu" not in there:
+            raise TraceError(f"{source.path}: has no signal {signal!r}; it holds {', '.join(recorded)}")
+        if signal == "glu" and "glu" not in recorded:
             source.check_whole("glu, the product of up and gate,")
-    return [signal for signal in SIGNALS if signal in wanted]
+    return [signal for signal in SIGNALS if signal in names]
 
 
 def _header(source: Trace, encoding: Encoding, signals: list[str]) -> TraceHeader:
@@ -126,7 +128,7 @@ def _header(source: Trace, encoding: Encoding, signals: list[str]) -> TraceHeade
 
 
 def _steps(source: Trace) -> list[tuple[int, int]]:
-    """Blocks of tokens: first, beyond the last."""
+    """Blocks of tokens, each (start, stop)."""
     tokens, shape = source.header.tokens, source.model
     step = max(1, _BLOCK // max(shape.signal_width(signal) for signal in SIGNALS))
     return [(start, min(start + step, tokens)) for start in range(0, tokens, step)]

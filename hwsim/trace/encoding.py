@@ -1,7 +1,7 @@
 """How a trace stores the rows of its signals: float16, 8-bit numbers with a scale each, or the largest of each row.
 
-Every encoding has rows of fixed size, so that tokens are read by their offset, and is a few plain arrays, the *parts*
-of a signal: ``layers/000/glu`` and what a suffix is added to, ``layers/000/glu_scale``.
+Every encoding has rows of fixed size, so that a token is found by its offset. It stores a signal as a few plain arrays,
+its *parts*: ``layers/000/glu``, and others whose names end in a suffix, such as ``layers/000/glu_scale``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _SCALE, _PLACES = "_scale", "_places"
 _LARGEST_SCALE = np.float32(FLOAT16_MAX / LEVELS)
 
 Parts = dict[str, np.ndarray]
-"""By suffix, the arrays that rows are stored as, ``[rows, ...]`` each."""
+"""The arrays that store some rows, by suffix: ``[rows, ...]`` each."""
 
 
 class RowError(Exception):
-    """A stored row that no encoder wrote: its number, the suffix of the part, and what is wrong."""
+    """A stored row is invalid: its number, the suffix of the part, and what is wrong."""
 
     def __init__(self, row: int, part: str, what: str) -> None:
         super().__init__(what)
@@ -36,9 +36,10 @@ class Encoding(BaseModel):
 
     Attributes:
         name: ``float16``; ``int8``: signed numbers of 8 bits, and for each row a float32 scale, its largest magnitude
-            / 127; ``top``: the largest of each row as float16, and a bit for each index that says whether it is there.
-        share: of each row's values that are there, the largest, floor(share x width) and at least one; the others
-            read as 0. None: all. What was once left out stays so, in whatever encoding it is stored later.
+            / 127; ``top``: the largest values of each row as float16, and one bit for each index that says whether
+            its value is stored.
+        share: share of each row's values that are kept, the largest: floor(share x width), at least one; the others
+            read as 0. None: all values are kept. Values that were left out once are missing in every later encoding.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -53,15 +54,15 @@ class Encoding(BaseModel):
         return self
 
     def __str__(self) -> str:
-        """For people: ``top, the largest 75% of each row``."""
+        """Text for messages: ``top, the largest 75% of each row``."""
         return self.name if self.share is None else f"{self.name}, the largest {self.share:.4g} of each row"
 
     def kept(self, width: int) -> int:
-        """How many values of a row of `width` are there."""
+        """The number of values kept of a row of `width` values."""
         return width if self.share is None else kernels.kept(self.share, width)
 
     def parts(self, width: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """By suffix: the shape of what is stored of one row, and its type."""
+        """The shape and type of one stored row of each part, by suffix."""
         if self.name == "int8":
             return {"": ((width,), np.dtype("i1")), _SCALE: ((), np.dtype("<f4"))}
         if self.name == "top":
@@ -69,20 +70,20 @@ class Encoding(BaseModel):
         return {"": ((width,), np.dtype("<f2"))}
 
     def encode(self, values: np.ndarray) -> Parts:
-        """Store rows.
+        """The parts that store some rows.
 
         Args:
-            values: any float ``[rows, width]``, finite and within float16. All encodings begin from its float16 values,
-                so that what is recorded in one is what a float16 recording is converted to.
+            values: any float ``[rows, width]``, finite and within float16. All encodings first round to float16, so
+                recording in an encoding and converting a float16 recording to it give the same bytes.
         """
         if self.name == "float16" and self.share is None:
             return {"": values}
         values = values.astype(np.float16).astype(np.float32)
         kept = self.kept(values.shape[1])
-        there = largest(values, kept)
+        mask = largest(values, kept)
         if self.name == "top":
-            return {"": values[there].reshape(len(values), kept), _PLACES: np.packbits(there, axis=1)}
-        values = np.where(there, values, np.float32(0))
+            return {"": values[mask].reshape(len(values), kept), _PLACES: np.packbits(mask, axis=1)}
+        values = np.where(mask, values, np.float32(0))
         if self.name == "float16":
             return {"": values}
         scale = np.abs(values).max(axis=1, initial=0) / np.float32(LEVELS)
@@ -90,10 +91,10 @@ class Encoding(BaseModel):
         return {"": np.clip(steps, -LEVELS, LEVELS).astype(np.int8), _SCALE: scale}
 
     def decode(self, parts: Parts, width: int) -> np.ndarray:
-        """Read rows: float32 ``[rows, width]``.
+        """The rows that some parts store: float32 ``[rows, width]``.
 
         Raises:
-            RowError: the first that cannot have been written: NaN, infinity, an impossible scale or place.
+            RowError: the first invalid row: NaN, infinity, an impossible scale or index.
         """
         stored = parts[""]
         if self.name == "int8":
@@ -109,18 +110,18 @@ class Encoding(BaseModel):
         if width % 8:
             beyond = places[:, -1] & (0xFF >> width % 8) > 0
             _refuse(beyond, _PLACES, lambda row: f"names an index beyond the width, {width}")
-        there = np.unpackbits(places, axis=1, count=width).view(bool)
-        counts = np.count_nonzero(there, axis=1)
+        mask = np.unpackbits(places, axis=1, count=width).view(bool)
+        counts = np.count_nonzero(mask, axis=1)
         _refuse(counts != kept, _PLACES, lambda row: f"names {counts[row]} indices; share {self.share} keeps {kept}")
         block = np.zeros((len(stored), width), np.float32)
-        block[there] = stored.ravel()
+        block[mask] = stored.ravel()
         return block
 
     def halves(self, parts: Parts) -> np.ndarray | None:
-        """Rows as they are stored, float16 ``[rows, width]``; None: they are stored otherwise.
+        """The rows as stored, float16 ``[rows, width]``; None if the encoding does not store float16.
 
         Raises:
-            RowError: the first that holds NaN or infinity.
+            RowError: the first row that holds NaN or infinity.
         """
         if self.name != "float16":
             return None
@@ -139,7 +140,7 @@ def _check_finite(stored: np.ndarray) -> None:
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Where each row's `count` largest magnitudes are; among equals the lower index, as in `hwsim.util.kernels.top_k`.
+    """Mask of each row's `count` largest magnitudes; ties are broken by the lower index, as in `kernels.top_k`.
 
     Args:
         values: float32 ``[rows, width]``, no NaN.

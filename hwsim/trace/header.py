@@ -1,4 +1,4 @@
-"""The header of a trace: JSON in the member ``header``, checked before anything else is believed."""
+"""The header of a trace: JSON in the member ``header``, checked before anything else in the file is used."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TraceHeader(BaseModel):
 
     @property
     def tokens(self) -> int:
-        """Length of every signal's first axis: the tokens of all sequences."""
+        """Tokens of all sequences: the length of every signal's first axis."""
         return Sequences(self.sequences).tokens
 
     @property
@@ -84,10 +84,10 @@ class TraceHeader(BaseModel):
         }
 
     def to_array(self) -> np.ndarray:
-        """The member ``header``: a 0-d unicode array of JSON, the same bytes for the same header."""
+        """The member ``header``: a 0-d unicode array of JSON; equal headers give equal bytes."""
         data = self.model_dump()
         del data["encoding"]
-        if self.encoding != FLOAT16:  # which goes without saying, as it did before there were others
+        if self.encoding != FLOAT16:  # left out, as before other encodings existed
             data["encoding"] = self.encoding.model_dump(exclude_none=True)
         return np.array(json.dumps(data, sort_keys=True, ensure_ascii=True, allow_nan=False))
 
@@ -105,7 +105,7 @@ def parse_header(text: str, path: object) -> TraceHeader:
     """
     try:
         data = json.loads(text)
-        # refuses what Python reads but JSON and UTF-8 do not know: NaN, infinity, half of a surrogate pair
+        # refuses what Python accepts but JSON and UTF-8 do not allow: NaN, infinity, half of a surrogate pair
         json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise TraceError(f"{path}: header is not JSON; this is no hwsim trace") from error
@@ -119,9 +119,9 @@ def parse_header(text: str, path: object) -> TraceHeader:
     try:
         return TraceHeader.model_validate(data)
     except ValidationError as error:
-        found = problem(error)
-        got = f" (got {shorten(repr(found.value))})" if found.kind == "value_error" else ""
-        raise TraceError(f"{path}: {found._replace(loc=('header', *found.loc)).text}{got}") from error
+        issue = problem(error)
+        value_note = f" (got {shorten(repr(issue.value))})" if issue.kind == "value_error" else ""
+        raise TraceError(f"{path}: {issue._replace(loc=('header', *issue.loc)).text}{value_note}") from error
 
 
 __all__ = ["FORMAT", "SIGNALS", "VERSION", "Sequence", "TraceHeader", "member_name", "parse_header"]

@@ -1,7 +1,7 @@
 """Reading a trace block by block: memory use does not grow with the number of tokens.
 
 A trace is a ``.npz`` without compression, so every signal lies in one piece of the file and a block of tokens is one
-read. Nothing that the file says of itself is believed before it was checked against the file.
+read. Everything that the file says about itself is checked against the file before it is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hwsim.trace.header import TraceHeader, member_name, parse_header
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _MAX_HEADER_BYTES = 64 * 2**20
-# what zipfile raises over a broken directory
+# what zipfile raises for a broken directory
 _NO_ZIP = (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, EOFError, OverflowError, struct.error)
 _UTF8 = 0x800  # flag of a zip entry whose name is UTF-8
 _CHUNK = 4 * 2**20
@@ -44,7 +44,7 @@ class _Member(NamedTuple):
 
 
 def _hint(path: Path) -> str:
-    """The way out where a trace is missing: what lies beside it, and how one is made."""
+    """Advice where a trace is missing: files with similar names, or how to record one."""
     if path.is_dir():
         return "; hwsim record --model FOLDER makes a trace of a model"
     try:
@@ -52,7 +52,7 @@ def _hint(path: Path) -> str:
             return ""
         if not path.parent.is_dir():
             return f"; there is no folder {path.parent}"
-        return did_you_mean(path.name, [*(each.name for each in path.parent.glob("*.npz")), "sample"])
+        return did_you_mean(path.name, [*(file.name for file in path.parent.glob("*.npz")), "sample"])
     except (OSError, ValueError):  # a name that no file can have
         return ""
 
@@ -99,18 +99,18 @@ class Trace:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over the header and the checksums of all members: names the content, costs no full read."""
+        """SHA-256 over the header and the checksums of all members: identifies the content without a full read."""
         digest = hashlib.sha256(self._text.encode())
         for name, member in sorted(self._members.items()):
             digest.update(f"{name} {member.size} {member.crc}\n".encode())
         return digest.hexdigest()
 
     def has(self, signal: str) -> bool:
-        """Whether a signal or norm is there, or can be made from what is there (``glu`` = ``up`` x ``gate``)."""
+        """Whether the trace has a signal or norm, or can compute it (``glu`` = ``up`` x ``gate``)."""
         if signal in NORMS:
             return member_name(0, signal) in self._members
-        there = self.header.signals
-        return signal in there or (signal == "glu" and "up" in there and "gate" in there)
+        recorded = self.header.signals
+        return signal in recorded or (signal == "glu" and "up" in recorded and "gate" in recorded)
 
     def read(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Tokens `start` to `stop` of a layer's signal: float32 ``[stop - start, width]``.
@@ -127,11 +127,11 @@ class Trace:
         if not self.has(signal):
             raise TraceError(f"{self.path}: has no signal {signal!r}; it holds {', '.join(self.header.signals)}")
         width, encoding = self.model.signal_width(signal), self.header.encoding
-        with self._told(layer, signal, start):
+        with self._located(layer, signal, start):
             return encoding.decode(self._parts(layer, signal, start, stop), width)
 
     def read_halves(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray | None:
-        """As `read`, but float16 ``[stop - start, width]``, read-only, as it is stored; None: it is stored otherwise.
+        """As `read`, but float16 ``[stop - start, width]`` as stored, read-only; None if it is not stored as float16.
 
         Raises:
             TraceError: as `read`.
@@ -140,7 +140,7 @@ class Trace:
         self._check_range(layer, start, stop)
         if signal not in self.header.signals or self.header.encoding.name != "float16":
             return None
-        with self._told(layer, signal, start):
+        with self._located(layer, signal, start):
             return self.header.encoding.halves(self._parts(layer, signal, start, stop))
 
     def check_whole(self, purpose: str) -> None:
@@ -205,7 +205,7 @@ class Trace:
             return float(np.exp(scored.mean(dtype=np.float64))) if scored.size else None
 
     def verify(self) -> Iterator[str]:
-        """Read everything and yield the name of each member found sound.
+        """Read everything and yield the name of each sound member.
 
         Raises:
             TraceError: a checksum does not match, a signal holds NaN or infinity, or a token or a loss is impossible.
@@ -235,7 +235,7 @@ class Trace:
         self._file.close()
 
     def __del__(self) -> None:
-        """A notebook that forgets a trace need not close it."""
+        """Close the file, for notebooks that forget to."""
         if hasattr(self, "_file"):
             self._file.close()
 
@@ -254,20 +254,20 @@ class Trace:
         if not 0 <= start <= stop <= tokens:
             raise TraceError(f"{self.path}: has no tokens {start} to {stop}; give 0 <= start <= stop <= {tokens}")
 
-    def _refuse(self, name: str, values: np.ndarray, wrong: np.ndarray, rule: str, each: str = "token") -> None:
-        """Refuse the first value that is wrong, of one that every token, or unit, has."""
+    def _refuse(self, name: str, values: np.ndarray, wrong: np.ndarray, rule: str, item: str = "token") -> None:
+        """Refuse the first wrong value; `values` has one for each `item`, a token or a unit."""
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
-            raise TraceError(f"{self.path}: {name}: {each} {first} has {values[first]}; {rule}")
+            raise TraceError(f"{self.path}: {name}: {item} {first} has {values[first]}; {rule}")
 
     def _parts(self, layer: int, signal: str, start: int, stop: int) -> dict[str, np.ndarray]:
-        """What rows of a signal are stored as."""
+        """The stored parts of some rows of a signal, by suffix."""
         name, parts = member_name(layer, signal), self.header.encoding.parts(self.model.signal_width(signal))
         return {part: self._rows(name + part, start, stop) for part in parts}
 
     @contextmanager
-    def _told(self, layer: int, signal: str, start: int) -> Iterator[None]:
-        """A row that is broken is told with its place; `start` is the token of the first."""
+    def _located(self, layer: int, signal: str, start: int) -> Iterator[None]:
+        """Turn a `RowError` into a TraceError that names member and token; `start` is the token of the first row."""
         try:
             yield
         except RowError as broken:
@@ -275,13 +275,13 @@ class Trace:
             raise TraceError(f"{self.path}: {name}: token {start + broken.row} {broken.what}") from broken
 
     def _pread(self, at: int, size: int, name: str) -> bytes:
-        pieces, left = [], size
-        while left:
-            piece = self._pread_once(left, at)
+        pieces, remaining = [], size
+        while remaining:
+            piece = self._pread_once(remaining, at)
             if not piece:
                 raise TraceError(f"{self.path}: {name}: the file ends in the middle of it; it is truncated")
             pieces.append(piece)
-            at, left = at + len(piece), left - len(piece)
+            at, remaining = at + len(piece), remaining - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _pread_once(self, size: int, at: int) -> bytes:
@@ -313,7 +313,7 @@ class Trace:
         members: dict[str, _Member] = {}
         for entry in entries:
             name = entry.filename.removesuffix(".npy")
-            if not name.isprintable():  # it must not break a message, or a terminal
+            if not name.isprintable():  # it must not break a message or a terminal
                 raise TraceError(f"{self.path}: has a member {name!r}; the file is damaged, or no hwsim trace")
             if name in members:
                 raise TraceError(f"{self.path}: has two members {name!r}; a trace has one of each")
@@ -327,8 +327,8 @@ class Trace:
         fields = _LOCAL_HEADER.unpack(local)
         if fields[0] != b"PK\x03\x04":
             raise TraceError(f"{self.path}: {name}: the zip directory points to something else; the file is damaged")
-        named = self._pread(entry.header_offset + _LOCAL_HEADER.size, fields[-2], name)
-        if named != entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437"):
+        local_name = self._pread(entry.header_offset + _LOCAL_HEADER.size, fields[-2], name)
+        if local_name != entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437"):
             raise TraceError(f"{self.path}: {name}: has another name in the zip directory; the file is damaged")
         start = entry.header_offset + _LOCAL_HEADER.size + fields[-2] + fields[-1]
         if start + entry.file_size > self._length or entry.file_size != entry.compress_size:
@@ -338,8 +338,10 @@ class Trace:
         head = io.BytesIO(self._pread(start, min(entry.file_size, 12_288), name))
         try:
             version = np.lib.format.read_magic(head)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(head)
+            read_head = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, fortran, dtype = read_head(head)
         except Exception as error:  # numpy raises many kinds for a broken .npy header; all mean the same to the user
             raise TraceError(
                 f"{self.path}: {name}: is no .npy array; the file is damaged, or no hwsim trace"
@@ -366,22 +368,22 @@ class Trace:
             raise TraceError(f"{self.path}: header takes {member.dtype.itemsize} bytes, more than {_MAX_HEADER_BYTES}")
         data = self._pread(member.offset, member.dtype.itemsize, "header")
         try:
-            # not by numpy, which makes broken strings of what is beyond Unicode
+            # not with numpy, which turns code points beyond Unicode into broken strings
             return data.decode("utf-32-be" if member.dtype.str[0] == ">" else "utf-32-le").rstrip("\0")
         except UnicodeError as error:
             raise TraceError(f"{self.path}: header is not text; this is no hwsim trace") from error
 
     def _check_members(self) -> None:
-        wanted: dict[str, tuple[tuple[int, ...], Any]] = {**self.header.members()}
+        expected: dict[str, tuple[tuple[int, ...], Any]] = {**self.header.members()}
         for name, kind in (("tokens", "<i4"), ("nll", "<f4")):
             if name in self._members:
-                wanted[name] = ((self.header.tokens,), kind)
+                expected[name] = ((self.header.tokens,), kind)
         layers = range(self.model.num_hidden_layers)
         for norm in NORMS:
             names = [member_name(layer, norm) for layer in layers]
             if any(name in self._members for name in names):  # all layers, or none
-                wanted |= dict.fromkeys(names, ((self.model.signal_width(norm),), "<f4"))
-        for name, (shape, kind) in wanted.items():
+                expected |= dict.fromkeys(names, ((self.model.signal_width(norm),), "<f4"))
+        for name, (shape, kind) in expected.items():
             member = self._members.get(name)
             if member is None:
                 promise = "its header promises" if name in self.header.members() else "other layers have"

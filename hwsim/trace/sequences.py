@@ -70,7 +70,7 @@ class Sequences:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence, its prompt included: what the KV cache must hold."""
+        """Tokens of the longest sequence including its prompt: the KV cache must hold them."""
         return self._longest
 
     @property
@@ -88,10 +88,10 @@ class Sequences:
         return self._joined(part.rows for part in self._decoded)
 
     def kv_lengths(self, window: int | None = None) -> np.ndarray:
-        """KV entries that each decoded token reads, prompt and itself included: int64 ``[decoded tokens]``.
+        """KV entries that each decoded token reads, including the prompt's and its own: int64 ``[decoded tokens]``.
 
         Args:
-            window: entries that a token reads at most; None: all.
+            window: largest number of entries that a token reads; None: no limit.
         """
         pairs = zip(self._decoded, self._first_rows, strict=False)
         lengths = self._joined(range(part.rows.start - first + 1, part.rows.stop - first + 1) for part, first in pairs)

@@ -1,7 +1,7 @@
-"""Writing a trace in place: the size is known before, members fill up block by block, checksums come last.
+"""Writing a trace in place: its size is known from the start, members fill block by block, checksums come last.
 
-Until it is complete the file is called ``NAME.partial`` and ``NAME.progress.json`` says how far it is safe on disk.
-A writer that is opened again with the same header goes on from there; the result is the same file, byte for byte.
+Until it is complete the file is called ``NAME.partial``; ``NAME.progress.json`` says how many tokens are safe on disk.
+A writer that is opened again with the same header resumes there; the finished file is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _AHEAD = 64 * 2**20  # bytes that may wait to be written
 
 
 def unfinished(path: Path) -> tuple[Path, Path]:
-    """Where a trace lies until it is complete: what is written so far, and how far that is."""
+    """Paths of an unfinished trace: the data written so far, and the file that says how far it is."""
     return path.with_name(path.name + ".partial"), path.with_name(path.name + ".progress.json")
 
 
@@ -48,11 +48,11 @@ class TraceWriter:
         header: everything that is known beforehand. A writer with an equal header resumes.
         tokens: whether token ids are going to be written.
         nll: whether losses are going to be written.
-        norms: whether norms of weights are going to be written; before the first commit.
-        overwrite: begin anew where another command has left an unfinished trace.
+        norms: whether norms of weights are going to be written, before the first commit.
+        overwrite: begin anew if another command has left an unfinished trace.
 
     Attributes:
-        done: tokens that are already safe on disk; go on writing from there.
+        done: tokens that are already safe on disk; continue writing from there.
         clipped: values beyond float16 that were clipped to +-65504 so far.
 
     Raises:
@@ -78,12 +78,12 @@ class TraceWriter:
         self._fingerprint = hashlib.sha256(str(header.to_array()[()]).encode()).hexdigest()
         self._slots: dict[str, Slot] = {}
         self._end = 0
-        self._keeper = ThreadPoolExecutor(1)  # disks are slow: the next block is computed meanwhile
-        self._safe: Future[None] | None = None  # what was committed last
-        self._hand = ThreadPoolExecutor(1)  # so is the copy to the system: it goes on beside the next layer
-        self._waiting: deque[tuple[Future[None], int]] = deque()  # what it has yet to write, and how many bytes
+        self._keeper = ThreadPoolExecutor(1)  # makes commits safe while the next block is computed: disks are slow
+        self._safe: Future[None] | None = None  # the last commit
+        self._hand = ThreadPoolExecutor(1)  # writes pieces while the next layer is computed
+        self._waiting: deque[tuple[Future[None], int]] = deque()  # pieces still to be written, and their bytes
         self._ahead = 0
-        self._sums: dict[str, tuple[int, int]] = {}  # of what was written without a gap: its checksum, its end
+        self._sums: dict[str, tuple[int, int]] = {}  # of members written without a gap so far: checksum, end
         for name, (shape, dtype) in header.members().items():
             self._place(name, shape, dtype)
         if tokens:
@@ -104,7 +104,7 @@ class TraceWriter:
 
         Raises:
             TraceError: a value is NaN or infinite, or the shape is wrong.
-            OutputError: the disk is full; it may be told by a later call, `commit` at the latest.
+            OutputError: the disk is full; a later call may raise it, at the latest `commit`.
         """
         name = member_name(layer, signal)
         self._check_shape(name, (self.header.model.signal_width(signal),), start, values)
@@ -114,7 +114,7 @@ class TraceWriter:
             token = start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise TraceError(f"{name}: the model produced NaN or infinity at token {token}")
         if worst > FLOAT16_MAX:
-            # beyond 65504 but below 65520 rounds to 65504: count what rounds differently, too
+            # values from 65504 to 65520 round to 65504 anyway; they are counted, too
             self.clipped += int(np.count_nonzero(np.abs(values) > FLOAT16_MAX))
             values = np.clip(values, -FLOAT16_MAX, FLOAT16_MAX)
         for part, stored in self.header.encoding.encode(values).items():
@@ -144,8 +144,8 @@ class TraceWriter:
     def commit(self, done: int) -> None:
         """Declare that all members hold their first `done` tokens.
 
-        That is made safe against a kill while the caller goes on; it is so when the next `commit`, `finish` or `close`
-        returns, and what kept it from becoming so is raised there.
+        A thread makes them safe against a kill while the caller goes on. They are safe once the next `commit`, `finish`
+        or `close` returns; an error on the way is raised there.
         """
         self._drain()
         self._settle()
@@ -157,7 +157,7 @@ class TraceWriter:
         """Add the header and the checksums and give the file its name.
 
         Args:
-            provenance: what became known while writing; is added to the header's provenance.
+            provenance: facts that became known while writing; added to the header's provenance.
         """
         if self.done != self.header.tokens:
             raise OutputError(
@@ -187,8 +187,8 @@ class TraceWriter:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; what was committed stays for a later writer."""
-        self._hand.shutdown()  # what failed of it was never committed
+        """Close the file; a later writer can resume from what was committed."""
+        self._hand.shutdown()  # a piece that failed was never committed
         try:
             self._settle()
         finally:
@@ -196,9 +196,9 @@ class TraceWriter:
             self._file.close()
 
     def discard(self) -> None:
-        """Close the file and delete all that was written, for a writer that cannot go on from it."""
+        """Close the file and delete all that was written, if no writer can resume from it."""
         self._hand.shutdown()
-        self._keeper.shutdown()  # what it would still say of the file must not come after
+        self._keeper.shutdown()  # it must not write the progress file again after this
         self._safe = None
         self._partial.unlink(missing_ok=True)
         self._progress.unlink(missing_ok=True)
@@ -209,7 +209,7 @@ class TraceWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None and self.done == 0 and not self._file.closed:
-            self.discard()  # nothing to go on from: only the name would be taken
+            self.discard()  # nothing to resume from: it would only block the name
         self.close()
 
     # ------------------------------------------------------------------ the file
@@ -277,13 +277,13 @@ class TraceWriter:
             raise
 
     def _keep(self, progress: str) -> None:
-        """Bring what is written to the disk, then say so."""
+        """Flush the data to disk, then write the progress file."""
         with self._guard():
             os.fsync(self._file.fileno())
         write_atomic(self._progress, progress)
 
     def _settle(self) -> None:
-        """Wait until what was committed is safe."""
+        """Wait until the last commit is safe on disk."""
         safe, self._safe = self._safe, None
         if safe is not None:
             safe.result()
@@ -304,38 +304,38 @@ class TraceWriter:
         self.commit(0)
 
     def _check_shape(self, name: str, row: tuple[int, ...], start: int, values: np.ndarray) -> None:
-        wanted = (len(values), *row)
-        if values.shape != wanted or start < 0 or start + len(values) > self.header.tokens:
+        expected = (len(values), *row)
+        if values.shape != expected or start < 0 or start + len(values) > self.header.tokens:
             raise TraceError(
-                f"{name}: shape {values.shape} at token {start}; needs {wanted} within {self.header.tokens} tokens"
+                f"{name}: shape {values.shape} at token {start}; needs {expected} within {self.header.tokens} tokens"
             )
 
     def _put(self, slot: Slot, start: int, values: np.ndarray) -> None:
         at = slot.start + len(slot.head) + start * slot.width * slot.dtype.itemsize
-        data = np.array(values, slot.dtype, order="C")  # a copy: a model may go on to change its own
+        data = np.array(values, slot.dtype, order="C")  # a copy: the model may change its own array
         piece = data.reshape(-1).view(np.uint8).data
         self._waiting.append((self._hand.submit(self._append, slot.name, piece, at), data.nbytes))
         self._ahead += data.nbytes
         self._drain(_AHEAD)
 
     def _append(self, name: str, data: bytes | memoryview, at: int) -> None:
-        """Write a piece of a member, and go on with its checksum as long as each begins where the last one ended."""
+        """Write a piece of a member; update its checksum as long as each piece begins where the last one ended."""
         self._pwrite(data, at)
         crc, end = self._sums.get(name, (0, -1))
         self._sums[name] = (zlib.crc32(data, crc), at + len(data)) if end == at else (0, -1)
 
     def _drain(self, least: int = 0) -> None:
-        """Wait until at most so many bytes have yet to be written."""
+        """Wait until at most `least` bytes are still to be written."""
         while self._waiting and (self._ahead > least or self._waiting[0][0].done()):
-            self._waiting[0][0].result()  # one that failed stays first: nothing can be committed any more
+            self._waiting[0][0].result()  # a failed piece stays first, so that nothing can be committed after it
             self._ahead -= self._waiting.popleft()[1]
 
     def _pwrite(self, data: bytes | memoryview, at: int) -> None:
         view = memoryview(data)
         with self._guard():
             while view:
-                written = os.pwrite(self._file.fileno(), view, at)
-                view, at = view[written:], at + written
+                count = os.pwrite(self._file.fileno(), view, at)
+                view, at = view[count:], at + count
 
     def _crc(self, slot: Slot) -> int:
         crc, end = self._sums.get(slot.name, (0, -1))
@@ -358,7 +358,7 @@ class TraceWriter:
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """What the system refuses to do within becomes one line."""
+        """Turn an OSError of the block into an OutputError of one line."""
         try:
             yield
         except OSError as error:

@@ -27,7 +27,7 @@ class Slot(NamedTuple):
 
 
 def npy_head(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """The .npy header, whose length numpy pads to a multiple of 64."""
+    """The .npy header of an array; numpy pads its length to a multiple of 64."""
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         buffer, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
@@ -62,7 +62,7 @@ def directory_entry(slot: Slot, crc: int) -> bytes:
 
 
 def directory_end(entries: int, size: int, at: int) -> bytes:
-    """The end of the zip's directory, which has `entries` entries, `size` bytes and begins at offset `at`."""
+    """The end record of a zip directory of `entries` entries and `size` bytes that begins at offset `at`."""
     end = b""
     if entries >= 0xFFFF or at >= _BIG or size >= _BIG:
         end += struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, size, at)
