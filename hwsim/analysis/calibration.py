@@ -1,12 +1,12 @@
-"""Calibration: what threshold and hot-set policies must know of a model's signals, from a recorded trace.
+"""Calibration: statistics of a recorded trace's signals for threshold and hot-set policies.
 
 One file serves every density: it holds, for each layer and signal, quantiles of the magnitude at `LEVELS` equally
-spaced shares, and policies interpolate. The quantiles themselves are exact, as a trace holds float16 values and a
-histogram over those holds every one; ``glu`` that is made from ``up`` and ``gate`` is rounded to float16, by 1 part in
-2,048 at most. A threshold between two levels lets pass a share of the values that differs from the one asked for by the
-distance of the levels, 1/1000, at most, the values apart that equal the threshold.
+spaced shares, and policies interpolate. The quantiles themselves are exact, as a trace holds float16 values and the
+histogram has a bin for each of them. ``glu`` that is computed from ``up`` and ``gate`` is rounded to float16, by 1 part
+in 2,048 at most. With a threshold between two levels, the share of values above it differs from the requested share by
+at most the distance of the levels, 1/1000; values equal to the threshold can add to that.
 
-Streamed block by block, so that memory use does not grow with the number of tokens. Prompt tokens do not count.
+Signals are read block by block, so that memory use does not grow with the number of tokens. Prompt tokens do not count.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ LEVELS = 1001
 _BLOCK = 2**20  # values read at once
 
 Progress = Callable[[str, int, int], None]
-"""Is told (phase, done, of how many)."""
+"""Callback: receives (phase, steps done, steps in all)."""
 
 
 def calibrate(trace: Trace, *, progress: Progress | None = None) -> ArrayFile:
-    """Quantiles and means of the magnitudes of every signal of a trace, and of ``glu`` where up and gate give it.
+    """Quantiles and means of the magnitudes of every signal of a trace, and of ``glu`` if up and gate give it.
 
     Args:
         trace: an open trace.
-        progress: is told how far it is.
+        progress: callback, see `Progress`.
 
     Returns:
         The header and, for each layer and signal, float32 ``layers/000/SIGNAL/quantiles`` ``[1001]``, of the magnitudes
         of all units and decoded tokens, and ``layers/000/SIGNAL/mean`` ``[width]``, the mean magnitude of each unit.
 
     Raises:
-        TraceError: the trace is damaged, or leaves values out.
+        TraceError: the trace is damaged, or keeps only a share of the values.
     """
     trace.check_whole("a calibration")
     header, signals = trace.header, [signal for signal in SIGNALS if trace.has(signal)]
@@ -53,7 +53,7 @@ def calibrate(trace: Trace, *, progress: Progress | None = None) -> ArrayFile:
             arrays[member(layer, signal, "quantiles")], arrays[member(layer, signal, "mean")] = quantiles, mean
             if progress:
                 progress(f"calibrating {signal}", layer + 1, header.model.num_hidden_layers)
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "hwsim": hwsim.__version__,
         "model": header.model.model_dump(),
         "origin": header.origin,
@@ -62,7 +62,7 @@ def calibrate(trace: Trace, *, progress: Progress | None = None) -> ArrayFile:
         "tokens": header.decoded,
         "signals": signals,
     }
-    return ArrayFile(told, arrays)
+    return ArrayFile(facts, arrays)
 
 
 def member(layer: int, signal: str, part: str) -> str:
@@ -71,7 +71,7 @@ def member(layer: int, signal: str, part: str) -> str:
 
 
 def _measure(trace: Trace, layer: int, signal: str) -> tuple[np.ndarray, np.ndarray]:
-    """Quantiles and means of one signal of one layer."""
+    """Quantiles, float32 ``[1001]``, and means, float32 ``[width]``, of one signal of one layer."""
     counts, total = magnitude_counts(np.empty(0, np.float32)), np.zeros(trace.model.signal_width(signal))
     for block in _decoded(trace, layer, signal):
         counts += magnitude_counts(block)

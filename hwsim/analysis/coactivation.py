@@ -1,9 +1,9 @@
 """An order of the neurons in which those that are active together lie side by side.
 
-A neuron is active at a token where its ``|glu|`` is among the larger half of its layer's. The order is a greedy chain:
-it begins with the neuron that is active most often, and goes on with the one that was most often active together with
-the last few in the chain. Linking neurons by how often they are active together follows Ripple (arXiv 2410.19274),
-which links pairs into chains; the last few, rather than the last one, because it is blocks that are read.
+A neuron is active at a token if its ``|glu|`` is among the larger half of its layer's. The order is a greedy chain: it
+begins with the neuron that is active most often. The next neuron is always the one that was most often active together
+with the last few of the chain. Linking neurons by how often they are active together follows Ripple (arXiv 2410.19274),
+which links pairs into chains. Here the last few neurons count, not only the last one, because Flash reads blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 _ACTIVE = 0.5  # share of the neurons that counts as active
 _RECENT = 8  # neurons at the end of the chain that the next one is compared with
-_MOST_TOKENS = 2**14  # more are thinned out evenly: bits of 17,920 neurons take 37 MB then
+_MOST_TOKENS = 2**14  # more tokens are thinned out evenly; the bits of 17,920 neurons take 37 MB at this number
 _BLOCK = 2**20  # values read at once
 _WORD = 64  # tokens
 _ONES = np.array([byte.bit_count() for byte in range(256)], np.uint8)
@@ -33,9 +33,9 @@ class Neighbours:
     """How often neurons that lie side by side are active together: share of tokens, mean over pairs and layers.
 
     Attributes:
-        tokens: that were counted.
-        before: in the model's own order.
-        after: in the layout.
+        tokens: number of tokens that were counted.
+        before: share in the model's own order.
+        after: share in the new layout.
     """
 
     tokens: int
@@ -44,14 +44,14 @@ class Neighbours:
 
 
 def order_trace(trace: Trace, progress: Progress | None = None) -> tuple[Layout, Neighbours]:
-    """Order the neurons of all layers by what a trace shows; the same trace gives the same layout.
+    """Order the neurons of all layers by a trace; the same trace gives the same layout.
 
     Args:
         trace: an open trace that has ``glu``.
         progress: called as f(what, layers done, layers).
 
     Raises:
-        TraceError: the trace lacks ``glu``, leaves values out, or is damaged.
+        TraceError: the trace lacks ``glu``, keeps only a share of the values, or is damaged.
     """
     trace.check_whole("an order of neurons")
     model = trace.model
@@ -83,28 +83,28 @@ def order_trace(trace: Trace, progress: Progress | None = None) -> tuple[Layout,
 
 
 def chain(active: np.ndarray) -> np.ndarray:
-    """The greedy chain.
+    """The greedy chain of some neurons.
 
     Args:
         active: uint64 ``[words, neurons]``: bits of tokens at which each neuron is active, as `pack` gives them.
 
     Returns:
-        int32 ``[neurons]``: which neuron lies at each place. Among equals the lower neuron comes first.
+        int32 ``[neurons]``: the neuron at each place. Ties are broken by the lower neuron.
     """
     neurons = active.shape[1]
     order = np.empty(neurons, np.int32)
     recent = np.zeros((_RECENT, neurons), np.int32)
     together = np.zeros(neurons, np.int32)
-    left = np.ones(neurons, bool)
+    unplaced = np.ones(neurons, bool)
     following = int(_ones(active).argmax())
     for place in range(neurons):
         order[place] = following
-        left[following] = False
+        unplaced[following] = False
         counts = _ones(active & active[:, following, None])
         slot = place % _RECENT
         together += counts - recent[slot]
         recent[slot] = counts
-        following = int(np.where(left, together, -1).argmax())
+        following = int(np.where(unplaced, together, -1).argmax())
     return order
 
 
@@ -117,25 +117,26 @@ def pack(active: np.ndarray) -> np.ndarray:
 
 
 def _ones(words: np.ndarray) -> np.ndarray:
-    """Tokens that are set, neuron by neuron: uint64 ``[words, neurons]`` -> int32 ``[neurons]``."""
+    """The number of set bits of each neuron: uint64 ``[words, neurons]`` -> int32 ``[neurons]``."""
     if hasattr(np, "bitwise_count"):  # numpy 2
         return np.bitwise_count(words).sum(axis=0, dtype=np.int32)
     return _looked_up(words)
 
 
 def _looked_up(words: np.ndarray) -> np.ndarray:
-    """The same, byte by byte."""
+    """As `_ones`, with a table of bytes, for numpy 1."""
     return _ONES[words.view(np.uint8)].reshape(*words.shape, 8).sum(axis=(0, 2), dtype=np.int32)
 
 
 def _together(active: np.ndarray, order: np.ndarray, tokens: int) -> float:
+    """Share of tokens at which neighbours of an order are both active: mean over pairs."""
     ordered = active[:, order]
     pairs = _ones(ordered[:, 1:] & ordered[:, :-1])
     return float(pairs.mean()) / tokens if len(pairs) else 0.0
 
 
 def _chosen(trace: Trace) -> np.ndarray:
-    """The decoded tokens, as places in the trace, thinned out where they are many."""
+    """Rows of the decoded tokens in the trace, int64, thinned out evenly if they are many."""
     decoded = Sequences(trace.header.sequences).rows()
     return decoded[:: -(-len(decoded) // _MOST_TOKENS)]
 
@@ -154,9 +155,9 @@ def _active(trace: Trace, layer: int, chosen: np.ndarray) -> np.ndarray:
 
 
 def _blocks(trace: Trace, layer: int, chosen: np.ndarray, neurons: int) -> Iterator[np.ndarray]:
-    """``glu`` of the chosen tokens, whole words of them at a time."""
+    """``glu`` of the chosen tokens in blocks of whole words of tokens: float32 ``[tokens, neurons]``."""
     step = max(1, _BLOCK // (neurons * _WORD)) * _WORD
     for at in range(0, len(chosen), step):
-        wanted = chosen[at : at + step]
-        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+        block = chosen[at : at + step]
+        runs = np.split(block, np.flatnonzero(np.diff(block) != 1) + 1)
         yield np.concatenate([trace.read(layer, "glu", int(run[0]), int(run[-1]) + 1) for run in runs])

@@ -1,13 +1,14 @@
 """The hit rate of LRU for all sizes of a cache at once, from one pass over a policy's masks: stack distances on sets.
 
-LRU is a stack algorithm (Mattson et al. 1970): what a cache holds is the top of one list, the stack, however large the
-cache is. With hwsim's rules the stack after a token is its mask, by index, and then what was there before, in the order
-that it had: by the token at which a unit was last needed, ties by index. A cache of C units holds its first C, as long
-as no mask so far was larger than C: a mask of k units leaves room for C - k others, and those are the first of the rest
-of the stack. So a needed unit at place d, from 0, is a hit in every cache of more than d units, and in no other.
+LRU is a stack algorithm (Mattson et al. 1970): a cache of any size holds the top of one list, the stack. In hwsim the
+stack after a token begins with the units of its mask, by index. All other units follow in the order that they had: by
+the token at which they were last needed, ties by index. A cache of C units holds the first C units of the stack as long
+as no mask so far was larger than C: a mask of k units leaves room for C - k others, which are the first of the rest of
+the stack. So a needed unit at place d, counted from 0, is a hit in every cache of more than d units and in no other.
 
-A mask larger than the cache breaks this: it keeps the hits and takes the lowest-index misses, which is no top of the
-stack. Sizes below the largest mask have no curve; those that are asked for go through the cache itself.
+A mask larger than the cache breaks this: the cache keeps the hits and adds the misses of lowest index, which is not the
+top of the stack. So sizes below the largest mask have no curve. If such sizes are requested, a cache is simulated for
+each.
 """
 
 from __future__ import annotations
@@ -32,29 +33,29 @@ class Stack:
     """The LRU stack of one group of one layer.
 
     Attributes:
-        distances: int64 ``[units]``: how many requests found their unit at each place of the stack.
-        requests: units that all masks asked for.
+        distances: int64 ``[units]``: number of requests whose unit was at each place of the stack.
+        requests: units of all masks together.
         largest: units of the largest mask.
     """
 
     def __init__(self, units: int) -> None:
         self.distances = np.zeros(units, np.int64)
         self.requests = self.largest = 0
-        self._order = np.arange(units)  # the stack, and then what was never needed in this sequence
+        self._order = np.arange(units)  # the stack, then the units that this sequence has not needed yet
         self._used = 0
 
     def start(self) -> None:
-        """A sequence begins with empty caches."""
+        """Begin a sequence, with empty caches."""
         self._used = 0
 
     def step(self, mask: np.ndarray) -> None:
-        """Serve one token's mask, bool ``[units]``."""
+        """Count the hits of one token's mask, bool ``[units]``, and update the stack."""
         needed = mask[self._order]
         places = np.flatnonzero(needed)
-        found = int(np.searchsorted(places, self._used))
-        self.distances[places[:found]] += 1
+        hits = int(np.searchsorted(places, self._used))
+        self.distances[places[:hits]] += 1
         self._order = np.concatenate([np.flatnonzero(mask), self._order[~needed]])
-        self._used += len(places) - found
+        self._used += len(places) - hits
         self.requests += len(places)
         self.largest = max(self.largest, len(places))
 
@@ -69,11 +70,11 @@ class GroupCurve:
 
     Attributes:
         units: of the group.
-        capacity: units that its cache holds now; None where no DRAM was named.
-        requests: units that all masks ask for.
-        first: those of them that were asked for the first time in their sequence: no cache hits them.
+        capacity: units that its cache holds at the run's DRAM; None if no DRAM was given.
+        requests: units of all masks together.
+        first: requests of units that their sequence had not needed before, which no cache can hit.
         largest: units of the largest mask.
-        hits: by the capacity of the cache: all from `largest` to `units`, and those below that were asked for.
+        hits: hits by the capacity of the cache: all capacities from `largest` to `units`, and requested ones below.
     """
 
     units: int
@@ -84,7 +85,7 @@ class GroupCurve:
     hits: dict[int, int] = field(default_factory=dict)
 
     def rate(self, capacity: int) -> float:
-        """Hit rate of a cache of so many units, one of those in `hits`."""
+        """Hit rate of a cache of `capacity` units, which must be a key of `hits`."""
         return self.hits[capacity] / max(1, self.requests)
 
 
@@ -102,13 +103,13 @@ def curve(
     Args:
         source: gives the signals.
         sequences: windows of the trace.
-        masking: the policy, with its caches' capacities; one that looks at the cache has no masks of its own.
-        shares: of the units, 0 to 1: sizes that are counted also where they are below the largest mask.
-        known: whether the plans' capacities are asked for, too.
-        progress: is called with the number of layers done.
+        masking: the policy, with its caches' capacities; its masks must not depend on the cache.
+        shares: cache sizes as shares of the units, 0 to 1; they are counted even if they are below the largest mask.
+        known: whether to count the capacities of the plans, too.
+        progress: callback that receives the number of finished layers.
 
     Returns:
-        By group.
+        The curves, by group.
 
     Raises:
         PluginError: the policy looks at the cache, or broke its contract.
@@ -123,9 +124,9 @@ def curve(
     for layer in range(masking.plans.layers):
         for place in masking.plans.places([layer]):
             plan = place.plan
-            asked = {units_of(share, plan.units) for share in shares} | ({plan.capacity} if known else set())
+            sizes = {units_of(share, plan.units) for share in shares} | ({plan.capacity} if known else set())
             masks = partial(decided, source, sequences, masking, place, _BLIND)
-            _count(curves[plan.name], totals[plan.name], asked, masks)
+            _count(curves[plan.name], totals[plan.name], sizes, masks)
         if progress:
             progress(layer + 1)
     for name, group in curves.items():
@@ -135,14 +136,14 @@ def curve(
 
 
 def units_of(share: float, units: int) -> int:
-    """Units of a cache that holds a share of them, rounded down."""
+    """Units of a cache that holds a share of all units, rounded down."""
     return int(share * units + 1e-9)
 
 
 def _count(
-    group: GroupCurve, total: np.ndarray, asked: set[int], masks: Callable[[], Iterable[Iterable[np.ndarray]]]
+    group: GroupCurve, total: np.ndarray, sizes: set[int], masks: Callable[[], Iterable[Iterable[np.ndarray]]]
 ) -> None:
-    """Add one layer: its curve to `total`, the sizes asked for to the group's hits."""
+    """Add one layer: its curve to `total`, and the hits at the requested sizes to the group's hits."""
     stack = Stack(group.units)
     for sequence in masks():
         stack.start()
@@ -153,8 +154,8 @@ def _count(
     group.requests += stack.requests
     group.first += stack.requests - int(hits[-1])
     group.largest = max(group.largest, stack.largest)
-    small = {size: Cache(group.units, size, Lru()) for size in asked if 0 < size < stack.largest}
-    counts = {size: 0 if size in small else int(hits[size]) for size in asked}
+    small = {size: Cache(group.units, size, Lru()) for size in sizes if 0 < size < stack.largest}
+    counts = {size: 0 if size in small else int(hits[size]) for size in sizes}
     for sequence in masks() if small else ():
         for cache in small.values():
             cache.start()

@@ -7,7 +7,7 @@ from hwsim.memory.groups import GroupPlan, Plans
 
 
 def alike_groups(plans: Plans) -> dict[str, GroupPlan]:
-    """One plan for each name of a group, where all layers have as many units and as large a cache.
+    """One plan for each group name, if the group has equal units and caches in all layers.
 
     Raises:
         SettingError: a group differs in size from layer to layer, so that its layers have no common cache size.

@@ -1,9 +1,12 @@
-"""Where a cache's hits come from: the same masks in recorded order and in shuffled order, under every eviction rule.
+"""Popularity and locality: cache hits of the same masks in recorded and in shuffled order, under every eviction rule.
 
-Shuffling the tokens of a sequence keeps how often each unit is needed, its popularity, and destroys who is needed soon
-after whom, locality. What every rule without foresight would hit if all units were equally popular and independent is
-capacity / units. So the hit rate falls into three parts: capacity / units; popularity = control - capacity / units; and
-locality = trace - control.
+Shuffling the tokens of a sequence keeps how often each unit is needed, its popularity. It destroys the order of the
+needs, locality. If all units were equally popular and independent, every rule without foresight would have the hit rate
+capacity / units. So the hit rate has three parts:
+
+- uniform: capacity / units;
+- popularity: control - capacity / units, where the control is the hit rate in shuffled order;
+- locality: trace - control.
 """
 
 from __future__ import annotations
@@ -44,8 +47,8 @@ class GroupLocality:
     Attributes:
         units: of the group.
         capacity: units that its cache holds.
-        requests: units that all masks ask for.
-        crowded: those of them that belong to masks larger than the capacity, where rules can do little.
+        requests: units of all masks together.
+        crowded: units of the masks that are larger than the capacity, where rules can do little.
         rules: hits by rule.
     """
 
@@ -62,8 +65,8 @@ class GroupLocality:
 
     def rates(self, rule: str) -> tuple[float, float]:
         """Hit rates of a rule on the trace and on the control."""
-        hits, asked = self.rules[rule], max(1, self.requests)
-        return hits.trace / asked, hits.control / asked
+        hits, requests = self.rules[rule], max(1, self.requests)
+        return hits.trace / requests, hits.control / requests
 
 
 def locality(
@@ -79,13 +82,13 @@ def locality(
     Args:
         source: gives the signals.
         sequences: windows of the trace.
-        masking: the policy, with its caches' capacities; one that looks at the cache has no masks of its own. Its seed
-            is that of the shuffle, too.
-        rules: by name.
-        progress: is called with the number of layers done.
+        masking: the policy, with its caches' capacities; its masks must not depend on the cache. Its seed also seeds
+            the shuffle.
+        rules: eviction rules by name.
+        progress: callback that receives the number of finished layers.
 
     Returns:
-        By group.
+        The hits, by group.
 
     Raises:
         PluginError: the policy looks at the cache, or broke its contract.
@@ -118,7 +121,7 @@ def _count(
 
 
 def _order(seed: int, number: int, tokens: int) -> np.ndarray:
-    """The control's order of one sequence, the same in every layer: its tokens are shuffled, not their units."""
+    """The shuffled order of one sequence's tokens, int64 ``[tokens]``, the same in every layer."""
     return np.random.default_rng((seed, number)).permutation(tokens)
 
 

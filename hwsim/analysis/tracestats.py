@@ -1,9 +1,9 @@
-"""Statistics of a trace: how heavy the tails are, how few units matter, how much consecutive tokens agree.
+"""Statistics of a trace: weight of the tails, number of units that matter, agreement of consecutive tokens.
 
-Streamed block by block, so that memory use does not grow with the number of tokens. Quantiles are exact: a stored value
-is a float16, and a histogram over its 32,768 possible magnitudes holds every one. ``glu`` that is made from ``up`` and
-``gate`` is rounded to float16 for the magnitudes, as a recording of it would be; the rest is taken from the float32
-product, as policies see it.
+Signals are read block by block, so that memory use does not grow with the number of tokens. Quantiles are exact: a
+stored value is a float16, and the histogram has a bin for each of the 32,768 possible magnitudes. ``glu`` that is
+computed from ``up`` and ``gate`` is rounded to float16 for the magnitudes, as a recording of it would be. All other
+statistics use the float32 product, as policies see it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class SignalStats:
         mean: mean magnitude.
         rms: root of the mean square.
         p50: median magnitude, the smallest value that half of the values do not exceed.
-        p99: the same for 99 in 100.
+        p99: 99th percentile of the magnitude, defined likewise.
         max: largest magnitude.
         tail: p99 / p50, how heavy the tail is (2 where values are uniform, 3.8 where normal); None where p50 is 0.
-            Over all layers: the geometric mean of the layers that have it.
+            Over all layers: the geometric mean of the layers that have one.
         energy_share_90: share of units, the strongest first, that carry 90 % of a token's sum of squares: the mean over
             tokens and layers.
         overlap: by keep: share of the top-k units (k = floor(keep x units), at least 1) of a token that were in the
@@ -64,9 +64,9 @@ class TraceStats:
     """Statistics of a trace.
 
     Attributes:
-        tokens: tokens they were taken over.
-        signals: over all layers, by signal.
-        layers: layer by layer, by signal.
+        tokens: number of tokens that were read.
+        signals: statistics over all layers, by signal.
+        layers: statistics of each layer, by signal.
     """
 
     tokens: int
@@ -77,16 +77,16 @@ class TraceStats:
 def trace_stats(
     trace: Trace, *, tokens: int | None = None, keeps: Sequence[float] = KEEPS, progress: Progress | None = None
 ) -> TraceStats:
-    """Statistics of every signal of `trace`, and of ``glu`` where ``up`` and ``gate`` give it.
+    """Statistics of every signal of `trace`, and of ``glu`` if ``up`` and ``gate`` give it.
 
     Args:
         trace: an open trace.
-        tokens: take only the first so many tokens; all by default.
+        tokens: number of first tokens to read; None: all.
         keeps: shares of units for overlap and popularity, each above 0 and up to 1.
         progress: called as f(what, layers done, layers).
 
     Raises:
-        SettingError: a keep or a number of tokens out of bounds.
+        SettingError: a keep or the number of tokens is out of bounds.
         TraceError: the trace is damaged.
     """
     if tokens is not None and tokens < 1:
@@ -99,7 +99,7 @@ def trace_stats(
         signals.append("glu")
     starts = _starts(trace, limit)
     count = trace.model.num_hidden_layers
-    found: dict[str, SignalStats] = {}
+    totals: dict[str, SignalStats] = {}
     layers: dict[str, tuple[SignalStats, ...]] = {}
     for signal in signals:
         parts = []
@@ -111,12 +111,12 @@ def trace_stats(
             if progress:
                 progress(f"statistics of {signal}", layer + 1, count)
         layers[signal] = tuple(part.result() for part in parts)
-        found[signal] = _together(parts, layers[signal], keeps)
-    return TraceStats(limit, found, layers)
+        totals[signal] = _together(parts, layers[signal], keeps)
+    return TraceStats(limit, totals, layers)
 
 
 def _starts(trace: Trace, limit: int) -> np.ndarray:
-    """Which tokens begin a sequence: bool ``[limit]``."""
+    """Mask of the tokens that begin a sequence: bool ``[limit]``."""
     first = np.zeros(trace.header.tokens, bool)
     first[Sequences(trace.header.sequences).first_rows] = True
     return first[:limit]
@@ -129,13 +129,13 @@ def _blocks(trace: Trace, layer: int, signal: str, limit: int) -> Iterator[tuple
 
 
 class _Layer:
-    """What is counted of one signal in one layer."""
+    """Counters for one signal of one layer."""
 
     def __init__(self, units: int, keeps: Sequence[float]) -> None:
         self._units = units
         self.histogram = magnitude_counts(np.empty(0, np.float32))
         self._tokens = self._pairs = self._carriers = 0
-        # as everywhere: floor, but not one less because of the last bit of a float; at least one unit
+        # floor, with a tolerance for rounding errors of the product; at least one unit
         self._ks = {keep: max(1, math.floor(keep * units + 1e-9)) for keep in keeps}
         self._shared = dict.fromkeys(keeps, 0)
         self._picks = {keep: np.zeros(units, np.int64) for keep in keeps}
@@ -172,11 +172,11 @@ class _Layer:
 
 
 def _carriers(size: np.ndarray) -> np.ndarray:
-    """How many units carry 90 % of each token's energy: magnitudes ``[tokens, units]`` -> int ``[tokens]``."""
+    """Number of units that carry 90 % of each token's energy: magnitudes ``[tokens, units]`` -> int ``[tokens]``."""
     energy = np.sort(size, axis=1)[:, ::-1].astype(np.float64) ** 2
-    grown = np.cumsum(energy, axis=1)
-    total = grown[:, -1:]
-    return np.where(total[:, 0] > 0, np.count_nonzero(grown < _ENERGY * total, axis=1) + 1, 0)
+    cumulative = np.cumsum(energy, axis=1)
+    total = cumulative[:, -1:]
+    return np.where(total[:, 0] > 0, np.count_nonzero(cumulative < _ENERGY * total, axis=1) + 1, 0)
 
 
 def _sizes(histogram: np.ndarray) -> tuple[float, float, float, float, float]:
@@ -188,7 +188,7 @@ def _sizes(histogram: np.ndarray) -> tuple[float, float, float, float, float]:
 
 
 def _together(parts: list[_Layer], layers: tuple[SignalStats, ...], keeps: Sequence[float]) -> SignalStats:
-    """All layers of a signal: magnitudes pooled, the rest averaged."""
+    """Statistics of a signal over all layers: magnitudes are pooled, other statistics averaged."""
     tails = [math.log(layer.tail) for layer in layers if layer.tail]
     overlaps = {keep: [value for layer in layers if (value := layer.overlap[keep]) is not None] for keep in keeps}
     return SignalStats(
