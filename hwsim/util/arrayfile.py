@@ -1,7 +1,7 @@
-"""Files of arrays that policies read and hwsim or anybody else makes: trained nets, thresholds, hot sets.
+"""Files of arrays that policies read: trained nets, thresholds, hot sets. hwsim or other programs write them.
 
-A ``.npz`` of ``numpy.savez`` without pickles: members ``format`` and ``version``, optionally ``header``, JSON text that
-says what it was made for (``model``, ``density``, ...), and the arrays.
+A file is a ``.npz`` of ``numpy.savez`` without pickles. Its members are ``format`` and ``version``, the arrays, and
+optionally ``header``, JSON text with the conditions that it was made for (``model``, ``density``, ...).
 """
 
 from __future__ import annotations
@@ -20,39 +20,41 @@ from hwsim.util.files import write_atomic
 from hwsim.util.units import shorten, show_size
 
 VERSION = 1
-_LARGE, _RATIO = 100_000_000, 100  # bytes of an archive's members, and times its size, from which on it is a bomb
+# an archive is a zip bomb if its members have more bytes than _LARGE and more than _RATIO times its size
+_LARGE, _RATIO = 100_000_000, 100
 
 
 class ArrayFile(NamedTuple):
-    """What such a file holds."""
+    """The content of a file of arrays."""
 
     header: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
 
 def read_arrays(path: Path, kind: str) -> ArrayFile:
-    """Read a file of arrays; they are read-only, and shared by all who read the same file.
+    """Read a file of arrays; the arrays are read-only and shared by all readers of the same file.
 
     Args:
         path: of the file.
         kind: its ``format``, such as ``hwsim-predictor``.
 
     Raises:
-        PluginError: no such file, or one of another kind or version; a member is of another type, or not finite.
+        PluginError: there is no such file, it has another kind or version, or a member has another type or is not
+            finite.
     """
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError as error:
         raise PluginError(f"{path}: cannot be read: {error.strerror or 'it is damaged'}") from error
-    header, arrays = _read(path, kind, (found.st_ino, found.st_size, found.st_mtime_ns))
+    header, arrays = _read(path, kind, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
     return ArrayFile(dict(header), dict(arrays))
 
 
 def check_unpacked(path: Path) -> None:
-    """Refuse an archive that unpacks to much more than it is: no arrays of numbers do.
+    """Refuse a zip bomb: an archive that unpacks to much more than its size, as no arrays of numbers do.
 
     Raises:
-        ValueError: it says so itself.
+        ValueError: its directory names too large a size.
         OSError, BadZipFile: it is no archive.
     """
     with ZipFile(path) as archive:
@@ -61,7 +63,7 @@ def check_unpacked(path: Path) -> None:
         raise ValueError(f"unpacks to {show_size(unpacked)}, more than {_RATIO} times its size")
 
 
-@lru_cache(maxsize=1)  # where densities differ by layer, a copy of the policy reads its file in each
+@lru_cache(maxsize=1)  # where densities differ by layer, every layer has a copy of the policy, and each reads the file
 def _read(path: Path, kind: str, stamp: tuple[int, int, int]) -> ArrayFile:
     try:
         check_unpacked(path)
@@ -69,18 +71,18 @@ def _read(path: Path, kind: str, stamp: tuple[int, int, int]) -> ArrayFile:
             members = dict(archive)
     except OSError as error:
         raise PluginError(f"{path}: cannot be read: {error.strerror or 'it is damaged'}") from error
-    except Exception as error:  # numpy raises many kinds for a file that is none of its own
+    except Exception as error:  # numpy raises many kinds for a file of another format
         raise PluginError(f"{path}: is no file of {kind}; it must be a .npz of numpy.savez, without pickles") from error
     for name, array in members.items():
-        if not isinstance(array, np.ndarray):  # numpy hands out what is no array as it is
+        if not isinstance(array, np.ndarray):  # numpy returns members that are no arrays as bytes
             raise PluginError(f"{path}: {shorten(repr(name))} is no array; it must be a .npz of numpy.savez")
     missing = [name for name in ("format", "version") if name not in members]
     if missing:
         raise PluginError(f"{path}: is no file of {kind}: it lacks the member {missing[0]!r}")
     form, version = str(members.pop("format")), str(members.pop("version"))
     if (form, version) != (kind, str(VERSION)):
-        is_ = " version ".join(shorten(" ".join(text.split())) for text in (form, version))
-        raise PluginError(f"{path}: is {is_}, needed is {kind} version {VERSION}")
+        description = " version ".join(shorten(" ".join(text.split())) for text in (form, version))
+        raise PluginError(f"{path}: is {description}, needed is {kind} version {VERSION}")
     try:
         header = json.loads(str(members.pop("header", "{}")))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Calling the code of plug-ins: whatever it raises becomes one error that names the plug-in."""
+"""Call the code of plug-ins; whatever it raises becomes one error that names the plug-in."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def call(
 
     Args:
         who: the plug-in's name; empty: the error names none.
-        function: of the plug-in.
+        function: function of the plug-in.
         arguments: of the function.
         doing: what goes between the plug-in's name and the error's type.
-        named: an `HwsimError` of the plug-in gets the plug-in's name in front, too; else it stays as it is.
-        kind: class of the error that takes the place of any other.
-        text: the text of such an error.
+        named: also put the plug-in's name in front of an `HwsimError` of the plug-in; else it passes unchanged.
+        kind: class of the error that replaces any other error.
+        text: text of such an error.
 
     Raises:
-        HwsimError: that of the plug-in; or, where the plug-in raised anything else, `SystemExit` included, a
-            `ContractError` or what `kind` says.
+        HwsimError: that of the plug-in. If the plug-in raised anything else, including `SystemExit`: an error of
+            class `kind`, by default `ContractError`.
     """
     try:
         return function(*arguments)
@@ -55,15 +55,15 @@ def translated(
 ) -> HwsimError:
     """The error to raise in place of one that a plug-in raised.
 
-    For callers that ask a plug-in at every token, where the time of `call` itself would count.
+    For callers that call a plug-in at every token, where `call` itself would take noticeable time.
 
     Args:
-        error: of the plug-in, while it is handled.
+        error: error of the plug-in, while it is handled.
         who: the plug-in's name; empty: the error names none.
         doing: what goes between the plug-in's name and the error's type.
-        located: say at which line the plug-in raised it; frames of this file, the caller's, do not count.
-        kind: class of the error that takes the place of what is no `HwsimError`.
-        text: the text of such an error.
+        located: file of the caller; the error names the last line outside this file. Empty: it names no line.
+        kind: class of the error that replaces an error that is no `HwsimError`.
+        text: text of such an error.
     """
     name = f"{who}: " if who else ""
     if isinstance(error, HwsimError):
@@ -73,7 +73,7 @@ def translated(
 
 
 def _line(error: BaseException, caller: str) -> str:
-    """The file and line of the plug-in at which an error was raised."""
+    """The file and line of the plug-in that raised an error; frames of the file `caller` do not count."""
     frames = traceback.extract_tb(error.__traceback__)
     last = next((frame for frame in reversed(frames) if frame.filename != caller), frames[-1])
     return f"{Path(last.filename).name}, line {last.lineno}"

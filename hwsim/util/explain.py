@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in hwsim's words: one problem as field, rule and value."""
+"""Translate an error of pydantic into hwsim's words: one problem, with field, rule and value."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _UNKNOWN = ("extra_forbidden", "invalid_key")
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong.
+    """One invalid field.
 
     Attributes:
-        loc: keys that lead to the field; none where the whole is impossible.
-        rule: that it breaks.
+        loc: keys that lead to the field; empty if the whole is invalid.
+        rule: the rule that it breaks.
         kind: pydantic's name of the rule.
-        value: that was given.
+        value: the given value.
     """
 
     loc: tuple[str | int, ...]
@@ -57,19 +57,19 @@ class Problem(NamedTuple):
 
     @property
     def field(self) -> str:
-        """The keys with dots between them."""
+        """The keys of the field, joined by dots."""
         return " ".join(".".join(str(part) for part in self.loc).split())
 
     @property
     def unknown(self) -> bool:
-        """Whether it is a key that nothing reads."""
+        """Whether the field is an unknown key."""
         return self.kind in _UNKNOWN
 
     @property
     def got(self) -> str:
-        """`` (got VALUE)``; nothing where there is none, or the rule names it."""
-        told = self.kind in ("missing", "value_error", "too_short", "too_long") or self.unknown
-        return "" if told else f" (got {shorten(repr(self.value))})"
+        """`` (got VALUE)``; empty if there is no value, or the rule names it."""
+        named = self.kind in ("missing", "value_error", "too_short", "too_long") or self.unknown
+        return "" if named else f" (got {shorten(repr(self.value))})"
 
     @property
     def text(self) -> str:
@@ -79,9 +79,9 @@ class Problem(NamedTuple):
 
 
 def problem(error: ValidationError) -> Problem:
-    """The first problem; an unknown key comes before all others, since a misspelt one makes the right one missing."""
-    found = error.errors(include_url=False)
-    first = next((each for each in found if each["type"] in _UNKNOWN), found[0])
+    """The first problem; unknown keys come first, since a misspelt key also makes the right one missing."""
+    errors = error.errors(include_url=False)
+    first = next((entry for entry in errors if entry["type"] in _UNKNOWN), errors[0])
     template = _RULES.get(first["type"])
     text = template.format(**first.get("ctx", {})) if template else first["msg"].removeprefix("Value error, ")
     return Problem(tuple(first["loc"]), " ".join(text.split()), first["type"], first["input"])

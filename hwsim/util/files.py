@@ -1,4 +1,4 @@
-"""Writing files so that nothing is left half-written, and finding the data that comes with hwsim."""
+"""Write files so that none is left half-written, and find the data that comes with hwsim."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hwsim.errors import OutputError, one_line
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` beside `path` and move it there in one step: readers see the old file or the new one.
+    """Write `data` beside `path`, then move it there in one step: readers see either the old file or the new one.
 
     Raises:
         OutputError: the folder is missing or cannot be written.
@@ -43,16 +43,16 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Delete what `write_atomic` left beside a file because it was killed; only where nobody else writes it now."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}"):
-        left.unlink(missing_ok=True)
+    """Delete temporary files that a killed `write_atomic` left; call it only if no other process writes `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}"):
+        leftover.unlink(missing_ok=True)
 
 
 def check_new_file(path: Path) -> None:
-    """Whether a file may be made, or replaced, at `path`: only a regular file is ever replaced.
+    """Check that a file can be made or replaced at `path`; only a regular file is ever replaced.
 
     Raises:
-        OutputError: the folder is missing or may not be written to, or a folder, a device, a pipe or such is there.
+        OutputError: the folder is missing or cannot be written to, or `path` is a folder, a device, a pipe or such.
     """
     try:
         if path.is_dir():
@@ -63,7 +63,7 @@ def check_new_file(path: Path) -> None:
             raise OutputError(f"{path}: cannot be written: it is there and is no regular file; name another")
         if not os.access(path.parent, os.W_OK):
             raise OutputError(f"{path}: cannot be written: permission denied in the folder {path.parent}")
-        path.lstat()  # tells names that no file can have
+        path.lstat()  # fails for names that no file can have
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -72,24 +72,24 @@ def check_new_file(path: Path) -> None:
 
 
 def keep_strangers(path: Path, *beginnings: str) -> None:
-    """Refuse to replace a file that is not of the kind that is going to be written: it is likely not meant.
+    """Refuse to replace a file of another kind than the one to be written, as that is probably a mistake.
 
     Args:
         path: of the file.
-        beginnings: with one of these a file of that kind begins, after spaces, in any case.
+        beginnings: texts with which files of that kind begin, after spaces and in upper or lower case.
 
     Raises:
-        OutputError: there is another file, and it is not empty.
+        OutputError: `path` is a file of another kind, and not empty.
     """
     try:
         if not path.is_file() or path.stat().st_size == 0:
             return
         with path.open("rb") as file:
             start = file.read(256).lstrip().lower()
-    except (OSError, ValueError):  # what cannot be read is not replaced without a word: writing tells
+    except (OSError, ValueError):  # an unreadable file is not replaced silently: writing it fails later
         return
-    if not start.startswith(tuple(each.lower().encode() for each in beginnings)):
-        kinds = " or ".join(each.strip() for each in beginnings)
+    if not start.startswith(tuple(beginning.lower().encode() for beginning in beginnings)):
+        kinds = " or ".join(beginning.strip() for beginning in beginnings)
         raise OutputError(
             f"{path}: exists, is no output of this kind (it does not begin with {kinds}), and would be lost; name "
             "another file, or delete it first"
@@ -97,16 +97,21 @@ def keep_strangers(path: Path, *beginnings: str) -> None:
 
 
 def spare(target: Path, sources: Iterable[Path], does: str = "reads") -> None:
-    """Refuse a target that is one of the files that a command reads, or writes besides, under whatever name.
+    """Refuse a target that is the same file as one of the sources, under any name.
+
+    Args:
+        target: file to be written.
+        sources: files that the command reads, or also writes.
+        does: for the message: ``reads``, or how else the command uses the sources.
 
     Raises:
-        OutputError: it is one of them.
+        OutputError: the target is one of the sources.
     """
     for source in sources:
         try:
             same = target.samefile(source) if target.exists() and source.exists() else False
             same = same or target.resolve() == source.resolve()
-        except (OSError, ValueError):  # a name that no file can have is none that is read
+        except (OSError, ValueError):  # a name that no file can have is no source
             continue
         if same:
             raise OutputError(f"{target}: cannot be written: the command {does} it; choose another name")

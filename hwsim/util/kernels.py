@@ -1,6 +1,7 @@
-"""The numeric kernels: top-k selection, who stays in a cache, quantiles of magnitudes. Plain twins are in the tests.
+"""The numeric kernels: top-k selection, choice of the units that stay in a cache, quantiles of magnitudes.
 
-All ties go to the lower index, so that results are exact and the same everywhere.
+All ties are broken by the lower index, so that results are exact and the same everywhere. The tests compare the kernels
+with simple versions.
 """
 
 from __future__ import annotations
@@ -15,39 +16,39 @@ _SUBNORMAL = np.float32(2.0**-136)  # the least positive float16, where it lies
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """The same memory, any shape, that whoever gets it cannot make writable again; it follows what the owner writes.
+    """A view of the same memory, any shape, that cannot be made writable again; it shows later writes of the owner.
 
-    A view with ``flags.writeable = False`` can be made writable as long as its owner is.
+    A view with ``flags.writeable = False`` can be made writable as long as its owner is writable.
     """
     return np.frombuffer(array.data.toreadonly(), array.dtype).reshape(array.shape)
 
 
 def kept(keep: float, count: int) -> int:
-    """How many of `count` a share holds: the floor that a person expects, at least 1."""
+    """Number of items in a share `keep` of `count`: floor(keep x count) with a tolerance for rounding, at least 1."""
     return max(1, int(keep * count + 1e-9))
 
 
 def finite(halves: np.ndarray) -> np.ndarray:
-    """Where float16 values of any shape are neither NaN nor infinite, told by their bits: bool, the same shape."""
+    """Mask of the float16 values, of any shape, that are neither NaN nor infinite: bool, the same shape."""
     return (halves.view(np.uint16) & np.uint16(0x7FFF)) < _BINS
 
 
 def all_finite(halves: np.ndarray) -> bool:
-    """Whether `finite` holds of all of them, in two reductions and without a copy."""
+    """Whether all float16 values are finite; takes two reductions and no copy."""
     if not halves.size:
         return True
-    # as signed numbers the positive ones come last, as unsigned ones the negative ones
+    # read as int16, positive floats sort last; read as uint16, negative floats do
     positive, negative = int(halves.view(np.int16).max()), int(halves.view(np.uint16).max())
     return positive < _BINS and negative < _BINS + 0x8000
 
 
 def widen(halves: np.ndarray) -> np.ndarray:
-    """Finite float16 values as float32, any shape: exactly `astype`, a third of its time.
+    """Finite float16 values as float32, any shape: bit-identical to `astype` in a third of its time.
 
-    numpy converts one value after the other. Here the bits are moved to where a float32 has them, for many at once, and
-    a product with a power of two, which is exact, mends the exponent.
+    numpy converts one value after the other. Here the bits of many values at once move to their place in a float32.
+    A product with a power of two, which is exact, then corrects the exponent.
     """
-    if np.float32(2.0**-24) != _SUBNORMAL * _REBIAS:  # this thread takes subnormal numbers for 0
+    if np.float32(2.0**-24) != _SUBNORMAL * _REBIAS:  # this thread treats subnormal numbers as 0
         return halves.astype(np.float32)
     bits = halves.view(np.int16).astype(np.int32)
     bits <<= 13
@@ -58,11 +59,11 @@ def widen(halves: np.ndarray) -> np.ndarray:
 
 
 def top_k(scores: np.ndarray, k: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Mask of the `k` best scores; among equals the lower index is better.
+    """Mask of the `k` best scores; ties are broken by the lower index.
 
     Args:
         scores: float32 ``[units]``, no NaN.
-        k: how many, 0 to units.
+        k: number of units, 0 to all.
         out: bool ``[units]`` to write into.
 
     Returns:
@@ -86,37 +87,37 @@ def top_k(scores: np.ndarray, k: int, out: np.ndarray | None = None) -> np.ndarr
 
 
 def stay(rank: np.ndarray, candidates: np.ndarray, count: int) -> np.ndarray:
-    """Which `count` of the candidates stay in a cache: those of highest rank, among equals the lower index.
+    """Mask of the `count` candidates that stay in a cache: those of highest rank; ties are broken by the lower index.
 
     Args:
         rank: any number type ``[units]``.
         candidates: bool ``[units]``.
-        count: how many stay, 0 to the number of candidates.
+        count: number that stay, 0 to the number of candidates.
 
     Returns:
-        bool ``[units]``, a part of `candidates` with `count` set.
+        bool ``[units]``, a subset of `candidates` with `count` set.
     """
-    kept = np.zeros(candidates.shape[0], bool)
+    mask = np.zeros(candidates.shape[0], bool)
     indices = np.flatnonzero(candidates)
-    kept[indices[top_k(rank[indices], count)]] = True
-    return kept
+    mask[indices[top_k(rank[indices], count)]] = True
+    return mask
 
 
 def first_k(mask: np.ndarray, k: int) -> np.ndarray:
     """The `k` lowest set indices of `mask`, as a mask: bool ``[units]`` -> bool ``[units]``."""
-    kept = np.zeros(mask.shape[0], bool)
-    kept[np.flatnonzero(mask)[:k]] = True
-    return kept
+    lowest = np.zeros(mask.shape[0], bool)
+    lowest[np.flatnonzero(mask)[:k]] = True
+    return lowest
 
 
 def magnitude_counts(values: np.ndarray) -> np.ndarray:
     """How often each float16 magnitude occurs: a histogram that holds every value of a trace exactly.
 
     Args:
-        values: finite float32, any shape; what is no float16 is rounded to one, and clipped at 65504.
+        values: finite float32, any shape; rounded to float16 and clipped at 65504.
 
     Returns:
-        int64 ``[31744]``; `magnitudes` are the values.
+        int64 ``[31744]``, counts of the values that `magnitudes` lists.
     """
     bits = np.minimum(np.abs(values), _FLOAT16_MAX).astype(np.float16).view(np.uint16)
     return np.bincount(bits.ravel(), minlength=_BINS).astype(np.int64)
@@ -137,16 +138,16 @@ def magnitude_quantiles(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
     Returns:
         float64 ``[n]``.
     """
-    grown = np.cumsum(counts)
-    return magnitudes()[np.searchsorted(grown, np.ceil(shares * grown[-1] - 1e-9))]
+    cumulative = np.cumsum(counts)
+    return magnitudes()[np.searchsorted(cumulative, np.ceil(shares * cumulative[-1] - 1e-9))]
 
 
 def threshold(quantiles: np.ndarray, keep: float) -> np.float32:
-    """What a magnitude must exceed, strictly, for a share `keep` of all to pass; below 0 where all must.
+    """The threshold that a share `keep` of all magnitudes exceeds, strictly; -1 if all must exceed it.
 
     Args:
         quantiles: float32 ``[levels]``, of `magnitude_quantiles` at equally spaced shares from 0 to 1.
-        keep: 0 to 1; between two levels the quantile is interpolated.
+        keep: 0 to 1; between two levels the quantile is interpolated linearly.
     """
     if keep >= 1:
         return np.float32(-1)

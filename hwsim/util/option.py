@@ -1,4 +1,4 @@
-"""How an option is declared: once, beside its field; the command line and everything else that names it reads this."""
+"""Declaration of an option, beside its field; the command line and everything else that names options reads it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ RUNS = ("replay", "eval", "generate", "sweep")
 
 @dataclass(frozen=True)
 class Option:
-    """What a user must know of an option, and where it can be given.
+    """Help, type and commands of an option.
 
     Attributes:
         help: what it does, in a sentence or two.
-        given: type of what a user gives, as the command line reads it: str, int, bool or Path; or a tuple of words of
-            which one must be given.
-        read: makes the value of what was given; None: it is the value. What is ready made is not read.
-        commands: that take it.
+        given: type that a user gives on the command line: str, int, bool or Path; or a tuple of words of which one must
+            be given.
+        read: function that turns the given value into the option's value; None: they are the same. A value that has
+            its final type already is not read.
+        commands: commands that take it.
         least: smallest whole number; None: it is no number.
         most: largest whole number on the command line.
         unit: of the number, such as tokens.
-        rule: what it must be, for messages; None: it follows from the other fields.
-        metavar: what stands for the value in the help.
-        text: the default as a user would write it, where that is not the value itself.
-        shown: what the help says of the default, where the value itself says too little.
+        rule: what the value must be, for messages; None: it follows from the other fields.
+        metavar: placeholder for the value in the help.
+        text: the default as a user would write it, if that is not the value itself.
+        shown: description of the default in the help, if the value itself says too little.
         flag: spelling on the command line; None: that of the field.
-        panel: heading in the help under which it stands.
-        python: type that the Python interface takes, beside that of `given`.
+        panel: heading of the help under which it is listed.
+        python: types that the Python interface takes besides `given`.
     """
 
     help: str
@@ -57,8 +58,8 @@ class Declared:
     Attributes:
         name: of the field.
         option: its declaration.
-        default: its value where nothing is given.
-        optional: None is a value.
+        default: value if nothing is given.
+        optional: whether None is a value.
     """
 
     name: str
@@ -68,12 +69,12 @@ class Declared:
 
     @property
     def flag(self) -> str:
-        """Its spelling on the command line."""
+        """The option's spelling on the command line."""
         return self.option.flag or "--" + self.name.replace("_", "-")
 
     @property
     def rule(self) -> str:
-        """What its value must be, for messages."""
+        """What the option's value must be, for messages."""
         option = self.option
         if option.rule is not None:
             return option.rule
@@ -92,7 +93,7 @@ class Declared:
 
     @property
     def python_type(self) -> str:
-        """What the Python interface takes, as an annotation."""
+        """The types that the Python interface takes, as an annotation."""
         option = self.option
         given = "str" if isinstance(option.given, tuple) else option.given.__name__
         types = {"Path": ["str", "Path"], "dict": []}.get(given, [given])
@@ -100,11 +101,11 @@ class Declared:
         return " | ".join([*types, "None"] if self.optional else types)
 
     def value(self, given: Any) -> Any:
-        """Read what was given.
+        """The option's value for a given one.
 
         Raises:
-            ValueError: it breaks the rule.
-            HwsimError: what `Option.read` says of it.
+            ValueError: the given value breaks the rule.
+            HwsimError: raised by `Option.read`.
         """
         option = self.option
         if given is None and self.optional:
@@ -130,5 +131,5 @@ def declared(model: type[BaseModel]) -> dict[str, Declared]:
 
 
 def is_whole(value: object, least: int) -> bool:
-    """Whether it is a whole number, of at least `least`."""
+    """Whether `value` is a whole number of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

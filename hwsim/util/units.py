@@ -1,7 +1,7 @@
 """Quantities with units: "1.8 GB/s", "90 us", "4 KiB" <-> plain numbers in SI base units.
 
 Inside hwsim a size is bytes (int), a time seconds, a rate bytes a second, an energy joules a byte or joules an
-operation, a power watts. Decimal and binary units are told apart: 1 GB = 10^9 bytes, 1 GiB = 2^30 bytes.
+operation, a power watts. Decimal and binary units differ: 1 GB = 10^9 bytes, 1 GiB = 2^30 bytes.
 """
 
 from __future__ import annotations
@@ -45,9 +45,12 @@ _EXAMPLE = {
     "power": "1.2 W",
     "compute rate": "12 TFLOPS",
 }
-_LEAST, _MOST = Fraction(1, 10**18), Fraction(10**18)  # of a quantity in a file, in SI units: its time stays finite
-_DIGITS = 400  # of a number as it is written; Python refuses some thousands
-_STEERING = {"Cc", "Cf", "Zl", "Zp"}  # controls, invisible marks that turn text around, ends of lines
+_LEAST, _MOST = (
+    Fraction(1, 10**18),
+    Fraction(10**18),
+)  # bounds of a quantity in a file, in SI units, so that times stay finite
+_DIGITS = 400  # of a number in a text; Python refuses numbers of some thousands of digits
+_STEERING = {"Cc", "Cf", "Zl", "Zp"}  # controls, invisible marks that reverse the text, line ends
 _NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)\s*(\S*)\s*")
 
 
@@ -64,10 +67,10 @@ def parse(text: Any, kind: str) -> Fraction:
         raise UnitError(f"{shown} is not {_a(kind)}; write a number and its unit, such as {example!r}")
     if len(str(text)) > 2 * _DIGITS:
         raise UnitError(f"{shown} is out of all proportion")
-    found = _NUMBER.fullmatch(str(text))
-    if not found:
+    match = _NUMBER.fullmatch(str(text))
+    if not match:
         raise UnitError(f"{shown} is not {_a(kind)}; write a number and its unit, such as {example!r}")
-    number, unit = found.groups()
+    number, unit = match.groups()
     if not unit:
         raise UnitError(f"{shown} has no unit; {_a(kind)} needs one of {', '.join(units)}, such as {example!r}")
     if unit not in units:
@@ -85,17 +88,20 @@ def _a(noun: str) -> str:
 
 
 def shorten(text: str, limit: int = 60) -> str:
-    """`text` with its end left out if it is longer than `limit`, for messages."""
+    """`text` cut to at most `limit` characters, for messages."""
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def printable(text: str) -> str:
     r"""`text` of a file or its name, safe to print on one line.
 
-    ? for what UTF-8 cannot hold, escapes such as ``\x1b`` and ``\n`` for what would steer a terminal.
+    Characters that UTF-8 cannot hold become ?; those that would control a terminal become escapes such as ``\x1b``.
     """
     safe = text.encode("utf-8", "replace").decode()
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in _STEERING else c for c in safe)
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in _STEERING else character
+        for character in safe
+    )
 
 
 def _quantity(kind: str, *, whole: bool = False, positive: bool = True) -> BeforeValidator:
@@ -149,7 +155,7 @@ def _round(value: float, digits: int) -> str:
 
 
 def show_number(value: float, digits: int = 4) -> str:
-    """`digits` significant digits, all those before the point and no zeros at the end: 0.5, 12.35, 16,530."""
+    """`digits` significant digits, every digit before the point and no trailing zeros: 0.5, 12.35, 16,530."""
     text = f"{value:.{digits}g}"
     return f"{float(text):,.0f}" if "e+" in text and math.isfinite(value) and abs(value) < 1e15 else text
 

@@ -1,4 +1,4 @@
-"""Reading YAML that users write: bounded, safe, and with every mistake told in one line."""
+"""Read YAML files of users: bounded in size, safe, and with one-line errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_FILE = 2**20
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice and aliases, which can make a small file explode."""
+    """A safe loader that refuses repeated keys, and aliases, with which a small file can expand to a huge one."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -22,12 +22,12 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        keys = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
+                if key.value in keys:
                     raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark)
-                seen.add(key.value)
+                keys.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -36,12 +36,12 @@ def read_yaml(path: Path, kind: type[HwsimError], what: str, needs: str) -> dict
 
     Args:
         path: of the file, of at most 1 MiB.
-        kind: of the error that is raised.
-        what: the file is to be, for messages, such as "hardware profile".
-        needs: what such a file has at least.
+        kind: class of the error that is raised.
+        what: name of the expected kind of file, for messages, such as "hardware profile".
+        needs: the fields that such a file has at least, for messages.
 
     Raises:
-        HwsimError: of that kind; it cannot be read, is too large, or is no mapping in YAML.
+        HwsimError: of class `kind`: the file cannot be read, is too large, or is no mapping in YAML.
     """
     try:
         with path.open("rb") as file:
@@ -59,13 +59,13 @@ def read_yaml(path: Path, kind: type[HwsimError], what: str, needs: str) -> dict
         raise kind(f"{path}: is not YAML") from error
     if not isinstance(data, dict):
         raise kind(f"{path}: is no {what}; it needs at least {needs}")
-    if (found := _something_else(data)) and found != what:
-        raise kind(f"{path}: is a {found}, no {what}; that needs at least {needs}")
+    if (other_kind := _something_else(data)) and other_kind != what:
+        raise kind(f"{path}: is a {other_kind}, no {what}; that needs at least {needs}")
     return data
 
 
 def _something_else(data: dict[Any, Any]) -> str | None:
-    """What a mapping is by its own word, or by keys that nothing else has."""
+    """The kind of a mapping from its ``format``, or from keys that only one kind has; None if unknown."""
     if str(data.get("format", "")).startswith("hwsim-"):
         return "result of hwsim"
     return "hardware profile" if {"flash", "dram"} <= data.keys() and isinstance(data["flash"], dict) else None
