@@ -1,4 +1,4 @@
-"""Recording: a PyTorch model and a text -> a trace. Imports torch and transformers only when it is used."""
+"""Recording: run a PyTorch model over a text and write a trace. Imports torch and transformers only when used."""
 
 from hwsim.record.prepare import Settings
 from hwsim.record.recording import Recorded, record

@@ -1,4 +1,4 @@
-"""The libraries of the extra `record`, imported when used; and their errors, told in one line."""
+"""The libraries of the extra `record`, imported when they are used; their errors become one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST = 240  # characters of another library's message; some print a whole sc
 
 
 class Libraries(NamedTuple):
-    """The modules that recording works with."""
+    """The modules that recording uses."""
 
     torch: Any
     transformers: Any
@@ -60,7 +60,7 @@ def import_torch(what: str) -> Any:
     """Import torch alone, which is all that training from a trace needs.
 
     Args:
-        what: needs it, for the message.
+        what: the activity that needs torch, for the message.
 
     Raises:
         ModelError: it is not installed, or cannot be imported.
@@ -74,7 +74,7 @@ def import_torch(what: str) -> Any:
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Keep tqdm's bars of other libraries away from our own; some of them have no switch."""
+    """Context manager that hides the tqdm bars of other libraries; some of them have no switch."""
     from tqdm.std import tqdm
 
     original = tqdm.__init__
@@ -91,7 +91,7 @@ def no_bars() -> Iterator[None]:
 
 @contextmanager
 def told_as(what: str) -> Iterator[None]:
-    """Tell any error of another library as one line that begins with `what`."""
+    """Context manager that turns any error of another library into a ModelError of one line, beginning with `what`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -100,7 +100,7 @@ def told_as(what: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise ModelError(f"{what}: out of memory; give less with --context or --max-memory") from error
-    except ValidationError as error:  # of our own rules, which name the value
+    except ValidationError as error:  # raised by hwsim's own rules, which name the value
         raise ModelError(f"{what}: {problem(error).text}") from error
     except Exception as error:
         text = one_line(error)

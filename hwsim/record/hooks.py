@@ -1,4 +1,4 @@
-"""Where the signals are in a transformers model, and the hooks that take them.
+"""Where a transformers model computes the signals, and the hooks that take them.
 
 Three shapes of MLP are known: separate ``gate_proj`` and ``up_proj`` (Llama, Mistral, Qwen2, Gemma), the fused
 ``gate_up_proj`` whose first half is the gate (Phi-3), and none at all, ``fc1`` and ``fc2`` (OPT).
@@ -17,7 +17,10 @@ from hwsim.model.shape import NORMS
 from hwsim.trace.encoding import FLOAT16_MAX
 
 Emit = Callable[[int, str, np.ndarray], None]
-"""Is given (layer, signal or norm, values): float32 [tokens, width], or float16 where that is asked for, or [units]."""
+"""Callback: receives (layer, signal or norm, values).
+
+Values of a signal are float32 [tokens, width], or float16 if requested; those of a norm are float32 [units].
+"""
 
 
 class Layer(NamedTuple):
@@ -34,12 +37,12 @@ class Layer(NamedTuple):
 
     @property
     def fused(self) -> bool:
-        """Whether `up` makes gate and up together."""
+        """Whether the module `up` computes gate and up together."""
         return self.gate is None and self.act is not None
 
     @property
     def fused_attention(self) -> bool:
-        """Whether `query` makes query, key and value together."""
+        """Whether the module `query` computes query, key and value together."""
         return self.query is not None and self.query is self.key
 
     @property
@@ -48,7 +51,12 @@ class Layer(NamedTuple):
         return self.act is not None
 
     def signals_of(self, matrix: str, result: Any) -> dict[str, Any]:
-        """The signals ``up`` and ``gate``, ``[..., intermediate_size]``, that the module `up` or `gate` made."""
+        """The signals ``up`` and ``gate`` in an output of `up` or `gate`: ``[..., intermediate_size]`` each.
+
+        Args:
+            matrix: which of the two modules, ``up`` or ``gate``.
+            result: output of the module.
+        """
         if self.act is None or (matrix == "up" and not self.fused):
             return {"up": result}
         if matrix == "gate":
@@ -57,7 +65,7 @@ class Layer(NamedTuple):
         return {"up": up, "gate": self.act(gate)}
 
     def norm(self, name: str) -> np.ndarray:
-        """One of `hwsim.model.shape.NORMS`, float32 ``[units]``; the weights must be loaded, as they are in a pass."""
+        """One of `hwsim.model.shape.NORMS`, float32 ``[units]``; weights must be loaded, as in a forward pass."""
         modules = [self.down] if name == "norm_down" else [self.up, *([self.gate] if self.gate is not None else [])]
         squares = sum(module.weight.detach().double().square().sum(dim=0) for module in modules)
         return squares.sqrt().float().cpu().numpy()
@@ -71,12 +79,12 @@ def find_layers(model: Any, count: int) -> tuple[str, list[Layer]]:
         count: how many layers its configuration promises.
 
     Raises:
-        ModelError: none were found, or their MLP has another shape.
+        ModelError: the model has no such layers, or their MLP has an unknown shape.
     """
     kind = getattr(model.config, "model_type", type(model).__name__)
     for name, module in model.named_modules():
         if type(module).__name__ == "ModuleList" and len(module) == count and not name.endswith("experts"):
-            layers = [_layer(each) for each in module]
+            layers = [_layer(item) for item in module]
             if all(layers):
                 return name, [layer for layer in layers if layer]
     raise ModelError(
@@ -86,6 +94,7 @@ def find_layers(model: Any, count: int) -> tuple[str, list[Layer]]:
 
 
 def _layer(module: Any) -> Layer | None:
+    """The modules of one decoder layer; None if its MLP has an unknown shape."""
     attention = getattr(module, "self_attn", None)
     query, key, value = (_first(attention, name, "qkv_proj") for name in ("q_proj", "k_proj", "v_proj"))
     out = _first(attention, "o_proj", "out_proj", "dense")
@@ -104,30 +113,31 @@ def _layer(module: Any) -> Layer | None:
 
 
 def _first(module: Any, *names: str) -> Any | None:
+    """The first attribute of `module` that exists; None without one."""
     return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 class Taps:
-    """Hooks on all layers; every forward pass hands the wanted signals to `emit`.
+    """Hooks on all layers that pass the requested signals of every forward pass to `emit`.
 
     Args:
         layers: from `find_layers`.
-        signals: names of what is wanted.
-        emit: gets each signal as soon as its layer has made it, so that none is kept.
-        on_norm: is told (layer, name, float32 [units]) of the norms of weights, in the first pass.
-        half: signals are rounded to float16, unless one of their values is beyond it.
+        signals: names of the requested signals.
+        emit: receives each signal as soon as its layer has computed it, so that none is kept.
+        on_norm: receives (layer, name, float32 [units]) for the norms of weights, in the first pass.
+        half: round signals to float16, unless one of their values is beyond its range.
 
     Raises:
-        ModelError: during a pass: the activated gate times up is not what enters the down projection, so the model
-            computes something else than hwsim takes it for.
+        ModelError: during a pass: the activated gate times up differs from the input of the down projection, so the
+            model's MLP is not the one that hwsim assumes.
     """
 
     def __init__(
         self, layers: list[Layer], signals: list[str], emit: Emit, on_norm: Emit | None = None, *, half: bool = False
     ) -> None:
         self._emit, self._signals, self._on_norm, self._half = emit, set(signals), on_norm, half
-        self._weighed: set[int] = set()  # layers whose norms were told
-        self._made: dict[str, Any] = {}  # up and gate of the present layer, until down has confirmed them
+        self._weighed: set[int] = set()  # layers whose norms were passed to on_norm
+        self._made: dict[str, Any] = {}  # up and gate of the current layer, until down has confirmed them
         self._handles: list[Any] = []
         for index, layer in enumerate(layers):
             self._attach(index, layer)
@@ -151,7 +161,7 @@ class Taps:
         self._before(layer.down, lambda x: self._down(index, x))
 
     def _made_by(self, layer: Layer) -> None:
-        """Take up and gate where they are made; an activation that is a module is not computed a second time."""
+        """Hook the modules that compute up and gate; an activation that is a module is not computed twice."""
         if layer.act is None or not hasattr(layer.act, "register_forward_hook"):
             self._after(layer.up, lambda y: self._made.update(layer.signals_of("up", y)))
             if layer.gate is not None:
@@ -174,7 +184,7 @@ class Taps:
 
     def _down(self, index: int, glu: Any) -> None:
         if self._made:
-            # one rounding apart at most: a hundredth is coarse for bfloat16 and still tells gate from up
+            # they differ by one rounding at most: 1 % is ample for bfloat16 and still distinguishes gate from up
             if not self._made.keys() >= {"up", "gate"} or self._apart(glu) > 1e-2 * _largest(glu):
                 raise ModelError(
                     f"layer {index}: activated gate times up is not what enters the down projection; "
@@ -188,17 +198,17 @@ class Taps:
             self._take(index, "glu", glu)
 
     def _apart(self, glu: Any) -> float:
-        """How far the product of up and activated gate is from what enters the down projection."""
+        """Largest difference between the product of up and activated gate and the input of the down projection."""
         return _largest((self._made["up"] * self._made["gate"]).sub_(glu))
 
     def _take(self, index: int, signal: str, values: Any) -> None:
         rows = values.detach().reshape(-1, values.shape[-1])
-        # torch rounds as numpy does, many at once; what does not fit is clipped and counted by the writer
+        # torch rounds as numpy does, but faster; the writer clips and counts what does not fit
         rows = rows.half() if self._half and _largest(rows) <= FLOAT16_MAX else rows.float()
         self._emit(index, signal, rows.cpu().numpy())
 
 
 def _largest(values: Any) -> float:
-    """The largest magnitude of a tensor; NaN where it holds one."""
+    """The largest magnitude of a tensor; NaN if it holds NaN."""
     low, high = values.aminmax()
     return max(abs(float(low)), abs(float(high)))

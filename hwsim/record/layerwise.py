@@ -1,4 +1,4 @@
-"""A model whose weights do not fit into memory: each decoder layer is read from disk when it runs, then let go."""
+"""A model whose weights do not fit into memory: each decoder layer is read from disk when it runs, then freed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hwsim.errors import ModelError
 def load_layerwise(
     config: Any, transformers: Any, files: list[Path], layers_name: str, *, dtype: Any, device: str
 ) -> Any:
-    """Build a model that keeps everything but its decoder layers in memory.
+    """Load a model that keeps everything but its decoder layers in memory.
 
     Args:
         config: of the model.
         transformers: the library.
         files: safetensors files with all weights.
-        layers_name: of the list of decoder layers among the model's modules.
-        dtype: torch's, to compute in.
-        device: where it runs.
+        layers_name: name of the list of decoder layers among the model's modules.
+        dtype: torch's type to compute in.
+        device: device that it runs on.
 
     Raises:
         ModelError: a weight is in none of the files.
@@ -33,7 +33,7 @@ def load_layerwise(
     layers = model.get_submodule(layers_name)
     inside = f"{layers_name}."
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
-        n for n, _ in model.named_parameters()
+        own_name for own_name, _ in model.named_parameters()
     }
     missing = [name for name in model.state_dict() if name not in tied and name not in weights]
     if missing:
@@ -66,7 +66,7 @@ def _make_buffers(model: Any, device: str) -> None:
 
 
 class _Weights:
-    """All tensors of some files by name; none is held."""
+    """All tensors of some files by name; they are read on request and never kept."""
 
     def __init__(self, files: list[Path], prefix: str, dtype: Any, device: str) -> None:
         self._dtype, self._device = dtype, device
@@ -90,26 +90,26 @@ class _Weights:
         return safe_open(path, framework="pt", device="cpu", backend="pread")
 
     def fill(self, module: Any, names: dict[str, str]) -> None:
-        """Read the tensors of `module`; `names` maps their names to what stands before them in the files."""
+        """Read the tensors of `module`; `names` maps their names to the prefixes that they have in the files."""
         by_file: dict[Path, list[tuple[str, str]]] = {}
         for name, before in names.items():
             path, key = self._where[before + name]
             by_file.setdefault(path, []).append((name, key))
-        for path, wanted in by_file.items():
+        for path, entries in by_file.items():
             with self._open(path) as file:
-                for name, key in wanted:
+                for name, key in entries:
                     tensor = file.get_tensor(key)
                     _put(module, name, tensor.to(self._device, self._dtype if tensor.is_floating_point() else None))
 
     @staticmethod
     def drop(module: Any, names: dict[str, str]) -> None:
-        """Let go of the tensors of `module`."""
+        """Free the tensors of `module`."""
         for name in names:
             _put(module, name, None)
 
 
 def _put(module: Any, name: str, tensor: Any | None) -> None:
-    """Set a parameter or buffer by its dotted name; None: an empty one on the meta device."""
+    """Set a parameter or buffer by its dotted name; None sets an empty one on the meta device."""
     from accelerate.utils import set_module_tensor_to_device
 
     device = "meta" if tensor is None else tensor.device

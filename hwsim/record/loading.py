@@ -13,7 +13,7 @@ from hwsim.record.memory import available_bytes
 from hwsim.record.sources import Source
 from hwsim.util.units import show_size
 
-_GGUF_PEAK = 2.2  # times the weights: transformers holds them twice while it converts
+_GGUF_PEAK = 2.2  # peak memory in units of the weights: transformers holds them twice while it converts
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -22,7 +22,7 @@ class Structure(NamedTuple):
 
     config: Any
     shape: ModelShape
-    layers_name: str  # of the list of decoder layers among the model's modules
+    layers_name: str  # name of the list of decoder layers among the model's modules
     outside: int  # parameters outside the layers
     layer_parameters: list[int]
     longest: int | None  # tokens of the longest window that the model can read
@@ -34,10 +34,10 @@ class Structure(NamedTuple):
 
 
 def read_structure(source: Source, libraries: Libraries) -> Structure:
-    """Read the configuration and find the MLPs, loading no weights.
+    """Read a model's configuration and find its MLPs without loading weights.
 
     Raises:
-        ModelError: the configuration is damaged, or of a model that hwsim does not support.
+        ModelError: the configuration is damaged, or the model is not supported.
     """
     with told_as(f"--model {source.name}: its configuration cannot be used"):
         config = libraries.transformers.AutoConfig.from_pretrained(source.folder, **_gguf(source))
@@ -46,8 +46,10 @@ def read_structure(source: Source, libraries: Libraries) -> Structure:
         text = config.get_text_config()
         name, layers = find_layers(empty, text.num_hidden_layers)
         shape = _shape(source.name, text, layers)
-        outside = sum(p.numel() for key, p in empty.named_parameters() if not key.startswith(f"{name}."))
-        sizes = [sum(p.numel() for p in each.parameters()) for each in empty.get_submodule(name)]
+        outside = sum(
+            parameter.numel() for key, parameter in empty.named_parameters() if not key.startswith(f"{name}.")
+        )
+        sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in empty.get_submodule(name)]
         return Structure(config, shape, name, outside, sizes, getattr(text, "max_position_embeddings", None))
 
 
@@ -85,7 +87,7 @@ def load_tokenizer(source: Source, libraries: Libraries) -> Any:
     with told_as(f"--model {source.name}: its tokenizer cannot be loaded"):
         tokenizer = libraries.transformers.AutoTokenizer.from_pretrained(source.folder, **_gguf(source))
         if source.gguf and _pre_tokenizer(source) == "smollm":
-            # transformers reads every byte-level GGUF as GPT-2's; SmolLM was trained on single digits
+            # transformers treats every byte-level GGUF tokenizer as GPT-2's; SmolLM was trained on single digits
             from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
             steps = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
@@ -101,10 +103,10 @@ def _pre_tokenizer(source: Source) -> str:
 
 
 def find_device(device: str, torch: Any) -> str:
-    """Check ``--device``.
+    """The device of ``--device``, checked.
 
     Raises:
-        SettingError: torch does not have it here.
+        SettingError: torch cannot use it on this machine.
     """
     try:
         torch.empty(0, device=device)
@@ -127,18 +129,18 @@ class Loaded(NamedTuple):
 
     model: Any
     layers: list[Layer]
-    from_disk: bool  # each pass loads the layers one by one
+    from_disk: bool  # each forward pass reads the layers one by one
 
 
 def load_model(
     source: Source, structure: Structure, libraries: Libraries, device: str, dtype: str, max_memory: int | None
 ) -> Loaded:
-    """Load the weights; where they do not fit, leave the layers on disk and load each when it runs.
+    """Load the weights; if they do not fit, leave the layers on disk and read each when it runs.
 
     Args:
-        device: where it runs.
+        device: device that it runs on.
         dtype: torch's name of the type to compute in.
-        max_memory: bytes that weights may take; None: what is free.
+        max_memory: bytes that weights may take; None: the free memory.
 
     Raises:
         ModelError: weights are damaged or incomplete, or memory cannot even hold one layer.
@@ -178,11 +180,12 @@ def load_model(
 
 
 def _free(torch: Any, device: str) -> int:
+    """Bytes that weights may take on a device."""
     return int(0.9 * torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else available_bytes()
 
 
 def _check_from_disk(source: Source, structure: Structure, itemsize: int, free: int, *, given: bool) -> None:
-    """Refuse what cannot be loaded layer by layer; `given`: ``--max-memory`` names the limit."""
+    """Refuse a model that cannot be loaded layer by layer; `given`: whether ``--max-memory`` set the limit `free`."""
     limit = f"--max-memory gives {show_size(free)}" if given else f"free are {show_size(free)}"
     way_out = "or give more" if given else "or a machine with more memory"
     if source.gguf:

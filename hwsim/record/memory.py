@@ -1,4 +1,4 @@
-"""How much memory there is for weights: the machine's, a container's and the process's limits."""
+"""Free memory for weights, within the limits of the machine, its container and the process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _RESERVE = 0.85  # of what is free: the rest is for activations and the librarie
 
 
 def available_bytes() -> int:
-    """Bytes that this process may still take, with a reserve kept back."""
+    """Bytes that this process may still allocate, less a reserve."""
     import psutil
 
     limits = [psutil.virtual_memory().available, *_cgroup(), *_process()]
@@ -17,6 +17,7 @@ def available_bytes() -> int:
 
 
 def _cgroup() -> list[int]:
+    """Bytes that the limit of the container leaves; empty without a limit."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = (_CGROUP / "memory.current").read_text().strip()
@@ -26,7 +27,7 @@ def _cgroup() -> list[int]:
 
 
 def _process() -> list[int]:
-    """What ulimit leaves: of private data, and of address space."""
+    """Bytes that ulimit leaves, of private data and of address space; empty without limits."""
     try:
         import resource
 

@@ -1,4 +1,4 @@
-"""Before a model runs: what is asked for is checked and completed, the text is read, the header is made."""
+"""Preparation of a recording: check and complete the settings, read the text, make the header."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from hwsim.trace import FLOAT16, Encoding, Sequence, TraceHeader
 from hwsim.util.files import spare
 
 Progress = Callable[[str, int, int], None]
-"""Is told (phase, done, of how many)."""
+"""Callback: receives (phase, steps done, steps in all)."""
 
 _MOST_TOKENS = 10**12
-_PASSING = {"transformers_version", "dtype", "torch_dtype"}  # of a configuration: they decide no signal
-_TOKENS_FROM_DISK = 4096  # tokens of one pass when each pass loads all layers from disk: enough to pay for the loading
+_PASSING = {"transformers_version", "dtype", "torch_dtype"}  # fields of a configuration that decide no signal
+_TOKENS_FROM_DISK = 4096  # tokens of one pass when each pass reads all layers from disk: enough to amortise the reads
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Settings:
     Attributes:
         tokens: how many tokens of the text.
         context: tokens of one window; each window is a sequence of its own.
-        prompt: first tokens of each window that are its prompt: no part of the decode.
-        signals: names; None: all that tell an MLP (input, up, gate; without a gate input, glu).
+        prompt: length of each window's prompt in tokens; the prompt is not decoded.
+        signals: names; None: those that describe an MLP: input, up and gate, or input and glu without a gate.
         device: a device of torch.
         dtype: float32, bfloat16 or float16; auto: float32 on a CPU, else the checkpoint's own.
-        max_memory: bytes that weights may take; None: what is free.
-        norms: also the norms of the weights' columns, for policies that weigh by them.
+        max_memory: bytes that weights may take; None: the free memory.
+        norms: also record the norms of the weights' columns, for policies that weigh by them.
         encoding: how the trace stores the signals.
     """
 
@@ -67,12 +67,12 @@ class Settings:
 
 
 class Prepared(NamedTuple):
-    """Everything but the weights.
+    """Everything that a recording needs except the weights.
 
     Attributes:
-        settings: complete: signals, device and dtype are decided.
+        settings: with signals, device and dtype filled in.
         ids: the text's tokens, int32 ``[tokens]``.
-        header: of the trace that a recording of this would be.
+        header: of the trace that is going to be recorded.
     """
 
     source: Source
@@ -85,24 +85,26 @@ class Prepared(NamedTuple):
     def load(self, progress: Progress) -> Loaded:
         """Load the weights."""
         progress("loading weights", 0, 1)
-        wanted = self.settings
-        loaded = load_model(self.source, self.structure, self.libraries, wanted.device, wanted.dtype, wanted.max_memory)
+        settings = self.settings
+        loaded = load_model(
+            self.source, self.structure, self.libraries, settings.device, settings.dtype, settings.max_memory
+        )
         progress("loading weights", 1, 1)
         return loaded
 
 
 def prepare(model: str, text: str, settings: Settings, progress: Progress, *, writes: Iterable[Path] = ()) -> Prepared:
-    """Find the model and the text, check what is asked of them, and read what is needed but the weights.
+    """Find and check the model, the text and the settings, and read everything except the weights.
 
     Args:
         model: as for `record`.
         text: as for `record`.
-        settings: how much and what.
-        progress: is told how far it is.
-        writes: files that are going to be written; they must be none of those that are read.
+        settings: what to record.
+        progress: callback, see `Progress`.
+        writes: files that are going to be written; none of them may be a file that is read.
 
     Raises:
-        HwsimError: the model or the text cannot be had, or a setting is impossible.
+        HwsimError: the model or the text is not available, or a setting is impossible.
     """
     _check(settings)
     require_extra()
@@ -127,15 +129,22 @@ def prepare(model: str, text: str, settings: Settings, progress: Progress, *, wr
 
 
 def _files(source: Source) -> list[Path]:
-    """What a model is read from: all of its folder but traces, or its GGUF file."""
+    """The files that a model is read from: its GGUF file, or all of its folder except traces."""
     if source.gguf:
         return source.weights
-    written = (".npz", ".partial", ".progress.json")  # by hwsim, where it runs in the model's folder
-    return [*source.weights, *(path for path in source.folder.iterdir() if not path.name.endswith(written))]
+    suffixes = (".npz", ".partial", ".progress.json")  # by hwsim, where it runs in the model's folder
+    return [*source.weights, *(path for path in source.folder.iterdir() if not path.name.endswith(suffixes))]
 
 
 def passes(done: int, settings: Settings, from_disk: bool, together: int = 1) -> Iterator[tuple[int, int, int]]:
-    """(first token, windows, tokens of one) of each forward pass still to be run, of `together` windows if it can."""
+    """The forward passes that remain, each (first token, windows, tokens of a window).
+
+    Args:
+        done: tokens that are recorded already.
+        settings: of the recording.
+        from_disk: each pass reads all layers from disk, so it takes many windows.
+        together: windows of a pass where the text has so many.
+    """
     together = max(together, _TOKENS_FROM_DISK // settings.context if from_disk else 1)
     start = done
     while start < settings.tokens:
@@ -146,7 +155,7 @@ def passes(done: int, settings: Settings, from_disk: bool, together: int = 1) ->
 
 
 def _check(settings: Settings) -> None:
-    """What can be refused before torch is imported."""
+    """Refuse impossible settings, as far as they show before torch is imported."""
     for name, least in (("tokens", 1), ("context", 1), ("prompt", 0)):
         if getattr(settings, name) < least:
             raise SettingError(f"--{name} {getattr(settings, name)}: must be at least {least}")
@@ -166,7 +175,7 @@ def _check(settings: Settings) -> None:
 
 
 def _resolve(settings: Settings, structure: Structure, used: Libraries) -> Settings:
-    """Fill in what was left open, now that the model is known."""
+    """The settings with signals, device and dtype filled in for the model."""
     shape, longest = structure.shape, structure.longest
     if longest is not None and min(settings.context, settings.tokens) > longest:
         raise SettingError(f"--context {settings.context}: {shape.name} reads windows of at most {longest} tokens")
@@ -191,7 +200,7 @@ def _header(
     ids: np.ndarray,
     prefix: list[int],
 ) -> TraceHeader:
-    """Everything that decides the signals is named: a change of any of it is another recording."""
+    """The header; it names everything that decides the signals, so that other conditions make another recording."""
     starts = range(0, settings.tokens, settings.context)
     lengths = [min(settings.context, settings.tokens - start) for start in starts]
     fields = {
@@ -227,6 +236,6 @@ def _header(
 
 
 def _config_hash(config: Any) -> str:
-    """SHA-256 of a model's configuration, without what says where it was loaded from and by which version."""
+    """SHA-256 of a model's configuration without the fields that name its location and the library's version."""
     fields = {key: value for key, value in config.to_dict().items() if key not in _PASSING and not key.startswith("_")}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()

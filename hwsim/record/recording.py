@@ -1,4 +1,4 @@
-"""The recording itself: windows of the text go through the model, every layer's signals go straight to disk."""
+"""The recording: the model reads the text window by window, and every layer's signals go straight to disk."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _ADDED_BY_WRITER = {"clipped_values"}
 
 
 class Recorded(NamedTuple):
-    """What came of it."""
+    """Result of `record`."""
 
     path: Path
-    resumed: int  # tokens that an earlier, interrupted run had recorded; all of them: nothing was left to do
+    resumed: int  # tokens that an earlier, interrupted run had recorded; all of them if it had finished
 
 
 def record(
@@ -40,29 +40,30 @@ def record(
 ) -> Recorded:
     """Record a model over a text.
 
-    An interrupted recording goes on where it stopped when it is called again with the same arguments; the file is the
-    same, byte for byte. A finished one is recognised and left alone.
+    Called again with the same arguments, an interrupted recording resumes where it stopped; the file is the same, byte
+    for byte. A finished recording is recognised and left alone.
 
     Args:
         path: the trace to write.
         model: a short name (`hwsim.model.catalog.MODELS`), a hub id, a folder, or a GGUF file.
         text: a UTF-8 file, or the name of a bundled text.
-        settings: how much and what.
-        overwrite: replace a trace that is already there, or was begun with other arguments.
-        progress: is told how far it is.
-        writes: what the caller is going to write besides; refused where it is the model's, the text or the trace.
+        settings: what to record.
+        overwrite: replace a trace that exists already, or was begun with other arguments.
+        progress: callback, see `Progress`.
+        writes: other files that the caller is going to write; they may be neither the model's files, the text nor the
+            trace.
 
     Raises:
-        HwsimError: one of its kinds; the model or text cannot be had, a setting is impossible, the disk is full.
+        HwsimError: a subclass; the model or text is not available, a setting is impossible, the disk is full.
     """
     path = Path(path)
     tell = progress or (lambda phase, done, total: None)
     check_new_file(path)
     writes = tuple(writes)
-    own = [path, *unfinished(path)]
-    for other in writes:
-        spare(other, own, "writes the trace to")
-    ready = prepare(model, text, settings or Settings(), tell, writes=[*own, *writes])
+    outputs = [path, *unfinished(path)]
+    for file in writes:
+        spare(file, outputs, "writes the trace to")
+    ready = prepare(model, text, settings or Settings(), tell, writes=[*outputs, *writes])
     tokens = ready.settings.tokens
     if path.exists() and not overwrite:
         if _holds(path, ready.header):
@@ -83,11 +84,11 @@ def _holds(path: Path, header: TraceHeader) -> bool:
     """Whether the file is the finished trace of this very recording."""
     try:
         with Trace(path) as trace:
-            there = trace.header
+            stored = trace.header
     except TraceError:
         return False
-    known = {key: value for key, value in there.provenance.items() if key not in _ADDED_BY_WRITER}
-    return there.model_copy(update={"provenance": known}) == header
+    provenance = {key: value for key, value in stored.provenance.items() if key not in _ADDED_BY_WRITER}
+    return stored.model_copy(update={"provenance": provenance}) == header
 
 
 def _run(ready: Prepared, loaded: Loaded, writer: TraceWriter, tell: Progress) -> None:
@@ -98,15 +99,15 @@ def _run(ready: Prepared, loaded: Loaded, writer: TraceWriter, tell: Progress) -
         tell("recording", at + length * layer // len(loaded.layers), settings.tokens)
 
     tell("recording", at, settings.tokens)
-    # what was committed holds the norms, too: they are written in the first pass
+    # a resumed trace has its norms already: they are written in the first pass
     on_norm = writer.write_norm if settings.norms and not writer.done else None
     taps = Taps(loaded.layers, list(settings.signals or ()), emit, on_norm, half=True)
     runner = Runner(loaded.model, ready.libraries)
     try:
-        for at, windows, each in passes(writer.done, settings, loaded.from_disk):
-            length = windows * each
+        for at, windows, window_tokens in passes(writer.done, settings, loaded.from_disk):
+            length = windows * window_tokens
             part = ready.ids[at : at + length]
-            nats = runner.losses(part.reshape(windows, each))
+            nats = runner.losses(part.reshape(windows, window_tokens))
             writer.write_tokens(at, part)
             writer.write_nll(at, nats.reshape(-1))
             writer.commit(at + length)

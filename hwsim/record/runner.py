@@ -18,8 +18,8 @@ _LOGITS = 2**26  # values of a block of logits: 256 MiB in float32
 class Runner:
     """Runs a causal language model over windows.
 
-    Logits are made from the last hidden states in blocks; the model itself makes those of the last token only, and
-    ours are checked against them.
+    Logits are computed here from the last hidden states, in blocks. The model itself computes only the logits of the
+    last token; those computed here for that token are checked against them.
     """
 
     def __init__(self, model: Any, libraries: Libraries) -> None:
@@ -32,7 +32,7 @@ class Runner:
         self._handle.remove()
 
     def tensor(self, ids: np.ndarray) -> Any:
-        """Token ids as a tensor where the model wants them."""
+        """Token ids as a tensor on the model's device."""
         device = self.model.get_input_embeddings().weight.device
         return self.torch.as_tensor(ids, dtype=self.torch.long, device=device)
 
@@ -46,40 +46,40 @@ class Runner:
             A tensor ``[windows, tokens, hidden]``; `logits` turns it into logits.
 
         Raises:
-            ModelError: the model scales its logits in a way that is not known here.
+            ModelError: the model computes its logits in a way that hwsim does not know.
         """
         with self.torch.inference_mode():
-            hidden, last = self.forward(ids)
-            ours = self.logits(hidden[:, -1])
-            # apart by no more than how a matrix is cut into blocks: 2 % of the spread covers bfloat16
-            if float((ours - last).abs().max()) > 0.02 * float(last.abs().max()):
+            hidden, model_logits = self.forward(ids)
+            logits = self.logits(hidden[:, -1])
+            # they may differ by rounding, as the matrices are cut into other blocks; 2 % covers bfloat16
+            if float((logits - model_logits).abs().max()) > 0.02 * float(model_logits.abs().max()):
                 raise ModelError(
                     "the model makes its logits in a way that hwsim does not know, so losses would be wrong"
                 )
         return hidden
 
     def in_pieces(self, ids: np.ndarray, pieces: Iterable[tuple[int, AbstractContextManager[Any]]]) -> Any:
-        """As `hidden`, for one window that is read piece by piece, with a KV cache.
+        """As `hidden`, for one window that is read in pieces, with a KV cache.
 
         Args:
             ids: int ``[tokens]``.
-            pieces: how many tokens each has, and what they are read in.
+            pieces: for each piece its number of tokens and the context manager in which it is read.
 
         Returns:
             A tensor ``[1, tokens, hidden]``.
         """
-        kv, past, found, start = kv_argument(self.model), None, [], 0
+        kv, past, hidden_states, start = kv_argument(self.model), None, [], 0
         with self.torch.inference_mode():
             for length, context in pieces:
                 tokens = self.tensor(ids[None, start : start + length])
                 with context:
                     past = self.model(input_ids=tokens, **{kv: past}, use_cache=True, logits_to_keep=1)[kv]
-                found.append(self._hidden)
+                hidden_states.append(self._hidden)
                 self._hidden, start = None, start + length
-            return self.torch.cat(found, 1)
+            return self.torch.cat(hidden_states, 1)
 
     def forward(self, ids: np.ndarray) -> tuple[Any, Any]:
-        """One forward pass, under whatever torch records of it: it is what training differentiates.
+        """One forward pass in the caller's autograd mode, so that training can differentiate it.
 
         Args:
             ids: int ``[windows, tokens]``.
@@ -104,13 +104,13 @@ class Runner:
         return logits
 
     def blocks(self, tokens: int) -> Iterator[slice]:
-        """Slices of `tokens` tokens whose logits may be held at once."""
+        """Consecutive slices of `tokens` tokens; the logits of one slice fit in memory."""
         step = max(1, _LOGITS // self.model.get_output_embeddings().weight.shape[0])
         for start in range(0, tokens, step):
             yield slice(start, min(start + step, tokens))
 
     def losses(self, ids: np.ndarray) -> np.ndarray:
-        """The loss of each token in one forward pass.
+        """The loss of each token, from one forward pass.
 
         Args:
             ids: int ``[windows, tokens]``.
@@ -124,10 +124,10 @@ class Runner:
         hidden = self.hidden(ids)
         nats = np.full((len(ids), ids.shape[1] - 1), np.nan, np.float32).reshape(-1)
         with self.torch.inference_mode():
-            flat, wanted = hidden[:, :-1].reshape(-1, hidden.shape[-1]), self.tensor(ids)[:, 1:].reshape(-1)
+            flat, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), self.tensor(ids)[:, 1:].reshape(-1)
             for block in self.blocks(len(flat)):
                 logits = self.logits(flat[block]).float()
-                loss = self.torch.nn.functional.cross_entropy(logits, wanted[block], reduction="none")
+                loss = self.torch.nn.functional.cross_entropy(logits, targets[block], reduction="none")
                 nats[block] = loss.cpu().numpy()
         first = np.full((len(ids), 1), np.nan, np.float32)
         return np.concatenate([first, nats.reshape(len(ids), -1)], axis=1)
@@ -137,5 +137,5 @@ class Runner:
 
 
 def kv_argument(model: Any) -> str:
-    """What transformers calls the KV cache of a forward pass: ``cache`` from 5.24 on, ``past_key_values`` before."""
+    """Name of the KV cache argument of a forward pass: ``cache`` from transformers 5.24, before ``past_key_values``."""
     return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"

@@ -1,4 +1,4 @@
-"""Where a model's weights are: a name of the catalogue, an id of a hub, a local folder, or a GGUF file."""
+"""Find a model's weights by a name of the catalogue, a hub id, a local folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Source(NamedTuple):
     folder: Path
     weights: list[Path]
     origin: str  # for provenance: no path of this machine
-    gguf: str | None = None  # the file in `folder`, if that is what it is
+    gguf: str | None = None  # name of the GGUF file in `folder`, if the weights are one
 
 
 def find_source(spec: str) -> Source:
-    """Find the weights of ``--model``: a path first, then a short name, then an id of the hub.
+    """The weights of ``--model``; tries a path first, then a short name, then a hub id.
 
     Raises:
-        ModelError: there are none, or they cannot be fetched.
+        ModelError: there are none, or they cannot be downloaded.
     """
     path = Path(spec)
     if path.is_dir():
@@ -38,8 +38,8 @@ def find_source(spec: str) -> Source:
         if path.suffix != ".gguf":
             raise ModelError(f"--model {spec}: is a file but no .gguf; name a .gguf file or a folder with config.json")
         return _gguf(path, path.stem, f"file {path.name}")
-    if spec in _BUNDLED_GGUF and (found := importlib.util.find_spec(_BUNDLED_GGUF[spec])) and found.origin:
-        files = sorted(Path(found.origin).parent.glob("*.gguf"))
+    if spec in _BUNDLED_GGUF and (package := importlib.util.find_spec(_BUNDLED_GGUF[spec])) and package.origin:
+        files = sorted(Path(package.origin).parent.glob("*.gguf"))
         if files:
             return _gguf(files[0], spec, f"file {files[0].name} of the package {_BUNDLED_GGUF[spec].replace('_', '-')}")
     if spec in MODELS:
@@ -83,7 +83,7 @@ def _folder(folder: Path, name: str, origin: str) -> Source:
 
 
 def _hub(name: str, hub_id: str) -> Source:
-    """A model of the Hugging Face hub, from its cache on disk, or fetched."""
+    """A model of the Hugging Face hub, from its cache on disk or downloaded."""
     with told_as(f"--model {name}"):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError

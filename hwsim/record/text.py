@@ -1,4 +1,4 @@
-"""The text that a model reads: a bundled one or a UTF-8 file, and as many of its tokens as are asked for."""
+"""The text that a model reads, a bundled one or a UTF-8 file, and its first tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hwsim.errors import SettingError, did_you_mean, one_line
 
 _FOLDER = Path(__file__).parent / "texts"
 BUNDLED: dict[str, Path] = {path.stem: path for path in sorted(_FOLDER.glob("*.txt"))}
-_MARGIN = 64  # tokens beyond those asked for: where a piece of text is cut, the last tokens may come out differently
+_MARGIN = 64  # extra tokens to read: where a text is cut, its last tokens may differ
 
 
 class Text(NamedTuple):
@@ -25,10 +25,10 @@ class Text(NamedTuple):
 
 
 def find_text(spec: str) -> Text:
-    """A file, or the name of a bundled text; a file comes first.
+    """The text of a path or of a bundled name; a file takes precedence.
 
     Raises:
-        SettingError: neither, or it cannot be read.
+        SettingError: it is neither, or cannot be read.
     """
     path = Path(spec)
     if not path.is_file():
@@ -44,18 +44,18 @@ def find_text(spec: str) -> Text:
 
 
 def read_windows(text: Text, tokenizer: Any, tokens: int, context: int) -> tuple[np.ndarray, list[int]]:
-    """The text's first tokens in windows that each begin as the tokenizer begins a text, with BOS where it has one.
+    """The text's first tokens, in windows that begin as the tokenizer begins a text: with BOS if it has one.
 
-    Reads no more of a long file than it needs.
+    A long file is read only as far as needed.
 
     Args:
         text: on disk.
         tokenizer: of the model.
-        tokens: of all windows together, what they begin with included.
+        tokens: number of tokens of all windows, including those that each begins with.
         context: tokens of a window; the last may be shorter.
 
     Returns:
-        int32 ``[tokens]``, and what each window begins with.
+        int32 ``[tokens]``, and the tokens that each window begins with.
 
     Raises:
         SettingError: the text is not UTF-8, or too short; a window holds no more than its beginning.
@@ -66,9 +66,9 @@ def read_windows(text: Text, tokenizer: Any, tokens: int, context: int) -> tuple
             f"--context {context}: each window begins with {len(prefix)} token of the tokenizer's; give more"
         )
     lengths = range(0, tokens, context)
-    wanted, step = tokens - len(lengths) * len(prefix), context - len(prefix)
-    words = _plain_tokens(text, tokenizer, wanted)
-    if len(words) < wanted:
+    words_needed, step = tokens - len(lengths) * len(prefix), context - len(prefix)
+    words = _plain_tokens(text, tokenizer, words_needed)
+    if len(words) < words_needed:
         most = len(words) + -(-len(words) // step) * len(prefix)
         raise SettingError(
             f"--text {text.name}: has {most} tokens, --tokens asks for {tokens}; give a longer text, or --tokens {most}"
@@ -79,33 +79,33 @@ def read_windows(text: Text, tokenizer: Any, tokens: int, context: int) -> tuple
 
 
 def _prefix(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts in front of a text: BOS, or nothing."""
+    """The tokens that the tokenizer puts before a text: BOS, or none."""
     whole, plain = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (True, False))
     starts = range(len(whole) - len(plain) + 1)
     return whole[: next((at for at in starts if whole[at : at + len(plain)] == plain), 0)]
 
 
-def _plain_tokens(text: Text, tokenizer: Any, wanted: int) -> list[int]:
-    """The first `wanted` tokens of a text, without special ones; fewer where it has no more."""
-    everything, size = text.path.stat().st_size, max(2**16, 16 * wanted)
+def _plain_tokens(text: Text, tokenizer: Any, count: int) -> list[int]:
+    """The first `count` tokens of a text, without special tokens; fewer if the text is shorter."""
+    file_size, size = text.path.stat().st_size, max(2**16, 16 * count)
     while True:
-        content, whole = _beginning(text, min(size, everything))
+        content, whole = _beginning(text, min(size, file_size))
         ids = list(tokenizer(content, add_special_tokens=False)["input_ids"])
-        if whole or len(ids) >= wanted + _MARGIN:
+        if whole or len(ids) >= count + _MARGIN:
             break
         size *= 4
     if not ids:
         raise SettingError(f"--text {text.name}: is empty; give a text")
-    return ids[:wanted]
+    return ids[:count]
 
 
 def _beginning(text: Text, size: int) -> tuple[str, bool]:
-    """The first `size` bytes as text, and whether that is all."""
+    """The first `size` bytes as text, and whether that is the whole file."""
     with text.path.open("rb") as file:
         data = file.read(size)
         whole = not file.read(1)
     try:
-        # not final: a character that the cut has split is left out
+        # not final: a character split by the cut is left out
         return codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=whole), whole
     except UnicodeDecodeError as error:
         if b"\0" in data[:4096]:
