@@ -1,7 +1,7 @@
-"""The folder of an adapter while it is trained, and what makes it whole: nothing is left half-written, nothing is lost.
+"""The folder of an adapter during its training; interrupted runs lose little and leave nothing half-written.
 
-A training writes to ``NAME.partial`` beside the folder: what it is (`hwsim.json`) and, every few steps, a state to go
-on from. The finished adapter is written there, too, and the folder gets its name in one step.
+A training writes to ``NAME.partial`` beside the folder: its description (`hwsim.json`) and, every few steps, a state
+to resume from. The finished adapter is written there, too, and the folder gets its name in one step.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ _STATE = "state.pt"
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """What a folder says of itself; None where it is none of ours."""
+    """The description in an adapter's folder; None if `hwsim train lora` did not write it."""
     try:
-        found = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("format") == "hwsim-lora" else None
+    return about if isinstance(about, dict) and about.get("format") == "hwsim-lora" else None
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """In words, what two descriptions do not share: ``training.rank 8, now 16``."""
-    found = []
-    for key, one in ours.items():
-        other = theirs.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += _differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found.append(f"{prefix}{key} {other}, now {one}")
-    return found
+    """The differences between two descriptions, in words: ``training.rank 8, now 16``."""
+    lines = []
+    for key, value in ours.items():
+        old = theirs.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            lines += _differences(value, old, f"{prefix}{key}.")
+        elif value != old:
+            lines.append(f"{prefix}{key} {old}, now {value}")
+    return lines
 
 
 def finished(folder: Path, about: dict[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
-    """What an earlier, finished training of exactly this adapter found; None: it is still to be done.
+    """The results of a finished training of exactly this adapter; None if it has not been trained yet.
 
     Raises:
-        OutputError: something else is there, or the place cannot be written.
+        OutputError: the folder holds something else, or cannot be written.
     """
     if not folder.resolve().parent.is_dir():
         raise OutputError(f"{folder}: cannot be written: the folder {folder.parent} does not exist")
@@ -68,29 +68,29 @@ def finished(folder: Path, about: dict[str, Any], *, overwrite: bool) -> dict[st
 
 
 def partial_of(folder: Path) -> Path:
-    """Where an adapter is trained, beside its folder."""
+    """The folder in which an adapter is trained, beside its own."""
     return folder.resolve().with_name(folder.resolve().name + ".partial")
 
 
 class Partial:
-    """A training that is under way.
+    """An unfinished training; use as a context manager.
 
     Args:
-        folder: the adapter's, as it will be called.
-        about: what decides the adapter.
-        overwrite: begin anew where something else was begun, and replace what is there in the end.
+        folder: of the finished adapter.
+        about: description of everything that decides the adapter.
+        overwrite: begin anew if a training with other settings was begun, and replace an existing folder at the end.
 
     Raises:
-        OutputError: something else was begun here, or the place cannot be written.
+        OutputError: a training with other settings was begun here, or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], *, overwrite: bool) -> None:
         self._folder, self._about, self._overwrite = folder, about, overwrite
         self.path = partial_of(folder)
-        there = _read(self.path) if self.path.exists() else None
-        if self.path.exists() and there is None:
+        stored = _read(self.path) if self.path.exists() else None
+        if self.path.exists() and stored is None:
             raise OutputError(f"{self.path}: is in the way and is no unfinished training; move it, or name another -o")
-        if there and (differences := _differences(about, there)):
+        if stored and (differences := _differences(about, stored)):
             if not overwrite:
                 raise OutputError(
                     f"{self.path}: was begun with other settings ({differences[0]}); give the same ones to go on, "
@@ -99,7 +99,7 @@ class Partial:
             shutil.rmtree(self.path)
 
     def __enter__(self) -> Partial:
-        """Make room."""
+        """Make the folder and lock it."""
         try:
             self.path.mkdir(exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY)
@@ -113,45 +113,49 @@ class Partial:
         return self
 
     def _try_lock(self) -> bool:
-        """Whether this process is alone; where that cannot be known, an empty folder does not stay in the way."""
+        """Whether this process could lock the folder; if locking is impossible, an empty folder is removed."""
         try:
             return lock(self._lock)
         except OSError:
             os.close(self._lock)
-            with contextlib.suppress(OSError):  # it is not empty: there is a training to go on from
+            with contextlib.suppress(OSError):  # a folder that is not empty stays: a training can resume from it
                 self.path.rmdir()
             raise
 
     def __exit__(self, *error: object) -> None:
-        """What is there stays: the same training goes on from it."""
+        """Keep the folder if it has a state to resume from."""
         if self.path.exists() and not (self.path / _STATE).exists():
             shutil.rmtree(self.path)
         os.close(self._lock)
 
     def state(self, torch: Any) -> dict[str, Any] | None:
-        """Where an earlier run was; None: at the beginning.
+        """The saved state of an earlier run; None if there is none.
 
         Raises:
-            OutputError: it cannot be read.
+            OutputError: the state cannot be read.
         """
         file = self.path / _STATE
         if not file.exists():
             return None
         try:
-            found: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+            state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         except Exception as error:
             if self._overwrite:
                 return None
             raise OutputError(f"{file}: is damaged: {one_line(error)[:120]}; give --overwrite to begin anew") from error
-        return found
+        return state
 
     def save(self, torch: Any, state: dict[str, Any]) -> None:
-        """Keep a state in one step."""
-        fresh = self.path / f".{_STATE}"
+        """Save a state in one step: a kill leaves the old one or the new one.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        temporary = self.path / f".{_STATE}"
         try:
-            torch.save(state, fresh)
-            fresh.replace(self.path / _STATE)
-        except (OSError, RuntimeError) as error:  # torch tells a full disk as a RuntimeError
+            torch.save(state, temporary)
+            temporary.replace(self.path / _STATE)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             raise OutputError(f"{self.path}: cannot be written: {one_line(error)[:120]}") from error
 
     def finish(self, wrapped: Any, done: dict[str, Any]) -> None:
@@ -159,7 +163,7 @@ class Partial:
 
         Args:
             wrapped: model of peft.
-            done: what the training found.
+            done: results of the training.
 
         Raises:
             OutputError: it cannot be written.
@@ -182,12 +186,12 @@ class Partial:
 
 
 def _in_order(config: Path) -> None:
-    """peft keeps the names of modules as a set, so their order in the file is another one in each process."""
-    known = json.loads(config.read_text())
-    for key, value in known.items():
+    """Sort the lists of names in a config: peft keeps them as sets, so their order changes between processes."""
+    fields = json.loads(config.read_text())
+    for key, value in fields.items():
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
-            known[key] = sorted(value)
-    write_atomic(config, _text(known))
+            fields[key] = sorted(value)
+    write_atomic(config, _text(fields))
 
 
 def _text(about: dict[str, Any]) -> str:

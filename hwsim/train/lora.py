@@ -1,4 +1,4 @@
-"""LoRA: small matrices beside the MLP's own, trained to give back what a policy's masks take away.
+"""LoRA: small matrices beside the MLP's own, trained to recover the quality that a policy's masks cost.
 
 The method of arXiv 2412.01380: y = (m x) W + (m x) A B, the same input mask m for both, A drawn from a normal
 distribution, B zero. The policy is in place while it trains, its caches included, and the dense model is the teacher:
@@ -28,11 +28,11 @@ from hwsim.train.trainer import Look, Trainer, Training
 
 
 class Trained(NamedTuple):
-    """What came of it.
+    """Result of `train_lora`.
 
     Attributes:
         folder: of the adapter.
-        resumed: steps that an earlier run had done; all of them: there was nothing left to do.
+        resumed: steps that an earlier run had done; all of them if it had finished.
         dense_perplexity: of the dense model on the validation tokens.
         curve: looks at the validation tokens; the first is the policy without an adapter.
         best: the step whose adapter was kept.
@@ -56,7 +56,7 @@ class Trained(NamedTuple):
         return (before - after) / gap if gap > 0 else None
 
     def plain(self) -> dict[str, Any]:
-        """For JSON; no path in it."""
+        """The result as JSON data, without paths."""
         fields = self._asdict() | {"folder": self.folder.name, "curve": [look._asdict() for look in self.curve]}
         return {"format": "hwsim-training", "version": 1, "kind": "lora", **fields, "gap_closed": self.closed}
 
@@ -66,9 +66,9 @@ class Target:
     """Where an adapter is written.
 
     Attributes:
-        folder: to write, as peft's save_pretrained does, and ``hwsim.json``.
-        overwrite: replace an adapter that is already there, or was begun with other arguments.
-        writes: what the caller is going to write besides; refused where it is the model's or the text.
+        folder: folder to write: the files of peft's save_pretrained, and ``hwsim.json``.
+        overwrite: replace an adapter that exists already, or was begun with other arguments.
+        writes: other files that the caller is going to write; they may be neither the model's files nor the text.
     """
 
     folder: Path
@@ -89,21 +89,21 @@ def train_lora(
 ) -> Trained:
     """Train an adapter for a model under a policy.
 
-    Called again with the same arguments after it was killed, it goes on, and ends with the same bytes.
+    Called again with the same arguments after a kill, it resumes; the result has the same bytes.
 
     Args:
         target: where it is written.
         model: as `hwsim.record.record` takes it.
         text: a UTF-8 file, or the name of a bundled text.
-        conditions: the device, whose DRAM budget decides what the caches hold, the eviction, and DRAM, bits and seed,
-            as in a replay.
+        conditions: as in a replay: the device, whose DRAM budget decides the size of the caches, the eviction, and the
+            settings, of which DRAM, bits and seed count.
         candidate: the policy.
-        training: how.
-        reading: device, type and memory for the model; its other fields play no part.
-        progress: is told how far it is.
+        training: how to train.
+        reading: device, type and memory for the model; its other fields are ignored.
+        progress: callback that receives (phase, steps done, steps in all).
 
     Raises:
-        HwsimError: one of its kinds.
+        HwsimError: a subclass.
     """
     training, settings, eviction = training or Training(), conditions.settings, conditions.eviction
     folder, overwrite = target.folder, target.overwrite
@@ -111,8 +111,8 @@ def train_lora(
     if eviction.needs_future:
         raise SettingError("--eviction: a rule that must know the future cannot be trained with; choose another")
     caches = settings.caches
-    asked = (settings.cache_scope, settings.cache_shares, settings.block, *vars(caches).values())
-    if asked != ("matrix", None, 1, None, None, None):
+    cache_settings = (settings.cache_scope, settings.cache_shares, settings.block, *vars(caches).values())
+    if cache_settings != ("matrix", None, 1, None, None, None):
         raise SettingError("settings: an adapter is trained with equal caches of single units that begin empty")
     reading = TextSettings(
         training.tokens + training.validation, training.context, 0, None,
@@ -153,25 +153,25 @@ def _trained(folder: Path, done: dict[str, Any], resumed: int) -> Trained:
 
 
 def _about(ready: Prepared, run: Run, training: Training, capacities: list[int]) -> dict[str, Any]:
-    """Everything that decides the adapter: another value of any of it is another adapter."""
+    """Description of everything that decides the adapter; a training with any other value makes another adapter."""
     header = ready.header
-    known = header.provenance
+    provenance = header.provenance
     return {
         "format": "hwsim-lora",
         "version": 1,
         "hwsim": hwsim.__version__,
         "model": header.model.model_dump(),
-        "weights": known["weights"],
-        "config_sha256": known["config_sha256"],
-        "text": known["text"],
-        "tokens_sha256": known["tokens_sha256"],
+        "weights": provenance["weights"],
+        "config_sha256": provenance["config_sha256"],
+        "text": provenance["text"],
+        "tokens_sha256": provenance["tokens_sha256"],
         "policy": {"name": run.names.policy, "parameters": run.policy.model_dump(mode="json")},
         "eviction": {"name": type(run.eviction).__name__, "parameters": run.eviction.model_dump(mode="json")},
         "capacities": capacities,
         "training": asdict(training),
         "seed": run.settings.seed,
         "tokens": training.tokens,
-        "libraries": {"torch": known["torch"], "transformers": known["transformers"]},
+        "libraries": {"torch": provenance["torch"], "transformers": provenance["transformers"]},
         "device": ready.settings.device,
         "dtype": ready.settings.dtype,
     }

@@ -20,7 +20,7 @@ class Fit(NamedTuple):
     Attributes:
         net: float32 ``w1`` [hidden, rank], ``b1`` [rank], ``w2`` [rank, units], ``b2`` [units]; takes the MLP's input.
         losses: mean cross-entropy on the validation tokens in nats a unit, before training and after each epoch.
-        epoch: the one whose net it is, that of the lowest loss; 0: before training.
+        epoch: epoch of this net, the one with the lowest loss; 0: before training.
     """
 
     net: dict[str, np.ndarray]
@@ -29,26 +29,32 @@ class Fit(NamedTuple):
 
 
 class _Net:
-    """Parameters in torch, for inputs that are centred and of unit mean variance."""
+    """Parameters of a net in torch, for inputs that are centred and have unit mean variance."""
 
-    def __init__(self, torch: Any, rank: int, known: Statistics, rng: np.random.Generator, device: str) -> None:
-        hidden, units = len(known.mean), len(known.share)
+    def __init__(self, torch: Any, rank: int, measured: Statistics, rng: np.random.Generator, device: str) -> None:
+        hidden, units = len(measured.mean), len(measured.share)
         self.torch, self.units = torch, units
-        # w2 = 0: the start is the best static set, and is left in the direction in which the loss falls
+        # w2 = 0: the net begins as the best static set and moves in the direction in which the loss falls
         values = {
             "w1": rng.standard_normal((hidden, rank), np.float32) / np.float32(hidden**0.5),
             "b1": np.zeros(rank, np.float32),
             "w2": np.zeros((rank, units), np.float32),
-            "b2": np.log(known.share / (1 - known.share)).astype(np.float32),
+            "b2": np.log(measured.share / (1 - measured.share)).astype(np.float32),
         }
         self.parts = {name: torch.tensor(value, device=device, requires_grad=True) for name, value in values.items()}
-        self._mean = torch.tensor(known.mean.astype(np.float32), device=device)
-        self._scale = known.scale
+        self._mean = torch.tensor(measured.mean.astype(np.float32), device=device)
+        self._scale = measured.scale
         self._bits = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)  # packbits: the highest bit comes first
-        self._known = known
+        self._known = measured
 
     def loss(self, inputs: Any, masks: Any, reduction: str) -> Any:
-        """Cross-entropy of a batch: inputs float16 ``[n, hidden]``, masks uint8 ``[n, ceil(units / 8)]``."""
+        """Cross-entropy of a batch.
+
+        Args:
+            inputs: float16 ``[n, hidden]``.
+            masks: uint8 ``[n, ceil(units / 8)]``, packed bits.
+            reduction: ``mean`` or ``sum`` over all units of all tokens.
+        """
         parts = self.parts
         x = (inputs.float() - self._mean) / self._scale
         logits = self.torch.relu(x @ parts["w1"] + parts["b1"]) @ parts["w2"] + parts["b2"]
@@ -57,7 +63,7 @@ class _Net:
         return entropy(logits, truth, reduction=reduction)
 
     def values(self) -> dict[str, np.ndarray]:
-        """The net as it is now, for inputs as the model makes them: centring and scale go into w1 and b1."""
+        """The current net, for the model's own inputs: centring and scale are folded into w1 and b1."""
         parts = {name: part.detach().cpu().numpy().astype(np.float64) for name, part in self.parts.items()}
         w1 = parts["w1"] / self._known.scale
         parts |= {"w1": w1, "b1": parts["b1"] - self._known.mean @ w1}
@@ -70,10 +76,10 @@ class Effort:
 
     Attributes:
         rank: width of the hidden layer.
-        epochs: at most.
+        epochs: largest number of epochs.
         patience: epochs without a lower loss after which it stops.
         learning_rate: of Adam.
-        device: of torch.
+        device: a device of torch.
     """
 
     rank: int
@@ -92,16 +98,16 @@ def fit(
     rng: np.random.Generator,
     tell: Callable[[int], None] = lambda epoch: None,
 ) -> Fit:
-    """Train one net with Adam, in shuffled batches, until the validation has not become better for `patience` epochs.
+    """Train one net with Adam in shuffled batches, until the validation loss has not improved for `patience` epochs.
 
     Args:
         torch: the module.
         training: tokens to learn from.
         validation: tokens that decide which epoch is the best.
         known: statistics of `training`.
-        effort: how it is trained.
-        rng: for the start and the order of tokens; nothing else is random.
-        tell: is told the number of each epoch that is done.
+        effort: how the net is trained.
+        rng: for the initial net and the order of tokens; nothing else is random.
+        tell: callback that receives the number of each finished epoch.
 
     Raises:
         SettingError: the loss is no longer finite.
@@ -122,7 +128,7 @@ def fit(
         return total / (validation.tokens * net.units)
 
     losses, best, epoch = [held_out()], 0, 0
-    kept = net.values()
+    best_net = net.values()
     while epoch < effort.epochs and epoch - best < effort.patience:
         epoch += 1
         for inputs, masks in map(tensors, training.pieces(rng.permutation(training.blocks))):
@@ -138,6 +144,6 @@ def fit(
                 f"--learning-rate {effort.learning_rate:g}: the loss is no longer finite; give a lower one"
             )
         if losses[-1] < losses[best]:
-            best, kept = epoch, net.values()
+            best, best_net = epoch, net.values()
         tell(epoch)
-    return Fit(kept, losses, best)
+    return Fit(best_net, losses, best)

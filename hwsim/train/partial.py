@@ -1,7 +1,7 @@
-"""What is finished of a training that runs layer by layer, in ``FILE.partial`` beside the file that it becomes.
+"""The finished layers of a training that runs layer by layer, in ``FILE.partial`` beside the file to write.
 
-Frames, each a length, a checksum and a ``.npz``: first the settings, then one for each finished layer, appended and
-made safe on disk. What a kill cut off in the middle of a frame is dropped; nothing is written twice.
+The file is a row of frames, each a length, a checksum and a ``.npz``: first the settings, then one frame for each
+finished layer, appended and flushed to disk. A frame that a kill cut off is dropped; nothing is written twice.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FRAME = struct.Struct("<QI")
 
 
 class Layer(NamedTuple):
-    """One finished layer: its arrays, and what was measured of it, as JSON can hold it."""
+    """One finished layer: its arrays and its measured quality as JSON data."""
 
     arrays: dict[str, np.ndarray]
     result: dict[str, Any]
 
 
 def partial_of(path: Path) -> Path:
-    """Where the layers of a file lie until all are finished."""
+    """Path that holds the layers of a file until all are finished."""
     return path.with_name(path.name + ".partial")
 
 
@@ -40,16 +40,16 @@ class Partial:
     """The finished layers of one training; use as a context manager, call `finish` when the file itself is written.
 
     Args:
-        path: the file that it becomes.
-        settings: everything that decides the result; layers of other settings are not gone on from.
-        overwrite: begin anew where layers of other settings are there.
+        path: the file to write in the end.
+        settings: everything that decides the result; a training does not resume from layers of other settings.
+        overwrite: begin anew if the file holds layers of other settings.
 
     Attributes:
         layers: those that are finished, in order.
 
     Raises:
-        OutputError: the place cannot be written, holds something else or layers of other settings, or another process
-            is writing there.
+        OutputError: the file cannot be written, holds something else or layers of other settings, or another process
+            is writing it.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, overwrite: bool = False) -> None:
@@ -70,7 +70,7 @@ class Partial:
             raise
 
     def add(self, arrays: dict[str, np.ndarray], result: dict[str, Any]) -> None:
-        """Append a finished layer and make it safe against a kill.
+        """Append a finished layer and flush it to disk.
 
         Raises:
             OutputError: the disk is full.
@@ -79,7 +79,7 @@ class Partial:
         self.layers.append(Layer(arrays, result))
 
     def finish(self) -> None:
-        """Delete it: the file itself is there."""
+        """Delete the partial file, once the file itself is written."""
         self.path.unlink(missing_ok=True)
         self._file.close()
 
@@ -88,7 +88,7 @@ class Partial:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is not None and not self.layers and not self._file.closed:
-            self.path.unlink(missing_ok=True)  # nothing to go on from: only the name would be taken
+            self.path.unlink(missing_ok=True)  # nothing to resume from: it would only block the name
         self._file.close()
 
     # ------------------------------------------------------------------ the file
@@ -110,9 +110,14 @@ class Partial:
         while (frame := self._frame()) is not None:
             frames.append(frame)
             end = self._file.tell()
-        if frames and (other := _difference(frames[0].result, self._settings)) and len(frames) > 1 and not overwrite:
+        if (
+            frames
+            and (difference := _difference(frames[0].result, self._settings))
+            and len(frames) > 1
+            and not overwrite
+        ):
             raise OutputError(
-                f"{self.path}: holds layers that were trained otherwise ({other}); run that command to its end, "
+                f"{self.path}: holds layers that were trained otherwise ({difference}); run that command to its end, "
                 f"name another file with -o, give --overwrite, or delete {self.path.name}"
             )
         if frames and frames[0].result == self._settings:
@@ -124,7 +129,7 @@ class Partial:
         self._append({}, self._settings)
 
     def _frame(self) -> Layer | None:
-        """The next frame; None where there is no whole one."""
+        """The next frame; None if there is no complete one."""
         head = self._file.read(_FRAME.size)
         if len(head) < _FRAME.size:
             return None
@@ -158,13 +163,13 @@ class Partial:
         self._file.truncate()
 
 
-def _difference(there: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first setting that differs, as ``rank 32, not 64``; empty where none does."""
-    for name in sorted({*there, *wanted}):
-        old, new = there.get(name), wanted.get(name)
+def _difference(stored: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The first setting that differs, as ``rank 32, not 64``; empty if all are equal."""
+    for name in sorted({*stored, *settings}):
+        old, new = stored.get(name), settings.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            if inner := _difference(old, new):
-                return inner
+            if difference := _difference(old, new):
+                return difference
         elif old != new:
             return f"{name} {old}, not {new}"
     return ""

@@ -1,7 +1,7 @@
-"""Predictors (DejaVu style): one net per layer that guesses from the MLP's input which neurons matter.
+"""Predictors (DejaVu style): one net per layer that predicts from the MLP's input which neurons matter.
 
-The target is the top-k mask of |glu|, with the k of the finished policy: the nets count in its density. They are
-trained from a trace, without the model, one layer after the other.
+The target is the top-k mask of |glu|. Its k is that of the policy that uses the nets, whose density includes them.
+The nets are trained from a trace, without the model, one layer after the other.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from hwsim.util.files import check_new_file, spare
 
 KIND = "hwsim-predictor"
 Progress = Callable[[str, int, int], None]
-"""Is told (phase, done, of how many)."""
+"""Callback: receives (phase, steps done, steps in all)."""
 
-_RESULTS = ("layers", "recall", "precision", "static")  # of a header: what came of a training, not what it is of
+_RESULTS = ("layers", "recall", "precision", "static")  # fields of a header that hold results, not settings
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Settings:
     """How to train.
 
     Attributes:
-        density: MLP density of the policy that is going to use the nets, which count in it.
+        density: MLP density of the policy that is going to use the nets, including the nets' parameters.
         rank: width of a net's hidden layer; None: a sixteenth of the model's hidden size.
-        epochs: at most.
+        epochs: largest number of epochs.
         patience: epochs without a lower validation loss after which a layer is done.
         learning_rate: of Adam.
-        seed: of the start and of the order of tokens.
-        device: of torch.
+        seed: of the initial nets and the order of tokens.
+        device: a device of torch.
     """
 
     density: float = 0.5
@@ -57,13 +57,13 @@ class Settings:
 
 
 class Plan(NamedTuple):
-    """What follows from density and rank.
+    """Sizes that follow from density and rank.
 
     Attributes:
         rank: width of a net's hidden layer.
-        share: of the nets' parameters in the MLP's.
+        share: parameters of the nets as a share of the MLP's.
         keep: share of the neurons that a mask holds: density - share.
-        k: neurons of a mask.
+        k: number of neurons that a mask holds.
     """
 
     rank: int
@@ -73,12 +73,12 @@ class Plan(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What came of it.
+    """Result of `train`.
 
     Attributes:
         path: the file.
         header: of the file.
-        resumed: layers that an earlier, interrupted run had finished; all of them: nothing was left to do.
+        resumed: layers that an earlier, interrupted run had finished; all of them if nothing was left to do.
     """
 
     path: Path
@@ -87,10 +87,10 @@ class Trained(NamedTuple):
 
 
 def plan(model: ModelShape, settings: Settings) -> Plan:
-    """Count the nets in, as the policy does.
+    """The sizes of nets and masks; as in the policy, the density includes the nets.
 
     Raises:
-        SettingError: a setting is out of its bounds, or the nets leave nothing of the density.
+        SettingError: a setting is out of bounds, or the nets use up the density.
     """
     for name, least in (("rank", 1), ("epochs", 1), ("patience", 1), ("seed", 0)):
         value = getattr(settings, name)
@@ -124,46 +124,46 @@ def train(
 ) -> Trained:
     """Train predictors from a trace.
 
-    An interrupted training goes on after its last finished layer when it is called again with the same arguments; the
-    file is the same, byte for byte. A finished one is recognised and left alone.
+    Called again with the same arguments, an interrupted training resumes after its last finished layer; the file is the
+    same, byte for byte. A finished training is recognised and left alone.
 
     Args:
         path: the file to write, for ``--set predictor=FILE``.
         trace: with the signals ``input``, and ``glu`` or ``up`` and ``gate``.
         settings: density, size and effort.
-        overwrite: replace a file that is already there, or layers that were trained otherwise.
-        progress: is told how far it is.
-        writes: what the caller is going to write besides; refused where it is the trace or the file.
+        overwrite: replace a file that exists already, or layers that were trained with other settings.
+        progress: callback, see `Progress`.
+        writes: other files that the caller is going to write; they may be neither the trace nor the file.
 
     Raises:
-        HwsimError: one of its kinds; the trace lacks a signal, a setting is impossible, torch is missing.
+        HwsimError: a subclass; the trace lacks a signal, a setting is impossible, torch is missing.
     """
     path, settings = Path(path), settings or Settings()
-    own = [path, partial_of(path)]
+    outputs = [path, partial_of(path)]
     check_new_file(path)
-    for target in own:
+    for target in outputs:
         spare(target, [Path(trace)])
-    for other in writes:
-        spare(other, [Path(trace)])
-        spare(other, own, "writes the nets to")
+    for file in writes:
+        spare(file, [Path(trace)])
+        spare(file, outputs, "writes the nets to")
     with Trace(trace) as opened:
         _need_signals(opened)
         opened.check_whole("training")
         planned = plan(opened.model, settings)
         torch = import_torch("training")
         device = find_device(settings.device, torch)
-        begun = _header(opened, settings, planned, str(torch.__version__))
+        run_header = _header(opened, settings, planned, str(torch.__version__))
         if path.exists() and not overwrite:
-            if (there := _finished(path, begun)) is not None:
-                return Trained(path, there, opened.model.num_hidden_layers)
+            if (stored := _finished(path, run_header)) is not None:
+                return Trained(path, stored, opened.model.num_hidden_layers)
             raise OutputError(
                 f"{path}: exists and holds something else; name another file with -o, or give --overwrite"
             )
-        with Partial(path, begun, overwrite=overwrite) as partial:
+        with Partial(path, run_header, overwrite=overwrite) as partial:
             resumed = len(partial.layers)
             with told_as("training"):
                 _run(opened, settings, planned, torch, device, partial, progress or (lambda phase, done, total: None))
-            header = begun | _results(partial.layers)
+            header = run_header | _results(partial.layers)
             write_arrays(path, KIND, header, _members(partial.layers))
             partial.finish()
     return Trained(path, header, resumed)
@@ -179,10 +179,10 @@ def _need_signals(trace: Trace) -> None:
 
 
 def _header(trace: Trace, settings: Settings, planned: Plan, torch_version: str) -> dict[str, Any]:
-    """Everything that decides the nets, and what a reader wants to know of them: no clock, no path."""
-    header, known = trace.header, trace.header.provenance
+    """Everything that decides the nets, and facts about them for readers; no time and no path."""
+    header, provenance = trace.header, trace.header.provenance
     parts = split(header, trace.path)
-    weights, text = known.get("weights"), known.get("text")
+    weights, text = provenance.get("weights"), provenance.get("text")
     return {
         "hwsim": hwsim.__version__,
         "torch": torch_version,
@@ -217,25 +217,29 @@ def _run(
     for layer in range(len(partial.layers), layers):
         tell("training", layer * settings.epochs, total)
         training, validation = (Samples(trace, layer, planned.k, blocks) for blocks in parts)
-        known = statistics(training, units, planned.k)
-        found = fit(
+        measured = statistics(training, units, planned.k)
+        fitted = fit(
             torch,
             training,
             validation,
-            known,
+            measured,
             Effort(planned.rank, settings.epochs, settings.patience, settings.learning_rate, device),
             np.random.default_rng([settings.seed, layer]),  # a layer does not depend on those before it
             tell=lambda epoch, layer=layer: tell("training", layer * settings.epochs + epoch, total),  # type: ignore[misc]
         )
-        quality = measure(found.net, validation, known.static, planned.k)
-        result = quality._asdict() | {"loss": found.losses[found.epoch], "epoch": found.epoch, "losses": found.losses}
-        partial.add(found.net, result)
+        quality = measure(fitted.net, validation, measured.static, planned.k)
+        result = quality._asdict() | {
+            "loss": fitted.losses[fitted.epoch],
+            "epoch": fitted.epoch,
+            "losses": fitted.losses,
+        }
+        partial.add(fitted.net, result)
     tell("training", total, total)
 
 
 def _results(layers: list[Layer]) -> dict[str, Any]:
     results = [layer.result for layer in layers]
-    means = {name: sum(each[name] for each in results) / len(results) for name in ("recall", "precision", "static")}
+    means = {name: sum(result[name] for result in results) / len(results) for name in ("recall", "precision", "static")}
     return {"layers": results, **means}
 
 
@@ -247,10 +251,10 @@ def _members(layers: list[Layer]) -> dict[str, np.ndarray]:
     }
 
 
-def _finished(path: Path, begun: dict[str, Any]) -> dict[str, Any] | None:
-    """The header of the finished file of this very training; None where it is another one."""
+def _finished(path: Path, run_header: dict[str, Any]) -> dict[str, Any] | None:
+    """The header of a finished file with the same settings; None if the file is another one or damaged."""
     try:
         header = read_arrays(path, KIND).header
     except HwsimError:
         return None
-    return header if {key: value for key, value in header.items() if key not in _RESULTS} == begun else None
+    return header if {key: value for key, value in header.items() if key not in _RESULTS} == run_header else None

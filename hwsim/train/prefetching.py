@@ -1,4 +1,4 @@
-"""Frequencies for the rule `trained` of reading ahead: what a unit's need at one token tells of the next."""
+"""Frequencies for the prefetch rule `trained`: how often a unit is needed, given its need at the token before."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from hwsim.simulation.run import Run
 
 
 class _Learner(Prefetch):
-    """Looks at the masks of a replay and counts."""
+    """Counts over the masks of a replay; predicts nothing."""
 
     oracle: ClassVar[bool] = True
     _counts: dict[str, np.ndarray] = PrivateAttr(default_factory=dict)
 
     def guess(self, ahead: Ahead) -> np.ndarray:
-        """Count, and guess nothing."""
+        """Count, and return empty masks: bool ``[tokens, units]``."""
         assert ahead.truth is not None
-        known = ahead.last.any(axis=1)  # the first of a sequence has none before it
-        last, now = ahead.last[known], ahead.truth[known]
-        found = self._counts.setdefault(member(ahead.layer, ahead.group), np.zeros((2, 2, ahead.units), np.int64))
+        has_last = ahead.last.any(axis=1)  # the first token of a sequence has none before it
+        last, now = ahead.last[has_last], ahead.truth[has_last]
+        counts = self._counts.setdefault(member(ahead.layer, ahead.group), np.zeros((2, 2, ahead.units), np.int64))
         for before, rows in ((0, ~last), (1, last)):
-            found[before, 0] += np.count_nonzero(rows, axis=0)
-            found[before, 1] += np.count_nonzero(rows & now, axis=0)
+            counts[before, 0] += np.count_nonzero(rows, axis=0)
+            counts[before, 1] += np.count_nonzero(rows & now, axis=0)
         return np.zeros_like(ahead.last)
 
     def frequencies(self) -> dict[str, np.ndarray]:
-        """Of need after no need, and after need: float32 ``[2, units]`` by member; one token of each kind is added.
+        """Frequencies of need by member: float32 ``[2, units]``, after a token without need and after one with need.
 
-        A unit that was never seen to be needed, or never not, gets what is added: one need in two.
+        One token is added to each count and half a need, so that a unit without observations has the frequency 1/2.
         """
         return {
             name: ((counts[:, 1] + 0.5) / (counts[:, 0] + 1.0)).astype(np.float32)
@@ -44,19 +44,19 @@ class _Learner(Prefetch):
 
 
 def train_prefetch(run: Run, observers: Sequence[Observer] = ()) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Replay a trace and count.
+    """Count the frequencies over a replay of a trace.
 
     Args:
         run: which trace, device, policy, eviction and settings.
-        observers: see the progress.
+        observers: receive the progress.
 
     Returns:
-        What the counts were made of, and the frequencies.
+        Header fields that name the source of the counts, and the frequencies.
     """
     learner = _Learner()
     watched = run.but(overlap="prefetch", prefetch=("learner", learner), timing="events")
     result = replay(watched, observers, threads=1)
-    told = result.provenance
-    return {key: told[key] for key in ("hwsim", "trace", "policy")} | {
-        "model": told["model"]["name"]
+    provenance = result.provenance
+    return {key: provenance[key] for key in ("hwsim", "trace", "policy")} | {
+        "model": provenance["model"]["name"]
     }, learner.frequencies()

@@ -1,6 +1,6 @@
 """One layer of a trace as training data: MLP inputs, and as targets the top-k masks of |glu|.
 
-Sequences, not tokens, are held out for validation: neighbouring tokens are too much alike.
+Whole sequences are held out for validation, not single tokens, as neighbouring tokens are too similar.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from hwsim.util.kernels import top_k
 
 VALIDATION = 0.1  # share of the decoded tokens that is held out, at least
 BLOCK = 256  # tokens that are read at once
-PIECE_BYTES = 2**30  # what a layer may take in memory; more of it is read anew, piece by piece, in every epoch
+PIECE_BYTES = 2**30  # memory for a layer; a larger one is read again, piece by piece, in every epoch
 
 Range = tuple[int, int]
 
 
 class Split(NamedTuple):
-    """Blocks of decoded tokens, each (first, beyond the last)."""
+    """Blocks of decoded tokens, each (start, stop)."""
 
     training: list[Range]
     validation: list[Range]
 
 
 def split(header: TraceHeader, path: object) -> Split:
-    """Hold the last sequences out: those of a tenth of the decoded tokens, at least one. Prompts are in neither part.
+    """Split the decoded tokens: the last sequences, a tenth of the tokens and at least one, are for validation.
+
+    Prompts are in neither part.
 
     Raises:
-        TraceError: there is one sequence only.
+        TraceError: the trace has only one sequence.
     """
     spans = [part.rows for part in Sequences(header.sequences).decoded()]
     if len(spans) < 2:
@@ -40,10 +42,10 @@ def split(header: TraceHeader, path: object) -> Split:
             f"{path}: has one sequence of {header.tokens} tokens; training holds whole sequences out for validation: "
             "record several, with a smaller --context or more --tokens"
         )
-    first, held = len(spans), 0
-    while first > 1 and held < VALIDATION * header.decoded:
+    first, held_out = len(spans), 0
+    while first > 1 and held_out < VALIDATION * header.decoded:
         first -= 1
-        held += len(spans[first])
+        held_out += len(spans[first])
     return Split(_blocks(spans[:first]), _blocks(spans[first:]))
 
 
@@ -52,14 +54,14 @@ def _blocks(spans: list[range]) -> list[Range]:
 
 
 class Samples:
-    """Blocks of one layer, read as they are wanted; kept in memory where all of them fit.
+    """Blocks of tokens of one layer, read on request; kept in memory if all of them fit.
 
     Args:
         trace: open, with the signals ``input`` and ``glu``.
-        layer: of it.
-        k: units of a target mask.
-        blocks: which tokens.
-        limit: bytes that are held at once; a single block may be more.
+        layer: number of the layer.
+        k: number of units in a target mask.
+        blocks: tokens to read.
+        limit: bytes that are held at once; a single block may be larger.
     """
 
     def __init__(self, trace: Trace, layer: int, k: int, blocks: Sequence[Range], limit: int = PIECE_BYTES) -> None:
@@ -74,7 +76,7 @@ class Samples:
         """All tokens once, as (inputs float16 ``[n, hidden]``, masks uint8 ``[n, ceil(units / 8)]`` of `packbits`).
 
         Args:
-            order: in which blocks are read, where they do not all fit.
+            order: int ``[blocks]``, the order in which blocks are read if they do not all fit.
         """
         if self._together >= len(self._blocks):
             self._kept = self._kept or self._read(self._blocks)
@@ -86,7 +88,7 @@ class Samples:
 
     @property
     def blocks(self) -> int:
-        """How many there are."""
+        """The number of blocks."""
         return len(self._blocks)
 
     def _read(self, blocks: list[Range]) -> tuple[np.ndarray, np.ndarray]:
@@ -104,13 +106,13 @@ class Samples:
 
 
 class Statistics(NamedTuple):
-    """What the training tokens have in common.
+    """Statistics of the training tokens.
 
     Attributes:
         mean: of the inputs, float64 ``[hidden]``.
         scale: root of the mean variance of the inputs' channels, above 0.
         share: of the tokens whose mask holds the unit, float64 ``[units]``, kept away from 0 and 1.
-        static: bool ``[units]``: the `k` units that most masks hold, the best set that never changes.
+        static: bool ``[units]``: the `k` units that occur in most masks, which is the best fixed set.
     """
 
     mean: np.ndarray
@@ -120,7 +122,7 @@ class Statistics(NamedTuple):
 
 
 def statistics(samples: Samples, units: int, k: int) -> Statistics:
-    """Read the training tokens once."""
+    """Statistics of the training tokens, from one pass over them."""
     total: np.ndarray | float = 0.0
     squares: np.ndarray | float = 0.0
     counts = np.zeros(units, np.int64)
@@ -142,12 +144,12 @@ def unpack(masks: np.ndarray, units: int) -> np.ndarray:
 
 
 class Quality(NamedTuple):
-    """How well masks of k units are predicted. Recall and precision are equal: truth and guess both hold k.
+    """How well masks of k units are predicted. Recall and precision are equal: truth and prediction both hold k.
 
     Attributes:
-        recall: share of the true units that the net finds.
-        precision: share of what the net finds that is true.
-        static: recall of the best set that never changes, chosen on the training tokens.
+        recall: share of the true units that the net predicts.
+        precision: share of the predicted units that are true.
+        static: recall of the best fixed set, chosen on the training tokens.
     """
 
     recall: float
@@ -156,14 +158,14 @@ class Quality(NamedTuple):
 
 
 def measure(net: dict[str, np.ndarray], samples: Samples, static: np.ndarray, k: int) -> Quality:
-    """What the policy would decide with `net`, against the truth, over all tokens of `samples`."""
-    found = fixed = 0
+    """Quality of the masks that a policy decides with `net`, over all tokens of `samples`."""
+    hits = static_hits = 0
     for inputs, masks in samples.pieces():
         for at in range(0, len(inputs), BLOCK):
             x = inputs[at : at + BLOCK].astype(np.float32)
             truth = unpack(masks[at : at + BLOCK], len(static))
             logits = np.maximum(x @ net["w1"] + net["b1"], 0) @ net["w2"] + net["b2"]
-            found += sum(int(np.count_nonzero(top_k(row, k) & mask)) for row, mask in zip(logits, truth, strict=True))
-            fixed += int(np.count_nonzero(truth & static))
-    asked = k * samples.tokens
-    return Quality(found / asked, found / asked, fixed / asked)
+            hits += sum(int(np.count_nonzero(top_k(row, k) & mask)) for row, mask in zip(logits, truth, strict=True))
+            static_hits += int(np.count_nonzero(truth & static))
+    true_units = k * samples.tokens
+    return Quality(hits / true_units, hits / true_units, static_hits / true_units)

@@ -1,4 +1,4 @@
-"""The steps of a LoRA training: dense pass, masked pass, gradient; looks at validation tokens; states to go on from."""
+"""The steps of a LoRA training: dense pass, masked pass, gradient; validation; states to resume from."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hwsim.record.runner import Runner
 from hwsim.train.adapterfile import Partial
 
 _WARM_UP = 0.05  # share of the steps over which the learning rate rises
-_SAVE_EVERY = 10  # steps between two states that a killed training can go on from
+_SAVE_EVERY = 10  # steps between two saved states, from which a killed training resumes
 _CLIP = 1.0  # largest norm of a step's gradient
-_MEMORY = 0.98  # of the running mean of the weights, once it has seen enough steps
+_MEMORY = 0.98  # decay of the running mean of the weights, after enough steps
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Training:
     """How to train.
 
     Attributes:
-        tokens: of the text that are trained on.
-        validation: tokens of the text after those, never trained on.
-        context: tokens of one window; each is a sequence of its own.
+        tokens: number of the text's first tokens, which are trained on.
+        validation: number of tokens after those, which are never trained on.
+        context: tokens of one window; each window is a sequence of its own.
         batch: windows of one step.
-        epochs: how often the tokens are gone through.
+        epochs: number of passes over the tokens.
         rank: of the adapter.
-        learning_rate: the largest, of AdamW; it rises over the first steps and falls to zero.
-        every: steps between two looks at the validation tokens.
+        learning_rate: largest learning rate of AdamW; it rises over the first steps and then falls to zero.
+        every: steps between two scores of the validation tokens.
     """
 
     tokens: int = 131_072
@@ -49,7 +49,7 @@ class Training:
     every: int = 32
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse impossible values."""
         if self.context < 2:
             raise SettingError(f"--context {self.context}: must be at least 2: the first token predicts the second")
         for name in ("batch", "epochs", "rank", "every"):
@@ -69,27 +69,27 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """Of all epochs."""
+        """Steps of all epochs."""
         return self.epochs * -(-self.windows // self.batch)
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, from 0."""
+        """Learning rate of a step; steps count from 0."""
         warm = max(1, round(_WARM_UP * self.steps))
         return self.learning_rate * min((step + 1) / warm, (self.steps - step) / max(1, self.steps - warm), 1.0)
 
     def order(self, seed: int) -> Iterator[np.ndarray]:
-        """Which windows each step takes: another order in each epoch."""
+        """The windows of each step, int ``[batch]``; every epoch has another order."""
         for epoch in range(self.epochs):
-            mixed = np.random.default_rng((seed, epoch)).permutation(self.windows)
-            yield from np.split(mixed, range(self.batch, self.windows, self.batch))
+            order = np.random.default_rng((seed, epoch)).permutation(self.windows)
+            yield from np.split(order, range(self.batch, self.windows, self.batch))
 
 
 class Look(NamedTuple):
-    """One look at the validation tokens.
+    """One score of the validation tokens.
 
     Attributes:
         step: steps that were done before it.
-        tokens: that were trained on.
+        tokens: tokens that were trained on before it.
         kl: divergence of the policy with the adapter from the dense model, nats.
         perplexity: of the policy with the adapter.
     """
@@ -121,7 +121,7 @@ class Trainer:
         self._dense_perplexity = math.nan
 
     def run(self, tell: Progress) -> int:
-        """Go through all steps that are still to be done; how many were done before."""
+        """Do all steps that remain; returns the number of steps that an earlier run had done."""
         training, resumed = self._training, 0
         if (state := self._partial.state(self._torch)) is not None:
             resumed = self._resume(state)
@@ -141,7 +141,7 @@ class Trainer:
         return resumed
 
     def finish(self) -> dict[str, Any]:
-        """Write the best adapter; what is known of the training."""
+        """Write the best adapter; returns the results of the training."""
         with self._torch.no_grad():
             for name, weight in self._weights.items():
                 weight.copy_(self._best[name])
@@ -165,7 +165,7 @@ class Trainer:
             dense, _ = self.runner.forward(ids)
         with self._masked(windows):
             hidden, _ = self.runner.forward(ids)
-            loss = backward(self.runner, hidden, dense)  # while the adapter is on: off, peft freezes it
+            loss = backward(self.runner, hidden, dense)  # while the adapter is on: peft freezes it when it is off
         if not math.isfinite(loss):
             raise ModelError(f"step {step}: the loss is {loss}; choose a smaller --learning-rate")
         torch.nn.utils.clip_grad_norm_(self._weights.values(), _CLIP)
@@ -177,7 +177,7 @@ class Trainer:
                 self._mean[name].lerp_(weight, fresh)
 
     def _masked(self, windows: np.ndarray) -> ExitStack:
-        """The policy and the adapter in place, for some windows of the text."""
+        """Context manager in which the model runs with policy and adapter, for some windows of the text."""
         sequences = [self._sequences[window] for window in windows]
         self._loop.window(sequences, int(windows[0]))
         stack = ExitStack()
@@ -190,7 +190,7 @@ class Trainer:
     def _look(self, step: int, tell: Progress) -> None:
         """Score the validation tokens with the mean of the weights: single steps of few windows are noisy."""
         self._swap()
-        into, training = Score(), self._training
+        result, training = Score(), self._training
         first, count = training.windows, training.validation // training.context
         for number in range(first, first + count):
             windows = np.array([number])
@@ -198,13 +198,13 @@ class Trainer:
             dense = self.runner.hidden(ids)
             with self._masked(windows):
                 hidden = self.runner.hidden(ids)
-            score(self.runner, ids, 0, dense, [hidden], [into])
+            score(self.runner, ids, 0, dense, [hidden], [result])
             tell("validating", number - first + 1, count)
-        self._dense_perplexity = into.dense_perplexity
+        self._dense_perplexity = result.dense_perplexity
         epoch, rest = divmod(step, training.steps // training.epochs)
         tokens = epoch * training.tokens + min(rest * training.batch * training.context, training.tokens)
-        look = Look(step, tokens, into.kl, into.perplexity)
-        if step and look.kl <= min((each.kl for each in self._curve[1:]), default=math.inf):
+        look = Look(step, tokens, result.kl, result.perplexity)
+        if step and look.kl <= min((earlier.kl for earlier in self._curve[1:]), default=math.inf):
             self._best = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._curve.append(look)
         self._swap()
@@ -213,9 +213,9 @@ class Trainer:
         """Exchange the weights and their mean."""
         with self._torch.no_grad():
             for name, weight in self._weights.items():
-                kept = weight.clone()
+                backup = weight.clone()
                 weight.copy_(self._mean[name])
-                self._mean[name].copy_(kept)
+                self._mean[name].copy_(backup)
 
     def _save(self, step: int) -> None:
         self._partial.save(
@@ -244,15 +244,15 @@ class Trainer:
 
 
 def backward(runner: Runner, hidden: Any, dense: Any) -> float:
-    """Gradients of the mean KL divergence of the tokens; logits are held for a block of tokens at a time.
+    """Compute the gradients of the mean KL divergence; logits are held for one block of tokens at a time.
 
     Args:
-        runner: makes logits of hidden states.
+        runner: computes logits from hidden states.
         hidden: states of the policy with the adapter, ``[windows, tokens, hidden]``; their graph gets the gradients.
-        dense: those of the dense model.
+        dense: states of the dense model, of the same shape.
 
     Returns:
-        The divergence, nats.
+        The mean divergence, nats.
     """
     torch = runner.torch
     rows = dense.reshape(-1, dense.shape[-1])
@@ -260,9 +260,9 @@ def backward(runner: Runner, hidden: Any, dense: Any) -> float:
     total = 0.0
     for block in runner.blocks(len(rows)):
         with torch.no_grad():
-            wanted = torch.log_softmax(runner.logits(rows[block]).float(), -1)
-        ours = torch.log_softmax(runner.logits(leaf[block]).float(), -1)
-        loss = torch.nn.functional.kl_div(ours, wanted, reduction="sum", log_target=True) / len(rows)
+            dense_logs = torch.log_softmax(runner.logits(rows[block]).float(), -1)
+        policy_logs = torch.log_softmax(runner.logits(leaf[block]).float(), -1)
+        loss = torch.nn.functional.kl_div(policy_logs, dense_logs, reduction="sum", log_target=True) / len(rows)
         loss.backward()
         total += float(loss.detach())
     hidden.backward(leaf.grad.reshape(hidden.shape))
