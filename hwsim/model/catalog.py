@@ -1,6 +1,6 @@
-"""Models known by a short name: where their weights are, and their shape (for `synth`, and for sizes).
+"""Models with a short name: the hub id of their weights, and their shape (for `synth`, and for sizes).
 
-Shapes are the published configurations (config.json of each hub id).
+Shapes are taken from the published configurations (config.json of each hub id).
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ class KnownModel(NamedTuple):
     shape: ModelShape
 
 
-def _known(name: str, hub: str, sizes: tuple[int, int, int, int, int, int], **others: Any) -> tuple[str, KnownModel]:
-    """A row of the table; `sizes` are layers, vocabulary, hidden size, neurons, heads and key-value heads."""
+def _known(name: str, hub: str, sizes: tuple[int, int, int, int, int, int], **fields: Any) -> tuple[str, KnownModel]:
+    """A row of the table.
+
+    Args:
+        name: short name.
+        hub: id on the Hugging Face hub.
+        sizes: layers, vocabulary, hidden size, neurons, heads and key-value heads.
+        fields: other fields of the shape.
+    """
     layers, vocabulary, hidden, neurons, heads, kv_heads = sizes
     shape = ModelShape(
         name=name,
@@ -30,7 +37,7 @@ def _known(name: str, hub: str, sizes: tuple[int, int, int, int, int, int], **ot
         num_key_value_heads=kv_heads,
         head_dim=hidden // heads,
         vocab_size=vocabulary,
-        **others,
+        **fields,
     )
     return name, KnownModel(hub, shape)
 

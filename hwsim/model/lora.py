@@ -1,7 +1,7 @@
-"""A LoRA adapter as peft saves it: what it weighs, and whether it fits a model. Reads no weights and needs no torch.
+"""A LoRA adapter as peft saves it: its size, and whether it fits a model. Reads no weights and needs no torch.
 
-A folder with ``adapter_config.json`` and ``adapter_model.safetensors``; one that ``hwsim train lora`` made also has
-``hwsim.json``, which says for which model and policy.
+An adapter is a folder with ``adapter_config.json`` and ``adapter_model.safetensors``. ``hwsim train lora`` adds
+``hwsim.json``, which names the model and the policy that it was trained for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hwsim.errors import SettingError
 from hwsim.model.shape import MLP, Matrix, ModelShape
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "hwsim.json"
-_LONGEST_HEADER = 10**8  # bytes, as the safetensors library has it
+_LONGEST_HEADER = 10**8  # bytes, the limit of the safetensors library
 _NAME = re.compile(r"\.(\d+)\.(?:\w+\.)*?(\w+)\.lora_([AB])(?:\.\w+)?\.weight$")
 _MODULES = {  # modules of transformers -> matrices of the model's shape
     "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",), "qkv_proj": ("q", "k", "v"),
@@ -27,16 +27,16 @@ _MODULES = {  # modules of transformers -> matrices of the model's shape
 
 
 class Adapter(NamedTuple):
-    """What is known of an adapter without its weights.
+    """Facts about an adapter, without its weights.
 
     Attributes:
-        folder: where it lies.
-        rank: of its matrices.
-        parameters: of all of its matrices.
-        mlp_parameters: those of them that belong to the MLP.
-        sha256: of its weights.
-        about: what ``hwsim train lora`` wrote about it; empty for others.
-        merged: its product is taken to be added to the model's weights, so that it costs no bytes of its own.
+        folder: folder of the adapter.
+        rank: rank of its matrices.
+        parameters: number of parameters of all its matrices.
+        mlp_parameters: number of those that belong to the MLP.
+        sha256: of the file of its weights.
+        about: description by ``hwsim train lora``; empty for other adapters.
+        merged: assume that its product is added to the model's weights, so that it costs no bytes of its own.
     """
 
     folder: Path
@@ -49,16 +49,16 @@ class Adapter(NamedTuple):
 
     @property
     def counted(self) -> int:
-        """Parameters that lie in DRAM and are read at every token beside the model's own."""
+        """Parameters that lie in DRAM and are read at every token, in addition to the model's own."""
         return 0 if self.merged else self.parameters
 
     @property
     def counted_mlp(self) -> int:
-        """Those of them that belong to the MLP: they count in its density."""
+        """The part of `counted` that belongs to the MLP and counts in its density."""
         return 0 if self.merged else self.mlp_parameters
 
     def provenance(self) -> dict[str, Any]:
-        """For a result; no path in it."""
+        """Facts for the provenance of a result, without paths."""
         trained = {key: self.about[key] for key in ("policy", "text", "tokens") if key in self.about}
         return {
             "name": self.folder.name, "sha256": self.sha256, "rank": self.rank, "parameters": self.parameters,
@@ -67,10 +67,10 @@ class Adapter(NamedTuple):
 
 
 def read_adapter(folder: Path, model: ModelShape, *, merged: bool = False) -> Adapter:
-    """Look at an adapter and hold it against a model.
+    """Read the facts of an adapter, and check that it fits a model.
 
     Raises:
-        SettingError: it is missing or damaged, adapts something else than linear layers, or belongs to another model.
+        SettingError: it is missing or damaged, adapts other modules than linear layers, or belongs to another model.
     """
     where = f"--lora {folder}"
     config = _json(folder / CONFIG, where)
@@ -79,10 +79,10 @@ def read_adapter(folder: Path, model: ModelShape, *, merged: bool = False) -> Ad
     rank = config.get("r")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise SettingError(f"{where}: {CONFIG} has r={rank!r}; it must be a whole number from 1")
-    more = [key for key in ("use_dora", "modules_to_save", "rank_pattern") if config.get(key)]
-    if more or config.get("bias") not in (None, "none"):
+    unsupported = [key for key in ("use_dora", "modules_to_save", "rank_pattern") if config.get(key)]
+    if unsupported or config.get("bias") not in (None, "none"):
         raise SettingError(
-            f"{where}: {CONFIG} has {(more or ['bias'])[0]}; hwsim knows plain LoRA of one rank, without biases"
+            f"{where}: {CONFIG} has {(unsupported or ['bias'])[0]}; hwsim knows plain LoRA of one rank, without biases"
         )
     weights = folder / WEIGHTS
     shapes = _shapes(weights, where)
@@ -120,9 +120,9 @@ def _shapes(path: Path, where: str) -> dict[str, tuple[int, int]]:
             if not 2 <= length <= min(_LONGEST_HEADER, path.stat().st_size - 8):
                 raise damaged
             header = json.loads(file.read(length))
-            tensors = {name: each for name, each in header.items() if name != "__metadata__"}
-            shapes = {name: (int(each["shape"][0]), int(each["shape"][1])) for name, each in tensors.items()}
-            end = max(int(each["data_offsets"][1]) for each in tensors.values())
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            shapes = {name: (int(entry["shape"][0]), int(entry["shape"][1])) for name, entry in tensors.items()}
+            end = max(int(entry["data_offsets"][1]) for entry in tensors.values())
     except OSError as error:
         raise SettingError(
             f"{where}: {path.name} cannot be read: {error.strerror}; peft's save_pretrained writes it"
@@ -135,20 +135,20 @@ def _shapes(path: Path, where: str) -> dict[str, tuple[int, int]]:
 
 
 def _check(name: str, shape: tuple[int, int], rank: int, model: ModelShape, where: str) -> str:
-    """Hold one tensor against the model; the name of its module."""
-    found = _NAME.search(name)
-    if found is None or found[2] not in _MODULES:
+    """Check that one tensor fits the model; returns the name of its module."""
+    match = _NAME.search(name)
+    if match is None or match[2] not in _MODULES:
         raise SettingError(f"{where}: {name}: hwsim knows adapters of a decoder layer's linear modules only")
-    layer, module, part = int(found[1]), found[2], found[3]
+    layer, module, part = int(match[1]), match[2], match[3]
     own = 0 if part == "A" else 1
     if shape[own] != rank:
         raise SettingError(
             f"{where}: {name} has rank {shape[own]}, {CONFIG} says r={rank}; they belong to two adapters"
         )
-    known = model.matrices()
-    parts = [known[each] for each in _MODULES[module] if each in known]
-    wanted = _outer(parts, part)
-    if layer >= model.num_hidden_layers or not parts or shape[1 - own] != wanted:
+    matrices = model.matrices()
+    parts = [matrices[matrix_name] for matrix_name in _MODULES[module] if matrix_name in matrices]
+    size = _outer(parts, part)
+    if layer >= model.num_hidden_layers or not parts or shape[1 - own] != size:
         raise SettingError(
             f"{where}: {name} is {list(shape)}, which does not fit {model.name} "
             f"({model.num_hidden_layers} layers, hidden {model.hidden_size}, intermediate {model.intermediate_size}); "
@@ -158,5 +158,5 @@ def _check(name: str, shape: tuple[int, int], rank: int, model: ModelShape, wher
 
 
 def _outer(parts: list[Matrix], part: str) -> int:
-    """Inputs of a module, or its outputs: those of fused matrices follow each other."""
+    """Number of a module's inputs (part A) or outputs (part B); the outputs of fused matrices add up."""
     return parts[0].columns if parts and part == "A" else sum(matrix.rows for matrix in parts)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 ATTENTION = ("q", "k", "v", "o")
 MLP = ("gate", "up", "down")
 
-# which matrices a signal has passed through, within its own layer: a mask on one of them cannot be decided from it
+# matrices of its own layer that a signal has passed through; a mask on one of them cannot be decided from the signal
 MADE_BY: dict[str, frozenset[str]] = {
     "attn_input": frozenset(),
     "attn_output": frozenset("qkv"),
@@ -26,8 +26,8 @@ MADE_BY: dict[str, frozenset[str]] = {
 }
 SIGNALS = tuple(MADE_BY)
 
-# what a trace may hold of the weights, and a mask may be decided from as from a signal: the Euclidean norm of each unit
-# over some slices of its layer. Weights are there before any signal
+# norms of the weights that a trace may hold: the Euclidean norm of each unit over some slices of its layer. A mask can
+# be decided from them as from a signal; they are known before any signal
 NORMS: dict[str, tuple[str, ...]] = {
     "norm_input": ("gate.column", "up.column"),
     "norm_down": ("down.column",),
@@ -50,7 +50,7 @@ _Dimension = Annotated[int, Field(gt=0, le=10**8)]
 
 
 class ModelShape(BaseModel):
-    """The fields of a Hugging Face config that decide which weights exist, under their names there."""
+    """The fields of a Hugging Face config that decide which weights exist, under the same names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -80,23 +80,23 @@ class ModelShape(BaseModel):
         return self
 
     def matrices(self) -> dict[str, Matrix]:
-        """The matrices of one layer by name; all layers are alike."""
+        """The matrices of one layer by name; all layers have the same."""
         heads = self.num_attention_heads * self.head_dim
         pairs = self.num_key_value_heads * self.head_dim
         hidden, neurons = self.hidden_size, self.intermediate_size
-        found = {
+        matrices = {
             "q": Matrix(heads, hidden),
             "k": Matrix(pairs, hidden),
             "v": Matrix(pairs, hidden),
             "o": Matrix(hidden, heads),
         }
         if self.gated:
-            found["gate"] = Matrix(neurons, hidden)
-        return found | {"up": Matrix(neurons, hidden), "down": Matrix(hidden, neurons)}
+            matrices["gate"] = Matrix(neurons, hidden)
+        return matrices | {"up": Matrix(neurons, hidden), "down": Matrix(hidden, neurons)}
 
     @property
     def mlp(self) -> tuple[str, ...]:
-        """Names of the MLP's matrices: with a gate three, else two."""
+        """Names of the MLP's matrices: three with a gate, else two."""
         return MLP if self.gated else MLP[1:]
 
     @property
@@ -124,7 +124,7 @@ FORMATS: dict[str, float] = {
     "q5_k": 5.5, "q6_k": 6.5625, "int4-g32": 4.5, "int4-g64": 4.25, "int4-g128": 4.125, "int8": 8.0, "f16": 16.0,
     "bf16": 16.0, "f32": 32.0,
 }  # fmt: skip
-"""Bits of one weight with the scales of its group: ggml's blocks, as `gguf` counts them; groups of n with one f16."""
+"""Bits of one weight including its share of scales: ggml's blocks as `gguf` counts them; int4-gN has one f16 per N."""
 
 
 def _bits(value: object) -> object:
@@ -159,12 +159,12 @@ class Bits(BaseModel):
 
 
 def stored_bytes(elements: int, bits: float) -> int:
-    """Bytes that `elements` numbers of `bits` bits take: ceil(elements x bits / 8), exactly."""
+    """Bytes of `elements` numbers of `bits` bits: ceil(elements x bits / 8), computed exactly."""
     return math.ceil(elements * Fraction(bits).limit_denominator(10**6) / 8)
 
 
 class Footprint(NamedTuple):
-    """Bytes of a model's parts, all layers together. Embedding and norms are not counted."""
+    """Bytes of a model's parts, summed over all layers. Embedding and norms are not counted."""
 
     attention: int
     lm_head: int
@@ -173,7 +173,7 @@ class Footprint(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Bytes of all weights, the KV cache apart."""
+        """Bytes of all weights, without the KV cache."""
         return self.attention + self.lm_head + self.mlp
 
 
