@@ -1,4 +1,4 @@
-"""The device as a run sees it: the profile, less what is ignored, and with the engine that reads DRAM."""
+"""The effective profile of a run: without ignored mechanisms, and with the DRAM rate of one engine."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hwsim.errors import SettingError, did_you_mean
 MECHANISMS = (
     "pages", "latency", "requests", "spread", "thermal", "compute", "overhead", "selection", "bookkeeping",
 )  # fmt: skip
-"""What a profile may say beyond flat rates, by the names of ``--ignore``."""
+"""Names for ``--ignore``: the mechanisms that a profile may describe beyond flat rates."""
 
 
 def effective(profile: Profile, ignore: Sequence[str] = (), engine: str | None = None) -> Profile:
-    """The profile that a run sees.
+    """The profile that a run uses.
 
     Args:
-        profile: the device.
-        ignore: of `MECHANISMS`, those that are left out.
-        engine: which of the profile's engines reads DRAM; None: as fast as all of them together.
+        profile: of the device.
+        ignore: names from `MECHANISMS` to leave out.
+        engine: the profile's engine that reads DRAM; None: the rate of all engines together.
 
     Raises:
-        SettingError: the profile knows no such engine.
+        SettingError: the profile has no such engine.
     """
     flash: dict[str, Any] = {}
     compute: dict[str, Any] = {}
@@ -48,7 +48,7 @@ def effective(profile: Profile, ignore: Sequence[str] = (), engine: str | None =
     if engine is not None:
         engines = profile.dram.engines or {}
         if engine not in engines:
-            known = did_you_mean(engine, engines) if engines else ": it names none"
-            raise SettingError(f"--engine {engine}: {profile.name} has no such engine{known}")
+            hint = did_you_mean(engine, engines) if engines else ": it names none"
+            raise SettingError(f"--engine {engine}: {profile.name} has no such engine{hint}")
         update["dram"] = profile.dram.model_copy(update={"bandwidth": engines[engine]})
     return profile.model_copy(update=update) if update else profile

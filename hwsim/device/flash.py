@@ -1,4 +1,4 @@
-"""Flash in a profile: a flat rate, and what is known beyond it: a measured table, or a queue with a few parameters."""
+"""Flash in a profile: a flat rate, and optionally a measured table or a queue model with a few parameters."""
 
 from __future__ import annotations
 
@@ -38,18 +38,21 @@ def network(alone: np.ndarray, served: np.ndarray, depth: Any) -> np.ndarray:
     """Requests a second of a closed network, by exact mean-value analysis.
 
     Args:
-        alone: seconds of a request beside the others.
-        served: and in the one server, on average; exponentially spread.
-        depth: requests outstanding, rounded down.
+        alone: seconds that a request spends in parallel with other requests.
+        served: mean seconds that it spends in the single server; these times are exponentially distributed.
+        depth: outstanding requests, rounded down.
+
+    Returns:
+        float64 of the arguments' common shape.
     """
     alone, served, depth = np.broadcast_arrays(alone, served, np.asarray(depth, float))
-    waiting, found = np.zeros(alone.shape), np.zeros(alone.shape)
+    waiting, result = np.zeros(alone.shape), np.zeros(alone.shape)
     for number in range(1, int(depth.max(initial=1)) + 1):
         response = served * (1.0 + waiting)
         rate = number / (alone + response)
         waiting = rate * response
-        found = np.where(depth >= number, rate, found)
-    return found
+        result = np.where(depth >= number, rate, result)
+    return result
 
 
 class FlashTable(Section):
@@ -78,11 +81,11 @@ class FlashTable(Section):
         return self
 
     def bandwidth(self, request_bytes: Any, queue_depth: Any) -> Any:
-        """Bytes a second when requests of `request_bytes` are read at `queue_depth`: numbers, or arrays of them.
+        """Bytes a second when requests of `request_bytes` are read at `queue_depth`; both are numbers or arrays.
 
-        Between the points linear in log-log space. A request smaller than the smallest measured one takes as long as
-        that one, and fewer requests outstanding than the fewest measured as long as those: the device is bound by
-        commands there. Beyond the largest request or queue depth nothing is gained.
+        The rate is interpolated linearly in log-log space. A request smaller than the smallest measured one takes as
+        long as that one. A queue shallower than the shallowest measured one takes as long, too, as the device is bound
+        by commands there. Beyond the largest request or queue depth the rate is constant.
         """
         size, depth = np.broadcast_arrays(np.asarray(request_bytes, float), np.asarray(queue_depth, float))
         sizes, depths = np.array(list(self.read), float), np.array(self.queue_depth, float)
@@ -92,47 +95,47 @@ class FlashTable(Section):
         log = np.log(rates)
         value = (1 - part) * ((1 - share) * log[low, left] + share * log[low, right])
         value += part * ((1 - share) * log[high, left] + share * log[high, right])
-        found = np.exp(value)
+        speed = np.exp(value)
         exact = (part == 0) & (share == 0)  # a measured point is returned as it was measured
-        found = np.where(exact, rates[low, left], found)
-        found = found * np.minimum(size / sizes[0], 1.0) * np.minimum(depth / depths[0], 1.0) * self.unit
-        return float(found) if found.ndim == 0 else found
+        speed = np.where(exact, rates[low, left], speed)
+        speed = speed * np.minimum(size / sizes[0], 1.0) * np.minimum(depth / depths[0], 1.0) * self.unit
+        return float(speed) if speed.ndim == 0 else speed
 
     def times(self, request_bytes: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds that a request spends beside the others, and in the server, as `FlashQueue` has them.
+        """Seconds that a request spends in parallel with others, and in the server, as in `FlashQueue`.
 
-        At each measured size the two follow from the rates at the smallest and at the greatest depth: they are those of
-        the closed network that has both. Between sizes they are linear in log-log space.
+        At each measured size the two times are those of the closed network that has the measured rates at the smallest
+        and at the greatest depth. Between sizes they are interpolated in log-log space.
         """
         sizes = np.array(list(self.read), float)
         alone, served = self._split
         size = np.asarray(request_bytes, float)
         low, high, part = _bracket(sizes, size)
-        beyond = np.maximum(size / sizes[-1], 1.0)  # larger ones gain nothing
+        beyond = np.maximum(size / sizes[-1], 1.0)  # the rate of larger requests is constant
         whole = np.exp((1 - part) * np.log(alone + served)[low] + part * np.log(alone + served)[high])
         share = (served / (alone + served))[low] * (1 - part) + (served / (alone + served))[high] * part
         return whole * (1 - share) * beyond, whole * share * beyond
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each measured size: seconds beside the others, and in the server."""
+        """Seconds in parallel with other requests, and in the server: float64 ``[sizes]`` each."""
         rates = np.array(list(self.read.values())) * self.unit
         sizes, deepest = np.array(list(self.read), float), self.queue_depth[-1]
-        one = self.queue_depth[0] * sizes / rates[:, 0]  # a request at the smallest depth, or alone
-        low, high = np.zeros(len(sizes)), one.copy()
+        total = self.queue_depth[0] * sizes / rates[:, 0]  # seconds of a request at the smallest depth
+        low, high = np.zeros(len(sizes)), total.copy()
         for _ in range(80):
             middle = (low + high) / 2
-            slower = network(one - middle, middle, deepest) * sizes < rates[:, -1]
+            slower = network(total - middle, middle, deepest) * sizes < rates[:, -1]
             low, high = np.where(slower, low, middle), np.where(slower, middle, high)
-        return one - low, low
+        return total - low, low
 
     def best(self, queue_depth: float) -> float:
-        """Bytes a second of the request size that is read fastest at `queue_depth`: for reads of any size one likes."""
+        """Highest rate at `queue_depth` over all measured request sizes, bytes a second."""
         return max(self.bandwidth(size, queue_depth) for size in self.read)
 
 
 def _bracket(points: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The neighbours of `at` among rising `points` and the weight of the upper one, linear in the logarithm."""
+    """The neighbours of `at` among rising `points`, as indices, and the weight of the upper one in the logarithm."""
     at = np.clip(at, points[0], points[-1])
     low = np.clip(np.searchsorted(points, at, side="right") - 1, 0, len(points) - 1)
     high = np.minimum(low + 1, len(points) - 1)
@@ -142,18 +145,18 @@ def _bracket(points: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _falls(sizes: Iterable[int]) -> str:
-    """The first that is not more than the one before it, for messages."""
-    there = list(sizes)
-    return next((f"; {later} B comes after {one} B" for one, later in pairwise(there) if later <= one), "")
+    """The first size that does not exceed the one before it, as text for messages; empty if all rise."""
+    values = list(sizes)
+    return next((f"; {size} B comes after {previous} B" for previous, size in pairwise(values) if size <= previous), "")
 
 
 class FlashQueue(Section):
-    """Flash as a queue: requests spend some time side by side, then one after the other in one server.
+    """Flash as a queue: requests spend some time in parallel, then one after the other in a single server.
 
-    Each of the requests outstanding spends ``latency + per_kib x KiB^exponent`` on its own, beside the others, and then
-    ``command + bytes / bandwidth`` in a server that takes one at a time, in exponentially spread times. Throughput is
-    that of the closed network, by exact mean-value analysis (Reiser and Lavenberg 1980). At a depth of 1 a request
-    takes the sum of all; at great depth the server alone decides.
+    Each outstanding request spends ``latency + per_kib x KiB^exponent`` in parallel with the others. Then it spends
+    ``command + bytes / bandwidth`` in a server that takes one request at a time; these times are exponentially
+    distributed. Throughput is that of the closed network, by exact mean-value analysis (Reiser and Lavenberg 1980). At
+    a depth of 1 a request takes the sum of both times; at great depth the server alone limits the rate.
     """
 
     latency: Time = Field(description="of a request, beside the others, s")
@@ -163,7 +166,7 @@ class FlashQueue(Section):
     exponent: float = Field(1.0, gt=0, le=1, description="less than 1 where large requests are split over channels")
 
     def times(self, request_bytes: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds beside the others, and in the server, of requests of so many bytes."""
+        """Seconds of a request in parallel with others, and in the server, by its bytes: float64 of their shape."""
         size = np.asarray(request_bytes, float)
         return (
             self.latency + self.per_kib * (size / 1024) ** self.exponent,
@@ -171,21 +174,21 @@ class FlashQueue(Section):
         )
 
     def bandwidth_at(self, request_bytes: Any, queue_depth: Any) -> Any:
-        """Bytes a second with so many requests outstanding: numbers, or arrays of them; depths are rounded down."""
+        """Bytes a second at a queue depth, which is rounded down; the arguments are numbers or arrays."""
         size, depth = np.broadcast_arrays(np.asarray(request_bytes, float), np.asarray(queue_depth, float))
-        found = network(*self.times(size), depth) * size
-        return float(found) if found.ndim == 0 else found
+        speed = network(*self.times(size), depth) * size
+        return float(speed) if speed.ndim == 0 else speed
 
 
 class Thermal(Section):
-    """What heat takes: once Flash has worked for so long, it is slower."""
+    """Thermal throttling: Flash is slower after some time of work."""
 
     after: Time = Field(description="seconds of work from which on it is slow")
     factor: float = Field(gt=0, le=1, description="what is left of its rate")
 
 
 class Spread(Section):
-    """What it costs that small reads are scattered: a controller keeps the map of a part of Flash at hand."""
+    """Cost of scattered small reads: a controller caches the address map of only a part of Flash."""
 
     below: Size = Field(description="bytes of the largest request that it concerns")
     rate: Annotated[dict[int, float], BeforeValidator(_request_sizes)] = Field(
@@ -201,14 +204,14 @@ class Spread(Section):
         return self
 
     def share(self, span: float) -> float:
-        """What is left of the rate of small reads that are scattered over `span` bytes; constant beyond the ends."""
+        """Share of their rate that small reads keep when scattered over `span` bytes; constant beyond the ends."""
         spans, shares = np.array(list(self.rate), float), np.array(list(self.rate.values()))
         low, high, part = _bracket(spans, np.array([max(span, 1.0)]))
         return float(np.exp((1 - part) * np.log(shares[low]) + part * np.log(shares[high]))[0])
 
 
 class Flash(Section):
-    """Flash: a flat read bandwidth that every model uses, and what is known beyond it for the event engine."""
+    """Flash: a flat read bandwidth that every time model uses, and details for the event engine."""
 
     read_bandwidth: Rate = Field(description="flat read bandwidth, bytes a second")
     latency: Time | None = Field(None, description="from issuing a batch of reads to its first byte, s")
@@ -221,23 +224,25 @@ class Flash(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Flash:
-        what = [name for name in ("table", "queue") if getattr(self, name) is not None]
-        if len(what) == 2:
+        models = [name for name in ("table", "queue") if getattr(self, name) is not None]
+        if len(models) == 2:
             raise ValueError("table and queue both say how fast reads of a size are; give one of the two")
-        if what and self.latency is not None:
-            where = "a measured table" if what == ["table"] else "the queue"
-            raise ValueError(f"latency is part of {where}; give one of the two")
-        if what and self.queue_depth is None:
-            raise ValueError(f"queue_depth is needed beside a {what[0]}: how many reads the decoder keeps outstanding")
+        if models and self.latency is not None:
+            owner = "a measured table" if models == ["table"] else "the queue"
+            raise ValueError(f"latency is part of {owner}; give one of the two")
+        if models and self.queue_depth is None:
+            raise ValueError(
+                f"queue_depth is needed beside a {models[0]}: how many reads the decoder keeps outstanding"
+            )
         return self
 
     @property
     def by_request(self) -> bool:
-        """Whether its rate depends on the size of a read and on how many are outstanding."""
+        """Whether the rate depends on the size of a read and on the number of outstanding reads."""
         return self.table is not None or self.queue is not None
 
     def bandwidth(self, request_bytes: Any, queue_depth: Any) -> Any:
-        """Bytes a second of reads of a size at a queue depth, where the rate depends on them; else the flat one."""
+        """Bytes a second of reads by size and queue depth; the flat rate if the profile has no more."""
         if self.table is not None:
             return self.table.bandwidth(request_bytes, queue_depth)
         if self.queue is not None:
@@ -245,13 +250,13 @@ class Flash(Section):
         return np.broadcast_to(self.read_bandwidth, np.broadcast(request_bytes, queue_depth).shape)
 
     def times(self, request_bytes: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Seconds of requests beside the others, and in the server, where the rate depends on their size."""
-        known = self.table or self.queue
-        assert known is not None
-        return known.times(request_bytes)
+        """Seconds of requests in parallel with others, and in the server; only if the rate depends on their size."""
+        model = self.table or self.queue
+        assert model is not None
+        return model.times(request_bytes)
 
     def best(self) -> float:
-        """Bytes a second of reads of any size one likes, as deep a queue as it has."""
+        """Bytes a second of reads of the best size, at the profile's queue depth."""
         if self.table is not None:
             return self.table.best(self.queue_depth or 1)
         if self.queue is not None:
@@ -259,7 +264,7 @@ class Flash(Section):
         return self.read_bandwidth
 
     def with_sources(self) -> Flash:
-        """Its parts name their source: their own, or this section's."""
+        """The section with a source and confidence in each part: the part's own, or this section's."""
         update = {
             name: inherited(part, self)
             for name in ("table", "queue", "thermal", "spread")

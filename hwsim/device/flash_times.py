@@ -1,4 +1,4 @@
-"""How long Flash takes for a batch of reads: the misses of one group in one token."""
+"""Times of Flash for batches of reads; a batch is the misses of one group in one token."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import numpy as np
 from hwsim.device.profile import Flash
 
 Reads = tuple[Any, Any]
-"""How many reads, and bytes of each: numbers or arrays of one shape."""
+"""Number of reads, and bytes of each: numbers or arrays of one shape."""
 
 
 class FlashTimes:
-    """Seconds of batches of reads, many batches at once.
+    """Seconds of batches of reads, for many batches at once.
 
-    A batch begins at once and is waited for as a whole. Of n reads with d outstanding at most all but the last 1 to d
-    go at the rate of depth d. Those last ones take a request's time beside the others and then, one after the other,
-    their times in the server: the last is done when all have been served. A simulation of each request agrees within
-    some percent. Where the rate is flat, a batch takes the latency once, or once for each d reads, and then its bytes.
+    A batch is issued at once and ends with its last read. Take n reads of which at most d are outstanding:
+
+    - All but the last 1 to d reads run at the rate of depth d.
+    - The last ones take a request's time in parallel with others once and then, one after the other, their times in the
+      server. The batch ends when the server has finished all of them.
+    - If the rate is flat, a batch takes the latency once and then the time of its bytes, but at least the latency for
+      each d reads.
+
+    A simulation of every request agrees within some percent.
 
     Args:
         flash: the profile's section.
@@ -32,11 +37,13 @@ class FlashTimes:
         self._share = flash.spread.share(span) if flash.spread and span else 1.0
 
     def seconds(self, parts: Sequence[Reads]) -> Any:
-        """Of batches whose reads are of several sizes, each a part: float64, of the shape of the parts' numbers."""
+        """Seconds of batches whose reads have several sizes; each size is a part: float64 of the parts' shape."""
         flash = self._flash
         counts = [np.asarray(count, float) for count, _ in parts]
         total = np.sum(counts, axis=0)
-        size = np.sum([count * np.asarray(each, float) for count, (_, each) in zip(counts, parts, strict=True)], axis=0)
+        size = np.sum(
+            [count * np.asarray(read_size, float) for count, (_, read_size) in zip(counts, parts, strict=True)], axis=0
+        )
         if not flash.by_request:
             latency, depth = flash.latency or 0.0, flash.queue_depth
             rounds = np.ceil(total / depth) if depth else np.minimum(total, 1.0)
@@ -45,32 +52,33 @@ class FlashTimes:
         last = np.mod(total - 1, depth) + 1
         full = alone = served = np.zeros(total.shape)
         for count, (_, size) in zip(counts, parts, strict=True):
-            asked = np.maximum(np.asarray(size, float), 1.0)  # of a batch without reads it is 0
-            slower = np.ones(asked.shape)
+            read_bytes = np.maximum(np.asarray(size, float), 1.0)  # the size is 0 in a batch without reads
+            slower = np.ones(read_bytes.shape)
             if flash.spread and self._share < 1:
-                slower = np.where(asked <= flash.spread.below, 1 / self._share, 1.0)
-            beside, after = flash.times(asked)
-            full = full + count * slower * asked / flash.bandwidth(asked, depth)
-            alone, served = alone + count * slower * beside, served + count * slower * after
+                slower = np.where(read_bytes <= flash.spread.below, 1 / self._share, 1.0)
+            parallel, service = flash.times(read_bytes)
+            full = full + count * slower * read_bytes / flash.bandwidth(read_bytes, depth)
+            alone, served = alone + count * slower * parallel, served + count * slower * service
         share = np.divide(last, total, out=np.zeros_like(total), where=total > 0)
         mean = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
         return np.where(total > 0, full * (1.0 - share) + alone * mean + served * share, 0.0)
 
     def alike(self, count: np.ndarray, size: np.ndarray) -> Any:
-        """Of batches of so many reads and bytes in all, float64 of their shape: each read is of their mean size."""
+        """Seconds of batches of `count` reads of equal size, `size` bytes in all: float64 of their shape."""
         return self.seconds([(count, np.divide(size, count, out=np.zeros(count.shape), where=count > 0))])
 
 
 def read_sizes(flash: Flash, slice_bytes: tuple[int, ...]) -> list[int]:
-    """Bytes that Flash reads for slices of the given bytes: each is rounded up to whole pages."""
+    """Bytes that Flash reads for slices of the given bytes, each rounded up to whole pages."""
     page = flash.page_size or 1
     return [-(-size // page) * page for size in slice_bytes]
 
 
 def flash_seconds(flash: Flash) -> Callable[..., float]:
-    """How long Flash takes to read `count` units whose slices have the given bytes; each slice is a read of its own.
+    """A function that returns the seconds to read some units, each slice of a unit in a read of its own.
 
-    A read is rounded up to whole pages. Where one of the units has smaller slices, they are the third argument.
+    Its arguments are the number of units, the bytes of a unit's slices, and optionally those of a last unit that has
+    smaller slices. Reads are rounded up to whole pages.
     """
     times = FlashTimes(flash)
 
@@ -86,17 +94,17 @@ def flash_seconds(flash: Flash) -> Callable[..., float]:
 
 
 def stream_seconds(flash: Flash, size: float) -> float:
-    """How long Flash takes to read `size` bytes in one piece: reads of the best size, as deep a queue as it has."""
+    """Seconds to read `size` bytes in one stream: reads of the best size at the profile's queue depth."""
     if size == 0:
         return 0.0
     return (0.0 if flash.by_request else flash.latency or 0.0) + size / flash.best()
 
 
 def holes(flash: Flash) -> list[int]:
-    """Sizes of holes that may be worth reading through, bytes: none, 1, 2, 4, ... pages, and the largest.
+    """Sizes of holes that may be worth reading through, in bytes: 0, 1, 2, 4, ... pages, and the largest.
 
-    The largest takes as long at the best rate as one more read of the smallest size. A longer one never pays; whether a
-    shorter one does depends on how large the reads become by it, so on the batch.
+    Reading the largest hole at the best rate takes as long as one more read of the smallest size, so a longer hole
+    never pays. Whether a shorter hole pays depends on the size of the reads that result, so on the batch.
     """
     if flash.by_request:
         smallest = min(flash.table.read) if flash.table else 1
@@ -106,8 +114,8 @@ def holes(flash: Flash) -> list[int]:
         largest = int(flash.latency / flash.queue_depth * flash.read_bandwidth)
     else:
         largest = 0
-    step, found = flash.page_size or 4096, [0]
+    step, sizes = flash.page_size or 4096, [0]
     while step < largest:
-        found.append(step)
+        sizes.append(step)
         step *= 2
-    return [*found, largest] if largest else found
+    return [*sizes, largest] if largest else sizes

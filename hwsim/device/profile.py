@@ -1,9 +1,9 @@
 """The hardware profile: a YAML file that describes Flash, DRAM, compute and energy of one device.
 
-Every number carries its unit in the file and is a plain SI number here. Sections name their `source` and `confidence`
-(measured, vendor, derived, assumed): that of the weakest number in it that a replay uses. A section that names none has
-the profile's own, which in the profiles that come with hwsim is that of its weakest section, energy apart. A key that
-is not known is an error, so a misspelt one is not silently ignored.
+Every number has a unit in the file and is a plain SI number here. Sections name their `source` and `confidence`:
+measured, vendor, derived or assumed. The confidence is that of the weakest number in the section that a replay uses. A
+section that names none has the profile's own. In the profiles that come with hwsim this is the confidence of the
+weakest section, energy excepted. An unknown key is an error, so that a misspelt one is not silently ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Kind = Literal["flagship phone", "phone", "low-end phone", "laptop", "desktop", 
 
 
 class Dram(Section):
-    """DRAM: how much the model may use, and how fast it is read."""
+    """DRAM: the bytes that the model may use, and the read bandwidth."""
 
     budget: Size = Field(description="bytes that the model may use")
     bandwidth: Rate = Field(description="sustained read bandwidth, bytes a second")
@@ -75,11 +75,11 @@ class Compute(Section):
         return self
 
     def rate_for(self, bits: float) -> float | None:
-        """Operations a second with weights of so many bits: those of the next wider ones known; None: unknown."""
+        """Operations a second with weights of `bits` bits, by the next wider rate in the profile; None if unknown."""
         if self.rates is None:
             return self.rate
-        known = sorted(self.rates)
-        return self.rates[next((each for each in known if each >= bits), known[-1])]
+        widths = sorted(self.rates)
+        return self.rates[next((width for width in widths if width >= bits), widths[-1])]
 
 
 class Energy(Section):
@@ -104,13 +104,13 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _inherit(self) -> Profile:
-        """Sections that name no source or confidence have the profile's, the table that of its section."""
+        """Give sections without source or confidence the profile's, and parts of Flash those of their section."""
         for name in ("dram", "flash", "compute", "energy"):
             section = getattr(self, name)
             if section is not None:
-                found = inherited(section, self)
-                # the model is frozen for everybody else
-                self.__dict__[name] = found.with_sources() if isinstance(found, Flash) else found
+                complete = inherited(section, self)
+                # the model is frozen outside its validators
+                self.__dict__[name] = complete.with_sources() if isinstance(complete, Flash) else complete
         return self
 
 
@@ -127,12 +127,12 @@ _SECTIONS: dict[str, type[Section]] = {
 
 
 def known_profiles() -> dict[str, Path]:
-    """Names and files of the profiles that come with hwsim."""
+    """The profiles that come with hwsim: files by name."""
     return {path.stem: path for path in sorted(data_folder("hw_profiles").glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def find_profile(name: str) -> Path:
-    """The file of a profile: a path first, else a name that comes with hwsim, with or without ``.yaml``.
+    """The file of a profile, by path or, if there is no such file, by a known name with or without ``.yaml``.
 
     Raises:
         ProfileError: neither a file nor a known name.
@@ -162,10 +162,10 @@ def load_profile(name: str | Path) -> Profile:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, as field: rule."""
-    found = problem(error)
-    if not found.unknown:
-        return found.text
-    inside = str(found.loc[-2]) if len(found.loc) > 1 else ""
-    section = _SECTIONS.get(inside, Profile)
-    return f"{found.text}{did_you_mean(str(found.loc[-1]), section.model_fields)}"
+    """The first problem of a profile, as field, rule and a hint for a misspelt key."""
+    issue = problem(error)
+    if not issue.unknown:
+        return issue.text
+    parent = str(issue.loc[-2]) if len(issue.loc) > 1 else ""
+    section = _SECTIONS.get(parent, Profile)
+    return f"{issue.text}{did_you_mean(str(issue.loc[-1]), section.model_fields)}"

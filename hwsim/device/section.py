@@ -1,4 +1,4 @@
-"""What every section of a profile has: where its numbers come from, and how sure they are."""
+"""The fields of every section of a profile: the source of its numbers, and the confidence in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Confidence = Literal["measured", "vendor", "derived", "assumed"]
 
 
 class Section(BaseModel):
-    """Fields that are known, and no others."""
+    """Base of the sections of a profile; unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 
 def inherited(section: Section, parent: Section) -> Section:
-    """The section, with its parent's source and confidence where it names none."""
+    """The section, with its parent's source and confidence if it names none."""
     update: dict[str, Any] = {
         field: getattr(parent, field)
         for field in ("source", "confidence")
