@@ -17,31 +17,31 @@ _NONE, _T1, _T2, _B1, _B2 = range(5)
 class _Lists:
     capacity: int
     lists: np.ndarray  # int8 [units]: the list that each unit is in
-    places: np.ndarray  # int64 [units], lowest was used longest ago; it orders every list
+    places: np.ndarray  # int64 [units], the lowest was used longest ago; orders every list
     target: float = 0.0  # units that T1 should hold, p of the paper
-    again: bool = False  # this token asked for somebody in B2
+    again: bool = False  # this token needed a unit of B2
 
 
 class Arc(Eviction):
     """ARC: least recently used among those needed once, or among those needed again, at a share that adapts itself."""
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> _Lists:
-        """Four empty lists: T1 and T2 are in the cache, B1 and B2 remember who left them."""
+        """Four empty lists: T1 and T2 are in the cache, B1 and B2 remember the units that left them."""
         return _Lists(capacity, np.full(units, _NONE, np.int8), np.zeros(units, np.int64))
 
     def warm(self, state: _Lists, cached: np.ndarray) -> None:
-        """As if one mask had brought them."""
+        """Put the units into T1, as if one mask had needed them."""
         inside = np.flatnonzero(cached)
         state.lists[inside] = _T1
         state.places[inside] = entering(inside, 0, cached.shape[0])
 
     def use(self, state: _Lists, use: Use) -> None:
-        """Hits, and newcomers that B1 or B2 remember, go to T2, other newcomers to T1; memories move the target."""
+        """Move hits and newcomers that B1 or B2 remember to T2, other newcomers to T1; memories move the target."""
         size = use.mask.shape[0]
-        once, again = (int(np.count_nonzero(state.lists == which)) for which in (_B1, _B2))
+        once, again = (int(np.count_nonzero(state.lists == memory)) for memory in (_B1, _B2))
         fresh = np.flatnonzero(use.admitted)
-        known = state.lists[fresh]
-        from_once, from_again = (int(np.count_nonzero(known == which)) for which in (_B1, _B2))
+        origins = state.lists[fresh]
+        from_once, from_again = (int(np.count_nonzero(origins == memory)) for memory in (_B1, _B2))
         if from_once:
             state.target = min(state.target + from_once * max(again / once, 1.0), float(state.capacity))
         if from_again:
@@ -49,12 +49,12 @@ class Arc(Eviction):
         state.again = from_again > 0
         hits = np.flatnonzero(use.mask & (state.lists != _NONE) & (state.lists < _B1))
         state.lists[hits] = _T2
-        state.lists[fresh] = np.where(known == _NONE, _T1, _T2)
+        state.lists[fresh] = np.where(origins == _NONE, _T1, _T2)
         served = np.concatenate([hits, fresh])
         state.places[served] = entering(served, (use.token + 1) * size, size)
 
     def stay(self, state: _Lists, candidates: np.ndarray, count: int) -> np.ndarray:
-        """T1 gives what it holds above the target, T2 the rest; B1 and B2 remember as many as the paper lets them."""
+        """Evict from T1 what it holds above the target, the rest from T2; B1 and B2 remember them as in the paper."""
         kept = candidates.copy()
         lists = state.lists
         first, second = np.flatnonzero(kept & (lists == _T1)), np.flatnonzero(kept & (lists == _T2))

@@ -16,7 +16,7 @@ _BLOCK = 1024  # units
 
 @dataclass
 class _Future:
-    """When each unit is needed: its uses are ``uses[at[unit]:end[unit]]``, rising."""
+    """Tokens at which units are needed: the uses of a unit are ``uses[at[unit]:end[unit]]``, rising."""
 
     uses: np.ndarray  # int32 [all uses]
     at: np.ndarray  # int64 [units], the next use that has not been served
@@ -30,21 +30,21 @@ class Belady(Eviction):
     needs_future: ClassVar[bool] = True
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> _Future:
-        """List the uses of each unit."""
+        """The uses of each unit."""
         if future is None:
             raise PluginError("belady needs the masks of the whole sequence")
         counts = np.count_nonzero(future, axis=0)
         end = np.cumsum(counts)
-        # some units at a time: nonzero of the whole would hold two int64 for each use
+        # some units at a time: nonzero of all would hold two int64 for each use
         blocks = (future[:, start : start + _BLOCK].T for start in range(0, units, _BLOCK))
         uses = [np.nonzero(np.ascontiguousarray(block))[1].astype(np.int32) for block in blocks]
-        known = _Future(np.concatenate(uses), end - counts, end, np.full(units, -_NEVER, np.int32))
+        state = _Future(np.concatenate(uses), end - counts, end, np.full(units, -_NEVER, np.int32))
         used = np.flatnonzero(counts)
-        known.rank[used] = -known.uses[known.at[used]]  # who is there from the start is known, too
-        return known
+        state.rank[used] = -state.uses[state.at[used]]  # ranks units that are cached from the start, too
+        return state
 
     def use(self, state: _Future, use: Use) -> None:
-        """Look up when the units of this mask are needed next; for all others nothing changes."""
+        """Look up the next use of the units of this mask; other units do not change."""
         served = np.flatnonzero(use.mask)
         state.at[served] += 1
         at, again = state.at[served], state.at[served] < state.end[served]
@@ -53,5 +53,5 @@ class Belady(Eviction):
         state.rank[served] = -following
 
     def rank(self, state: _Future) -> np.ndarray:
-        """Sooner is better."""
+        """A sooner next use ranks higher."""
         return state.rank

@@ -1,8 +1,8 @@
 """Belady's rule with the right to refuse admission: the bound that no rule passes, on fixed masks of any size.
 
-Keeping a unit from one use to the next takes one place in between and saves one read. So the most hits are the most
-intervals of which no more than the capacity overlap, and dropping the one that ends last wherever too many do is
-optimal (Carlisle and Lloyd 1995, "On the k-coloring of intervals").
+Keeping a unit from one use to the next takes one place in between and saves one read. So the largest number of hits is
+the largest number of such intervals of which no more than the capacity overlap. Wherever too many overlap, dropping the
+one that ends last is optimal (Carlisle and Lloyd 1995, "On the k-coloring of intervals").
 """
 
 from __future__ import annotations

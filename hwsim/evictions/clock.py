@@ -14,7 +14,7 @@ from hwsim.evictions._sweep import entering, sweep
 @dataclass
 class _Circle:
     places: np.ndarray  # int64 [units]: the hand meets the lowest first
-    chances: np.ndarray  # int64 [units], of those in the cache
+    chances: np.ndarray  # int64 [units], valid for cached units
     token: int = -1
 
 
@@ -28,12 +28,12 @@ class Clock(Eviction):
         return _Circle(np.zeros(units, np.int64), np.zeros(units, np.int64))
 
     def warm(self, state: _Circle, cached: np.ndarray) -> None:
-        """As if one mask had brought them."""
+        """Put the units into the circle, as if one mask had needed them."""
         inside = np.flatnonzero(cached)
         state.places[inside] = entering(inside, 0, cached.shape[0])
 
     def use(self, state: _Circle, use: Use) -> None:
-        """Hits gain a chance; newcomers enter behind the hand, without one."""
+        """Give hits one more chance; newcomers enter behind the hand without any."""
         state.token, size = use.token, use.mask.shape[0]
         fresh = np.flatnonzero(use.admitted)
         np.add(state.chances, use.mask, out=state.chances)
@@ -42,7 +42,7 @@ class Clock(Eviction):
         state.places[fresh] = entering(fresh, self._base(state, size) + size, size)
 
     def stay(self, state: _Circle, candidates: np.ndarray, count: int) -> np.ndarray:
-        """Whom the hand passes moves to its end, before this token's newcomers."""
+        """Move units that the hand passes to the end of the queue, before this token's newcomers."""
         kept, queue = candidates.copy(), np.flatnonzero(candidates)
         places = state.places[queue]
         leaves, passed, _ = sweep(places, state.chances[queue], queue.shape[0] - count)
@@ -55,5 +55,5 @@ class Clock(Eviction):
 
     @staticmethod
     def _base(state: _Circle, size: int) -> int:
-        """Every token has places for all units twice: for those who are passed over, and for those who enter."""
+        """First place of a token; it has two places for every unit, one for being passed over and one for entering."""
         return (2 * state.token + 1) * size

@@ -20,9 +20,9 @@ class Fifo(Eviction):
         return np.full(units, -1, np.int32)
 
     def use(self, state: np.ndarray, use: Use) -> None:
-        """Admitted now."""
+        """Store the token of admission."""
         state[use.admitted] = use.token
 
     def rank(self, state: np.ndarray) -> np.ndarray:
-        """Later is better."""
+        """A later admission ranks higher."""
         return state

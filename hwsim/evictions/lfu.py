@@ -20,9 +20,9 @@ class Lfu(Eviction):
         return np.zeros(units, np.int32)
 
     def use(self, state: np.ndarray, use: Use) -> None:
-        """Needed once more."""
+        """Count the need."""
         np.add(state, use.mask, out=state)
 
     def rank(self, state: np.ndarray) -> np.ndarray:
-        """More often is better."""
+        """A higher count ranks higher."""
         return state

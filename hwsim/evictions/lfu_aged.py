@@ -14,15 +14,15 @@ class LfuAged(Eviction):
     period: int = Field(32, ge=1, description="tokens after which the counters are halved")
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
-        """How often each unit was needed, in the cache or not, what is long ago for less, int32 ``[units]``."""
+        """How often each unit was needed, in the cache or not, with older needs halved: int32 ``[units]``."""
         return np.zeros(units, np.int32)
 
     def use(self, state: np.ndarray, use: Use) -> None:
-        """Needed once more; after every `period`-th token halve."""
+        """Count the need; halve all counters after every `period`-th token."""
         np.add(state, use.mask, out=state)
         if (use.token + 1) % self.period == 0:
             np.right_shift(state, 1, out=state)
 
     def rank(self, state: np.ndarray) -> np.ndarray:
-        """More often is better."""
+        """A higher count ranks higher."""
         return state

@@ -20,9 +20,9 @@ class Lru(Eviction):
         return np.full(units, -1, np.int32)
 
     def use(self, state: np.ndarray, use: Use) -> None:
-        """Needed now."""
+        """Store the token of the need."""
         state[use.mask] = use.token
 
     def rank(self, state: np.ndarray) -> np.ndarray:
-        """Later is better."""
+        """A later need ranks higher."""
         return state

@@ -21,7 +21,7 @@ class Random(Eviction):
     seed: int = Field(0, ge=0, description="of the random numbers, which are the same in every cache and sequence")
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> _Numbers:
-        """The source of the numbers."""
+        """A generator of random numbers from the seed, and the number of units."""
         return _Numbers(np.random.default_rng(self.seed), units)
 
     def rank(self, state: _Numbers) -> np.ndarray:

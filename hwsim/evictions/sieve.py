@@ -15,9 +15,9 @@ _TURN = 2**62  # more than any place
 
 @dataclass
 class _Queue:
-    places: np.ndarray  # int64 [units], lowest at the tail; _OUT for who is not in the cache
-    visited: np.ndarray  # int64 [units], 1 for who was needed again since it entered or the hand passed
-    hand: int = 0  # the place where it goes on
+    places: np.ndarray  # int64 [units], the lowest is at the tail; _OUT for units that are not cached
+    visited: np.ndarray  # int64 [units], 1 for units needed again since they entered or the hand passed
+    hand: int = 0  # the place where the hand continues
     base: int = 0  # the lowest place of this token's newcomers
 
 
@@ -29,12 +29,12 @@ class Sieve(Eviction):
         return _Queue(np.full(units, _OUT, np.int64), np.zeros(units, np.int64))
 
     def warm(self, state: _Queue, cached: np.ndarray) -> None:
-        """As if one mask had brought them."""
+        """Put the units into the queue, as if one mask had needed them."""
         inside = np.flatnonzero(cached)
         state.places[inside] = entering(inside, 0, cached.shape[0])
 
     def use(self, state: _Queue, use: Use) -> None:
-        """Hits are marked; newcomers enter at the head, unmarked."""
+        """Mark hits; newcomers enter at the head, unmarked."""
         size = use.mask.shape[0]
         state.base = (use.token + 1) * size
         fresh = np.flatnonzero(use.admitted)
@@ -43,17 +43,17 @@ class Sieve(Eviction):
         state.places[fresh] = entering(fresh, state.base, size)
 
     def stay(self, state: _Queue, candidates: np.ndarray, count: int) -> np.ndarray:
-        """The hand goes on from where it stopped, and around; this token's newcomers come after it has stopped."""
+        """Move the hand on from where it stopped, and around; it stops before this token's newcomers enter."""
         kept, queue = candidates.copy(), np.flatnonzero(candidates)
         places = state.places[queue]
         places[places < state.hand] += _TURN
         leaves, passed, final = sweep(places, state.visited[queue], queue.shape[0] - count)
-        left = queue[leaves]
-        kept[left] = False
+        leaving = queue[leaves]
+        kept[leaving] = False
         state.visited[queue] -= passed
-        state.places[left] = _OUT
+        state.places[leaving] = _OUT
         final %= _TURN
         older = state.places[state.places < state.base]
-        # at the head it returns to the tail, and is there before newcomers enter
+        # from the head it returns to the tail, before newcomers enter
         state.hand = final + 1 if older.shape[0] and int(older.max()) > final else 0
         return kept

@@ -1,4 +1,4 @@
-"""A fixed set: what placing the weights once gives, without any eviction."""
+"""A fixed set of cached units: the weights are placed once, without any eviction."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Static(Eviction):
     admission: ClassVar[Admission] = "bypass"
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> np.ndarray:
-        """The token at which each unit last tried to enter, int32 ``[units]``: -1 for what is there from the start."""
+        """The token at which each unit last tried to enter, int32 ``[units]``; -1 for units cached from the start."""
         return np.full(units, -1, np.int32)
 
     def use(self, state: np.ndarray, use: Use) -> None:
-        """Tries now."""
+        """Store the token of the attempt."""
         state[use.admitted] = use.token
 
     def rank(self, state: np.ndarray) -> np.ndarray:
-        """Earlier is better, so nobody who is in leaves."""
+        """An earlier attempt ranks higher, so no cached unit leaves."""
         return -state
