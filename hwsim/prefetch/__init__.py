@@ -1,8 +1,8 @@
-"""Guesses of what the next layer will need, so that Flash can read ahead: one file a rule; this page is the contract.
+"""Prefetch rules: each file defines one rule, and this module is their contract.
 
-While a layer is computed, Flash is idle most of the time. A rule guesses the masks of the layer after it; what of a
-guess is not in the cache is read in that idle time, into a buffer of its own. It changes neither masks nor hits nor
-caches: only when misses arrive, and how much is read.
+While a layer is computed, Flash is idle most of the time. A rule predicts the masks of the next layer. Predicted units
+that are not cached are read in that idle time, into a separate buffer. This changes neither masks nor hits nor caches,
+only the time at which misses arrive and the number of bytes read.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from hwsim.util.kernels import top_k
 
 
 class Ahead(NamedTuple):
-    """What may be known when some tokens' masks of one group of one layer are guessed.
+    """Input of a prediction: the masks of one group of one layer are predicted, for some tokens.
 
     Attributes:
-        layer: whose mask is guessed.
-        group: its name.
-        units: of the group.
-        last: bool ``[tokens, units]``: the mask of the token before in this layer; of a sequence's first: nothing.
-        signals: of the layer before, float32 ``[tokens, width]`` by name, those that the rule asks for; at layer 0
-            none.
+        layer: number of the layer.
+        group: name of the group.
+        units: number of its units.
+        last: bool ``[tokens, units]``: the mask of the previous token in this layer; no unit is set for the first token
+            of a sequence.
+        signals: signals of the previous layer that the rule asks for, float32 ``[tokens, width]`` by name; empty at
+            layer 0.
         needs: the signals from which the policy decides this group.
-        truth: bool ``[tokens, units]``: the masks, where the rule says that it is an oracle.
+        truth: bool ``[tokens, units]``: the masks themselves, only for a rule that is an oracle.
     """
 
     layer: int
@@ -40,11 +41,11 @@ class Ahead(NamedTuple):
 
 
 class Prefetch(BaseModel):
-    """Base of all rules.
+    """Base of all prefetch rules.
 
     Attributes:
-        signals: of the layer before that the rule looks at, where the trace has them.
-        oracle: True for a rule that is told the masks themselves: a bound, not a way.
+        signals: names of the previous layer's signals that the rule uses, if the trace has them.
+        oracle: True for a rule that receives the masks themselves: a bound, not a practical rule.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,12 +53,17 @@ class Prefetch(BaseModel):
     oracle: ClassVar[bool] = False
 
     def guess(self, ahead: Ahead) -> np.ndarray:
-        """The guess: bool ``[tokens, units]``. What is guessed and cached already costs nothing."""
+        """The predicted masks: bool ``[tokens, units]``. Predicting a unit that is already cached costs nothing."""
         raise PluginError(f"{type(self).__name__} must define guess(self, ahead)")
 
 
 def best(scores: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """As many of the best scores, ``[tokens, units]``, as a mask of each token, bool ``[tokens, units]``, holds."""
+    """Mask of each token's best scores, as many as the token's mask in `like` holds: bool ``[tokens, units]``.
+
+    Args:
+        scores: ``[tokens, units]``.
+        like: bool ``[tokens, units]``.
+    """
     counts = np.count_nonzero(like, axis=1)
     rows = [
         top_k(row, int(count)) if count else np.zeros(len(row), bool) for row, count in zip(scores, counts, strict=True)

@@ -1,4 +1,4 @@
-"""The MLP's input changes little from layer to layer, so that of the layer before stands in for it."""
+"""Prefetch by the MLP input of the previous layer, as this input changes little from layer to layer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class CrossLayer(Prefetch):
     signals: ClassVar[tuple[str, ...]] = ("input",)
 
     def guess(self, ahead: Ahead) -> np.ndarray:
-        """The largest of the layer before, as many as the token before needed."""
-        before = ahead.signals.get("input")
-        if before is None or ahead.needs[:1] != ("input",) or before.shape[1] != ahead.units:
+        """The largest inputs of the previous layer, as many as the previous token needed."""
+        inputs = ahead.signals.get("input")
+        if inputs is None or ahead.needs[:1] != ("input",) or inputs.shape[1] != ahead.units:
             return ahead.last
-        return best(np.abs(before), ahead.last)
+        return best(np.abs(inputs), ahead.last)

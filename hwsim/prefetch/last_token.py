@@ -1,4 +1,4 @@
-"""What the token before needed."""
+"""Prefetch by the mask of the previous token."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ class LastToken(Prefetch):
     """The mask of the token before, in the same layer."""
 
     def guess(self, ahead: Ahead) -> np.ndarray:
-        """That of the token before."""
+        """The mask of the previous token."""
         return ahead.last

@@ -1,4 +1,4 @@
-"""What will be needed: the bound of perfect prefetch."""
+"""Prefetch of exactly the needed units: the bound of perfect prefetch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ class Oracle(Prefetch):
     oracle: ClassVar[bool] = True
 
     def guess(self, ahead: Ahead) -> np.ndarray:
-        """The truth."""
+        """The masks themselves."""
         assert ahead.truth is not None
         return ahead.truth

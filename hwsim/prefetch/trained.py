@@ -1,4 +1,4 @@
-"""What units are needed after what they were: two frequencies a unit, counted on another trace."""
+"""Prefetch by two frequencies a unit, counted on another trace: need after a need, and need after none."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Trained(Prefetch):
         """The frequencies, by member.
 
         Raises:
-            PluginError: no such file, or another.
+            PluginError: there is no such file, or it is of another kind.
         """
         return read_arrays(self.path, KIND).arrays
 
     def guess(self, ahead: Ahead) -> np.ndarray:
-        """The likeliest, as many as the token before needed."""
+        """The units most likely to be needed, as many as the previous token needed."""
         name = member(ahead.layer, ahead.group)
-        found = self.arrays.get(name)
-        if found is None or found.shape != (2, ahead.units):
-            told = "lacks it" if found is None else f"has {found.shape} there"
+        frequencies = self.arrays.get(name)
+        if frequencies is None or frequencies.shape != (2, ahead.units):
+            state = "lacks it" if frequencies is None else f"has {frequencies.shape} there"
             raise PluginError(
-                f"{self.path}: {name} must be float32 (2, {ahead.units}), the file {told}; it was trained for another "
+                f"{self.path}: {name} must be float32 (2, {ahead.units}), the file {state}; it was trained for another "
                 "model or policy, train one: hwsim train prefetch TRACE --policy NAME -o FILE"
             )
-        return best(np.where(ahead.last, found[1], found[0]), ahead.last)
+        return best(np.where(ahead.last, frequencies[1], frequencies[0]), ahead.last)
