@@ -67,8 +67,8 @@ class Arc(Eviction):
             leaving = self._oldest(state, queue, number)
             lists[leaving], kept[leaving] = memory, False
         self._forget(state, _B1, state.capacity - int(np.count_nonzero(lists == _T1)))
-        others = np.count_nonzero(lists != _NONE) - np.count_nonzero(lists == _B2)
-        self._forget(state, _B2, 2 * state.capacity - int(others))
+        remaining = np.count_nonzero(lists != _NONE) - np.count_nonzero(lists == _B2)
+        self._forget(state, _B2, 2 * state.capacity - int(remaining))
         return kept
 
     def _forget(self, state: _Lists, memory: int, most: int) -> None:
