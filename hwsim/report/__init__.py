@@ -1,1 +1,1 @@
-"""Turning results into what people read."""
+"""Render results as tables, text and pages."""

@@ -1,4 +1,4 @@
-"""Tables that fit a terminal: columns go where a line has no room for them, and a number is never cut."""
+"""Tables that fit a terminal: columns are dropped if a line is too narrow for them; numbers are never cut."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Column(NamedTuple):
     """One column.
 
     Attributes:
-        head: its lines above the cells.
+        head: heading; may have several lines.
         cells: one for each row.
-        drop: where there is no room the highest goes first, equal ones together; 0 stays.
-        name: what a reader calls it; the head by default.
-        folds: whether its cells are words, which may go over several lines; numbers may not.
+        drop: order of dropping if there is no room: the highest goes first, equal ones together; 0 is never dropped.
+        name: name in the line that lists dropped columns; the head by default.
+        folds: whether the cells are words, which may wrap over several lines; numbers may not.
         color: of the head.
     """
 
@@ -32,17 +32,17 @@ class Column(NamedTuple):
 
     @property
     def whole(self) -> int:
-        """Characters that it takes where nothing is folded."""
+        """Width in characters if nothing is folded."""
         return max(cell_len(line) for cell in (self.head, *self.cells) for line in cell.split("\n"))
 
     @property
     def width(self) -> int:
-        """Characters that it needs at least."""
+        """Smallest width in characters."""
         return min(self.whole, _NAME) if self.folds else self.whole
 
 
 def fit(columns: list[Column], width: int, gap: int) -> tuple[list[Column], list[str]]:
-    """The columns that a line of `width` characters has room for, `gap` between them, and the names of the others."""
+    """Return the columns that fit a line of `width` characters with `gap` between them, and the names of the others."""
     kept = list(columns)
     while sum(column.width for column in kept) + gap * (len(kept) - 1) > width and any(column.drop for column in kept):
         last = max(column.drop for column in kept)
@@ -53,24 +53,24 @@ def fit(columns: list[Column], width: int, gap: int) -> tuple[list[Column], list
 
 
 def total(columns: list[Column], gap: int) -> int:
-    """Characters that the columns take where nothing is folded."""
+    """Width of all columns in characters if nothing is folded."""
     return sum(column.whole for column in columns) + gap * (len(columns) - 1)
 
 
 def table(columns: list[Column], gap: int) -> Table:
-    """A table of the columns without its rows: the first and words to the left, numbers to the right."""
-    made = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
+    """An empty table with these columns: the first column and words are aligned left, numbers right."""
+    shown = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         head = Text(column.head, style=f"bold {column.color}".strip())
-        made.add_column(head, justify="right" if index and not column.folds else "left", overflow="fold")
-    return made
+        shown.add_column(head, justify="right" if index and not column.folds else "left", overflow="fold")
+    return shown
 
 
 def rows(columns: list[Column]) -> list[list[Text]]:
-    """The cells, row by row."""
+    """The cells of the columns as rows."""
     return [[Text(cell) for cell in row] for row in zip(*(column.cells for column in columns), strict=True)]
 
 
 def widen(dropped: list[str]) -> Text:
-    """The line that says what did not fit."""
+    """The line that names the columns that did not fit."""
     return Text(f"widen the terminal for {', '.join(dropped)}", style="dim")

@@ -1,4 +1,4 @@
-"""What makes two results differ, in words and numbers."""
+"""Compare two results in words and numbers: how their settings differ, and what that changes."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ _PARTS = {
 
 
 def differences(first: Row, second: Row) -> list[tuple[str, str, str]]:
-    """Settings that differ: (name, of the first, of the second)."""
+    """Settings that differ, as (name, value in the first, value in the second)."""
     one, two = settings_of(first), settings_of(second)
     names = [key for key in dict.fromkeys((*one, *two)) if one.get(key) != two.get(key)]
     return [(key, one.get(key, ""), two.get(key, "")) for key in names]
 
 
 def parts(first: Row, second: Row) -> list[tuple[str, float, float]]:
-    """Where the time of a mean token goes, s: (part, of the first, of the second), those that changed most first."""
-    found = [(name, *(row["time_s"][part] / row["tokens"] for row in (first, second))) for part, name in _PARTS.items()]
-    return sorted((each for each in found if each[1] or each[2]), key=lambda each: -abs(each[2] - each[1]))
+    """Time of a mean token by part, as (part, seconds in the first, in the second), the largest change first."""
+    times = [(name, *(row["time_s"][part] / row["tokens"] for row in (first, second))) for part, name in _PARTS.items()]
+    return sorted((part for part in times if part[1] or part[2]), key=lambda part: -abs(part[2] - part[1]))
 
 
 def sentences(first: Row, second: Row) -> list[str]:
-    """The difference in words: which is faster and by what, what that comes from, and what it costs."""
+    """The comparison in words: which is faster and by how much, where the difference comes from, what it costs."""
     speeds = first["throughput_tok_s"], second["throughput_tok_s"]
     if speeds[0] == speeds[1]:
-        told = [f"Both make {show_number(speeds[0])} tokens/s."]
+        words = [f"Both make {show_number(speeds[0])} tokens/s."]
     else:
         names = ("the first", "the second") if speeds[0] > speeds[1] else ("the second", "the first")
-        told = [f"{names[0].capitalize()} is {max(speeds) / min(speeds):.3g} x as fast as {names[1]}."]
-    # what only one of two policies has is in the table
+        words = [f"{names[0].capitalize()} is {max(speeds) / min(speeds):.3g} x as fast as {names[1]}."]
+    # parameters that only one of the two policies has are in the table
     shared = [f"{key} ({one} and {two})" for key, one, two in differences(first, second) if one and two]
-    told.append(f"What was asked for differs in {', '.join(shared)}." if shared else "Both were asked for the same.")
-    changed = [each for each in parts(first, second) if each[1] != each[2]]
+    words.append(f"What was asked for differs in {', '.join(shared)}." if shared else "Both were asked for the same.")
+    changed = [part for part in parts(first, second) if part[1] != part[2]]
     if changed:
         name, before, after = changed[0]
         share = abs(after - before) / sum(abs(two - one) for _, one, two in changed)
-        told.append(
+        words.append(
             f"{share:.0%} of the change is in {name}: {show_time(before)} and {show_time(after)} of a mean token."
         )
     flash = [row["flash_bytes"] / row["tokens"] for row in (first, second)]
     if flash[0] != flash[1]:
-        told.append(f"A mean token needs {show_size(flash[0])} and {show_size(flash[1])} from Flash.")
+        words.append(f"A mean token needs {show_size(flash[0])} and {show_size(flash[1])} from Flash.")
     if "perplexity" in first and "perplexity" in second:
-        told.append(f"Perplexity is {show_number(first['perplexity'])} and {show_number(second['perplexity'])}.")
+        words.append(f"Perplexity is {show_number(first['perplexity'])} and {show_number(second['perplexity'])}.")
     elif "perplexity" in first or "perplexity" in second:
-        told.append("Accuracy was measured of one of them only.")
+        words.append("Accuracy was measured of one of them only.")
     if first["provenance"]["trace"].get("hash") != second["provenance"]["trace"].get("hash"):
-        told.append("They decode different tokens: only rates, not sums, can be compared.")
-    return told
+        words.append("They decode different tokens: only rates, not sums, can be compared.")
+    return words
 
 
 def plain(first: Row, second: Row) -> dict[str, Any]:
-    """The comparison as JSON holds it."""
+    """The comparison as a dictionary for JSON."""
     return {
         "words": sentences(first, second),
         "settings": [{"name": name, "first": one, "second": two} for name, one, two in differences(first, second)],
@@ -71,7 +71,7 @@ def plain(first: Row, second: Row) -> dict[str, Any]:
 
 
 def render_comparison(first: Row, second: Row, names: tuple[str, str]) -> ConsoleRenderable:
-    """Sentences, then what differs and what came of it side by side."""
+    """Render the comparison: sentences, then the settings that differ and the results side by side."""
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for head in ("", *names, "second / first"):
         shown.add_column(printable(head), justify="left" if not head else "right", overflow="fold")

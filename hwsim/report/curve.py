@@ -1,4 +1,4 @@
-"""The hit rate of LRU at sizes of the cache, as a table: a line a group."""
+"""The hit rate of LRU by cache size, as a table with a line for each group."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def render_curve(found: dict[str, GroupCurve], shares: Sequence[float], title: s
     """Everything that ``hwsim trace curve`` shows.
 
     Args:
-        found: by group.
-        shares: of the units, a column each; their sizes are among the groups' hits.
+        found: the curve of each group.
+        shares: cache sizes as shares of a group's units, one column each; the curves include these sizes.
         title: what was counted.
     """
     known = any(group.capacity is not None for group in found.values())

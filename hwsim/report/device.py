@@ -42,32 +42,32 @@ _GAP = 2
 
 
 def render_devices(profiles: dict[str, Profile], width: int = 160) -> ConsoleRenderable:
-    """All profiles, a line each, as much of it as a line of `width` characters has room for."""
-    each = list(profiles.values())
+    """Render all profiles, one line each, with the columns that fit into `width` characters."""
+    profile_list = list(profiles.values())
     models = [
         f"{len(p.flash.table.read)} x {len(p.flash.table.queue_depth)} table"
         if p.flash.table
         else "queue"
         if p.flash.queue
         else "flat"
-        for p in each
+        for p in profile_list
     ]
     columns = [
         Column("\ndevice", list(profiles), folds=True),
-        Column("DRAM\nbudget", [show_size(p.dram.budget) for p in each], 1),
-        Column("DRAM\nread", [show_rate(p.dram.bandwidth) for p in each]),
-        Column("Flash\nread", [show_rate(p.flash.read_bandwidth) for p in each]),
+        Column("DRAM\nbudget", [show_size(p.dram.budget) for p in profile_list], 1),
+        Column("DRAM\nread", [show_rate(p.dram.bandwidth) for p in profile_list]),
+        Column("Flash\nread", [show_rate(p.flash.read_bandwidth) for p in profile_list]),
         Column("Flash\nmodel", models, 3),
-        Column("confidence\nDRAM", [p.dram.confidence or "-" for p in each], 2, "confidence"),
-        Column("\nFlash", [p.flash.confidence or "-" for p in each], 2, "confidence"),
-        Column("\nkind", [p.kind or "-" for p in each], 5, folds=True),
-        Column("\nwhat it is", [printable(p.name) for p in each], 4, folds=True),
+        Column("confidence\nDRAM", [p.dram.confidence or "-" for p in profile_list], 2, "confidence"),
+        Column("\nFlash", [p.flash.confidence or "-" for p in profile_list], 2, "confidence"),
+        Column("\nkind", [p.kind or "-" for p in profile_list], 5, folds=True),
+        Column("\nwhat it is", [printable(p.name) for p in profile_list], 4, folds=True),
     ]
     return Group(*_fitted(columns, width))
 
 
 def _fitted(columns: list[Column], width: int) -> list[ConsoleRenderable]:
-    """The table that `width` characters have room for, and what they do not."""
+    """A table of the columns that fit into `width` characters, and a line that names the others."""
     columns, dropped = fit(columns, width, _GAP)
     shown = table(columns, _GAP)
     for column in shown.columns:
@@ -79,12 +79,12 @@ def _fitted(columns: list[Column], width: int) -> list[ConsoleRenderable]:
 
 
 def _words(text: str | None) -> str:
-    """A text of a file, which may have been written over several lines."""
+    """A text from a profile on one line, printable."""
     return printable(" ".join((text or "").split()))
 
 
 def render_device(profile: Profile, path: Path, width: int = 160) -> ConsoleRenderable:
-    """One profile in full."""
+    """Render all fields of one profile."""
     parts: list[ConsoleRenderable] = [
         Text(printable(profile.name), style="bold"),
         Text(printable(str(path)), style="dim"),

@@ -12,7 +12,7 @@ from hwsim.util.units import printable, show_number, show_time
 
 
 def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
-    """What each policy costs in accuracy; the dense model's perplexity is the first row's."""
+    """Render the accuracy of each policy; the line of the dense model is taken from the first row."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     heads = ["\npolicy", "\nperplexity", "against\ndense", "KL to\ndense", "top-1\nagreement", "MLP\ndensity"]
     heads += ["hit\nrate", "\ntokens/s"]
@@ -34,8 +34,8 @@ def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
 
 
 def speed(result: Result) -> ConsoleRenderable:
-    """One line: how fast the device would have written this."""
-    name, device = (printable(result.provenance[each]["name"]) for each in ("policy", "device"))
+    """One line: the simulated speed of this generation on the device."""
+    name, device = (printable(result.provenance[part]["name"]) for part in ("policy", "device"))
     hits = "" if result.hit_rate is None else f", hit rate {result.hit_rate:.1%}"
     first = "" if result.ttft_s is None else f", first token after at least {show_time(result.ttft_s)}"
     return Text(

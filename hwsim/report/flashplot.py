@@ -1,4 +1,4 @@
-"""The rate of Flash over request size and queue depth, as a plot."""
+"""Plot of the Flash read rate by request size and queue depth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = (".html", ".svg", ".png")
 
 
 def figure(profile: Profile) -> dict[str, Any]:
-    """Plotly's figure: a line for each depth, and the measured points on it."""
+    """The plotly figure: a line for each queue depth, with the measured points."""
     flash = profile.flash
     table = flash.table
     deepest = max(flash.queue_depth or 1, *(table.queue_depth if table else (1,)))
@@ -55,11 +55,11 @@ def figure(profile: Profile) -> dict[str, Any]:
 
 
 def write_plot(profile: Profile, path: Path) -> None:
-    """Write the plot as the file's ending says.
+    """Write the plot in the format that the file name ends with, one of `KINDS`.
 
     Raises:
-        SettingError: another ending, or plotly is missing.
-        OutputError: it cannot be drawn or written.
+        SettingError: the name ends otherwise, or plotly is missing.
+        OutputError: the plot cannot be drawn or written.
     """
     if path.suffix.lower() not in KINDS:
         raise SettingError(f"--plot {path}: must end with one of {', '.join(KINDS)}")
@@ -67,13 +67,13 @@ def write_plot(profile: Profile, path: Path) -> None:
         import plotly.io
     except ImportError as error:
         raise SettingError("--plot needs plotly: pip install 'hwsim[report]'") from error
-    made = figure(profile)
+    plot = figure(profile)
     if path.suffix.lower() == ".html":
-        write_atomic(path, plotly.io.to_html(made, include_plotlyjs=True, full_html=True))
+        write_atomic(path, plotly.io.to_html(plot, include_plotlyjs=True, full_html=True))
         return
     try:
         image = plotly.io.to_image(
-            made | {"layout": made["layout"] | {"width": 900, "height": 550}}, format=path.suffix[1:]
+            plot | {"layout": plot["layout"] | {"width": 900, "height": 550}}, format=path.suffix[1:]
         )
     except (ImportError, ValueError, RuntimeError, OSError) as error:
         raise OutputError(

@@ -15,8 +15,8 @@ def render_locality(found: dict[str, GroupLocality], title: str) -> ConsoleRende
     """Everything that ``hwsim trace locality`` shows.
 
     Args:
-        found: by group.
-        title: what was replayed.
+        found: locality of each group.
+        title: heading that names the replayed trace.
     """
     parts: list[ConsoleRenderable] = [Padding(Text(printable(title), style="bold"), (1, 0, 0, 0))]
     for name, group in found.items():

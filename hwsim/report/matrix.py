@@ -1,4 +1,4 @@
-"""Several policies on several devices: tokens/s, a policy a line, a device a column."""
+"""Several policies on several devices: tokens/s in a table with a line for each policy, a column for each device."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hwsim.simulation.metrics import Result
 from hwsim.util.units import printable, show_number
 
 Device = tuple[str, list[Result], Result]
-"""How the user calls it, the results of all policies on it, and that of `dense`."""
+"""The name that the user gave, the results of all policies on this device, and the result of `dense`."""
 
 
 def print_matrix(console: Console, devices: list[Device]) -> None:
-    """Print the matrix, beside each rate how much faster than dense it is, and the notes of all."""
+    """Print the matrix, each rate with its ratio to dense, and then the notes of all results."""
     first = devices[0][1][0].provenance
-    told = f"{first['model']['name']}, {devices[0][1][0].tokens} tokens decoded from {first['trace']['name']} "
-    told += f"({first['trace']['origin']}); tokens/s, and how that compares with dense"
-    console.print(Text(printable(told)))
+    title = f"{first['model']['name']}, {devices[0][1][0].tokens} tokens decoded from {first['trace']['name']} "
+    title += f"({first['trace']['origin']}); tokens/s, and how that compares with dense"
+    console.print(Text(printable(title)))
     console.print(Text(settings_line(devices[0][1][0])), style="dim", soft_wrap=not console.is_terminal)
     for device, results, _ in devices:
         console.print(Text(printable(f"{device}: {device_line(results[0])}")), soft_wrap=not console.is_terminal)
@@ -33,16 +33,16 @@ def print_matrix(console: Console, devices: list[Device]) -> None:
         cells = [f"{show_number(speed)}  {speed / dense.throughput_tok_s:.2f} x" for speed in speeds]
         columns.append(Column(printable(device), cells, drop=number))
     shown, dropped = fit(columns, console.width, 2)
-    made = table(shown, 2)
+    matrix = table(shown, 2)
     for row in rows(shown):
-        made.add_row(*row)
-    console.print(made)
+        matrix.add_row(*row)
+    console.print(matrix)
     console.print()
     said = dict.fromkeys(f"{device}: {note}" for device, results, dense in devices for note in notes(results, dense))
     everywhere = [
-        note for note in dict.fromkeys(each.partition(": ")[2] for each in said) if _shared(note, said, devices)
+        note for note in dict.fromkeys(line.partition(": ")[2] for line in said) if _shared(note, said, devices)
     ]
-    for note in everywhere + [each for each in said if each.partition(": ")[2] not in everywhere]:
+    for note in everywhere + [line for line in said if line.partition(": ")[2] not in everywhere]:
         console.print(
             Text(f"- {printable(note)}"),
             style="yellow" if "warning" in note else None,
@@ -53,7 +53,7 @@ def print_matrix(console: Console, devices: list[Device]) -> None:
 
 
 def _shared(note: str, said: dict[str, None], devices: list[Device]) -> bool:
-    """Whether a note is that of every device: then it is told once."""
+    """Whether every device has this note, so that it is printed once."""
     return all(f"{device}: {note}" in said for device, _, _ in devices)
 
 

@@ -1,4 +1,4 @@
-"""The table of many results: what differs between them, and what came of it."""
+"""The table of many results: the settings that differ between them, and their figures."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Row = dict[str, Any]
 
 
 def settings_of(result: Row) -> dict[str, str]:
-    """What a result was asked to be, by a short name each; the parameters of the plug-ins beside them."""
-    told = result["provenance"]
-    settings, policy, rule = told["settings"], told["policy"], told["eviction"]
-    found = {
-        "model": told["model"]["name"],
-        "trace": told["trace"]["name"],
-        "device": told["device"]["name"],
+    """The settings of a result by short names, with the parameters of its policy and eviction rule."""
+    provenance = result["provenance"]
+    settings, policy, rule = provenance["settings"], provenance["policy"], provenance["eviction"]
+    settings_by_name = {
+        "model": provenance["model"]["name"],
+        "trace": provenance["trace"]["name"],
+        "device": provenance["device"]["name"],
         "policy": policy["name"],
         **{key: _value(value) for key, value in policy["parameters"].items()},
         "eviction": rule["name"],
         **{f"eviction.{key}": _value(value) for key, value in rule["parameters"].items()},
         "DRAM": show_size(settings["dram_budget_bytes"]),
-        "seed": str(told["seed"]),
+        "seed": str(provenance["seed"]),
     }
     others = {key: value for key, value in settings.items() if key not in ("dram_budget_bytes", *KEYS)}
     for key in ("bits", "pinned", "warm"):
         others[key] = others[key] and json.dumps(others[key], sort_keys=True)
-    return found | {key: _value(value) for key, value in others.items()} | use(settings)
+    return settings_by_name | {key: _value(value) for key, value in others.items()} | use(settings)
 
 
 def _value(value: Any) -> str:
@@ -49,31 +49,37 @@ def _value(value: Any) -> str:
 
 
 def render_runs(results: Iterable[Row], *, numbers: Iterable[int] = (), width: int = 160) -> ConsoleRenderable:
-    """The results, one a line, in the order given; settings that all share are told once, above.
+    """Render the results, one a line, in the order given; settings that all share are printed once, above.
 
     Args:
-        results: as the result file holds them.
-        numbers: of the results, by which ``hwsim compare`` finds them; none: they are not shown.
+        results: rows of a result file.
+        numbers: numbers of the results, by which ``hwsim compare`` selects them; empty: no column of numbers.
         width: characters of a line.
     """
-    found = list(results)
-    told = [settings_of(result) for result in found]
-    names = list(dict.fromkeys(name for each in told for name in each))
+    result_list = list(results)
+    settings_list = [settings_of(result) for result in result_list]
+    names = list(dict.fromkeys(name for settings in settings_list for name in settings))
     places = [str(number) for number in numbers]
     columns, same = [Column("", places)] if places else [], []
     for name in names:
-        there = {each[name] for each in told if name in each}
-        if len(there) > 1 or name == "policy":
-            columns.append(Column(printable(name), [printable(each.get(name, "")) for each in told], folds=True))
-        elif all(name in each for each in told) and there.isdisjoint(("-", "False", "None")):
-            same.append(f"{name} {told[0][name]}")
-    columns += [Column(head, [show(row) for row in found]) for head, show in _FOUND if any(show(row) for row in found)]
+        values = {settings[name] for settings in settings_list if name in settings}
+        if len(values) > 1 or name == "policy":
+            columns.append(
+                Column(printable(name), [printable(settings.get(name, "")) for settings in settings_list], folds=True)
+            )
+        elif all(name in settings for settings in settings_list) and values.isdisjoint(("-", "False", "None")):
+            same.append(f"{name} {settings_list[0][name]}")
+    columns += [
+        Column(head, [show(row) for row in result_list])
+        for head, show in _FOUND
+        if any(show(row) for row in result_list)
+    ]
     gap = 2 if width >= _WIDE else 1
     shown, dropped = fit(columns, width, gap)
-    made = table(shown, gap)
+    shown_table = table(shown, gap)
     for row in rows(shown):
-        made.add_row(*row)
-    parts: list[ConsoleRenderable] = [Text(printable(", ".join(same[:8])), style="dim"), Text(), made]
+        shown_table.add_row(*row)
+    parts: list[ConsoleRenderable] = [Text(printable(", ".join(same[:8])), style="dim"), Text(), shown_table]
     return Group(*parts, *([widen(dropped)] if dropped else []))
 
 

@@ -1,4 +1,4 @@
-"""The comparison of several replays as a table for the terminal: the answer, then where the time goes, then why."""
+"""The comparison of several replays as tables for the terminal: speeds first, then where the time goes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hwsim.util.units import printable, show_energy, show_number, show_rate, sho
 class _Part(NamedTuple):
     head: str
     color: str
-    letter: str  # draws the bar where there are no colours
+    letter: str  # draws the bar if there are no colours
 
 
 _PARTS = {
@@ -29,23 +29,23 @@ _PARTS = {
     "attention": _Part("masked attention", "magenta", "a"),
     "compute": _Part("compute", "green", "c"),
 }
-_BAR = range(10, 41)  # characters of the longest bar; with less room there is none
+_BAR = range(10, 41)  # lengths that the longest bar may have, in characters; with less room there are no bars
 _WIDE = 100  # columns of a terminal from which on tables are spaced wider
 
 
 def render(
     results: list[Result], dense: Result, *, width: int = 160, colors: bool = False
 ) -> tuple[ConsoleRenderable, list[str]]:
-    """Everything that ``hwsim replay`` shows of one trace on one device, but for the notes.
+    """Everything that ``hwsim replay`` shows of one trace on one device, except the notes.
 
     Args:
         results: one for each policy, at least one.
-        dense: the same replay without any mask; speed-ups are against it.
+        dense: the same replay without any mask; the baseline of the speed-ups.
         width: characters of a line.
-        colors: whether the bars can be told apart by colour; without, letters draw them.
+        colors: whether bars are drawn in colours; otherwise letters distinguish their parts.
 
     Returns:
-        The tables, and the names of the columns that `width` has no room for.
+        The tables, and the names of the columns that did not fit into `width`.
     """
     rows = _rows(results, dense)
     gap = 2 if width >= _WIDE else 1
@@ -55,7 +55,7 @@ def render(
 
 
 def notes(results: list[Result], dense: Result) -> list[str]:
-    """What a reader must know to read the numbers right; what holds for several policies is said once."""
+    """Notes that a reader needs to interpret the numbers; a note that several policies share appears once."""
     said: dict[str, list[str]] = {}
     for result in _rows(results, dense):
         for note in result.notes:
@@ -88,7 +88,7 @@ def _head(result: Result) -> ConsoleRenderable:
 
 
 def device_line(result: Result) -> str:
-    """The rates of a device, how sure they are, and what the model may use of it."""
+    """A device's rates with their confidence, and the DRAM budget of the model."""
     device, settings = result.provenance["device"], result.provenance["settings"]
     return (
         f"Flash {show_rate(device['flash']['read_bandwidth'])}{_confidence(device['flash'])}, "
@@ -98,7 +98,7 @@ def device_line(result: Result) -> str:
 
 
 def settings_line(result: Result) -> str:
-    """How it was run."""
+    """The settings of the run in one line: eviction, caches, timing, overlap and use of the device."""
     origin, settings = result.provenance, result.provenance["settings"]
     return (
         f"eviction {printable(origin['eviction']['name'])}{_caches(settings)}, timing {settings['timing']}, "
@@ -107,24 +107,24 @@ def settings_line(result: Result) -> str:
 
 
 def _dram(device: dict[str, Any], settings: dict[str, Any]) -> float:
-    """Rate of DRAM: that of the engine which reads it, where one was chosen."""
+    """DRAM rate in bytes/s: the chosen engine's, or the device's if none was chosen."""
     engine = settings.get("engine")
     return float(device["dram"]["engines"][engine] if engine else device["dram"]["bandwidth"])
 
 
 def _caches(settings: dict[str, Any]) -> str:
-    """What is unusual about the caches."""
+    """Cache settings that differ from the defaults: bypass, and pinned or warm units."""
     words = [", bypass"] if settings["admission"] == "bypass" else []
     words += [
-        f", {kind} from {printable(found['name'])}: {found['units']} units, {show_size(found['bytes'])}"
+        f", {kind} from {printable(source['name'])}: {source['units']} units, {show_size(source['bytes'])}"
         for kind in ("pinned", "warm")
-        if (found := settings[kind])
+        if (source := settings[kind])
     ]
     return "".join(words)
 
 
 def _confidence(section: dict[str, Any]) -> str:
-    """How sure a device's numbers are stands beside them, not only in its profile."""
+    """The confidence of a section of a device profile in parentheses, or nothing."""
     return f" ({printable(section['confidence'])})" if section.get("confidence") else ""
 
 
@@ -157,7 +157,7 @@ def _answer(rows: list[Result], dense: Result, width: int, gap: int) -> tuple[Co
 
 
 def _time(rows: list[Result], width: int, gap: int, colors: bool) -> tuple[ConsoleRenderable, list[str]]:
-    """Where the time of a mean token goes: a bar to scale, and its parts."""
+    """The table of where the time of a mean token goes: a bar to scale, and the share of each part."""
     per_token = [row.time_s.total / row.tokens for row in rows]
     shares = {
         part: [getattr(row.time_s, part) / row.time_s.total for row in rows]
@@ -210,14 +210,14 @@ def _share(value: float) -> str:
 
 
 def print_results(console: Console, results: list[Result], dense: Result) -> None:
-    """Print the comparison, and the notes below it."""
+    """Print the comparison, then the notes."""
     shown, dropped = render(results, dense, width=console.width, colors=console.color_system is not None)
     console.print(shown)
     said = notes(results, dense)
     if said:
         console.print()
     for note in said:
-        # not a terminal: one line a note, so that it can be searched
+        # outside a terminal a note stays on one line, so that it can be searched
         style = "yellow" if "warning" in note else None
         console.print(Text(f"- {printable(note)}"), style=style, soft_wrap=not console.is_terminal)
     if dropped:

@@ -1,4 +1,4 @@
-"""Accuracy on tasks beside speed: what ``hwsim eval --tasks`` shows."""
+"""Accuracy on tasks: what ``hwsim eval --tasks`` shows."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hwsim.util.units import printable, show_number
 
 class _Metric(NamedTuple):
     task: str
-    key: str  # as lm-eval has it: name, filter
+    key: str  # as lm-eval writes it: "name,filter"
     shown: str
 
 
 def render_tasks(results: list[TaskEvaluation], width: int = 160) -> ConsoleRenderable:
-    """Each metric of each task: of the dense model, then of each policy.
+    """Render each metric of each task, for the dense model and then for each policy.
 
     Args:
-        results: of each policy, at least one.
+        results: one for each policy, at least one.
         width: characters of a line.
     """
     cells: list[list[str]] = []
@@ -59,8 +59,8 @@ def render_tasks(results: list[TaskEvaluation], width: int = 160) -> ConsoleRend
 
 
 def _metrics(answers: dict[str, Any]) -> Iterator[_Metric]:
-    for task, found in answers.items():
-        for key, value in found.items():
+    for task, metrics in answers.items():
+        for key, value in metrics.items():
             name, comma, by = key.partition(",")
             if comma and not name.endswith("_stderr") and not isinstance(value, str):
                 yield _Metric(task, key, name if by == "none" else f"{name} ({by})")
@@ -76,8 +76,8 @@ def _head(result: TaskEvaluation, metric: _Metric) -> list[str]:
 
 def _values(answers: dict[str, Any], metric: _Metric) -> list[str]:
     name, _, by = metric.key.partition(",")
-    found = answers[metric.task]
-    return [_number(found.get(metric.key)), _number(found.get(f"{name}_stderr,{by}"))]
+    metrics = answers[metric.task]
+    return [_number(metrics.get(metric.key)), _number(metrics.get(f"{name}_stderr,{by}"))]
 
 
 def _difference(ours: dict[str, Any], dense: dict[str, Any], metric: _Metric) -> str:

@@ -1,8 +1,8 @@
-"""What each device did when, in the Chrome trace-event format that ui.perfetto.dev and chrome://tracing open.
+"""Timeline of the devices in the Chrome trace-event format, which ui.perfetto.dev and chrome://tracing open.
 
-Format: "Trace Event Format", Google 2016. Times are microseconds. One process; a thread each for decoder, Flash, DRAM
-and compute with complete events ("X"); what is read ahead as asynchronous events ("b", "e"), as it is done in idle
-time; and counters ("C").
+Format: "Trace Event Format", Google 2016. Times are microseconds. There is one process with a thread each for decoder,
+Flash, DRAM and compute, whose work is complete events ("X"). Reads ahead are asynchronous events ("b", "e"), as they
+are done in idle time. Hit rate, cache and queue depth are counters ("C").
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _PROCESS = 1
 
 
 class Timeline(MomentObserver):
-    """Collects slices of some tokens.
+    """Collects the slices of a range of tokens.
 
     Args:
-        tokens: first decoded token that is shown, and the first that is not any more.
+        tokens: first decoded token that is shown, and the end of the range (not included).
     """
 
     def __init__(self, tokens: tuple[int, int]) -> None:
@@ -41,7 +41,11 @@ class Timeline(MomentObserver):
         self._ids = 0
 
     def begin(self, beginning: Beginning) -> None:
-        """A decode begins: what its slices are about."""
+        """Take what names and numbers the slices of a decode that begins need.
+
+        Raises:
+            SettingError: the range begins after the last decoded token.
+        """
         decode, caches = beginning.decode, beginning.caches
         counts, placement, plans = decode.counts, decode.placement, decode.placement.plans
         if self._tokens.start >= counts.tokens:
@@ -71,7 +75,7 @@ class Timeline(MomentObserver):
     _unit_bytes: np.ndarray
 
     def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
-        """A device worked for something, or the decoder was at it."""
+        """Add a slice: work of a device, or a token or layer of the decoder."""
         token, layer, group = at
         if token not in self._tokens:
             return
@@ -99,7 +103,7 @@ class Timeline(MomentObserver):
             self._count(token, start, start + seconds)
 
     def ahead(self, device: str, what: str, at: tuple[int, int, int], start: float, end: float, share: float) -> None:
-        """Something was read ahead in idle time, to a share, between two moments."""
+        """Add a read ahead in idle time between `start` and `end`, of which `share` arrived in time."""
         token, layer, group = at
         if token not in self._tokens:
             return
@@ -107,7 +111,7 @@ class Timeline(MomentObserver):
         about = {"token": token, "layer": "LM head" if layer == self._head else layer, "share_in_time": share}
         if group >= 0:
             about["group"] = self._groups[layer][group]
-        common = {  # of one name, so that a viewer shows them as one track
+        common = {  # one name, so that a viewer shows these events as one track
             "name": f"{_NAMES[device]} ahead: {what}", "cat": "read ahead", "id": self._ids, "pid": _PROCESS,
             "tid": _TRACKS[device], "args": about,
         }  # fmt: skip
@@ -125,15 +129,15 @@ class Timeline(MomentObserver):
         self._events.append({"name": name, "ph": "C", "pid": _PROCESS, "tid": 0, "ts": at * 1e6, "args": values})
 
     def _count(self, token: int, start: float, end: float) -> None:
-        """Counters of a token: its hit rate, and what the caches hold at its end."""
-        asked, found = int(self._numbers["requests"][token].sum()), int(self._numbers["hits"][token].sum())
-        if asked:
-            self._counter("hit rate", start, {"share": found / asked})
+        """Add the counters of a token: its hit rate, and the bytes in the caches at its end."""
+        requests, hits = int(self._numbers["requests"][token].sum()), int(self._numbers["hits"][token].sum())
+        if requests:
+            self._counter("hit rate", start, {"share": hits / requests})
         if self._occupied is not None:
             self._counter("cache", end, {"bytes": int((self._occupied[token] * self._unit_bytes).sum())})
 
     def plain(self) -> dict[str, Any]:
-        """The file's content: events in the order of time."""
+        """The content of the file, events ordered by time."""
         named = [
             {"name": "thread_name", "ph": "M", "pid": _PROCESS, "tid": number, "ts": 0, "args": {"name": _NAMES[track]}}
             for track, number in _TRACKS.items()
@@ -151,42 +155,45 @@ class Timeline(MomentObserver):
         ]
         title = f"hwsim: {self._about.get('policy', '')} on {self._about.get('device', '')}"
         process = {"name": "process_name", "ph": "M", "pid": _PROCESS, "tid": 0, "ts": 0, "args": {"name": title}}
-        # of slices that begin at once, the longer one holds the others
-        events = sorted(self._events, key=lambda each: (each["ts"], -each.get("dur", 0.0)))
+        # if slices begin together, the longest is first, because it contains the others
+        events = sorted(self._events, key=lambda event: (event["ts"], -event.get("dur", 0.0)))
         return {"traceEvents": [process, *named, *order, *events], "displayTimeUnit": "ms", "otherData": self._about}
 
     def write(self, path: Path) -> None:
-        """Write the file.
+        """Write the timeline to a file.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         write_atomic(path, json.dumps(self.plain(), separators=(",", ":")) + "\n")
 
 
 def _occupancy(misses: np.ndarray, room: np.ndarray, stop: int, starts: frozenset[int]) -> np.ndarray:
-    """Units in each cache after each token up to `stop`: it grows by what enters until it is full, in each sequence."""
-    found = np.zeros((min(stop, len(misses)), *room.shape), np.int64)
+    """Units in each cache after each token before `stop`, shape (tokens, layers, groups).
+
+    In each sequence a cache starts empty and grows by its misses until it is full.
+    """
+    occupied = np.zeros((min(stop, len(misses)), *room.shape), np.int64)
     now = np.zeros(room.shape, np.int64)
-    for token in range(len(found)):
+    for token in range(len(occupied)):
         if token in starts:
             now = np.zeros_like(now)
         now = np.minimum(room, now + misses[token])
-        found[token] = now
-    return found
+        occupied[token] = now
+    return occupied
 
 
 def read_range(text: str) -> tuple[int, int]:
-    """Tokens of ``--timeline-tokens FIRST:END``.
+    """The tokens (first, end) of ``--timeline-tokens FIRST:END``.
 
     Raises:
-        SettingError: something else, or nothing in it.
+        SettingError: the text has another form, or the range is empty.
     """
     first, colon, end = text.partition(":")
     try:
-        found = (int(first or 0), int(end) if end or not colon else 2**62)
+        tokens = (int(first or 0), int(end) if end or not colon else 2**62)
     except ValueError:
-        found = (0, 0)
-    if not colon or not 0 <= found[0] < found[1]:
+        tokens = (0, 0)
+    if not colon or not 0 <= tokens[0] < tokens[1]:
         raise SettingError(f"--timeline-tokens {text}: write FIRST:END, such as 0:32; the end is not included")
-    return found
+    return tokens

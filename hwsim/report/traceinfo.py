@@ -1,4 +1,4 @@
-"""What a trace holds, as tables: model, tokens, provenance, and the statistics of its signals."""
+"""Describe a trace in tables: model, tokens, provenance, and the statistics of its signals."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NARROW = (0, 1)
 
 
 def finite_perplexity(trace: Trace) -> float | None:
-    """Perplexity of the dense model; None without losses, and where they are beyond all numbers."""
+    """Perplexity of the dense model; None if losses were not recorded or the perplexity is not finite."""
     with np.errstate(all="ignore"):
-        found = trace.perplexity()
-    return found if found is not None and math.isfinite(found) else None
+        perplexity = trace.perplexity()
+    return perplexity if perplexity is not None and math.isfinite(perplexity) else None
 
 
 def render_trace(trace: Trace, stats: TraceStats, *, layers: bool = False, width: int = 160) -> ConsoleRenderable:
@@ -46,7 +46,7 @@ def render_trace(trace: Trace, stats: TraceStats, *, layers: bool = False, width
 
 
 def render_comparison(fitted: TraceStats, synthetic: TraceStats, width: int = 160) -> ConsoleRenderable:
-    """Statistics of a synthetic trace beside those of the trace that it was fitted to, signal by signal."""
+    """Render the statistics of a synthetic trace beside those of the trace it was fitted to, for each signal."""
     signals = [name for name in synthetic.signals if name in fitted.signals]
     tokens = f"{fitted.tokens} tokens" if fitted.tokens == synthetic.tokens else "statistics"
     labels = [label for label, _ in _statistics(fitted.signals[signals[0]])]
@@ -94,14 +94,14 @@ def _grid(rows: Iterable[tuple[str, str]]) -> Table:
     return grid
 
 
-def _provenance(found: dict[str, Any]) -> ConsoleRenderable:
-    return _grid([("provenance", ""), *((f"  {name}", value) for name, value in _flat(found))])
+def _provenance(provenance: dict[str, Any]) -> ConsoleRenderable:
+    return _grid([("provenance", ""), *((f"  {name}", value) for name, value in _flat(provenance))])
 
 
-def _flat(found: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+def _flat(fields: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
     """Nested fields as dotted names: ``command.tokens``."""
     rows = []
-    for key, value in sorted(found.items()):
+    for key, value in sorted(fields.items()):
         name = f"{above}{key}"
         if isinstance(value, dict):
             rows += _flat(value, f"{name}.")
@@ -112,19 +112,19 @@ def _flat(found: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
 
 def _signals(stats: TraceStats, *, layers: bool, width: int) -> tuple[ConsoleRenderable, list[str]]:
     lines: list[tuple[str, SignalStats]] = []
-    for name, found in stats.signals.items():
-        lines.append((name, found))
+    for name, signal in stats.signals.items():
+        lines.append((name, signal))
         if layers:
             lines += [(f"  {layer}", part) for layer, part in enumerate(stats.layers[name])]
     first = next(iter(stats.signals.values()))
-    # by rank: what goes first where there is no room is what says least about sparsity
+    # the value is the rank for dropping: columns that say least about sparsity are dropped first
     heads = {"mean\n|x|": 1, "\nrms": 9, "\np50": 6, "\np99": 7, "\nmax": 8, "tail\np99/p50": 3}
     heads["units with\n90 % energy"] = 2
     heads |= {f"overlap\nkeep {keep:g}": 4 if not i else 10 for i, keep in enumerate(first.overlap)}
     heads |= {f"popular\nkeep {keep:g}": 5 if not i else 11 for i, keep in enumerate(first.popularity)}
-    cells = zip(*(_cells(found) for _, found in lines), strict=True)
+    cells = zip(*(_cells(signal) for _, signal in lines), strict=True)
     columns = [Column("\nsignal", [f" {name}" for name, _ in lines], folds=True)]
-    columns += [Column(head, list(each), rank) for (head, rank), each in zip(heads.items(), cells, strict=True)]
+    columns += [Column(head, list(values), rank) for (head, rank), values in zip(heads.items(), cells, strict=True)]
     columns, dropped = fit(columns, width, 1)
     shown = table(columns, 1)
     for (name, _), (head, *rest) in zip(lines, rows_of(columns), strict=True):
@@ -142,22 +142,22 @@ def _widen(dropped: list[str]) -> list[ConsoleRenderable]:
     return [Padding(widen(dropped), (1, 0, 0, 1))] if dropped else []
 
 
-def _cells(found: SignalStats) -> list[str]:
-    sizes = [_short(value) for value in (found.mean, found.rms, found.p50, found.p99, found.max)]
-    rest = [text for label, text in _statistics(found) if not label.startswith("mean")]
+def _cells(stats: SignalStats) -> list[str]:
+    sizes = [_short(value) for value in (stats.mean, stats.rms, stats.p50, stats.p99, stats.max)]
+    rest = [text for label, text in _statistics(stats) if not label.startswith("mean")]
     return sizes + rest
 
 
 def _short(value: float) -> str:
-    """Three digits; no exponent for what is large."""
+    """Three digits, without an exponent for large values."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _statistics(found: SignalStats) -> list[tuple[str, str]]:
+def _statistics(stats: SignalStats) -> list[tuple[str, str]]:
     return [
-        ("mean magnitude", _short(found.mean)),
-        ("tail, p99 / p50", "-" if found.tail is None else f"{found.tail:.3g}"),
-        ("units with 90 % of the energy", f"{found.energy_share_90:.1%}"),
-        *((f"overlap at keep {k:g}", "-" if v is None else f"{v:.1%}") for k, v in found.overlap.items()),
-        *((f"popularity at keep {k:g}", f"{v:.1%}") for k, v in found.popularity.items()),
+        ("mean magnitude", _short(stats.mean)),
+        ("tail, p99 / p50", "-" if stats.tail is None else f"{stats.tail:.3g}"),
+        ("units with 90 % of the energy", f"{stats.energy_share_90:.1%}"),
+        *((f"overlap at keep {k:g}", "-" if v is None else f"{v:.1%}") for k, v in stats.overlap.items()),
+        *((f"popularity at keep {k:g}", f"{v:.1%}") for k, v in stats.popularity.items()),
     ]

@@ -1,4 +1,4 @@
-"""What a training gave: what ``hwsim train ...`` shows."""
+"""Results of a training: what ``hwsim train ...`` shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hwsim.util.units import printable, show_number
 
 
 def render_lora(trained: Any) -> ConsoleRenderable:
-    """The curve of a `hwsim.train.lora.Trained`, and the share of the gap that the adapter closed."""
+    """Render the curve of a `hwsim.train.lora.Trained`, and the share of the gap that the adapter closes."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for head in ("step", "tokens", "perplexity", "against dense", "KL to dense", ""):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
@@ -34,10 +34,10 @@ def render_lora(trained: Any) -> ConsoleRenderable:
 
 
 def render_predictor(header: dict[str, Any]) -> ConsoleRenderable:
-    """How well the nets of a predictor file find the neurons on the validation tokens, layer by layer and in the mean.
+    """Render the recall of a predictor file's nets on the validation tokens, for each layer and in the mean.
 
     Args:
-        header: of the file.
+        header: the header of the predictor file.
     """
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for head in (
@@ -63,8 +63,8 @@ def render_predictor(header: dict[str, Any]) -> ConsoleRenderable:
         )
     table.add_row("mean", f"{header['recall']:.1%}", f"{header['static']:.1%}", chance, style="bold")
     units, share = header["model"]["intermediate_size"], header["share"]
-    told = (
+    meaning = (
         f"A mask holds {header['k']} of {units} neurons: density {header['density']:g} less the nets' own {share:.3f}. "
         "Truth and guess hold equally many, so recall is precision."
     )
-    return Group(Padding(table, (1, 0, 1, 0)), Text(told, style="dim"))
+    return Group(Padding(table, (1, 0, 1, 0)), Text(meaning, style="dim"))

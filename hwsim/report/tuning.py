@@ -1,4 +1,4 @@
-"""What a study found: the fastest setting within each loss, beside DIP-CA as the authors set it."""
+"""Results of a tuning study: the fastest setting within each loss, beside DIP-CA as its authors set it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Best = dict[float, dict[str, Any] | None]
 
 
 class Found(Protocol):
-    """What is shown of a study."""
+    """The attributes of a study that are shown."""
 
     trials: int
     dense: float
@@ -23,7 +23,7 @@ class Found(Protocol):
 
 
 def render_tuned(found: Found) -> ConsoleRenderable:
-    """A row for each loss."""
+    """Render the study as a table with a row for each loss."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     dense = show_number(found.dense)
     table.title = f"{found.trials} trials, {len(found.front)} of them on the front; dense perplexity {dense}"

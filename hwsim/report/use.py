@@ -1,4 +1,4 @@
-"""How a device was used, in words: what a result tells of reads, guesses, engines and what was left out."""
+"""How a device was used, in words: reads, prefetch, engine, and costs that were ignored."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ KEYS = ("reads", "prefetch", "fills", "engine", "ignore", "kv_window", "prefill_
 
 
 def use(settings: dict[str, Any]) -> dict[str, str]:
-    """Each choice by the name of its option; - where none was made.
+    """The choices in words by the name of the option; "-" if the option was not given.
 
     Args:
-        settings: of a result's provenance, which holds what was chosen.
+        settings: the settings in a result's provenance.
     """
-    found = dict.fromkeys(KEYS, "-") | {key: _words(key, settings[key]) for key in KEYS if settings.get(key)}
-    return {key: printable(value) for key, value in found.items()}
+    words = dict.fromkeys(KEYS, "-") | {key: _words(key, settings[key]) for key in KEYS if settings.get(key)}
+    return {key: printable(value) for key, value in words.items()}
 
 
 def _words(key: str, value: Any) -> str:
@@ -35,7 +35,7 @@ def _words(key: str, value: Any) -> str:
 
 
 def sentence(settings: dict[str, Any]) -> str:
-    """All that was chosen, to be put behind other settings; empty: nothing was."""
+    """All choices as a text to append to other settings; empty if there are none."""
     said = {key: value for key, value in use(settings).items() if value != "-"}
     words = {
         "reads": "reads: {}", "prefetch": "guesses {}", "fills": "fills through DRAM", "engine": "engine {}",

@@ -32,16 +32,16 @@ def _number(value: float) -> str:
 
 
 def render(predictions: Sequence[Any], summary: Mapping[str, Any], width: int) -> ConsoleRenderable:
-    """The rows, and the errors by source."""
+    """Render the predictions with their measurements, and the errors by source."""
     columns = [
-        Column("row", [each.id for each in predictions], folds=True),
-        Column("measured", [f"{_number(each.measured)} {each.unit}" for each in predictions]),
-        Column("predicted", [f"{_number(each.predicted)} {each.unit}" for each in predictions]),
-        Column("error", [f"{each.error:+.1%}" for each in predictions]),
-        Column("Flash", [f"{each.flash_ms:.0f} ms" for each in predictions], 2),
-        Column("DRAM", [f"{each.dram_ms:.0f} ms" for each in predictions], 3),
-        Column("compute", [f"{each.compute_ms:.0f} ms" for each in predictions], 3),
-        Column("conditions", [each.conditions for each in predictions], 4, folds=True),
+        Column("row", [row.id for row in predictions], folds=True),
+        Column("measured", [f"{_number(row.measured)} {row.unit}" for row in predictions]),
+        Column("predicted", [f"{_number(row.predicted)} {row.unit}" for row in predictions]),
+        Column("error", [f"{row.error:+.1%}" for row in predictions]),
+        Column("Flash", [f"{row.flash_ms:.0f} ms" for row in predictions], 2),
+        Column("DRAM", [f"{row.dram_ms:.0f} ms" for row in predictions], 3),
+        Column("compute", [f"{row.compute_ms:.0f} ms" for row in predictions], 3),
+        Column("conditions", [row.conditions for row in predictions], 4, folds=True),
     ]
     columns, dropped = fit(columns, width, _GAP)
     shown = table(columns, _GAP)
@@ -54,10 +54,10 @@ def render(predictions: Sequence[Any], summary: Mapping[str, Any], width: int) -
 def _errors(summary: Mapping[str, Any]) -> ConsoleRenderable:
     columns = [
         Column("absolute error over", list(summary), folds=True),
-        Column("rows", [str(each.rows) for each in summary.values()]),
-        Column("mean", [f"{each.mean:.1%}" for each in summary.values()]),
-        Column("median", [f"{each.median:.1%}" for each in summary.values()]),
-        Column("worst", [f"{each.worst:.1%}" for each in summary.values()]),
+        Column("rows", [str(errors.rows) for errors in summary.values()]),
+        Column("mean", [f"{errors.mean:.1%}" for errors in summary.values()]),
+        Column("median", [f"{errors.median:.1%}" for errors in summary.values()]),
+        Column("worst", [f"{errors.worst:.1%}" for errors in summary.values()]),
     ]
     shown = table(columns, _GAP)
     for name, *cells in rows(columns):
@@ -68,7 +68,7 @@ def _errors(summary: Mapping[str, Any]) -> ConsoleRenderable:
 def markdown(
     predictions: Sequence[Any], summary: Mapping[str, Any], left_out: Sequence[Any], misses: Mapping[str, str]
 ) -> str:
-    """The page: errors, rows, why some are far off, and why others are left out."""
+    """The page in Markdown: errors, rows, reasons for large errors, and rows that are left out."""
     lines = [
         "# Held against published measurements",
         "",
@@ -80,8 +80,8 @@ def markdown(
         "",
         _VERDICT,
     ]
-    for source in dict.fromkeys(each.source for each in predictions):
-        own = [each for each in predictions if each.source == source]
+    for source in dict.fromkeys(row.source for row in predictions):
+        own = [row for row in predictions if row.source == source]
         lines += [
             "",
             f"## {source}",
@@ -89,14 +89,14 @@ def markdown(
             "| conditions | assumed | measured | predicted | error | Flash, DRAM, compute a token |",
             "|---|---|---|---|---|---|",
         ]
-        for each in own:
-            busy = ", ".join(f"{value:.0f}" for value in (each.flash_ms, each.dram_ms, each.compute_ms))
+        for row in own:
+            busy = ", ".join(f"{value:.0f}" for value in (row.flash_ms, row.dram_ms, row.compute_ms))
             lines.append(
-                f"| {each.conditions} | {each.assumptions} | {_number(each.measured)} {each.unit} "
-                f"| {_number(each.predicted)} {each.unit} | {each.error:+.1%} | {busy} ms |"
+                f"| {row.conditions} | {row.assumptions} | {_number(row.measured)} {row.unit} "
+                f"| {_number(row.predicted)} {row.unit} | {row.error:+.1%} | {busy} ms |"
             )
         if source in misses:
             lines += ["", misses[source]]
     lines += ["", "## Left out", "", "| rows | reason |", "|---|---|"]
-    lines += [f"| {each.rows} | {each.reason} |" for each in left_out]
+    lines += [f"| {row.rows} | {row.reason} |" for row in left_out]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""A replay as it runs: how fast the device is by now, and what it finds in its caches."""
+"""Live view of a replay as it runs: the speed so far, and the hit rate of the caches."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _HEADS = (
 
 
 class Watch(MomentObserver):
-    """Shows a line for each replay, as its tokens go by.
+    """Shows a line for each replay and updates it with each token.
 
     Args:
-        console: to draw on; nothing is drawn where it is no terminal.
+        console: console to draw on; nothing is drawn unless it is a terminal.
     """
 
     def __init__(self, console: Console) -> None:
@@ -48,13 +48,13 @@ class Watch(MomentObserver):
             self._live.stop()
 
     def show_phase(self, phase: str, done: int, total: int) -> None:
-        """A phase before the decode goes on, or the decode itself, which is seen anyway."""
+        """Show the progress of a phase before the decode; the decode itself has its own line."""
         self._phase = "" if phase.endswith("time") or done >= total else f"{phase} {done}/{total}"
         if self._shown:
             self._live.update(self.table())
 
     def begin(self, beginning: Beginning) -> None:
-        """A decode begins: a line of its own."""
+        """Add a line for a decode that begins."""
         axes, counts, placement = (1, 2), beginning.decode.counts, beginning.decode.placement
         self._now = {
             "tokens": counts.tokens,
@@ -67,7 +67,7 @@ class Watch(MomentObserver):
         self._lines[f"{beginning.about['policy']} on {beginning.about['device']}"] = self._now
 
     def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
-        """A token is done."""
+        """Update the line of the decode when a token is done."""
         if track == "decoder" and what == "token":
             self._now["seconds"].append(seconds)
             self._now["token"] = at[0] + 1
@@ -75,7 +75,7 @@ class Watch(MomentObserver):
                 self._live.update(self.table())
 
     def table(self) -> ConsoleRenderable:
-        """All replays so far, as much of them as a line has room for, and the phase before a decode."""
+        """All replays so far, with the columns that fit, and the phase before a decode."""
         cells = list(zip(*map(_cells, self._lines.values()), strict=True)) or [()] * len(_HEADS)
         columns = [Column("replay", [printable(name) for name in self._lines], folds=True)]
         columns += [Column(head, list(column), drop) for (head, drop), column in zip(_HEADS, cells, strict=True)]
@@ -107,5 +107,5 @@ def _cells(line: dict[str, Any]) -> list[str]:
 
 
 def _share(hits: np.ndarray, requests: np.ndarray) -> str:
-    asked = int(np.sum(requests))
-    return f"{int(np.sum(hits)) / asked:.1%}" if asked else "-"
+    requested = int(np.sum(requests))
+    return f"{int(np.sum(hits)) / requested:.1%}" if requested else "-"

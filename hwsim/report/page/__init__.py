@@ -1,4 +1,4 @@
-"""The report: result files -> one page of HTML that needs nothing else, and the same tables and plots as files."""
+"""The report: one self-contained HTML page made of result files, and its tables and plots as separate files."""
 
 from hwsim.report.page.build import build_page
 from hwsim.report.page.inputs import Inputs, read_inputs

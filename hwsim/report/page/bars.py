@@ -19,38 +19,34 @@ _SOURCES = {
 
 
 def _stacked(
-    found: list[Named], parts: dict[str, list[float]], title: str
+    runs: list[Named], parts: dict[str, list[float]], title: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Bars of parts, one for each run."""
-    several = len({each.device for each in found}) > 1
-    names = [f"{each.label}, {each.device}" if several else each.label for each in found]
+    """Data and layout of stacked bars, one bar for each run."""
+    several = len({run.device for run in runs}) > 1
+    names = [f"{run.label}, {run.device}" if several else run.label for run in runs]
     data = [
         {
-            "type": "bar", "orientation": "h", "name": name, "y": list(range(len(found))), "x": values, "text": names,
+            "type": "bar", "orientation": "h", "name": name, "y": list(range(len(runs))), "x": values, "text": names,
             "textposition": "none", "hovertemplate": "%{text}<br>" + name + ": %{x:.4g}<extra></extra>",
             "marker": {"color": COLORS[index % len(COLORS)]},
         }
         for index, (name, values) in enumerate(parts.items())
         if any(values)
     ]  # fmt: skip
-    ticks = {"tickvals": list(range(len(found))), "ticktext": names}
+    ticks = {"tickvals": list(range(len(runs))), "ticktext": names}
     layout = {
         "barmode": "stack", "xaxis": axis(title), "yaxis": axis("", autorange="reversed", **ticks),
-        "height": 140 + 26 * len(found),
+        "height": 140 + 26 * len(runs),
     }  # fmt: skip
     return data, layout
 
 
 def time(found: list[Named]) -> Figure:
-    """Where the time of a token goes."""
-    parts = {
-        name: [1000 * each.row["time_s"][key] / each.row["tokens"] for each in found] for key, name in _PARTS.items()
-    }
+    """The plot of where the time of a mean token goes."""
+    parts = {name: [1000 * run.row["time_s"][key] / run.row["tokens"] for run in found] for key, name in _PARTS.items()}
     data, layout = _stacked(found, parts, "ms a token")
     used = [name for name, values in parts.items() if any(values)]
-    rows = [
-        [each.label, each.device, *(show_number(parts[name][at]) for name in used)] for at, each in enumerate(found)
-    ]
+    rows = [[run.label, run.device, *(show_number(parts[name][at]) for name in used)] for at, run in enumerate(found)]
     says = (
         "Where the milliseconds of a mean token go: reading what is resident, the KV cache, what is streamed, masked "
     )
@@ -59,15 +55,14 @@ def time(found: list[Named]) -> Figure:
 
 
 def traffic(found: list[Named]) -> Figure:
-    """Bytes from Flash and DRAM."""
+    """The plot of the bytes that a mean token reads from Flash and DRAM."""
     parts = {
-        name: [each.row[key] / each.row["tokens"] / 1e6 for each in found]
+        name: [run.row[key] / run.row["tokens"] / 1e6 for run in found]
         for key, name in (("flash_bytes", "Flash"), ("dram_bytes", "DRAM"))
     }
     data, layout = _stacked(found, parts, "MB a token")
     rows = [
-        [each.label, each.device, *(show_number(values[at]) for values in parts.values())]
-        for at, each in enumerate(found)
+        [run.label, run.device, *(show_number(values[at]) for values in parts.values())] for at, run in enumerate(found)
     ]
     return Figure(
         "bytes",
@@ -81,22 +76,21 @@ def traffic(found: list[Named]) -> Figure:
 
 
 def energy(found: list[Named]) -> Figure | None:
-    """Energy, where the profile knows it."""
-    known = [each for each in found if each.row["energy_j"] is not None]
+    """The plot of energy by source; None if no profile gives energies."""
+    known = [run for run in found if run.row["energy_j"] is not None]
     if not known:
         return None
 
-    def of(each: Named, source: str) -> float:
-        told = each.row.get("energy_by_source_j")  # results of older versions have the sum alone
-        joules = told.get(source) if told else each.row["energy_j"] if source == "all" else None
-        return 1000 * (joules or 0.0) / each.row["tokens"]
+    def of(run: Named, source: str) -> float:
+        by_source = run.row.get("energy_by_source_j")  # results of older versions have only the sum
+        joules = by_source.get(source) if by_source else run.row["energy_j"] if source == "all" else None
+        return 1000 * (joules or 0.0) / run.row["tokens"]
 
-    parts = {_SOURCES[source]: [of(each, source) for each in known] for source in _SOURCES}
+    parts = {_SOURCES[source]: [of(run, source) for run in known] for source in _SOURCES}
     parts = {name: values for name, values in parts.items() if any(values)}
     data, layout = _stacked(known, parts, "mJ a token")
     rows = [
-        [each.label, each.device, *(show_number(values[at]) for values in parts.values())]
-        for at, each in enumerate(known)
+        [run.label, run.device, *(show_number(values[at]) for values in parts.values())] for at, run in enumerate(known)
     ]
     return Figure(
         "energy",
@@ -110,26 +104,25 @@ def energy(found: list[Named]) -> Figure | None:
 
 
 def latency(found: list[Named]) -> Figure:
-    """The distribution of a token's time, by its percentiles."""
+    """The plot of the percentiles of a token's time."""
     kinds = ("p50", "p95", "p99", "max")
-    names = [f"{each.number}. {each.label}" for each in found]
+    names = [f"{run.number}. {run.label}" for run in found]
     data = [
         {
             "type": "scatter", "mode": "markers", "name": kind, "y": list(range(len(found))), "text": names,
-            "x": [1000 * each.row["latency_s"][kind] for each in found],
+            "x": [1000 * run.row["latency_s"][kind] for run in found],
             "hovertemplate": "%{text}<br>" + kind + " %{x:.4g} ms<extra></extra>",
             "marker": {"color": COLORS[index], "symbol": MARKS[index], "size": 9},
         }
         for index, kind in enumerate(kinds)
     ]  # fmt: skip
-    ticks = {"tickvals": list(range(len(found))), "ticktext": [each.label for each in found]}
+    ticks = {"tickvals": list(range(len(found))), "ticktext": [run.label for run in found]}
     layout = {
         "xaxis": axis("ms", rangemode="tozero"), "yaxis": axis("", autorange="reversed", **ticks),
         "height": 140 + 26 * len(found),
     }  # fmt: skip
     rows = [
-        [each.label, each.device, *(show_number(1000 * each.row["latency_s"][kind]) for kind in kinds)]
-        for each in found
+        [run.label, run.device, *(show_number(1000 * run.row["latency_s"][kind]) for kind in kinds)] for run in found
     ]
     return Figure(
         "latency",

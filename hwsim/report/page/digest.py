@@ -1,4 +1,4 @@
-"""What a reader wants to know first, in words and tables; every number is one of the results."""
+"""The summary of the report in words and tables; every number is taken from the results."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ COST = 0.5  # perplexity above dense that the answer allows
 
 
 class Named(NamedTuple):
-    """A result and how the page calls it.
+    """A result with the names that the page uses for it.
 
     Attributes:
-        number: from 1, its place in the page.
-        label: policy and what differs between the runs.
-        policy: its name.
-        device: its name.
+        row: the result.
+        number: place in the page, from 1.
+        label: policy and the settings that differ between the runs.
+        policy: name of the policy.
+        device: name of the device.
     """
 
     row: Row
@@ -30,12 +31,12 @@ class Named(NamedTuple):
 
     @property
     def closed(self) -> bool:
-        """Whether accuracy was measured."""
+        """Whether the run is of the closed loop, which measures accuracy."""
         return "perplexity" in self.row
 
     @property
     def oracle(self) -> bool:
-        """Whether its masks need what no device knows: a bound, and no answer."""
+        """Whether the policy uses information that no device has, so that the run is only a bound."""
         return bool(self.row["provenance"]["policy"].get("oracle"))
 
     @property
@@ -45,35 +46,39 @@ class Named(NamedTuple):
 
 
 def name(rows: list[Row]) -> list[Named]:
-    """The results with labels that tell them apart: settings that all share are left out."""
-    told = [settings_of(row) for row in rows]
-    keys = dict.fromkeys(key for each in told for key in each if key not in _HIDDEN)
-    differ = [key for key in keys if len({each[key] for each in told if key in each}) > 1]
-    found = []
-    for number, (row, each) in enumerate(zip(rows, told, strict=True), 1):
-        parts = [f"{key} {each[key]}" for key in differ if key in each and not (key == "density" and each[key] == "1")]
-        label = ", ".join([each["policy"], *parts]) + (" (closed loop)" if "perplexity" in row else "")
-        found.append(Named(row, number, label, each["policy"], each["device"]))
-    mixed = len({each.closed for each in found}) > 1
-    return found if mixed else [each._replace(label=each.label.removesuffix(" (closed loop)")) for each in found]
+    """The results with labels that distinguish them; settings that all share are left out."""
+    run_settings = [settings_of(row) for row in rows]
+    keys = dict.fromkeys(key for settings in run_settings for key in settings if key not in _HIDDEN)
+    differ = [key for key in keys if len({settings[key] for settings in run_settings if key in settings}) > 1]
+    runs = []
+    for number, (row, settings) in enumerate(zip(rows, run_settings, strict=True), 1):
+        parts = [
+            f"{key} {settings[key]}"
+            for key in differ
+            if key in settings and not (key == "density" and settings[key] == "1")
+        ]
+        label = ", ".join([settings["policy"], *parts]) + (" (closed loop)" if "perplexity" in row else "")
+        runs.append(Named(row, number, label, settings["policy"], settings["device"]))
+    mixed = len({run.closed for run in runs}) > 1
+    return runs if mixed else [run._replace(label=run.label.removesuffix(" (closed loop)")) for run in runs]
 
 
 def answers(found: list[Named]) -> list[str]:
-    """For each device, which run is fastest, and at what price."""
+    """A sentence for each device: which run is fastest, and what it costs in accuracy."""
     return [
-        _answer(device, [each for each in found if each.device == device])
+        _answer(device, [run for run in found if run.device == device])
         for device in dict.fromkeys(e.device for e in found)
     ]
 
 
-def _answer(device: str, found: list[Named]) -> str:
-    masked = [each for each in found if each.policy != "dense" and not each.oracle]
-    judged = [each for each in masked if each.closed]
-    within = [each for each in judged if each.cost <= COST]
-    pool = within or judged or masked or found
-    best = max(pool, key=lambda each: each.row["throughput_tok_s"])
+def _answer(device: str, runs: list[Named]) -> str:
+    masked = [run for run in runs if run.policy != "dense" and not run.oracle]
+    judged = [run for run in masked if run.closed]
+    within = [run for run in judged if run.cost <= COST]
+    pool = within or judged or masked or runs
+    best = max(pool, key=lambda run: run.row["throughput_tok_s"])
     speed = best.row["throughput_tok_s"]
-    dense = next((each.row["throughput_tok_s"] for each in found if each.policy == "dense" and _like(each, best)), None)
+    dense = next((run.row["throughput_tok_s"] for run in runs if run.policy == "dense" and _like(run, best)), None)
     if dense and best.policy != "dense" and dense >= speed:
         text = f"On {device}, nothing beats the dense model's {show_number(dense)} tokens/s; of the others "
         text += f"{best.label} is fastest: {show_number(speed)} tokens/s, {speed / dense:.2g} x of it"
@@ -98,7 +103,7 @@ def _answer(device: str, found: list[Named]) -> str:
 
 def _like(one: Named, other: Named) -> bool:
     """Whether two runs have the same model and DRAM."""
-    first, second = (each.row["provenance"] for each in (one, other))
+    first, second = (run.row["provenance"] for run in (one, other))
     return bool(
         first["model"]["name"] == second["model"]["name"]
         and first["settings"]["dram_budget_bytes"] == second["settings"]["dram_budget_bytes"]
@@ -112,58 +117,61 @@ HEADS = (
 
 
 def table(found: list[Named]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of the table of all runs; columns that no run fills are left out."""
-    cells = [_cells(each) for each in found]
+    """Heads and rows of the table of all runs; columns that no run fills are left out."""
+    cells = [_cells(run) for run in found]
     used = [index for index in range(len(HEADS)) if any(row[index] not in ("", "-") for row in cells)]
     return [HEADS[index] for index in used], [[row[index] for index in used] for row in cells]
 
 
-def _cells(each: Named) -> list[str]:
-    row, tokens = each.row, each.row["tokens"]
+def _cells(run: Named) -> list[str]:
+    row, tokens = run.row, run.row["tokens"]
     latency, rate, energy = row["latency_s"], row["hit_rate"], row["energy_j"]
     cells = [
-        each.label, each.device, show_number(row["throughput_tok_s"]),
+        run.label, run.device, show_number(row["throughput_tok_s"]),
         show_time(latency["p50"]), show_time(latency["p95"]),
         "-" if rate is None else f"{rate:.1%}", f"{row['mlp_density']:.3f}", show_size(row["flash_bytes"] / tokens),
         show_size(row["dram_bytes"] / tokens), "-" if energy is None else show_energy(energy / tokens),
     ]  # fmt: skip
-    accuracy = ("perplexity", "dense_perplexity", "kl") if each.closed else ()
+    accuracy = ("perplexity", "dense_perplexity", "kl") if run.closed else ()
     cells += [show_number(row[key]) for key in accuracy] or [""] * 3
-    return [*cells, f"{row['top1']:.1%}" if each.closed else ""]
+    return [*cells, f"{row['top1']:.1%}" if run.closed else ""]
 
 
 def loops(found: list[Named]) -> tuple[list[str], list[list[str]]]:
-    """Open against closed loop: runs with the same device, policy and settings, of a trace and of a running model."""
-    opened = {_twin(each): each for each in found if not each.closed}
+    """Heads and rows of the table of open against closed loop.
+
+    Each row compares two runs with the same device, policy and settings: a replay of a trace, and a running model.
+    """
+    open_loops = {_twin(run): run for run in found if not run.closed}
     heads = ["run", "device", "hit rate, open", "closed", "tokens/s, open", "closed", "Flash a token, open", "closed"]
     body = []
-    for each in found:
-        twin = opened.get(_twin(each)) if each.closed else None
+    for run in found:
+        twin = open_loops.get(_twin(run)) if run.closed else None
         if twin is None:
             continue
-        pair = (twin.row, each.row)
+        pair = (twin.row, run.row)
         rates = ["-" if row["hit_rate"] is None else f"{row['hit_rate']:.1%}" for row in pair]
         speeds = [show_number(row["throughput_tok_s"]) for row in pair]
         flash = [show_size(row["flash_bytes"] / row["tokens"]) for row in pair]
-        body.append([each.label.removesuffix(" (closed loop)"), each.device, *rates, *speeds, *flash])
+        body.append([run.label.removesuffix(" (closed loop)"), run.device, *rates, *speeds, *flash])
     return heads, body
 
 
-def _twin(each: Named) -> str:
-    told = settings_of(each.row)
-    return str(sorted((key, value) for key, value in told.items() if key not in ("trace",)))
+def _twin(run: Named) -> str:
+    settings = settings_of(run.row)
+    return str(sorted((key, value) for key, value in settings.items() if key not in ("trace",)))
 
 
 def provenance(found: list[Named]) -> list[tuple[str, list[str]]]:
-    """Where the numbers are from: (heading, lines)."""
-    told = [each.row["provenance"] for each in found]
-    traces = dict.fromkeys(_trace(each["trace"]) for each in told)
-    devices: dict[str, dict[str, Any]] = {each["device"]["name"]: each["device"] for each in told}
+    """The sources of the numbers, as (heading, lines)."""
+    origins = [run.row["provenance"] for run in found]
+    traces = dict.fromkeys(_trace(origin["trace"]) for origin in origins)
+    devices: dict[str, dict[str, Any]] = {origin["device"]["name"]: origin["device"] for origin in origins}
     return [
-        ("hwsim", list(dict.fromkeys(str(each["hwsim"]) for each in told))),
-        ("Models", list(dict.fromkeys(_model(each["model"]) for each in told))),
+        ("hwsim", list(dict.fromkeys(str(origin["hwsim"]) for origin in origins))),
+        ("Models", list(dict.fromkeys(_model(origin["model"]) for origin in origins))),
         ("Traces and texts", list(traces)),
-        ("Devices", [_device(each) for each in devices.values()]),
+        ("Devices", [_device(device) for device in devices.values()]),
     ]
 
 
@@ -188,25 +196,29 @@ def _device(device: dict[str, Any]) -> str:
 
 
 def notes(found: list[Named]) -> list[str]:
-    """What a reader must know to read the numbers right, each once, with the runs it is about where not with all."""
-    told: dict[str, list[Named]] = {}
-    for each in found:
-        for note in dict.fromkeys(each.row["notes"]):
-            told.setdefault(note, []).append(each)
-    return [f"{_about(those, found)}{note}" for note, those in told.items()]
+    """Notes that a reader needs to interpret the numbers, each once; a note of some runs only names these runs."""
+    runs_by_note: dict[str, list[Named]] = {}
+    for run in found:
+        for note in dict.fromkeys(run.row["notes"]):
+            runs_by_note.setdefault(note, []).append(run)
+    return [f"{_about(runs, found)}{note}" for note, runs in runs_by_note.items()]
 
 
-def _about(those: list[Named], found: list[Named]) -> str:
-    """Which runs a note is about: nothing for all, the device or the policy that they have alone, else how many."""
-    if len(those) == len(found):
+def _about(noted: list[Named], runs: list[Named]) -> str:
+    """Prefix that names the runs of a note.
+
+    Empty if the note is about all runs. If the noted runs are all runs of some devices, or of some policies, the names
+    of these. Otherwise the label of the one run, or the number of runs.
+    """
+    if len(noted) == len(runs):
         return ""
     for name in ("device", "policy"):
-        names = dict.fromkeys(getattr(each, name) for each in those)
-        if len(those) == sum(getattr(each, name) in names for each in found):
+        names = dict.fromkeys(getattr(run, name) for run in noted)
+        if len(noted) == sum(getattr(run, name) in names for run in runs):
             return f"{', '.join(names)}: "
-    return f"{those[0].label}, {those[0].device}: " if len(those) == 1 else f"{len(those)} of {len(found)} runs: "
+    return f"{noted[0].label}, {noted[0].device}: " if len(noted) == 1 else f"{len(noted)} of {len(runs)} runs: "
 
 
 def synthetic(found: list[Named]) -> bool:
-    """Whether a result is of a synthetic trace."""
-    return any(each.row["provenance"]["trace"]["origin"] == "synthetic" for each in found)
+    """Whether any result is of a synthetic trace."""
+    return any(run.row["provenance"]["trace"]["origin"] == "synthetic" for run in found)

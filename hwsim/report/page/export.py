@@ -18,10 +18,10 @@ FORMATS = ("csv", "parquet", "latex", "svg", "png")
 
 
 def read_formats(text: str | None) -> list[str]:
-    """The formats that ``--export`` names.
+    """Return the formats that ``--export`` names.
 
     Raises:
-        SettingError: one is not known.
+        SettingError: a format is not one of `FORMATS`.
     """
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     for name in names:
@@ -34,33 +34,33 @@ def write_exports(inputs: Inputs, page: Path, formats: list[str], sources: list[
     """Write files beside the page, named after it: ``report.csv``, ``report-groups.csv``, ``report-pareto.svg``.
 
     Args:
-        inputs: what the report is made of.
-        page: its file.
+        inputs: results and curves of the report.
+        page: file of the report.
         formats: some of `FORMATS`.
         sources: files that must not be overwritten.
 
     Raises:
-        OutputError: one cannot be written, or would overwrite a source.
+        OutputError: a file cannot be written, or would overwrite a source.
         SettingError: a library is missing.
     """
-    found = digest.name(inputs.results)
-    made: dict[str, bytes | str] = {}
+    runs = digest.name(inputs.results)
+    contents: dict[str, bytes | str] = {}
     if "csv" in formats:
-        made[".csv"] = _csv([{"run": each.label} | row for each in found for row in rows_of(each.row)])
-        made["-groups.csv"] = _csv([{"run": each.label} | row for each in found for row in rows_of(each.row, "groups")])
+        contents[".csv"] = _csv([{"run": run.label} | row for run in runs for row in rows_of(run.row)])
+        contents["-groups.csv"] = _csv([{"run": run.label} | row for run in runs for row in rows_of(run.row, "groups")])
     if "parquet" in formats:
-        made[".parquet"] = _parquet([{"run": each.label} | row for each in found for row in rows_of(each.row)])
+        contents[".parquet"] = _parquet([{"run": run.label} | row for run in runs for row in rows_of(run.row)])
     if "latex" in formats:
-        made[".tex"] = latex(found)
+        contents[".tex"] = latex(runs)
     for kind in ("svg", "png"):
         if kind in formats:
-            for plot in figures.all_figures(found, inputs.curves):
-                made[f"-{plot.key}.{kind}"] = _image(plot, kind)
-    paths = [page.with_name(page.stem + ending) for ending in made]
+            for plot in figures.all_figures(runs, inputs.curves):
+                contents[f"-{plot.key}.{kind}"] = _image(plot, kind)
+    paths = [page.with_name(page.stem + ending) for ending in contents]
     for path in paths:
         check_new_file(path)
         spare(path, sources)
-    for path, content in zip(paths, made.values(), strict=True):
+    for path, content in zip(paths, contents.values(), strict=True):
         write_atomic(path, content)
     return paths
 

@@ -1,4 +1,4 @@
-"""One plot, as plain data for plotly, and what all plots share."""
+"""One plot as plain data for plotly, and the colours and helpers that all plots share."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Any, NamedTuple
 
 from hwsim.report.page.digest import Named
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart
+# colours of Okabe and Ito, which people with any kind of colour vision can distinguish
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
 MARKS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "star", "hexagon")
-BARS = 30  # runs that there is room for as bars with their labels
+BARS = 30  # most runs that are drawn as bars with labels
 
 
 class Figure(NamedTuple):
     """One plot.
 
     Attributes:
-        key: its id in the page.
-        title: of its section.
-        says: what it shows, for those who cannot see it.
-        data: plotly's traces.
-        layout: plotly's layout.
-        heads: of the table of its numbers.
-        rows: of that table.
+        key: id in the page.
+        title: title of the section.
+        says: text that describes the plot, for readers who cannot see it.
+        data: traces of plotly.
+        layout: layout of plotly.
+        heads: heads of the table of the plot's numbers.
+        rows: rows of that table.
     """
 
     key: str
@@ -35,13 +35,13 @@ class Figure(NamedTuple):
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
-    """An axis of plotly, with what it has besides a title."""
+    """An axis of plotly with a title and further settings."""
     return {"title": {"text": title}, "automargin": True, "zeroline": False, **more}
 
 
 def by_policy(found: list[Named]) -> dict[str, list[Named]]:
-    """The runs of each policy."""
+    """Group the runs by policy."""
     groups: dict[str, list[Named]] = {}
-    for each in found:
-        groups.setdefault(each.policy, []).append(each)
+    for run in found:
+        groups.setdefault(run.policy, []).append(run)
     return groups

@@ -1,4 +1,4 @@
-"""The plots of the page in their order: each with a title, a sentence, and a table of its numbers."""
+"""The plots of the page in their order, each with a title, a sentence and a table of its numbers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,28 @@ _OF_FEW = ("time", "bytes", "energy", "latency")
 
 
 def all_figures(found: list[Named], curves: list[Row]) -> list[Figure]:
-    """Those that the results have numbers for."""
+    """All plots that the results and curves have data for, in the order of the page."""
     few = fastest(found)
-    made = [pareto(found), speed(found), time(few), traffic(few), energy(few), latency(few), tokens(found), hits(found)]
-    shown = [each for each in (*made, *map(curve, curves)) if each is not None]
+    plots = [
+        pareto(found),
+        speed(found),
+        time(few),
+        traffic(few),
+        energy(few),
+        latency(few),
+        tokens(found),
+        hits(found),
+    ]
+    shown = [plot for plot in (*plots, *map(curve, curves)) if plot is not None]
     if len(few) == len(found):
         return shown
-    told = f" Of {len(found)} runs those of dense and the fastest, {len(few)} in all."
-    return [each._replace(says=each.says + told) if each.key in _OF_FEW else each for each in shown]
+    selection = f" Of {len(found)} runs those of dense and the fastest, {len(few)} in all."
+    return [plot._replace(says=plot.says + selection) if plot.key in _OF_FEW else plot for plot in shown]
 
 
 def fastest(found: list[Named]) -> list[Named]:
-    """Where there are too many runs for bars, those of `dense` and the fastest, in the order of the page."""
+    """The runs to draw as bars, in page order: all, or those of `dense` and the fastest if there are many."""
     if len(found) <= BARS:
         return found
-    order = sorted(found, key=lambda each: (each.policy != "dense", -each.row["throughput_tok_s"]))
-    return sorted(order[:BARS], key=lambda each: each.number)
+    order = sorted(found, key=lambda run: (run.policy != "dense", -run.row["throughput_tok_s"]))
+    return sorted(order[:BARS], key=lambda run: run.number)

@@ -1,4 +1,4 @@
-"""What a report is made of: result files, stores of sweeps, and curves of LRU."""
+"""Inputs of a report: result files, stores of sweeps, and curves of LRU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hwsim.model.shape import ModelShape
 from hwsim.util.explain import problem
 
 Row = dict[str, Any]
-"""A result as the result file holds it."""
+"""A result as it stands in a result file."""
 ReadStore = Callable[[Path], Iterable[Row]]
 _SQLITE, _ARCHIVE = b"SQLite format 3\x00", b"PK\x03\x04"
 
 
 class _Open(BaseModel):
-    """What must be there; more may be."""
+    """A model with required fields that allows further fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -112,7 +112,7 @@ class _Token(_Open):
 
 
 class _Result(_Open):
-    """What a report asks of a result; of any version of hwsim."""
+    """The fields that a report needs of a result, whichever version of hwsim wrote it."""
 
     provenance: _Provenance
     notes: list[str]
@@ -134,12 +134,12 @@ class _Result(_Open):
 
 @dataclass
 class Inputs:
-    """What was read.
+    """The content of the input files.
 
     Attributes:
-        results: in the order of the files; what is in several is there once.
-        curves: of `hwsim trace curve --json`.
-        files: their names.
+        results: results in the order of the files, without duplicates.
+        curves: curves of `hwsim trace curve --json`.
+        files: names of the files.
     """
 
     results: list[Row] = field(default_factory=list)
@@ -151,35 +151,35 @@ def read_inputs(paths: list[Path], read_store: ReadStore) -> Inputs:
     """Read result files, of one result or several, stores of `hwsim sweep`, and curves of `hwsim trace curve`.
 
     Args:
-        paths: of the files.
-        read_store: the results of a store.
+        paths: paths of the files.
+        read_store: function that reads the results of a store.
 
     Raises:
-        SettingError: one cannot be read, or is something else; there is no result at all.
+        SettingError: a file cannot be read or has another content, or the files hold no result.
     """
-    found, seen = Inputs(), set()
+    inputs, texts = Inputs(), set()
     for path in paths:
-        found.files.append(path.name)
+        inputs.files.append(path.name)
         for row in _read(path, read_store):
             kind = row.get("format")
             text = json.dumps(row, sort_keys=True)
-            if text in seen:
+            if text in texts:
                 continue
-            seen.add(text)
+            texts.add(text)
             if kind == "hwsim-result":
                 _check(path, row)
-                found.results.append(row)
+                inputs.results.append(row)
             elif kind == "hwsim-curve":
-                found.curves.append(row)
+                inputs.curves.append(row)
             else:
                 raise SettingError(f"{path}: holds no result of hwsim; give what --json wrote, or a store of a sweep")
-    if not found.results:
-        raise SettingError(f"{', '.join(found.files)}: no result in it; a report needs at least one")
-    return found
+    if not inputs.results:
+        raise SettingError(f"{', '.join(inputs.files)}: no result in it; a report needs at least one")
+    return inputs
 
 
 def _check(path: Path, row: Row) -> None:
-    """Refuse a result that lacks something or holds something else."""
+    """Refuse a result with missing or invalid fields."""
     try:
         _Result.model_validate(row)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The table of runs for a paper: units in the heads, the fastest first."""
+"""The table of runs in LaTeX for a paper: units in the heads, the fastest run first."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _LETTERS |= {each: f"\\{each}" for each in "&%$#_"}
 def latex(found: list[Named]) -> str:
     """A table for ``\\input``, with rules of the package booktabs; columns that no run fills are left out.
 
-    Devices come in the order of the results, the runs of each by falling tokens/s.
+    Devices are in the order of the results, the runs of each device by falling tokens/s.
     """
-    devices = list(dict.fromkeys(each.device for each in found))
-    runs = sorted(found, key=lambda each: (devices.index(each.device), -each.row["throughput_tok_s"]))
-    columns = [(head, [_shown(get(each)) for each in runs]) for head, get in _COLUMNS]
+    devices = list(dict.fromkeys(run.device for run in found))
+    runs = sorted(found, key=lambda run: (devices.index(run.device), -run.row["throughput_tok_s"]))
+    columns = [(head, [_shown(get(run)) for run in runs]) for head, get in _COLUMNS]
     used = [(head, cells) for head, cells in columns if any(cells)]
-    told = {(each.row["provenance"]["model"]["name"], each.row["provenance"]["trace"]["name"]) for each in found}
-    version = ", ".join(sorted({str(each.row["provenance"]["hwsim"]) for each in found}))
+    pairs = {(run.row["provenance"]["model"]["name"], run.row["provenance"]["trace"]["name"]) for run in found}
+    version = ", ".join(sorted({str(run.row["provenance"]["hwsim"]) for run in found}))
     lines = [
-        f"% made by hwsim {version} of " + "; ".join(_escaped(f"{model} on {trace}") for model, trace in sorted(told)),
+        f"% made by hwsim {version} of " + "; ".join(_escaped(f"{model} on {trace}") for model, trace in sorted(pairs)),
         r"\begin{tabular}{ll" + "r" * (len(used) - 2) + "}", r"\toprule",
         " & ".join(_escaped(head) for head, _ in used) + r" \\", r"\midrule",
     ]  # fmt: skip
@@ -36,7 +36,7 @@ def latex(found: list[Named]) -> str:
 
 
 def _shown(value: str | float | None) -> str:
-    """Four digits, zeros at the end too: numbers of a column are equally exact."""
+    """Four significant digits with trailing zeros, so that the numbers of a column are equally exact."""
     if value is None or isinstance(value, str):
         return value or ""
     text = f"{value:#.4g}"
@@ -48,23 +48,23 @@ def _escaped(text: str) -> str:
 
 
 def _mean(key: str, factor: float) -> Callable[[Named], float | None]:
-    """Of a token, times a factor that makes a unit."""
-    return lambda each: None if each.row[key] is None else each.row[key] / each.row["tokens"] * factor
+    """Function that returns a run's mean of a field for each token, times a factor for the unit."""
+    return lambda run: None if run.row[key] is None else run.row[key] / run.row["tokens"] * factor
 
 
 def _measured(key: str, factor: float = 1) -> Callable[[Named], float | None]:
-    """What only the closed loop measures."""
-    return lambda each: each.row[key] * factor if each.closed else None
+    """Function that returns a field that only closed-loop runs have, times a factor."""
+    return lambda run: run.row[key] * factor if run.closed else None
 
 
 _COLUMNS: list[tuple[str, Callable[[Named], str | float | None]]] = [
-    ("device", lambda each: each.device),
-    ("run", lambda each: each.label),
-    ("tokens/s", lambda each: each.row["throughput_tok_s"]),
-    ("p50 (ms)", lambda each: each.row["latency_s"]["p50"] * 1e3),
-    ("p95 (ms)", lambda each: each.row["latency_s"]["p95"] * 1e3),
-    ("hit rate (%)", lambda each: None if each.row["hit_rate"] is None else each.row["hit_rate"] * 100),
-    ("MLP density", lambda each: each.row["mlp_density"]),
+    ("device", lambda run: run.device),
+    ("run", lambda run: run.label),
+    ("tokens/s", lambda run: run.row["throughput_tok_s"]),
+    ("p50 (ms)", lambda run: run.row["latency_s"]["p50"] * 1e3),
+    ("p95 (ms)", lambda run: run.row["latency_s"]["p95"] * 1e3),
+    ("hit rate (%)", lambda run: None if run.row["hit_rate"] is None else run.row["hit_rate"] * 100),
+    ("MLP density", lambda run: run.row["mlp_density"]),
     ("Flash (MB/token)", _mean("flash_bytes", 1e-6)),
     ("DRAM (MB/token)", _mean("dram_bytes", 1e-6)),
     ("energy (mJ/token)", _mean("energy_j", 1e3)),

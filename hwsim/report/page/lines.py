@@ -1,4 +1,4 @@
-"""Plots over tokens, layers and sizes of a cache."""
+"""Plots by token, layer and cache size."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from hwsim.report.page.inputs import Row
 
 
 def tokens(found: list[Named]) -> Figure | None:
-    """The time of each token of one run, where tokens were kept; the page lets the reader choose the run."""
-    kept = [each for each in found if each.row.get("per_token")]
+    """The plot of the time of each token of one run that the reader chooses; None if no run kept its tokens."""
+    kept = [run for run in found if run.row.get("per_token")]
     if not kept:
         return None
     data = [
         {
-            "type": "scatter", "mode": "lines", "name": each.label, "visible": index == 0, "showlegend": False,
-            "y": [1000 * token["latency_s"] for token in each.row["per_token"]],
+            "type": "scatter", "mode": "lines", "name": run.label, "visible": index == 0, "showlegend": False,
+            "y": [1000 * token["latency_s"] for token in run.row["per_token"]],
             "line": {"color": COLORS[0], "width": 1.5},
-            "meta": f"{each.label}, {each.device}",
+            "meta": f"{run.label}, {run.device}",
         }
-        for index, each in enumerate(kept)
+        for index, run in enumerate(kept)
     ]  # fmt: skip
     layout = {"xaxis": axis("token"), "yaxis": axis("ms", rangemode="tozero")}
-    rows = [[each.label, each.device, str(len(each.row["per_token"]))] for each in kept]
+    rows = [[run.label, run.device, str(len(run.row["per_token"]))] for run in kept]
     return Figure(
         "tokens",
         "Token by token",
@@ -35,14 +35,14 @@ def tokens(found: list[Named]) -> Figure | None:
 
 
 def hits(found: list[Named]) -> Figure | None:
-    """Hit rate by layer and group of one run; the page lets the reader choose the run."""
-    masked = [each for each in found if each.row["groups"]]
+    """The plot of the hit rate by layer and group of one run that the reader chooses; None if no run has masks."""
+    masked = [run for run in found if run.row["groups"]]
     if not masked:
         return None
-    masked = sorted(masked, key=lambda each: -each.row["throughput_tok_s"])
+    masked = sorted(masked, key=lambda run: -run.row["throughput_tok_s"])
     data, rows = [], []
-    for index, each in enumerate(masked):
-        groups = each.row["groups"]
+    for index, run in enumerate(masked):
+        groups = run.row["groups"]
         names, layers = (list(dict.fromkeys(group[key] for group in groups)) for key in ("group", "layer"))
         rate = {(g["group"], g["layer"]): g["hits"] / g["requests"] if g["requests"] else None for g in groups}
         data.append(
@@ -50,14 +50,14 @@ def hits(found: list[Named]) -> Figure | None:
                 "type": "heatmap", "x": layers, "y": names,
                 "z": [[rate.get((n, layer)) for layer in layers] for n in names],
                 "zmin": 0, "zmax": 1, "colorscale": "Cividis", "visible": index == 0,
-                "meta": f"{each.label}, {each.device}",
+                "meta": f"{run.label}, {run.device}",
                 "hovertemplate": "layer %{x}, %{y}: %{z:.1%}<extra></extra>", "colorbar": {"tickformat": ".0%"},
             }
         )  # fmt: skip
         for n in names:
             own = [value for layer in layers if (value := rate.get((n, layer))) is not None]
             if own:
-                rows.append([each.label, each.device, n, f"{min(own):.1%}", f"{max(own):.1%}"])
+                rows.append([run.label, run.device, n, f"{min(own):.1%}", f"{max(own):.1%}"])
     few = {"dtick": 1} if len(layers) <= 20 else {}  # else plotly marks halves of layers
     layout = {"xaxis": axis("layer", **few), "yaxis": axis("group"), "height": 260}
     says = "Hit rate of each group of each layer of the run that is chosen."
@@ -67,13 +67,13 @@ def hits(found: list[Named]) -> Figure | None:
 
 
 def curve(row: Row) -> Figure:
-    """Miss ratio of LRU at every size of the cache, with the present size marked."""
+    """The plot of LRU's miss ratio by cache size, with the device's cache size marked."""
     data, rows = [], []
     for index, (name, group) in enumerate(row["groups"].items()):
-        units, asked = group["units"], group["requests"]
+        units, requests = group["units"], group["requests"]
         color = COLORS[index % len(COLORS)]
         shares = [capacity / units for capacity in group["capacities"]]
-        misses = [1 - hit / asked for hit in group["hits"]]
+        misses = [1 - hit / requests for hit in group["hits"]]
         data.append(
             {
                 "type": "scatter", "mode": "lines", "name": str(name), "x": shares, "y": misses,
@@ -97,8 +97,8 @@ def curve(row: Row) -> Figure:
         "xaxis": axis("cache, share of a group's units", tickformat=".0%"),
         "yaxis": axis("miss ratio", tickformat=".0%", rangemode="tozero"),
     }
-    told = f"{row['policy']['name']} on {row['trace']['name']} ({row['trace']['origin']})"
-    title = f"Miss ratio of LRU by size of the cache: {told}"
+    replay = f"{row['policy']['name']} on {row['trace']['name']} ({row['trace']['origin']})"
+    title = f"Miss ratio of LRU by size of the cache: {replay}"
     says = (
         "Share of requests that miss, for every size of the cache; circles are the sizes that the device's DRAM gives."
     )

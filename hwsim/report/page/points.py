@@ -10,8 +10,8 @@ from hwsim.util.units import show_number
 
 
 def pareto(found: list[Named]) -> Figure | None:
-    """Perplexity against tokens/s, with the runs that no other run of the same device and text beats in both."""
-    judged = [each for each in found if each.closed]
+    """The plot of perplexity against tokens/s, with the Pareto front of each device and text; None without accuracy."""
+    judged = [run for run in found if run.closed]
     if not judged:
         return None
     data: list[dict[str, Any]] = []
@@ -19,29 +19,29 @@ def pareto(found: list[Named]) -> Figure | None:
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": policy,
-                "x": [each.row["throughput_tok_s"] for each in group], "y": [each.row["perplexity"] for each in group],
-                "text": [f"{each.label}, {each.device}" for each in group],
+                "x": [run.row["throughput_tok_s"] for run in group], "y": [run.row["perplexity"] for run in group],
+                "text": [f"{run.label}, {run.device}" for run in group],
                 "hovertemplate": "%{text}<br>%{x:.4g} tokens/s, perplexity %{y:.4g}<extra></extra>",
                 "marker": {"color": COLORS[index % len(COLORS)], "symbol": MARKS[index % len(MARKS)], "size": 10},
             }
         )  # fmt: skip
     best: list[Named] = []
-    scored = [round(each.row["dense_perplexity"], 6) for each in judged]  # another text, or other tokens of it
-    for alike in dict.fromkeys((each.device, dense) for each, dense in zip(judged, scored, strict=True)):
-        front = best_of([each for each, dense in zip(judged, scored, strict=True) if (each.device, dense) == alike])
+    scored = [round(run.row["dense_perplexity"], 6) for run in judged]  # differs with another text or other tokens
+    for alike in dict.fromkeys((run.device, dense) for run, dense in zip(judged, scored, strict=True)):
+        front = best_of([run for run, dense in zip(judged, scored, strict=True) if (run.device, dense) == alike])
         best += front
         data.append(
             {
                 "type": "scatter", "mode": "lines", "name": "no run of the device is better in both",
-                "x": [each.row["throughput_tok_s"] for each in front], "y": [each.row["perplexity"] for each in front],
+                "x": [run.row["throughput_tok_s"] for run in front], "y": [run.row["perplexity"] for run in front],
                 "line": {"color": "#888888", "dash": "dot", "shape": "hv"}, "hoverinfo": "skip",
                 "legendgroup": "front", "showlegend": len(best) == len(front),
             }
         )  # fmt: skip
     layout = {
         "height": 460,
-        "xaxis": axis("tokens/s", type=_scale([each.row["throughput_tok_s"] for each in judged], 20)),
-        "yaxis": axis("perplexity", type=_scale([each.row["perplexity"] for each in judged], 4)),
+        "xaxis": axis("tokens/s", type=_scale([run.row["throughput_tok_s"] for run in judged], 20)),
+        "yaxis": axis("perplexity", type=_scale([run.row["perplexity"] for run in judged], 4)),
         "shapes": [
             {
                 "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": dense, "y1": dense,
@@ -57,13 +57,13 @@ def pareto(found: list[Named]) -> Figure | None:
         says += " These runs were scored on different tokens: compare perplexities with the same line only."
     rows = [
         [
-            each.label,
-            each.device,
-            show_number(each.row["throughput_tok_s"]),
-            show_number(each.row["perplexity"]),
-            "yes" if each in best else "",
+            run.label,
+            run.device,
+            show_number(run.row["throughput_tok_s"]),
+            show_number(run.row["perplexity"]),
+            "yes" if run in best else "",
         ]
-        for each in judged
+        for run in judged
     ]
     return Figure(
         "pareto",
@@ -77,31 +77,31 @@ def pareto(found: list[Named]) -> Figure | None:
 
 
 def best_of(judged: list[Named]) -> list[Named]:
-    """The runs that no other beats in both speed and perplexity, from fast to slow."""
+    """The Pareto front of speed and perplexity: runs that no other run beats in both, from fast to slow."""
     front: list[Named] = []
-    for each in sorted(judged, key=lambda each: (-each.row["throughput_tok_s"], each.row["perplexity"])):
-        if not front or each.row["perplexity"] < front[-1].row["perplexity"]:
-            front.append(each)
+    for run in sorted(judged, key=lambda run: (-run.row["throughput_tok_s"], run.row["perplexity"])):
+        if not front or run.row["perplexity"] < front[-1].row["perplexity"]:
+            front.append(run)
     return front
 
 
 def _scale(values: list[float], wide: float) -> str:
-    """Logarithmic where the largest value is more than `wide` times the smallest."""
+    """The scale of an axis: logarithmic if the largest value is more than `wide` times the smallest."""
     return "log" if max(values) > wide * min(values) else "linear"
 
 
 def speed(found: list[Named]) -> Figure:
-    """Tokens/s by device: bars where there is room for their labels, else points."""
+    """The plot of tokens/s by device: bars if there is room for their labels, otherwise points."""
     data: list[dict[str, Any]] = []
-    labels = list(dict.fromkeys(each.label for each in found))
-    devices = list(dict.fromkeys(each.device for each in found))
+    labels = list(dict.fromkeys(run.label for run in found))
+    devices = list(dict.fromkeys(run.device for run in found))
     if len(labels) * len(devices) <= BARS:
         for index, device in enumerate(devices):
-            own = [each for each in found if each.device == device]
+            own = [run for run in found if run.device == device]
             data.append(
                 {
-                    "type": "bar", "orientation": "h", "name": device, "y": [each.label for each in own],
-                    "x": [each.row["throughput_tok_s"] for each in own],
+                    "type": "bar", "orientation": "h", "name": device, "y": [run.label for run in own],
+                    "x": [run.row["throughput_tok_s"] for run in own],
                     "marker": {"color": COLORS[index % len(COLORS)]},
                     "hovertemplate": "%{y}<br>%{x:.4g} tokens/s<extra>" + device.replace("<", "") + "</extra>",
                 }
@@ -124,15 +124,15 @@ def speed(found: list[Named]) -> Figure:
             data.append(
                 {
                     "type": "scatter", "mode": "markers", "name": policy, "marker": marker,
-                    "x": [each.row["mlp_density"] if by_density else each.device for each in group],
-                    "y": [each.row["throughput_tok_s"] for each in group], "text": [each.label for each in group],
+                    "x": [run.row["mlp_density"] if by_density else run.device for run in group],
+                    "y": [run.row["throughput_tok_s"] for run in group], "text": [run.label for run in group],
                     "hovertemplate": "%{text}<br>%{y:.4g} tokens/s<extra>%{x}</extra>",
                 }
             )  # fmt: skip
         across = axis("MLP density" if by_density else "")
-        scale = _scale([each.row["throughput_tok_s"] for each in found], 20)
+        scale = _scale([run.row["throughput_tok_s"] for run in found], 20)
         layout = {"xaxis": across, "yaxis": axis("tokens/s", rangemode="tozero", type=scale), "height": 420}
-    rows = [[each.label, each.device, show_number(each.row["throughput_tok_s"])] for each in found]
+    rows = [[run.label, run.device, show_number(run.row["throughput_tok_s"])] for run in found]
     says = f"Tokens/s of {len(found)} runs on {len(devices)} device{'s' * (len(devices) > 1)}."
     return Figure(
         "speed",
