@@ -1,4 +1,4 @@
-"""The interface for Python and notebooks: what the commands do, with their names, defaults and errors.
+"""The interface for Python and notebooks: functions with the names, defaults and errors of the commands.
 
 >>> import hwsim
 >>> trace = hwsim.load("sample")

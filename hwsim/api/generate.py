@@ -1,8 +1,8 @@
-"""Writes `functions.py`: the functions of the Python interface, with each option of `Settings` by name and type.
+"""Write `functions.py`: the functions of the Python interface, with each option of `Settings` by name and type.
 
     python -m hwsim.api.generate
 
-Editors, type checkers and `inspect.signature` read written-out signatures only, so they are written out, by this.
+The code is generated because editors, type checkers and `inspect.signature` need signatures that are written out.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ Parameter = tuple[str, str, str]
 
 
 def source(model: type[Settings] = Settings) -> str:
-    """The text of `functions.py`.
+    """Return the text of `functions.py`.
 
     Args:
-        model: declares the options.
+        model: the class that declares the options.
     """
     options = list(declared(model).values())
     replay = [_DENSITY, _EVICTION, ("threads", "int | None", "None")]
@@ -110,11 +110,11 @@ def source(model: type[Settings] = Settings) -> str:
         ("replay", "trace: Trace | str | Path", replay, _REPLAY_DOC, "replays(trace, asked, threads)", "Result"),
         ("closed_loop", "model: str | Path", loop, _LOOP_DOC, _CLOSED_LOOP, "Evaluation"),
     ):
-        every = [*own, *((option.name, option.python_type, _literal(option.plain_default)) for option in options)]
+        entries = [*own, *((option.name, option.python_type, _literal(option.plain_default)) for option in options)]
         parts += [
-            f"@overload\n{_signature(name, first, _ONE, every, result, stub=True)}\n",
-            f"@overload\n{_signature(name, first, _SEVERAL, every, f'Results[{result}]', stub=True)}\n",
-            f"{_signature(name, first, f'{_ONE} | {_SEVERAL}', every, f'{result} | Results[{result}]', stub=False)}\n"
+            f"@overload\n{_signature(name, first, _ONE, entries, result, stub=True)}\n",
+            f"@overload\n{_signature(name, first, _SEVERAL, entries, f'Results[{result}]', stub=True)}\n",
+            f"{_signature(name, first, f'{_ONE} | {_SEVERAL}', entries, f'{result} | Results[{result}]', stub=False)}\n"
             + indent(f'"""{doc.format(options=_described(options))}"""\n', "    ", lambda line: bool(line.strip()))
             + indent(f"{_settings(options, model.__name__)}\n", "    ")
             + "    asked = Asked(hw, policy, density, eviction, settings, parameters)\n"
@@ -128,7 +128,7 @@ _CLOSED_LOOP = "closed_loops(model, text, asked, (tokens, context, prompt, devic
 
 
 def _signature(name: str, first: str, policy: str, own: Iterable[Parameter], result: str, *, stub: bool) -> str:
-    """The head of a function; of an overload, defaults are dots."""
+    """The head of a function; defaults in an overload (`stub`) are dots."""
     words = [first, "hw: str | Path | Profile", f"policy: {policy}", "*"]
     words += [f"{key}: {kind} = {'...' if stub else default}" for key, kind, default in own]
     lines = _lines([*words, "**parameters: Any"])
@@ -144,7 +144,7 @@ def _literal(value: object) -> str:
 
 
 def _lines(words: list[str]) -> str:
-    """Words between commas, as many to a line as it holds."""
+    """The words separated by commas, filled into indented lines."""
     lines, line = [], ""
     for word in words:
         if line and len(line) + len(word) + 2 > _WIDTH:
@@ -155,7 +155,7 @@ def _lines(words: list[str]) -> str:
 
 
 def _described(options: list[Declared]) -> str:
-    """What the options do, for a docstring."""
+    """The docstring's lines that describe the options."""
     return "\n".join(
         fill(f"{option.name}: {option.option.help}", _WIDTH, initial_indent="    ", subsequent_indent="        ")
         for option in options

@@ -1,4 +1,4 @@
-"""What the functions of the Python interface do, once their options are `Settings`."""
+"""Implementation of the functions of the Python interface, which pass their options as `Settings`."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
 
 PolicyLike = str | Path | type[Policy] | Policy
-"""A policy by its name or file, its class, or an instance."""
+"""A policy: its name or file, its class, or an instance."""
 R = TypeVar("R", bound=Result)
 
 
 class Results(list[R]):
-    """Several results, which a notebook shows as one table."""
+    """A list of results that a notebook shows as one table."""
 
     def to_frame(self, kind: Kind = "summary") -> Any:
-        """All of them as one DataFrame, as `Result.to_frame`."""
-        return frame([row for each in self for row in rows_of(each.plain(), kind)])
+        """All results as one DataFrame, as `Result.to_frame` returns it."""
+        return frame([row for result in self for row in rows_of(result.plain(), kind)])
 
     def _repr_html_(self) -> str:
-        return to_html([each.plain() for each in self])
+        return to_html([result.plain() for result in self])
 
 
 def load(trace: str | Path) -> Trace:
     """Open a trace.
 
     Args:
-        trace: a file, or ``sample``, the recorded one that comes with hwsim.
+        trace: a file, or ``sample`` for the recorded trace that comes with hwsim.
 
     Raises:
-        TraceError: there is none, or it is damaged.
+        TraceError: there is no such trace, or it is damaged.
     """
     return Trace(find_trace(trace))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """The policies that are asked for, and what they go with.
+    """The arguments of a call: policies, device, eviction rule and settings.
 
     Attributes:
-        hw: name or file of a profile, or a profile.
-        policy: one, or a list of several.
-        density: MLP density, or a file of one for each layer; for those policies that have one.
-        eviction: what picks the units that leave a full cache.
+        hw: a profile, or the name or file of one.
+        policy: a policy, or a list of policies.
+        density: MLP density, or a file with a density for each layer; used by policies that take a density.
+        eviction: rule that picks the units that leave a full cache.
         settings: the other options.
-        parameters: of the policies.
+        parameters: parameters of the policies.
     """
 
     hw: str | Path | Profile
@@ -70,22 +70,22 @@ class Asked:
 
     @property
     def several(self) -> bool:
-        """Whether a list of policies was given."""
+        """Whether the call named a list of policies."""
         return _several(self.policy)
 
     def conditions(self) -> Conditions:
-        """Device, eviction and settings."""
+        """The device, eviction rule and settings of all runs."""
         name, rule = _rule(self.eviction)
         device = self.hw if isinstance(self.hw, Profile) else load_profile(self.hw)
         return Conditions(device, rule, self.settings, name)
 
     def policies(self) -> list[tuple[str, Policy]]:
-        """The policies, by name."""
+        """The policies as (name, policy)."""
         return _policies(self.policy, self.density, self.parameters)
 
 
 def replays(trace: Trace | str | Path, asked: Asked, threads: int | None) -> Results[Result]:
-    """Replay a trace, open or by its file, under each policy."""
+    """Replay a trace, given open or by its file, under each policy."""
     policies, conditions = asked.policies(), asked.conditions()
     opened = trace if isinstance(trace, Trace) else load(trace)
     try:
@@ -99,14 +99,17 @@ def replays(trace: Trace | str | Path, asked: Asked, threads: int | None) -> Res
 def closed_loops(
     model: str | Path, text: str | Path, asked: Asked, reading: tuple[int, int, int, str, str]
 ) -> Results[Evaluation]:
-    """Run a model over a text under each policy; `reading`: tokens, context, prompt, device and type of torch."""
+    """Run a model over a text under each policy.
+
+    `reading` holds tokens, context and prompt, and the device and dtype of torch.
+    """
     from hwsim.closed_loop import Candidate, evaluate
     from hwsim.record import Settings as Reading
 
     tokens, context, prompt, device, dtype = reading
-    wanted = Reading(tokens=tokens, context=context, prompt=prompt, device=device, dtype=dtype)
+    settings = Reading(tokens=tokens, context=context, prompt=prompt, device=device, dtype=dtype)
     candidates = [Candidate(name, policy) for name, policy in asked.policies()]
-    return Results(evaluate(str(model), str(text), asked.conditions(), candidates, wanted))
+    return Results(evaluate(str(model), str(text), asked.conditions(), candidates, settings))
 
 
 def _several(policy: object) -> bool:
@@ -116,31 +119,31 @@ def _several(policy: object) -> bool:
 def _policies(
     policy: PolicyLike | Sequence[PolicyLike], density: float | str | Path | None, parameters: dict[str, Any]
 ) -> list[tuple[str, Policy]]:
-    asked: list[Any] = list(policy) if _several(policy) else [policy]  # type: ignore[arg-type]
-    if not asked:
+    items: list[Any] = list(policy) if _several(policy) else [policy]  # type: ignore[arg-type]
+    if not items:
         raise SettingError("policy names no policy")
-    found: list[tuple[str, type[Policy], Policy | None]] = []
-    for each in asked:
-        if isinstance(each, Policy):
-            found.append((type(each).__name__, type(each), each))
-        elif isinstance(each, type) and issubclass(each, Policy):
-            found.append((each.__name__, each, None))
+    candidates: list[tuple[str, type[Policy], Policy | None]] = []
+    for item in items:
+        if isinstance(item, Policy):
+            candidates.append((type(item).__name__, type(item), item))
+        elif isinstance(item, type) and issubclass(item, Policy):
+            candidates.append((item.__name__, item, None))
         else:
-            found.append((*POLICIES.find(str(each)), None))
-    fields = {field for _, kind, made in found if made is None for field in kind.model_fields}
+            candidates.append((*POLICIES.find(str(item)), None))
+    fields = {field for _, kind, instance in candidates if instance is None for field in kind.model_fields}
     for key in parameters:
         if key not in fields:
             known = {*fields, *Settings.model_fields}
             raise SettingError(
                 f"{key}: is no option, and no policy here has such a parameter{did_you_mean(key, known)}"
             )
-    made_ones = []
-    several = len(found) > 1
-    for name, kind, made in found:
+    policies = []
+    several = len(candidates) > 1
+    for name, kind, instance in candidates:
         own = {key: value for key, value in parameters.items() if key in kind.model_fields}
         takes = takes_density(kind)
-        made_ones.append((name, made or make_policy(name, kind, own, density if takes or not several else None)))
-    return made_ones
+        policies.append((name, instance or make_policy(name, kind, own, density if takes or not several else None)))
+    return policies
 
 
 def _rule(eviction: str | Path | type[Eviction] | Eviction) -> tuple[str, Eviction]:

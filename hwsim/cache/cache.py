@@ -1,10 +1,14 @@
-"""The DRAM cache of one group of one layer: which units are there. No time and no bytes in it.
+"""The DRAM cache of one group of one layer: the set of cached units, without time and bytes.
 
-The rules that make it exact: hits are counted before the token's own update; the mask is admitted first, then those who
-are not in it leave by the eviction's rank; a mask larger than the capacity keeps its hits and then its lowest-index
-misses; the cache is empty at the start of each sequence, unless it is warm. Under bypass the best-ranked of the cached
-and the needed stay, whoever they are; among equals those in the cache, then the lower index. Pinned units take room and
-never leave.
+The exact rules:
+
+* Hits are counted before the token's own update.
+* The mask is admitted first; then units outside the mask leave by the eviction's rank.
+* If a mask is larger than the capacity, its hits stay, and then its misses enter by ascending index.
+* The cache is empty at the start of each sequence, unless it is warm.
+* Under bypass the best-ranked of all cached and needed units stay. Ties go to units in the cache, then to the lower
+  index.
+* Pinned units take room and never leave.
 """
 
 from __future__ import annotations
@@ -24,12 +28,12 @@ from hwsim.util.calls import call
 
 @dataclass(frozen=True, eq=False)
 class CacheSetup:
-    """How all caches of a run admit, and what is in them from the start.
+    """Admission and initial content of all caches of a run.
 
     Attributes:
-        admission: how units enter; None: as the eviction has it.
-        pinned: units that are there from the start and never leave; they count in the capacity.
-        warm: units that are there when a sequence begins, and may leave.
+        admission: how units enter; None: the eviction rule's own admission.
+        pinned: units that are cached from the start and never leave; they count towards the capacity.
+        warm: units that are cached when a sequence begins and may leave.
     """
 
     admission: Admission | None = None
@@ -37,10 +41,10 @@ class CacheSetup:
     warm: UnitSets | None = None
 
     def cache(self, layer: int, group: str, units: int, capacity: int, eviction: Eviction) -> Cache:
-        """The cache of one group of one layer.
+        """Make the cache of one group of one layer.
 
         Raises:
-            SettingError: the eviction cannot bypass, a set is missing, or more is in there than the cache holds.
+            SettingError: the eviction cannot bypass, a set is missing, or more units are pinned or warm than fit.
         """
         pinned, warm = (part.of(layer, group, units) if part else None for part in (self.pinned, self.warm))
         where = f"layer {layer}, group {group}: "
@@ -48,15 +52,15 @@ class CacheSetup:
 
 
 def rank_update(kind: type[Eviction]) -> RankUpdate | None:
-    """What serving a token does to the rank of a rule; None where a subclass does more than the class that says so."""
-    said = _definer(kind, "rank_update")
-    ours = all(issubclass(said, _definer(kind, name)) for name in ("start", "use", "rank", "stay"))
-    return kind.rank_update if ours else None
+    """How serving a token changes a rule's rank; None if a subclass overrides more than the class that declares it."""
+    owner = _definer(kind, "rank_update")
+    complete = all(issubclass(owner, _definer(kind, name)) for name in ("start", "use", "rank", "stay"))
+    return kind.rank_update if complete else None
 
 
 def _definer(kind: type, name: str) -> type:
-    """The class from which `kind` has an attribute."""
-    return next(each for each in kind.__mro__ if name in vars(each))
+    """The class that defines an attribute of `kind`."""
+    return next(base for base in kind.__mro__ if name in vars(base))
 
 
 class Cache:
@@ -65,17 +69,17 @@ class Cache:
     Args:
         units: size of the group.
         capacity: units that it can hold.
-        eviction: picks who leaves.
-        admission: how units enter; None: as the eviction has it.
-        pinned: bool ``[units]``: who is there for good.
-        warm: bool ``[units]``: who is there besides when a sequence begins.
-        where: the cache is, for messages.
+        eviction: picks the units that leave.
+        admission: how units enter; None: the eviction rule's own admission.
+        pinned: bool ``[units]``: units that are cached permanently.
+        warm: bool ``[units]``: further units that are cached when a sequence begins.
+        where: place of the cache, for messages.
 
     Attributes:
-        view: bool ``[units]``, read-only: what is in it now.
+        view: bool ``[units]``, read-only: units that are cached now.
 
     Raises:
-        SettingError: the eviction cannot bypass, or more is pinned or there from the start than the cache holds.
+        SettingError: the eviction cannot bypass, or more units are pinned or warm than the cache holds.
     """
 
     def __init__(
@@ -106,46 +110,50 @@ class Cache:
         self.view = kernels.read_only(self._all)
 
     def start(self, future: np.ndarray | None = None) -> None:
-        """A sequence begins: forget everything. `future`, bool ``[tokens, units]``, for rules that need it."""
+        """Begin a sequence with an empty or warm cache.
+
+        Args:
+            future: bool ``[tokens, units]``: masks of the sequence, for rules that need the future.
+        """
         self._cached[:] = False
         self._token = self._occupied = 0
         self._state = call(self._who, self._eviction.start, self.units, self._room, future)
         if self._warm is not None:
             self._cached |= self._warm
             self._occupied = int(np.count_nonzero(self._cached))
-            there = kernels.read_only(self._warm.copy())
-            call(self._who, self._eviction.warm, self._state, there)
+            initial = kernels.read_only(self._warm.copy())
+            call(self._who, self._eviction.warm, self._state, initial)
         self._show()
 
     def step(self, mask: np.ndarray) -> tuple[int, int]:
-        """Serve one token's mask, bool ``[units]``: (how many units it asks for, how many were there)."""
+        """Serve one token's mask, bool ``[units]``, and return (requests, hits) in units."""
         needed = int(np.count_nonzero(mask))
         if self._pinned is None:
             return needed, self._serve(mask, needed)
         others = mask & ~self._pinned
-        asked = int(np.count_nonzero(others))
-        hits = self._serve(others, asked)
+        requests = int(np.count_nonzero(others))
+        hits = self._serve(others, requests)
         self._show()
-        return needed, needed - asked + hits
+        return needed, needed - requests + hits
 
     @property
     def rank_update(self) -> RankUpdate | None:
-        """How the compiled scan keeps this cache; None: it cannot."""
+        """How the compiled scan updates the rank of this cache; None if it cannot serve it."""
         plain = self._pinned is None and not self._bypass
         if self.capacity == 0:
-            return "count"  # nothing is kept, so no rank is asked for
+            return "count"  # nothing is cached, so the rank is not used
         return rank_update(type(self._eviction)) if plain and self._ranks else None
 
     def serve(
         self, values: np.ndarray, uncached: np.ndarray, k: int, before: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Decide and serve many tokens by the compiled scan, as `step` would one by one.
+        """Decide and serve many tokens with the compiled scan; the result is that of `step` token by token.
 
         Args:
-            values: float32 ``[tokens, units]``: scores of what is cached; or float16, whose magnitudes are the scores.
-            uncached: float32 ``[tokens]``, from 0: times this, of what is not.
+            values: float32 ``[tokens, units]``: scores of cached units; or float16, whose magnitudes are the scores.
+            uncached: float32 ``[tokens]``, at least 0: factor on the scores of units that are not cached.
             k: units of each mask.
-            before: bool ``[tokens, units]``, for what is in the cache before each token.
+            before: bool ``[tokens, units]``: output, the cached units before each token.
 
         Returns:
             Masks, bool ``[tokens, units]``, valid until the next call, and hits, int32 ``[tokens]``.
@@ -164,7 +172,7 @@ class Cache:
         return masks, hits
 
     def _serve(self, mask: np.ndarray, needed: int) -> int:
-        """Serve what is not pinned: how many were there."""
+        """Serve units that are not pinned, and return the number of hits."""
         if self._room == 0:
             return 0
         there = mask & self._cached
@@ -187,7 +195,7 @@ class Cache:
         return hits
 
     def _take_best(self, newcomers: np.ndarray, present: int) -> None:
-        """Bypass: of all who are `present`, cached or needed, as many as fit stay."""
+        """Bypass: keep the best-ranked of the `present` units, cached or needed, that fit."""
         stays = self._cached | newcomers
         if present > self._room and self._ranks:
             order = np.concatenate([np.flatnonzero(self._cached), np.flatnonzero(newcomers)])  # ties go to the first
@@ -203,7 +211,7 @@ class Cache:
             np.logical_or(self._cached, self._pinned, out=self._all)
 
     def _check(self, where: str) -> None:
-        """Refuse what the eviction or the capacity cannot do."""
+        """Refuse a bypass that the eviction cannot do, and initial units that do not fit."""
         if self._bypass and not self._ranks and self._eviction.admission != "bypass":
             raise SettingError(
                 f"--admission bypass: {self._who} admits whatever is needed and ranks no newcomer; leave the option "
@@ -231,16 +239,16 @@ class Cache:
             return kernels.stay(self._rank(), candidates, count) if count else np.zeros(self.units, bool)
         candidates = kernels.read_only(candidates)
         kept = call(self._who, self._eviction.stay, self._state, candidates, count)
-        ours = isinstance(kept, np.ndarray) and kept.dtype == bool and kept.shape == candidates.shape
-        if not ours or np.count_nonzero(kept) != count or np.any(kept & ~candidates):
+        valid = isinstance(kept, np.ndarray) and kept.dtype == bool and kept.shape == candidates.shape
+        if not valid or np.count_nonzero(kept) != count or np.any(kept & ~candidates):
             raise ContractError(f"{self._who}: stay() must return a mask of exactly {count} of the candidates")
         return kept
 
     def _rank(self) -> np.ndarray:
         rank = call(self._who, self._eviction.rank, self._state)
         if not isinstance(rank, np.ndarray) or rank.dtype.kind not in "fiub" or rank.shape != (self.units,):
-            found = f"{rank.dtype} of shape {rank.shape}" if isinstance(rank, np.ndarray) else type(rank).__name__
-            raise ContractError(f"{self._who}: rank() returned {found}, needs numbers of shape ({self.units},)")
+            description = f"{rank.dtype} of shape {rank.shape}" if isinstance(rank, np.ndarray) else type(rank).__name__
+            raise ContractError(f"{self._who}: rank() returned {description}, needs numbers of shape ({self.units},)")
         if rank.dtype.kind == "f" and np.isnan(rank.max()):
             raise ContractError(f"{self._who}: rank() returned NaN for unit {int(np.flatnonzero(np.isnan(rank))[0])}")
         return rank

@@ -1,8 +1,7 @@
-"""The scan of many tokens as one compiled loop: re-weighting, top-k, hits and cache update. Needs numba, an extra.
+"""The scan of many tokens as one compiled loop: re-weighting, top-k, hits and cache update. Needs the extra numba.
 
-It decides exactly what `hwsim.util.kernels` and `hwsim.cache.cache` decide token by token, to the bit; a
-test holds it to them.
-It serves policies that give the scores of many tokens at once, and evictions whose rank is one number a unit.
+Its results are bit-identical to those of `hwsim.util.kernels` and `hwsim.cache.cache` token by token; a test compares
+both. It serves policies that give the scores of many tokens at once, and eviction rules with one rank for each unit.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from hwsim.evictions import RankUpdate
 
 _UPDATES: dict[str, int] = {"last": 0, "count": 1, "first": 2}
 _TOP = {np.dtype(np.int16): 2**15 - 1, np.dtype(np.int32): 2**31 - 1}
-"""Above all ranks; those of units that can be in a cache begin at 1."""
-_MANY = 8  # tokens that pay for a look at how far apart ranks are
+"""A value above all ranks, by dtype; ranks of units that can be in a cache begin at 1."""
+_MANY = 8  # tokens from which on it pays to try ranks of 16 bits
 
 
 @cache
 def available() -> bool:
-    """Whether numba is installed and can be imported: it refuses versions of numpy that it does not know."""
+    """Whether numba can be imported; it may be missing, or refuse the installed version of numpy."""
     try:
         import numba  # noqa: F401
     except Exception:
@@ -30,15 +29,16 @@ def available() -> bool:
 
 
 class Workspace:
-    """Memory that a scan of one group uses again for every block: what is new from the system must be cleared first.
+    """Memory that a scan of one group reuses for every block, because the system must clear new memory first.
 
     Args:
-        units: of the group.
+        units: units of the group.
 
     Attributes:
-        known: of the tokens before, where the searches begin, for the mask and for who stays: the limit, of who stays
-            by how much it lies behind the token's number, how many share a value near it, and by how much it grows a
-            token. No answer depends on it.
+        known: start values of the two searches, learned from earlier tokens: a row for the mask and a row for the
+            units that stay cached. Each row holds the limit (in the second row: how far it is behind the token's
+            number), how many units share a value near it, and by how much it grows with each token. The results do not
+            depend on it.
     """
 
     def __init__(self, units: int) -> None:
@@ -49,13 +49,13 @@ class Workspace:
         self._masks = np.empty((0, units), bool)
 
     def masks(self, tokens: int) -> np.ndarray:
-        """Room for masks, bool ``[tokens, units]``."""
+        """Memory for masks, bool ``[tokens, units]``."""
         if len(self._masks) < tokens:
             self._masks = np.empty((tokens, self._masks.shape[1]), bool)
         return self._masks[:tokens]
 
     def ranks(self, kind: type) -> tuple[np.ndarray, np.ndarray]:
-        """Room for ranks, twice ``[units]`` of a type."""
+        """Memory for ranks: two arrays ``[units]`` of a dtype."""
         if kind not in self._ranks:
             self._ranks[kind] = np.empty(len(self.keys), kind), np.empty(len(self.keys), kind)
         return self._ranks[kind]
@@ -65,7 +65,7 @@ def top_k(values: np.ndarray, k: int) -> np.ndarray:
     """Masks of the `k` best scores of each token.
 
     Args:
-        values: float32 ``[tokens, units]``, no NaN; or finite float16, of which the magnitudes are the scores.
+        values: float32 ``[tokens, units]`` without NaN; or finite float16, whose magnitudes are the scores.
         k: units of each mask, at least 1.
 
     Returns:
@@ -80,20 +80,21 @@ def serve(
     values: np.ndarray, uncached: np.ndarray, k: int, capacity: int, update: RankUpdate, cached: np.ndarray,
     rank: np.ndarray, token: int, space: Workspace | None = None, before: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Decide the masks of some tokens, each after the one before it went through the cache.
+    """Decide the masks of consecutive tokens and update the cache after each.
 
     Args:
-        values: float32 ``[tokens, units]``, no NaN: the score of what is cached; or finite float16, of which the
-            magnitudes are the scores.
-        uncached: float32 ``[tokens]``, from 0: times this it is the score of what is not; no NaN may come of it.
+        values: float32 ``[tokens, units]`` without NaN: scores of cached units; or finite float16, whose magnitudes are
+            the scores.
+        uncached: float32 ``[tokens]``, at least 0: factor on the scores of units that are not cached; the product must
+            not be NaN.
         k: units of each mask, at least 1.
-        capacity: of the cache; 0: nothing is kept.
-        update: of `rank`.
-        cached: bool ``[units]``: what is in the cache; changed.
-        rank: int32 ``[units]``, from -1: who stays; changed.
-        token: number of the first of the tokens in its sequence.
-        space: to work in; the masks lie in it.
-        before: bool ``[tokens, units]``, for what was in the cache before each token.
+        capacity: units that the cache holds; 0: nothing is cached.
+        update: how a token changes `rank`.
+        cached: bool ``[units]``: cached units; changed in place.
+        rank: int32 ``[units]``, at least -1: rank of each unit; changed in place.
+        token: number of the first token in its sequence.
+        space: working memory, which also holds the returned masks.
+        before: bool ``[tokens, units]``: output, the cached units before each token.
 
     Returns:
         Masks, bool ``[tokens, units]``, and hits, int32 ``[tokens]``.
@@ -127,8 +128,10 @@ def serve(
 
 
 class _Shown:
-    """The memory of an array, read-only or not, as one that may be written: numba would compile for both kinds, and
-    finds its code for a read-only one a hundred times slower. Nobody writes there."""
+    """The memory of an array as a writable array, although nothing writes to it.
+
+    Otherwise numba would compile a second version for read-only arrays, whose lookup is a hundred times slower.
+    """
 
     def __init__(self, array: np.ndarray) -> None:
         interface = array.__array_interface__
@@ -136,8 +139,10 @@ class _Shown:
 
 
 def _short(rank: np.ndarray, update: RankUpdate, cached: np.ndarray, token: int, tokens: int) -> int | None:
-    """What ranks must be less by for 16 bits to hold them, of which more are compared at a time; None: they are too far
-    apart."""
+    """The number to subtract from ranks so that 16 bits hold them; None if they are too far apart.
+
+    With 16 bits, one instruction compares more ranks.
+    """
     most = _TOP[np.dtype(np.int16)] - 1
     if tokens > most - 2:
         return None
@@ -145,5 +150,5 @@ def _short(rank: np.ndarray, update: RankUpdate, cached: np.ndarray, token: int,
         less = int(rank.min()) - 1
         return less if int(rank.max()) + tokens - less <= most else None
     less = token + tokens - most
-    # who is not cached has no rank but the next one
+    # units that are not cached get a new rank when they enter
     return less if int(np.where(cached, rank, less + 1).min()) > less else None

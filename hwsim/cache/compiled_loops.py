@@ -1,17 +1,18 @@
-"""The loops of the compiled scan: functions that numba compiles and keeps on disk. Imported only where they are needed.
+"""The loops of the compiled scan: functions that numba compiles and caches on disk. Imported only when needed.
 
-They stand in one module, not in a function and not in several files: numba does not find again what it kept of inner
-functions that call each other, and takes what it kept of a function for good as long as its own file is the same.
+All loops are in one module, and none is an inner function. numba cannot reload cached inner functions that call each
+other, and it considers cached code of a function valid as long as the function's own file is unchanged.
 
-Nothing is sorted. Scores are cut to keys of 16 bits in the same order, of which a processor compares 16 or 32 in one
-instruction; of magnitudes that a trace stores as float16 the keys are the stored bits. A mask follows from two limits
-that k keys reach, one of what is cached and one of what is not: units beyond both are in it, whatever is cached. They
-are found by counting: the search begins at the limit of the token before and goes on between two that are known to be
-too low and too high, some four counts. The few scores between the last two are looked at whole, so the mask is exact
-whatever the scores are. Who stays in a cache is found the same way, by rank.
+Nothing is sorted. Scores are shortened to keys of 16 bits in the same order, because a processor compares 16 or 32 of
+them in one instruction; if a trace stores magnitudes as float16, the keys are the stored bits. A mask follows from two
+limits, one for cached units and one for the others, which k keys reach together. The limits are searched by counting:
+the search begins at the limit of the token before and continues between a limit that is known to be too low and one
+that is known to be too high; this takes about four counts. The few scores between the last two limits are compared
+with full precision, so the mask is exact for all scores. The units that stay in a cache are searched in the same way,
+by rank.
 
-Loops are free of branches and of loads under a condition, and begin at index 0, of views if need be, so that vector
-instructions come of them on every processor. Arrays are not counted as used (`_nrt`): nothing here makes one, and
+Loops have no branches and no conditional loads, and begin at index 0 (of a view, if need be), so that compilers of all
+processors vectorise them. Reference counting of arrays is off (`_nrt`), because no function here creates an array and
 counting took a sixth of the time.
 """
 
@@ -24,23 +25,23 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
-_LEAST, _MOST = -0x7F800000, 0x7F800000  # of the whole numbers of floats: those of both infinities
-_SHORT = 32640  # how many a 16-bit number counts for sure, a multiple of what a vector holds
-_CUT = np.int32(13)  # bits of a float32's mantissa that a key is without: 10 are left
+_LEAST, _MOST = -0x7F800000, 0x7F800000  # integer keys of minus and plus infinity
+_SHORT = 32640  # elements that a 16-bit count cannot overflow on, a multiple of the vector length
+_CUT = np.int32(13)  # bits of a float32's mantissa that a key drops: 10 are left
 _LOWEST = np.int32((87 << 10) + 0x8000)  # the key -32768 would be 2**-40
-_LIMITS = (-0x7FFF, 0x8000)  # of keys of float32: all reach the first, also negative scores, none the last
-_HALF_LIMITS = (0, 0x7C00)  # of keys of float16 magnitudes; the last is infinity
-_NORMAL, _TINY = np.float32(2.0**-14), np.float32(2.0**-24)  # the least normal float16, and the least of all
-_FEW = 4  # scores between two limits from which on they are looked at one by one
-_NEAR = 256  # units among which they are looked for together
-_SOME = 32  # how many are compared each with each
+_LIMITS = (-0x7FFF, 0x8000)  # for keys of float32: all keys reach the first, also of negative scores; none the last
+_HALF_LIMITS = (0, 0x7C00)  # for keys of float16 magnitudes; the last is infinity
+_NORMAL, _TINY = np.float32(2.0**-14), np.float32(2.0**-24)  # the least normal and the least positive float16
+_FEW = 4  # scores between two limits that are compared one by one
+_NEAR = 256  # units that are searched for doubtful ones together
+_SOME = 32  # most scores that are compared pairwise
 
 
 def _compiled(function: Any) -> Any:
     options: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to keep the code in
+    except RuntimeError:  # no folder for the cached code
         return numba.njit(**options)(function)
 
 
@@ -49,7 +50,7 @@ def _intrinsic(function: Any) -> Any:
 
 
 @_intrinsic
-def bits_of(context: Any, value: Any) -> Any:  # of a float32: int32
+def bits_of(context: Any, value: Any) -> Any:  # the bits of a float32 as an int32
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.IntType(32))
 
@@ -57,7 +58,7 @@ def bits_of(context: Any, value: Any) -> Any:  # of a float32: int32
 
 
 @_intrinsic
-def with_bits(context: Any, bits: Any) -> Any:  # of an int32: float32
+def with_bits(context: Any, bits: Any) -> Any:  # the float32 that has the bits of an int32
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], ir.FloatType())
 
@@ -65,7 +66,7 @@ def with_bits(context: Any, bits: Any) -> Any:  # of an int32: float32
 
 
 @_compiled
-def above(values: Any, limit: Any) -> Any:  # how many exceed it
+def above(values: Any, limit: Any) -> Any:  # the number of values that exceed the limit
     count = np.int64(0)
     for start in range(0, values.shape[0], _SHORT):
         part, there = values[start : start + _SHORT], np.int16(0)
@@ -76,7 +77,7 @@ def above(values: Any, limit: Any) -> Any:  # how many exceed it
 
 
 @_compiled
-def cut(values: Any, value: Any, count: Any) -> Any:  # the index before which the first `count` that equal it lie
+def cut(values: Any, value: Any, count: Any) -> Any:  # the index after the first `count` elements that equal `value`
     start = 0
     while count > 0:
         part, there = values[start : start + 256], np.int16(0)
@@ -93,7 +94,7 @@ def cut(values: Any, value: Any, count: Any) -> Any:  # the index before which t
 
 
 @_compiled
-def float_of(key: Any) -> Any:  # keys of floats are whole numbers in their order; 0 is -0
+def float_of(key: Any) -> Any:  # the float of an integer key; keys are ordered as the floats, and key 0 is -0
     return with_bits(np.int32(key if key >= 0 else -key | -0x80000000))
 
 
@@ -105,8 +106,8 @@ def key_of(value: Any) -> Any:
 
 @_compiled
 def split(scores: Any, k: Any) -> Any:
-    # a limit of floats, and how many of those equal to it are among the k largest besides all that exceed it
-    low, high, under = _LEAST - 1, _MOST, 0  # more than k exceed the one, `under` and at most k the other
+    # a limit, and how many scores equal to it belong to the k largest, beside all scores that exceed it
+    low, high, under = _LEAST - 1, _MOST, 0  # more than k scores exceed `low`; `under`, at most k, exceed `high`
     at, step = min(max(key_of(scores[0]), low + 1), high - 1), 1 << 11
     while True:
         limit = float_of(at)
@@ -119,7 +120,7 @@ def split(scores: Any, k: Any) -> Any:
             high, under = at, count
         if high - low == 1:
             return float_of(high), k - under
-        if low < _LEAST:  # none is known to be too low
+        if low < _LEAST:  # no limit is known to be too low
             at, step = high - step, step * 2
         elif high == _MOST:
             at, step = low + step, step * 2
@@ -158,7 +159,7 @@ def key_near(value: Any, halves: Any) -> Any:  # the key of a value, or a neighb
 
 @_compiled
 def matching(limit: Any, factor: Any, halves: Any) -> Any:
-    # the least key of which all values times `factor` reach the least value that has the key `limit`
+    # the least key whose values, times `factor`, all reach the least value with the key `limit`
     least, most = _HALF_LIMITS if halves else _LIMITS
     if factor == 1 or limit <= least or limit >= most:
         return np.int64(limit)
@@ -174,7 +175,7 @@ def matching(limit: Any, factor: Any, halves: Any) -> Any:
 
 
 @_compiled
-def reach(keys: Any, held: Any, limit: Any, other: Any) -> Any:  # how many do: the limit if held, else the other
+def reach(keys: Any, held: Any, limit: Any, other: Any) -> Any:  # keys that reach `limit` if held, otherwise `other`
     total, under = np.int64(0), np.int16(other - 1)
     apart = np.int16(np.int16(limit - 1) - under)
     for start in range(0, keys.shape[0], _SHORT):
@@ -186,7 +187,7 @@ def reach(keys: Any, held: Any, limit: Any, other: Any) -> Any:  # how many do: 
 
 
 @_compiled
-def reach_first(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> Any:  # of float32, whose keys are made
+def reach_first(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> Any:  # `reach`, computes keys of float32
     total, under = np.int64(0), np.int16(other - 1)
     apart = np.int16(np.int16(limit - 1) - under)
     for start in range(0, keys.shape[0], _SHORT):
@@ -202,7 +203,7 @@ def reach_first(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> Any: 
 
 
 @_compiled
-def reach_first_half(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> Any:  # of float16's bits
+def reach_first_half(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> Any:  # the same for bits of float16
     total, under = np.int64(0), np.int16(other - 1)
     apart = np.int16(np.int16(limit - 1) - under)
     for start in range(0, keys.shape[0], _SHORT):
@@ -219,8 +220,9 @@ def reach_first_half(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> 
 @_compiled
 def advance(at: Any, count: Any, k: Any, aim: Any, low: Any, high: Any, over: Any, under: Any, sides: Any,
             tries: Any, shared: Any, span: Any) -> Any:  # fmt: skip
-    # where to count next. sides: both are known; shared: how many share a value near there; span: of all values
-    if sides and tries % 4 == 0:  # it is halved at least so often
+    # the limit to count next. sides: whether both a too low and a too high limit are known; shared: number of units
+    # that share a value near the limit; span: range of all values
+    if sides and tries % 4 == 0:  # every fourth time the range is halved
         at = (low + high) // 2
     elif sides and tries > 2:
         at = low + np.int64(np.round((over - k) * (high - low) / (over - under)))
@@ -232,11 +234,12 @@ def advance(at: Any, count: Any, k: Any, aim: Any, low: Any, high: Any, over: An
 
 @_compiled
 def search(row: Any, half: Any, keys: Any, held: Any, k: Any, factor: Any, known: Any) -> Any:
-    # two limits of what is held, with their others: k or more, `over`, reach the low one, k or fewer, `under`, the high
-    # one; they are neighbours, or at most _FEW lie between. Then how many do, or -1, and how many reach the high one
+    # two limits for held units, `low` and `high`, each with its `other` for units that are not held. `over` units, at
+    # least k, reach `low`; `under` units, at most k, reach `high`. The limits are neighbours, or at most _FEW units lie
+    # between them. Then the number of units between them (-1: unknown), and `under`
     halves = half.shape[0] > 0
     least, most = _HALF_LIMITS if halves else _LIMITS
-    # between two keys, what is not held may reach a limit and have a key below the other: it is counted as if it did
+    # because keys are rounded, a unit that is not held may reach the limit with a key just below: it is counted, too
     slack = np.int64(not halves and factor != 1)
     low, high, over, under = np.int64(least), np.int64(most), np.int64(keys.shape[0]), np.int64(0)
     low_other, high_other = low, high
@@ -261,11 +264,11 @@ def search(row: Any, half: Any, keys: Any, held: Any, k: Any, factor: Any, known
         if tries == 2 and at != last and count != counted:
             known[1] += 0.25 * ((counted - count) / (at - last) - known[1])
         last, counted = at, count
-        aim = _FEW // 2 if count > k else -(_FEW // 2)  # to have k between this one and the next
+        aim = _FEW // 2 if count > k else -(_FEW // 2)  # so that k lies between this count and the next
         sides = low > least and high < most
         at = advance(at, count, k, aim, low, high, over, under, sides, tries, known[1], float(most - least))
     known[0] = high
-    while slack and low > least:  # without those that were only counted as if, k must reach it still
+    while slack and low > least:  # k units must also reach `low` without those that were counted because of rounding
         if reach(keys, held, low, low_other) >= k:
             break
         low -= 1
@@ -279,9 +282,9 @@ def settle(
     keys: Any, held: Any, rank: Any, idle: Any, mask: Any, low: Any, low_other: Any, high: Any, high_other: Any,
     now: Any, top: Any, update: Any, near: Any,
 ) -> Any:  # fmt: skip
-    # the mask, 2 where a score lies between the limits, and what follows from it without those: ranks; `idle`, which
-    # is `top` of who is asked for, the rank of who is else held, 0 of others; how many hit, and how many of `idle`
-    # exceed `near`. top: above all ranks but those of who is asked for; where it is not their own, it is `now`
+    # sets the mask (2 where a score lies between the limits) and, as if those were not in the mask, the ranks and
+    # `idle`: `top` for needed units, the rank for other held units, 0 for the rest. Returns the hits, and how many
+    # values of `idle` exceed `near`. top: exceeds the ranks of all units that are not needed; `now` if it is a rank
     hits, over, number = np.int64(0), np.int64(0), rank.dtype.type
     low_under, high_under = np.int16(low_other - 1), np.int16(high_other - 1)
     low_apart, high_apart = np.int16(np.int16(low - 1) - low_under), np.int16(np.int16(high - 1) - high_under)
@@ -329,7 +332,7 @@ def settle(
 
 
 @_compiled
-def doubtful(mask: Any, found: Any, most: Any) -> Any:  # the indices of 2s, `most` of them or fewer, which become 0
+def doubtful(mask: Any, found: Any, most: Any) -> Any:  # writes the indices of 2s to `found`, at most `most`; sets 0
     total = 0
     for start in range(0, mask.shape[0], _NEAR):
         part, some = mask[start : start + _NEAR], np.uint8(0)
@@ -360,7 +363,7 @@ def ones(mask: Any) -> Any:
 
 
 @_compiled
-def split_some(scores: Any, k: Any) -> Any:  # as `split`, of a few
+def split_some(scores: Any, k: Any) -> Any:  # as `split`, for few scores
     for i in range(scores.shape[0]):
         before, equals = 0, 0
         for j in range(scores.shape[0]):
@@ -373,7 +376,7 @@ def split_some(scores: Any, k: Any) -> Any:  # as `split`, of a few
 
 @_compiled
 def choose(row: Any, factor: Any, held: Any, keys: Any, halves: Any, found: Any, k: Any, scores: Any) -> None:
-    # of those found, in order, the k best: the others become -1
+    # keeps the k best of the indices in `found`, which ascend; the others become -1
     total = found.shape[0]
     for i in range(total):
         at = found[i]
@@ -389,7 +392,7 @@ def choose(row: Any, factor: Any, held: Any, keys: Any, halves: Any, found: Any,
 
 @_compiled
 def remain(held: Any, idle: Any, last: Any, end: Any) -> None:
-    # who exceeds the rank `last`, and before index `end` who equals it, is held from now on
+    # holds units whose rank exceeds `last`, and units before index `end` whose rank equals it
     for i in range(end):
         held[i] = np.int16(-1) if idle[i] >= last else np.int16(0)
     others, later = held[end:], idle[end:]
@@ -399,7 +402,8 @@ def remain(held: Any, idle: Any, last: Any, end: Any) -> None:
 
 @_compiled
 def oldest(idle: Any, k: Any, count: Any, known: Any, guess: Any, least: Any, most: Any) -> Any:
-    # a rank that fewer than k, `under`, exceed and k or more reach, or that k exceed; `count` exceed the guess
+    # the rank of the last units that stay, and `under`, the number of units that exceed it: fewer than k units exceed
+    # the rank and at least k reach it, or exactly k exceed it. `count` units exceed the guess
     low, high, over, under = np.int64(least - 1), np.int64(most), np.int64(idle.shape[0]), np.int64(0)
     at, last, counted, tries = guess, guess, np.int64(0), 0
     while True:
@@ -420,7 +424,7 @@ def oldest(idle: Any, k: Any, count: Any, known: Any, guess: Any, least: Any, mo
 
 @_compiled
 def fill(held: Any, mask: Any, rank: Any, keys: Any, room: Any, now: Any, update: Any) -> None:
-    # a mask larger than the cache: hits stay, then the lowest misses fill what is left
+    # a mask larger than the cache: hits stay, then the misses with the lowest indices fill the room that is left
     for i in range(mask.shape[0]):
         keys[i] = np.int16(np.int16(mask[i]) & np.int16(~held[i]))
     end = cut(keys, np.int16(1), room)

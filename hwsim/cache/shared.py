@@ -1,9 +1,12 @@
-"""One DRAM cache for several groups, whose units differ in size: which units are there, in exact bytes.
+"""One DRAM cache for several groups whose units differ in size: the set of cached units, in exact bytes.
 
-Groups are served one after the other. The rules are those of `hwsim.cache.cache`, in bytes: hits are counted before the
-service's own update; the group's mask is admitted first, then units of all groups that are not in it leave, the lowest
-rank first, among equals the later group and then the higher index, until the rest fits. A mask larger than the cache
-keeps its hits and then its misses, the lower index first, each that still fits; everything else leaves.
+Groups are served one after the other. The rules are those of `hwsim.cache.cache`, in bytes:
+
+* Hits are counted before the service's own update.
+* The group's mask is admitted first; then units of all groups that are not in it leave until the rest fits. The lowest
+  rank leaves first; ties are broken by the later group, then by the higher index.
+* If a mask is larger than the cache, its hits stay, then each of its misses that still fits enters, the lower index
+  first; everything else leaves.
 """
 
 from __future__ import annotations
@@ -23,14 +26,14 @@ class SharedCache:
     """A cache of `size` bytes that serves several parts, each a group of one layer.
 
     Attributes:
-        size: bytes that it holds at most.
-        used: bytes that are in it.
-        parts: what serves one group, in order.
+        size: capacity in bytes.
+        used: bytes of the cached units.
+        parts: the caches of the groups, in order.
 
     Args:
-        parts: bytes of the units of each part: int64 ``[units]``.
-        size: of the cache, in bytes.
-        eviction: picks who leaves; it must be able to serve a shared cache.
+        parts: for each part the bytes of its units: int64 ``[units]``.
+        size: capacity in bytes.
+        eviction: picks the units that leave; it must be able to serve a shared cache.
     """
 
     def __init__(self, parts: Sequence[np.ndarray], size: int, eviction: Eviction) -> None:
@@ -46,13 +49,13 @@ class SharedCache:
             start += len(sizes)
 
     def start(self) -> None:
-        """A sequence begins: forget everything."""
+        """Begin a sequence with an empty cache."""
         self._cached[:] = False
         self.used = self._service = 0
         self._ranks = None
 
     def serve(self, part: Part, mask: np.ndarray) -> tuple[int, int]:
-        """Serve one mask of one part, bool ``[units]``: (how many units it asks for, how many were there)."""
+        """Serve one mask of one part, bool ``[units]``, and return (requests, hits) in units."""
         needed = int(np.count_nonzero(mask))
         if self.size == 0:
             return needed, 0
@@ -76,7 +79,7 @@ class SharedCache:
         return needed, int(np.count_nonzero(there))
 
     def _ranked(self, part: Part) -> np.ndarray:
-        """Ranks of all units; only those of the part that was served can have changed."""
+        """Ranks of all units; only the ranks of the part that was just served are updated."""
         rank = part.ranks()
         if self._ranks is None:
             self._ranks = np.zeros(len(self._bytes), rank.dtype)
@@ -86,7 +89,7 @@ class SharedCache:
         return self._ranks
 
     def _evict(self, ranks: np.ndarray, part: Part, mask: np.ndarray, excess: int) -> None:
-        """Units that are not in the mask leave until `excess` bytes are free."""
+        """Remove units that are not in the mask until `excess` bytes are free."""
         idle = self._cached.copy()
         idle[part.place] &= ~mask
         indices = np.flatnonzero(idle)
@@ -112,7 +115,7 @@ def _that_fit(misses: np.ndarray, sizes: np.ndarray, room: int) -> np.ndarray:
 
 def _lowest(ranks: np.ndarray, sizes: np.ndarray, excess: int) -> np.ndarray:
     """Positions of the lowest ranks, among equals the higher position first, that free `excess` bytes."""
-    most = -(-excess // int(sizes.min()))  # so many are enough, whoever they are
+    most = -(-excess // int(sizes.min()))  # any units of this number are enough
     if most < len(ranks):
         limit = np.partition(ranks, most - 1)[most - 1]
         lower = np.flatnonzero(ranks < limit)
@@ -126,11 +129,11 @@ def _lowest(ranks: np.ndarray, sizes: np.ndarray, excess: int) -> np.ndarray:
 
 
 class Part(Cache):
-    """The share of one group in a shared cache; it is served as a `Cache` is.
+    """The part of a shared cache that serves one group, with the interface of `Cache`.
 
     Attributes:
         bytes: int64 ``[units]``: sizes of its units.
-        place: where its units stand among those of all parts.
+        place: positions of its units among the units of all parts.
     """
 
     def __init__(self, cache: SharedCache, first: int, sizes: np.ndarray, cached: np.ndarray, rule: Eviction) -> None:
@@ -142,33 +145,33 @@ class Part(Cache):
         self.view = kernels.read_only(cached)
 
     def start(self, future: np.ndarray | None = None) -> None:
-        """A sequence begins, for this part; the cache's own `start` must have been called."""
+        """Begin a sequence for this part; the shared cache's `start` must have been called before."""
         self._state = call(self._who, self._eviction.start, self.units, self.capacity, None)
 
     def step(self, mask: np.ndarray) -> tuple[int, int]:
-        """Serve one mask, bool ``[units]``: (how many units it asks for, how many were there)."""
+        """Serve one mask, bool ``[units]``, and return (requests, hits) in units."""
         return self._shared.serve(self, mask)
 
     def weigh(self, mask: np.ndarray) -> int:
-        """Bytes of some units."""
+        """Bytes of the units in a mask."""
         return int(self.bytes[mask].sum())
 
     def use(self, service: int, mask: np.ndarray, admitted: np.ndarray) -> None:
-        """Tell the rule."""
+        """Inform the eviction rule of a service."""
         use = Use(service, kernels.read_only(mask) if mask.flags.writeable else mask, kernels.read_only(admitted))
         call(self._who, self._eviction.use, self._state, use)
 
     def ranks(self) -> np.ndarray:
-        """How much each unit is worth keeping."""
+        """The eviction rule's rank of each unit."""
         return self._rank()
 
     def admit(self, units: np.ndarray) -> None:
-        """They are in the cache from now on."""
+        """Mark units as cached."""
         np.logical_or(self._cached, units, out=self._cached)
 
     @property
     def who(self) -> str:
-        """The rule, for messages."""
+        """Name of the eviction rule, for messages."""
         return self._who
 
 
@@ -176,7 +179,7 @@ def check_shared(eviction: Eviction, scope: str) -> None:
     """Refuse a rule that cannot serve a shared cache.
 
     Raises:
-        SettingError: it does not say that it can.
+        SettingError: the rule does not declare ``shares = True``, does not rank, needs the future, or bypasses.
     """
     by_rank = type(eviction).stay is Eviction.stay and not eviction.needs_future
     if not (eviction.shares and by_rank and eviction.admission == "always"):

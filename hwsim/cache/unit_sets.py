@@ -1,4 +1,4 @@
-"""Files of units, for each layer and group a set: what is pinned in a cache, or what it holds when a sequence begins.
+"""Files of unit sets, one set for each layer and group: units that are pinned, or cached when a sequence begins.
 
 ``hwsim-units`` version 1, a file of `hwsim.util.arrayfile`: one member ``layers/000/GROUP`` for each, bool ``[units]``.
 """
@@ -25,9 +25,9 @@ class UnitSets:
 
     Attributes:
         sets: bool ``[units]`` by ``layers/000/GROUP``.
-        name: how messages and results call it.
-        sha256: of its file; None for sets without one.
-        units: what the file says that its units are, (indices of a unit, order of the neurons); None: nothing.
+        name: name in messages and results.
+        sha256: hash of the file; None for sets without a file.
+        units: what a unit is according to the file, as (indices of a unit, order of the neurons); None if not stated.
     """
 
     sets: dict[str, np.ndarray]
@@ -36,14 +36,14 @@ class UnitSets:
     units: tuple[int, str | None] | None = None
 
     def check(self, block: int, layout: str | None) -> None:
-        """Refuse sets of other units than those of a run.
+        """Refuse sets whose units differ from those of the run.
 
         Args:
-            block: indices that make up a unit.
-            layout: names the order of the neurons; None: the model's own.
+            block: indices of a unit.
+            layout: name of the order of the neurons; None: the model's own.
 
         Raises:
-            SettingError: they are others.
+            SettingError: the units differ.
         """
         if self.units is not None and self.units != (block, layout if block > 1 else None):
             own, order = self.units
@@ -53,21 +53,21 @@ class UnitSets:
             )
 
     def of(self, layer: int, group: str, units: int) -> np.ndarray:
-        """One of the sets, bool ``[units]``.
+        """Return the set of a layer and group, bool ``[units]``.
 
         Raises:
-            SettingError: there is none, or it is of another shape or type.
+            SettingError: the set is missing, or has another shape or dtype.
         """
         member = member_of(layer, group)
         if member not in self.sets:
             raise SettingError(f"{self.name}: lacks {member}; it must hold bool [units] for every layer and group")
-        found = self.sets[member]
-        if found.dtype != bool or found.shape != (units,):
+        unit_set = self.sets[member]
+        if unit_set.dtype != bool or unit_set.shape != (units,):
             raise SettingError(
-                f"{self.name}: {member} is {found.dtype} of shape {found.shape}; "
+                f"{self.name}: {member} is {unit_set.dtype} of shape {unit_set.shape}; "
                 f"the group needs bool of shape ({units},)"
             )
-        return found
+        return unit_set
 
 
 def member_of(layer: int, group: str) -> str:
@@ -79,14 +79,14 @@ def read_units(path: Path) -> UnitSets:
     """Read a file of units.
 
     Raises:
-        PluginError: no such file, or one of another kind.
+        PluginError: the file does not exist or has another format.
     """
     header, sets = read_arrays(path, FORMAT)
     return UnitSets(sets, printable(path.name), hashlib.sha256(path.read_bytes()).hexdigest(), _units(path, header))
 
 
 def _units(path: Path, header: dict[str, Any]) -> tuple[int, str | None] | None:
-    """What the units are, as a replay that saves them writes it."""
+    """(indices of a unit, order of the neurons) from a header that a replay wrote; None if it does not state them."""
     settings = header.get("settings", {})
     if not isinstance(settings, dict) or "block" not in settings:
         return None
@@ -106,11 +106,11 @@ def write_units(path: Path, header: dict[str, Any], sets: dict[str, np.ndarray])
     """Write a file of units; the same arguments give the same bytes.
 
     Args:
-        path: of the file.
-        header: what it was made for.
+        path: path of the file.
+        header: description of the run that the sets are from.
         sets: bool ``[units]`` by `member_of`.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     write_arrays(path, FORMAT, header, sets)
