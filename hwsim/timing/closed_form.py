@@ -1,7 +1,8 @@
-"""Closed forms: the timing model of arXiv 2412.01380, the yardstick for the event engine, and limits of any policy.
+"""Closed forms: the timing model of arXiv 2412.01380, the reference for the event engine, and limits of any policy.
 
-Flat bandwidths, no latency, no compute: a token costs its resident bytes / DRAM bandwidth, its streamed bytes / Flash
-bandwidth, and for each group of each layer misses / Flash bandwidth + hits / DRAM bandwidth (or the larger of the two).
+Bandwidths are flat; there is no latency and no compute. The time of a token is the sum of resident bytes / DRAM
+bandwidth, streamed bytes / Flash bandwidth, and for each group of each layer misses / Flash bandwidth + hits / DRAM
+bandwidth (or the larger of these two).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def closed_form(decode: Decode, rule: ClosedForm) -> Timing:
     """The time of every decoded token.
 
     Args:
-        decode: what is asked of caches and KV cache; of the device flat bandwidths are used, whatever else it knows.
-        rule: within a group, reads of Flash and DRAM count as their sum, or as the larger of the two.
+        decode: the decode; only the flat bandwidths of its device are used.
+        rule: whether a group takes the sum of its reads of Flash and DRAM, or the larger of the two.
     """
     counts, where, plans = decode.counts, decode.placement.bytes, decode.placement.plans
     dram, flash = decode.device.dram.bandwidth, decode.device.flash.read_bandwidth
@@ -49,7 +50,7 @@ def closed_form(decode: Decode, rule: ClosedForm) -> Timing:
 
 
 def _by_part(placement: Placement, seconds: np.ndarray) -> dict[str, float]:
-    """Sums over the groups of each part of the model, of float64 ``[tokens, layers, slots]``."""
+    """Sums of `seconds`, float64 ``[tokens, layers, slots]``, over the groups of each part of the model."""
     labels = [
         {layer[slot].part for layer in placement.plans.by_layer if slot < len(layer)}
         for slot in range(seconds.shape[2])
@@ -58,14 +59,14 @@ def _by_part(placement: Placement, seconds: np.ndarray) -> dict[str, float]:
     sums = {}
     for part in parts:
         own = seconds
-        if any(part in slot and len(slot) > 1 for slot in labels):  # slots hold other parts in other layers
+        if any(part in slot and len(slot) > 1 for slot in labels):  # a slot holds different parts in different layers
             own = seconds * placement.plans.table(lambda plan, part=part: plan.part == part, bool)  # type: ignore[misc]
         sums[part] = float(own.sum(axis=1)[:, [part in slot for slot in labels]].sum())
     return sums
 
 
 def operations(decode: Decode) -> float:
-    """Arithmetic operations of the whole decode: two for each weight that is read, and attention over the KV cache."""
+    """Arithmetic operations of a decode: two for each weight that is read, and attention over the KV cache."""
     lengths, placement, parameters = decode.kv_lengths, decode.placement, decode.placement.parameters
     weights = sum(parameters.attention) + parameters.lm_head + sum(parameters.mlp) + parameters.predictor
     weights += placement.adapter.counted if placement.adapter else 0
@@ -84,20 +85,20 @@ def prefill_seconds(
     chunk: int | None = None,
     beside: bool = False,
 ) -> float | None:
-    """Time to first token, mean over the sequences that have a prompt; None if none has.
+    """Time to first token in seconds, mean over the sequences that have a prompt; None if none has.
 
-    The prompt goes through the model in chunks. Each is one dense pass that reads every weight once, pinned ones from
-    DRAM and all others from Flash, and the KV entries up to its end from DRAM. Where the profile knows the compute
-    rate, there is arithmetic: two operations for each weight and prompt token, attention over the entries before each
-    token and its own, and one kernel a layer and chunk. No masks are applied to a prompt.
+    The prompt goes through the model in chunks. Each chunk is one dense pass that reads every weight once, pinned
+    weights from DRAM and all others from Flash, and the KV entries up to its end from DRAM. If the profile gives the
+    compute rate, arithmetic is added: two operations for each weight and prompt token, attention over the entries up to
+    each token, and one kernel for each layer and chunk. No masks are applied to a prompt.
 
     Args:
         placement: where the bytes lie.
         profile: the device.
-        sequences: of the trace.
-        flat: Flash is read at its flat bandwidth, as in the closed form; else as the engine streams weights.
+        sequences: sequences of the trace.
+        flat: whether Flash is read at its flat bandwidth, as in the closed form; otherwise as the engine streams.
         chunk: tokens of a chunk; None: the whole prompt.
-        beside: a chunk's arithmetic is done while weights are read: it takes as long as the longer of both.
+        beside: whether a chunk's arithmetic is done while weights are read, so that the longer of both counts.
     """
     prompts = [sequence.prompt for sequence in sequences if sequence.prompt]
     if not prompts:
@@ -122,7 +123,7 @@ def prefill_seconds(
 
 
 def fastest_token(placement: Placement, profile: Profile, kv_tokens: int = 0) -> float:
-    """Seconds of a token whose masks ask for nothing: no policy can be faster on this placement."""
+    """Seconds of a token with empty masks: no policy can be faster on this placement."""
     where = placement.bytes
     return (where.pinned + kv_tokens * where.kv_entry) / profile.dram.bandwidth + (
         where.streamed / profile.flash.read_bandwidth
@@ -130,5 +131,5 @@ def fastest_token(placement: Placement, profile: Profile, kv_tokens: int = 0) ->
 
 
 def uniform_hit_rate(capacity: int, units: int) -> float:
-    """Hit rate of any rule without foresight when masks are uniform and independent and the cache is full."""
+    """Expected hit rate of any rule without foresight if masks are uniform and independent and the cache is full."""
     return capacity / units

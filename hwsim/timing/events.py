@@ -1,8 +1,8 @@
-"""The discrete-event engine: a decoder process that asks Flash, DRAM and compute for what each token needs.
+"""The discrete-event engine: a decoder process that requests the work of each token from Flash, DRAM and compute.
 
-One request for each (token, layer, group, device). The masks and hits are decided beforehand, because they do not
-depend on time; the engine turns them into time. What may happen at once is decided by an overlap mode, a class of
-`hwsim.timing.overlap`; the engine has what all modes share: devices, heat, accounts and observers.
+There is one request for each (token, layer, group, device). Masks and hits are decided beforehand, because they do not
+depend on time; the engine computes how long they take. An overlap mode, a class of `hwsim.timing.overlap`, decides what
+may happen at once; the engine has what all modes share: devices, thermal throttling, accounts and observers.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from hwsim.timing.work import Work
 
 
 class Decoder:
-    """Decodes token after token; overlap modes ask it for devices, for work and for services.
+    """Decodes token after token; gives overlap modes access to devices, work and services.
 
     Args:
-        load: what the decode asks of each device.
+        load: work of the decode for each device.
         mode: what may happen at once.
-        thermal: how Flash is slowed when it has worked for long.
+        thermal: thermal throttling of Flash.
         observers: receive every service.
 
     Attributes:
         env: SimPy's clock.
         flash, dram, compute: the devices.
-        spent: where the time goes.
+        spent: accounts of where the time goes.
         token_s: time of each token so far.
     """
 
@@ -85,7 +85,7 @@ class Decoder:
                 progress(token + 1)
 
     def timing(self) -> Timing:
-        """The answer, once the process has ended."""
+        """The timing of the decode, once the process has ended."""
         return Timing(
             token_s=np.array(self.token_s),
             times=self.spent.times(self.env.now),
@@ -95,7 +95,7 @@ class Decoder:
         )
 
     def layer_work(self, at: At) -> LayerWork:
-        """What a layer asks for beside its groups."""
+        """The work of a layer outside its groups."""
         token, layer, load = at.token, at.layer, self.load
         return LayerWork(
             resident=self._resident[layer],
@@ -105,7 +105,7 @@ class Decoder:
         )
 
     def after(self, at: At) -> At | None:
-        """The layer that comes next; None at the end of a sequence."""
+        """The step of the next layer; None at the end of a sequence."""
         load, token = self.load, at.token
         if at.layer < load.layers:
             return At(token, at.layer + 1)
@@ -113,27 +113,27 @@ class Decoder:
         return None if last else At(token + 1, 0)
 
     def serve(self, account: Account, device: Device, at: At, seconds: float) -> Steps:
-        """One device works, all others wait; the time goes to an account."""
+        """Let one device work while all others wait; the time goes to an account."""
         if seconds > 0:
             seconds = self._start(account, device, at, seconds)
             account.seconds += seconds
             yield from device.serve(seconds)
 
     def together(self, at: At, *requests: tuple[Account, Device, float]) -> Generator[simpy.Event, Any, list[float]]:
-        """Several devices work at once, and all of them are waited for.
+        """Let several devices work at once, and wait for all of them.
 
         Returns:
-            how long each took. The caller decides to which account the time goes.
+            The seconds of each. The caller decides to which account the time goes.
         """
-        took = []
+        durations = []
         for account, device, seconds in requests:
-            took.append(device.wait(self._start(account, device, at, seconds)) if seconds > 0 else 0.0)
-        if any(took):
-            yield self.env.timeout(max(took))
-        return took
+            durations.append(device.wait(self._start(account, device, at, seconds)) if seconds > 0 else 0.0)
+        if any(durations):
+            yield self.env.timeout(max(durations))
+        return durations
 
     def claim(self, device: Device, at: At, what: str) -> float:
-        """The share of what a device was to read ahead for a step that it has read; the rest is given up."""
+        """Return the share of the posted reads for a step that a device has done ahead; the rest is dropped."""
         posted, share = device.ahead.posted(at), device.ahead.claim(at)
         if posted is not None:
             for observer in self._observers:
@@ -141,7 +141,7 @@ class Decoder:
         return share
 
     def _start(self, account: Account, device: Device, at: At, seconds: float) -> float:
-        """How long a service takes that begins now, with heat; observers are informed."""
+        """Return the seconds of a service that begins now, with thermal throttling, and inform the observers."""
         hot = self._thermal
         if hot is not None and device is self.flash and device.worked >= hot.after:
             seconds /= hot.factor
@@ -161,11 +161,11 @@ def run_events(
     """Simulate a decode.
 
     Args:
-        load: what it asks of each device.
+        load: work of the decode for each device.
         overlap: the overlap mode, or its name.
-        thermal: how Flash is slowed when it has worked for long.
-        observers: receive what happens and when.
-        progress: is called with the number of tokens done.
+        thermal: thermal throttling of Flash.
+        observers: receive all services with their times.
+        progress: callback, receives the number of tokens done.
 
     Raises:
         SettingError: there is no such mode.

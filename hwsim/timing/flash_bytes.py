@@ -1,4 +1,4 @@
-"""Bytes that Flash reads in a decode: whole pages of misses, streamed weights, and what was read ahead."""
+"""Bytes that Flash reads in a decode: whole pages of misses, streamed weights, and prefetched units."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hwsim.timing.work import Decode, unit_reads
 
 @dataclass(frozen=True)
 class ReadAhead:
-    """What was read ahead, of a whole decode.
+    """Prefetch of a whole decode.
 
     Attributes:
-        precision: share of the guessed units that were needed; None: nothing was guessed.
-        recall: share of the misses that were guessed; None: nothing was missed.
-        read_bytes: read ahead in time.
-        wasted_bytes: of those, the bytes that were not needed.
+        precision: share of the predicted units that were needed; None if nothing was predicted.
+        recall: share of the misses that were predicted; None if there were no misses.
+        read_bytes: bytes that were read ahead in time.
+        wasted_bytes: bytes of these that were not needed.
     """
 
     precision: float | None
@@ -28,14 +28,15 @@ class ReadAhead:
 
 
 def flash_reads(decode: Decode, timing: Timing) -> tuple[int, ReadAhead | None]:
-    """Bytes that Flash reads, and what of them was read ahead.
+    """Bytes that Flash reads, and the prefetch among them.
 
-    What was read ahead for nothing comes on top of the misses; of what was read ahead in time and needed, nothing is
-    read twice. Where only a part of a guess was read in time, its useful units are taken to be spread evenly.
+    Units that were read ahead but not needed count in addition to the misses; units that were read ahead in time and
+    needed are not read again. If only a part of a prediction was read in time, its useful units are assumed to be
+    spread evenly.
 
     Args:
-        decode: what was asked for.
-        timing: what share of each guess was read in time.
+        decode: the decode.
+        timing: gives the share of each prediction that was read in time.
     """
     flash, setup, guesses = decode.device.flash, decode.setup, decode.guesses
     misses, last = decode.counts.misses, decode.counts.last_misses

@@ -1,8 +1,8 @@
-"""The engine where nothing can interleave: a clock that only adds up, many tokens at once.
+"""The engine for decodes in which nothing overlaps: running sums over many tokens at once.
 
-In an overlap mode that is `in_order`, and without fills, each device is asked after the one before it is done, so that
-no event can come between two others. The engine's clock is then the running sum of all services in their order, and so
-is every account. Sums run in that order here, too, so that results are bit-identical to those of SimPy; a test compares
+In an overlap mode that is `in_order`, and without fills, a device is asked only after the one before it is done, so no
+event can come between two others. The engine's clock is then the running sum of all services in their order, and so is
+every account. The sums here run in the same order, so that results are bit-identical to those of SimPy; a test compares
 both.
 """
 
@@ -16,11 +16,11 @@ from hwsim.device.profile import Thermal
 from hwsim.timing.times import Busy, Times, Timing
 from hwsim.timing.work import Work
 
-_BLOCK = 2**16  # services that are looked at together, 0.5 MiB for each number of them
+_BLOCK = 2**16  # services that are summed together; an array of them has 0.5 MiB
 
 
 def blocks(tokens: int, layers: int, groups: int) -> Iterator[slice]:
-    """Tokens whose work is looked at together, so that memory does not grow with their number."""
+    """Slices of tokens whose work is summed together, so that memory does not grow with the number of tokens."""
     step = max(1, _BLOCK // (3 * (layers + 1) + 4 * layers * groups))
     for first in range(0, tokens, step):
         yield slice(first, min(first + step, tokens))
@@ -29,12 +29,12 @@ def blocks(tokens: int, layers: int, groups: int) -> Iterator[slice]:
 def run_in_order(
     works: Iterable[Work], *, thermal: Thermal | None = None, progress: Callable[[int], None] | None = None
 ) -> Timing:
-    """Simulate a decode whose devices never work at the same time: no overlap, and no fills, which Flash reads beside.
+    """Simulate a decode whose devices never work at the same time: no overlap and no fills.
 
     Args:
-        works: what its tokens ask of each device, some tokens after the other; all have the same layers and groups.
-        thermal: how Flash is slowed when it has worked for long.
-        progress: is called with the number of tokens done.
+        works: work of consecutive blocks of tokens; all have the same layers and groups.
+        thermal: thermal throttling of Flash.
+        progress: callback, receives the number of tokens done.
     """
     accounts = _Accounts(thermal)
     for load in works:
@@ -45,7 +45,7 @@ def run_in_order(
 
 
 class _Accounts:
-    """The clock, how long each device worked, and where the time goes."""
+    """The clock, the busy time of each device, and the accounts."""
 
     def __init__(self, thermal: Thermal | None) -> None:
         self._clock, self._flash = _Sum(), _Flash(thermal)
@@ -55,10 +55,10 @@ class _Accounts:
         self.tokens = self._services = 0
 
     def add(self, load: Work) -> None:
-        """The work of the next tokens."""
+        """Add the work of the next tokens."""
         tokens, layers, groups = load.tokens, load.layers, load.groups
-        # of each layer what no mask cuts, then of each group the selection, the hits, the misses, the arithmetic; the
-        # LM head has no groups
+        # order of services: in each layer the three for what no mask cuts, then for each group the selection, the hits,
+        # the misses and the arithmetic; the LM head has no groups
         kv = np.zeros((tokens, layers + 1))
         kv[:, :layers] = load.kv_cache
         pinned, after = load.resident + kv, load.on_hits + load.on_misses
@@ -76,7 +76,7 @@ class _Accounts:
         arithmetic[:, :, 0] = load.unmasked
         arithmetic[:, :layers, 1::2], arithmetic[:, :layers, 2::2] = load.selection, after
         self._compute.run(arithmetic)
-        self._resident.run(np.stack([pinned, -kv], axis=-1))  # one request for both, and an account for each
+        self._resident.run(np.stack([pinned, -kv], axis=-1))  # one request for both, but separate accounts
         self._kv_cache.run(kv)
         self._streamed.run(flash[:, :, 0])
         for label, place in _places(load).items():
@@ -84,7 +84,7 @@ class _Accounts:
             self._masked.setdefault(label, _Sum()).run(reads)
 
     def timing(self) -> Timing:
-        """Of all tokens so far."""
+        """The timing of all tokens so far."""
         compute, masked = self._compute.value, {label: account.value for label, account in self._masked.items()}
         times = Times(
             total=self._clock.value, resident=self._resident.value, kv_cache=self._kv_cache.value,
@@ -95,7 +95,7 @@ class _Accounts:
 
 
 def _places(load: Work) -> dict[str, np.ndarray]:
-    """The groups of each part: bool ``[layers, groups]`` by label."""
+    """The groups of each part of the model: bool ``[layers, groups]`` by label."""
     places: dict[str, np.ndarray] = {}
     for layer, labels in enumerate(load.parts):
         for group, label in enumerate(labels):
@@ -104,41 +104,45 @@ def _places(load: Work) -> dict[str, np.ndarray]:
 
 
 def _beside(first: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """What no mask cuts, ``[tokens, layers + 1]``, and then in each layer its groups, ``[tokens, layers, groups]``."""
-    found = np.zeros((*first.shape, 1 + others.shape[2]))
-    found[:, :, 0], found[:, :-1, 1:] = first, others
-    return found
+    """Join what no mask cuts, ``[tokens, layers + 1]``, and the groups, ``[tokens, layers, groups]``, by layer.
+
+    Returns:
+        ``[tokens, layers + 1, 1 + groups]``; zeros for groups of the LM head.
+    """
+    merged = np.zeros((*first.shape, 1 + others.shape[2]))
+    merged[:, :, 0], merged[:, :-1, 1:] = first, others
+    return merged
 
 
 class _Sum:
-    """A sum in the order in which its parts come: float64, rounded after each, as a clock is."""
+    """A running sum in float64 that is rounded after each part, as a clock is."""
 
     def __init__(self) -> None:
         self.value = self.before = 0.0
 
     def run(self, parts: np.ndarray) -> np.ndarray:
-        """Add parts of any shape in their order: the value after each, 1-D. `before` is what it was."""
+        """Add parts of any shape in their order and return the value after each, 1-D. `before` keeps the old value."""
         self.before = self.value
-        found: np.ndarray = np.add.accumulate(np.concatenate(([self.value], parts.ravel())))[1:]
-        if found.size:
-            self.value = float(found[-1])
-        return found
+        sums: np.ndarray = np.add.accumulate(np.concatenate(([self.value], parts.ravel())))[1:]
+        if sums.size:
+            self.value = float(sums[-1])
+        return sums
 
 
 class _Flash:
-    """How long Flash has worked; once it is hot, everything takes longer."""
+    """Working time of Flash; once Flash is hot, everything takes longer."""
 
     def __init__(self, thermal: Thermal | None) -> None:
         self._thermal, self.worked = thermal, _Sum()
 
-    def read(self, asked: np.ndarray) -> np.ndarray:
-        """How long reads take that would take so long if it were cold: any shape, in their order."""
-        hot, flat = self._thermal, asked.ravel()
+    def read(self, seconds: np.ndarray) -> np.ndarray:
+        """Seconds of reads with thermal throttling, from their seconds without it: any shape, in their order."""
+        hot, flat = self._thermal, seconds.ravel()
         if hot is not None:
-            before = np.add.accumulate(np.concatenate(([self.worked.value], flat)))[:-1]  # if it were cold to the end
+            before = np.add.accumulate(np.concatenate(([self.worked.value], flat)))[:-1]  # without throttling
             late = before >= hot.after
             if late.any():
                 first = int(np.argmax(late))
                 flat = np.concatenate((flat[:first], flat[first:] / hot.factor))
         self.worked.run(flat)
-        return flat.reshape(asked.shape)
+        return flat.reshape(seconds.shape)

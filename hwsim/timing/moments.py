@@ -1,4 +1,4 @@
-"""Observers of the event engine: what each device did, and when."""
+"""Observers of the event engine, which receive what each device does and when."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hwsim.timing.work import Decode
 
 @dataclass(frozen=True, eq=False)
 class Beginning:
-    """What a decode is about.
+    """Description of a decode that begins.
 
     Attributes:
-        decode: what it asks for.
-        caches: how they admit, and what is in them from the start.
-        about: names of policy, device and model, and the source, as the result tells them.
+        decode: the decode.
+        caches: admission and initial content of the caches.
+        about: names of policy, device and model, and the source, as in the result.
     """
 
     decode: Decode
@@ -26,16 +26,19 @@ class Beginning:
 
 
 class MomentObserver(Observer):
-    """Sees the moments of a decode, for example for a timeline. With one, the event engine plays every decode."""
+    """Receives the moments of a decode, for example for a timeline.
+
+    With such an observer, the event engine simulates every decode.
+    """
 
     def begin(self, beginning: Beginning) -> None:
-        """A decode begins."""
+        """Called when a decode begins."""
 
     def slice(self, track: str, what: str, at: tuple[int, int, int], start: float, seconds: float) -> None:
-        """A device works for an account `what` of (token, layer, slot); slot -1: what no mask cuts.
+        """Called when a device works for the account `what` of (token, layer, slot); slot -1: what no mask cuts.
 
-        On track ``decoder`` the decoder was at a layer, or with layer -1 at a token.
+        On track ``decoder``, the slice is a layer of the decoder, or a token if the layer is -1.
         """
 
     def ahead(self, device: str, what: str, at: tuple[int, int, int], start: float, end: float, share: float) -> None:
-        """A share of something was read in idle time between two moments."""
+        """Called when a share of something was read ahead in idle time, between `start` and `end`."""

@@ -1,8 +1,7 @@
-"""Which reads of Flash the misses of a group become: neighbours in one, holes read through, whole pages.
+"""Reads of Flash for the misses of a group: neighbours are merged, holes read through, pages read whole.
 
 The units of a group lie in Flash in the order of its axis, or of a layout, each matrix on its own; a bundle keeps all
-slices of a unit together. What is read is counted exactly, token by token; how long it takes is another matter
-(`hwsim.devices`).
+slices of a unit together. Reads and bytes are counted exactly, token by token; `hwsim.device` computes their time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from hwsim.masking.counts import Served
 from hwsim.masking.observers import Observer
 from hwsim.memory.groups import GroupPlan, Place, Plans
 
-_TOGETHER = 16  # tokens in a row whose reads are counted at once: of few, the cost of counting would be that of calls
+_TOGETHER = 16  # consecutive tokens whose reads are counted at once: with fewer, the cost of calls dominates
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class ReadSetup:
     """How units lie in Flash, and how they are read.
 
     Attributes:
-        bundle: all slices of a unit lie in one piece and are one read.
-        packed: units lie side by side without gaps, so that a read touches the pages of its neighbours, too; else each
-            slice begins at a page of its own.
-        merge: bytes of the largest read that neighbours are put together to; None: each is read on its own.
-        gap: bytes of the largest hole that is read through; None: whatever takes Flash least, batch by batch.
+        bundle: whether all slices of a unit lie in one piece and are one read.
+        packed: whether units lie side by side without gaps, so that a read may touch pages of its neighbours; otherwise
+            each slice begins at a page of its own.
+        merge: bytes of the largest read that merges neighbours; None: each unit is read on its own.
+        gap: bytes of the largest hole that is read through; None: the fastest for Flash, batch by batch.
 
     Raises:
-        SettingError: holes without merging, or a number out of bounds.
+        SettingError: `gap` without `merge`, or a number out of bounds.
     """
 
     bundle: bool = False
@@ -44,7 +43,7 @@ class ReadSetup:
     gap: int | None = 0
 
     def __post_init__(self) -> None:
-        """Refuse what nothing else would notice."""
+        """Refuse settings that are checked nowhere else."""
         if self.merge is not None and self.merge < 1:
             raise SettingError(f"--merge {self.merge}: must be bytes of the largest read, such as 256KiB")
         if self.merge is None and self.gap != 0:
@@ -52,11 +51,11 @@ class ReadSetup:
 
     @property
     def plain(self) -> bool:
-        """Whether each unit is read on its own, so that counts of units are all that must be known."""
+        """Whether each unit is read on its own, so that counts of units are enough."""
         return self.merge is None and not self.packed
 
     def slices(self, plan: GroupPlan) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Bytes of the pieces in which a unit lies in Flash, and in which the last one does."""
+        """Bytes of the pieces in which a unit lies in Flash, and of the pieces of the last unit."""
         if self.bundle:
             return (plan.unit_bytes,), (plan.last_bytes,)
         return plan.slice_bytes, plan.last_slice_bytes
@@ -67,11 +66,11 @@ class Reader:
 
     Args:
         plan: the group.
-        setup: how its units lie.
+        setup: how its units lie in Flash.
         page: bytes of a page of Flash.
-        gaps: bytes of the largest hole that is read through; of several, each token's misses take the one that is
-            fastest, the smallest among equals.
-        times: of Flash, which says what is fastest.
+        gaps: bytes of the largest hole that is read through. If there are several, each token takes the fastest; ties
+            are broken by the smallest.
+        times: times of Flash, which decide what is fastest.
     """
 
     def __init__(
@@ -82,22 +81,30 @@ class Reader:
         self._strides = [size if setup.packed else -(-size // page) * page for size in self._slices]
         largest = max(self._strides)
         self._most = 1 if setup.merge is None else max(1, setup.merge // largest)
-        # packed reads with less than a page between them touch the same page, or neighbours: as one they cost less
+        # packed reads with less than a page between them touch the same or neighbouring pages: one read costs less
         least = page - 1 if setup.packed else 0
         holes = [0 if setup.merge is None else max(gap, least) // largest for gap in gaps]
         self._gaps, self._times = sorted(set(holes)), times
 
     def places(self, misses: np.ndarray) -> np.ndarray:
-        """Misses of units in the order in which they lie in Flash: bool ``[tokens, units]``."""
+        """The misses in the order in which units lie in Flash: bool ``[tokens, units]``."""
         plan = self._plan
-        return misses if plan.order is None or plan.block > 1 else misses[:, plan.order]  # blocks are in that order
+        return (
+            misses if plan.order is None or plan.block > 1 else misses[:, plan.order]
+        )  # blocks already have this order
 
     def runs(self, misses: np.ndarray, gap: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Reads of misses, bool ``[tokens, units]`` as they lie: token, first and last unit of each, int64.
+        """The reads of misses, bool ``[tokens, units]`` as they lie in Flash.
 
-        `gap` is the largest hole, in units; None: the smallest that is tried. Misses whose holes are small enough make
-        a chain; from its first unit on it is cut into pieces of so many units as a read may have, and each is read from
-        its first miss to its last.
+        Misses whose holes are small enough form a chain. From its first unit on, a chain is cut into pieces of as many
+        units as a read may have, and each piece is read from its first miss to its last.
+
+        Args:
+            misses: bool ``[tokens, units]``.
+            gap: largest hole in units; None: the smallest of those that are tried.
+
+        Returns:
+            Token, first unit and last unit of each read, int64 ``[reads]`` each.
         """
         gap = self._gaps[0] if gap is None else gap
         token, unit = np.nonzero(misses)
@@ -113,13 +120,13 @@ class Reader:
         return token[first], unit[first], unit[last]
 
     def count(self, misses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reads and bytes, in whole pages, of misses, bool ``[tokens, units]``: int64 ``[tokens]`` each."""
+        """Number and bytes (whole pages) of the reads of misses, bool ``[tokens, units]``: int64 ``[tokens]`` each."""
         lying = self.places(misses)
         if self._times is None or len(self._gaps) == 1:
             return self._count(lying, self._gaps[0])
-        # all sizes in one question: of few tokens, the cost of a call would count
-        tried = [self._count(lying, gap) for gap in self._gaps]
-        reads, size = (np.stack(column) for column in zip(*tried, strict=True))
+        # all gaps in one call, because with few tokens the cost of calls dominates
+        counts = [self._count(lying, gap) for gap in self._gaps]
+        reads, size = (np.stack(column) for column in zip(*counts, strict=True))
         best, token = self._times.alike(reads, size).argmin(axis=0), np.arange(len(lying))
         return reads[best, token], size[best, token]
 
@@ -135,17 +142,17 @@ class Reader:
 
 
 class ReadCounts(Observer):
-    """Counts the reads of Flash of a run whose units are not read one by one.
+    """Counts the Flash reads of a run whose units are not read one by one.
 
     Attributes:
-        reads: int64 ``[tokens, layers, slots]``: how many.
-        size: int64 ``[tokens, layers, slots]``: their bytes, in whole pages.
+        reads: int64 ``[tokens, layers, slots]``: number of reads.
+        size: int64 ``[tokens, layers, slots]``: bytes of the reads, in whole pages.
 
     Args:
         tokens: decoded tokens of the run.
         plans: the groups.
-        setup: how their units lie, and are read.
-        flash: of the device.
+        setup: how units lie in Flash and are read.
+        flash: Flash of the device.
         sparse: bytes of all matrices that masks cut, over which reads spread.
     """
 
@@ -164,7 +171,7 @@ class ReadCounts(Observer):
 
     @property
     def reads(self) -> np.ndarray:
-        """How many reads."""
+        """Number of reads."""
         self._count_all()
         return self._reads
 
@@ -175,11 +182,11 @@ class ReadCounts(Observer):
         return self._size
 
     def masks(self, place: Place, token: int, served: Served) -> None:
-        """Some tokens in a row asked one cache."""
+        """Called when one cache has served consecutive tokens."""
         assert served.before is not None
         misses, key = served.units & ~served.before, (place.layer, place.slot)
         first, waiting = self._waiting.get(key, (token, []))
-        if token != first + sum(map(len, waiting)):  # elsewhere: what waits is a block of its own
+        if token != first + sum(map(len, waiting)):  # not consecutive: count the waiting block first
             self._count(*key)
             first, waiting = token, []
         waiting.append(misses)

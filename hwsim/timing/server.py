@@ -1,4 +1,4 @@
-"""What serves requests in SimPy, and what it reads while nobody asks."""
+"""Devices that serve requests in SimPy, and their work in idle time."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ Steps = Generator[simpy.Event, Any, None]
 
 
 class Device:
-    """Something that serves requests one after the other, in the order in which they come.
+    """A device that serves requests one after the other, in the order in which they arrive.
 
-    Of such a server all that a request must know is when the one before it is done, so that a service is one event of
-    SimPy; with a `simpy.Resource` it was three.
+    A request only needs to know when the request before it is done, so a service is one event of SimPy; with a
+    `simpy.Resource` it would be three.
 
-    Work that nobody waits for yet, such as weights that are read ahead, is done in the time in which nobody asks: it
-    never delays a request, as the device turns to those first, from command to command.
+    Work that nothing waits for yet, such as prefetch of weights, is done in idle time. It never delays a request,
+    because the device serves requests first, from command to command.
 
     Attributes:
-        busy: seconds for which it has served requests.
-        requests: how many it has served.
-        ahead: work that it does in its idle time.
+        busy: seconds spent on requests.
+        requests: number of requests served.
+        ahead: work in idle time.
     """
 
     def __init__(self, env: simpy.Environment, name: str) -> None:
         self.name, self.busy, self.requests = name, 0.0, 0
         self._env = env
-        self._free = 0.0  # when all that came before is done
+        self._free = 0.0  # time at which all earlier requests are done
         self.ahead = ReadAhead(self, env)
 
     @property
     def worked(self) -> float:
-        """Seconds for which it has worked, also in its idle time."""
+        """Seconds of work, including idle time that was used."""
         return self.busy + self.ahead.worked
 
     def serve(self, seconds: float) -> Steps:
@@ -49,7 +49,7 @@ class Device:
         self.requests += 1
 
     def wait(self, seconds: float) -> float:
-        """As `serve`, for a process that waits for several devices: how long from now on until it is done."""
+        """As `serve`, for a process that waits for several devices: return the seconds until the service is done."""
         now = self._env.now
         self._free = max(self._free, now) + seconds
         self.busy += seconds
@@ -57,14 +57,14 @@ class Device:
         return self._free - now
 
     def idle(self, since: float, busy: float) -> float:
-        """Seconds since the moment `since` in which it served nothing; `busy` was its count of work then."""
+        """Idle seconds since the time `since`; `busy` is the value of `self.busy` at that time."""
         return max(self._env.now - since - (self.busy - busy), 0.0)
 
 
 class ReadAhead:
-    """Work of a device that nobody waits for yet: done in its idle time, first come, first served, guesses last.
+    """Work of a device that nothing waits for yet: done in idle time, first come, first served, predictions last.
 
-    Work for a group is a guess; work for what no mask cuts is sure to be needed.
+    Work for a group is a prediction; work for what no mask cuts is sure to be needed.
 
     Attributes:
         worked: seconds of idle time that were used.
@@ -79,31 +79,31 @@ class ReadAhead:
         self.worked = 0.0
 
     def post(self, at: At, seconds: float) -> None:
-        """Add work for a step that comes later."""
+        """Add work for a later step."""
         self._catch_up()
         if seconds > 0:
             self._left[at] = self._whole[at] = seconds
             self._posted[at] = self._env.now
 
     def posted(self, at: At) -> float | None:
-        """Time at which work for a step was posted; None if there is none."""
+        """Time at which the work for a step was posted, or None."""
         return self._posted.get(at)
 
     def claim(self, at: At) -> float:
-        """The share of a step's work that is done. The step is there: work that is left is given up here."""
+        """Return the share of a step's work that is done when the step begins, and drop the rest."""
         self._catch_up()
         left = self._left.pop(at, None)
         self._posted.pop(at, None)
         return 0.0 if left is None else 1.0 - left / self._whole.pop(at)
 
     def forget(self) -> None:
-        """Drop all work: another sequence begins."""
+        """Drop all work, because another sequence begins."""
         self._catch_up()
         for works in (self._left, self._whole, self._posted):
             works.clear()
 
     def _catch_up(self) -> None:
-        """Divide the idle time since the last call."""
+        """Spend the idle time since the last call on the work in its order."""
         idle = self._device.idle(self._since, self._busy)
         self._since, self._busy = self._env.now, self._device.busy
         for at in sorted(self._left, key=_is_guess) if idle > 0 else ():

@@ -1,4 +1,4 @@
-"""What the decoder hands to an overlap mode at each step: which step it is, and what it asks of the devices."""
+"""Steps of the decoder and their work, which the decoder passes to an overlap mode."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class At(NamedTuple):
 
 
 class LayerWork(NamedTuple):
-    """What a layer asks for beside its groups, s.
+    """Work of a layer outside its groups, in seconds.
 
     Attributes:
-        resident: of DRAM, for pinned weights.
-        kv_cache: of DRAM, for entries of the KV cache.
-        streamed: of Flash, for weights that do not fit.
-        arithmetic: of compute, outside the groups.
+        resident: time of DRAM for pinned weights.
+        kv_cache: time of DRAM for entries of the KV cache.
+        streamed: time of Flash for weights that do not fit into DRAM.
+        arithmetic: time of compute outside the groups.
     """
 
     resident: float
@@ -33,16 +33,16 @@ class LayerWork(NamedTuple):
 
 
 class GroupWork(NamedTuple):
-    """What a group asks for, s.
+    """Work of a group, in seconds.
 
     Attributes:
-        account: for the time of its reads.
-        selection: of compute, for choosing its mask; done before a mode is asked.
-        dram: of DRAM, for hits.
-        flash: of Flash, for misses.
-        fills: of DRAM, for writing what comes from Flash; reading it takes as long again.
-        on_hits: of compute, for arithmetic that needs only hits.
-        on_misses: of compute, for the rest of the arithmetic.
+        account: account for the time of its reads.
+        selection: time of compute for choosing the mask; spent before `Overlap.read_group` is called.
+        dram: time of DRAM for hits.
+        flash: time of Flash for misses.
+        fills: time of DRAM for writing what comes from Flash; reading it takes the same time again.
+        on_hits: time of compute for arithmetic that needs only hits.
+        on_misses: time of compute for the rest of the arithmetic.
     """
 
     account: Account

@@ -1,4 +1,4 @@
-"""How long a decode takes: by the closed form, by the running clock, or by the event engine."""
+"""Time of a decode: by the closed form, by running sums, or by the event engine."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def time_of(
     """The time of every token, and where it goes.
 
     Args:
-        decode: what is asked of each device.
+        decode: the decode.
         mode: what may happen at the same time.
-        closed_form: take the model of the paper, not the event engine.
-        observers: see the progress, and moments where they are `MomentObserver`.
-        beginning: what the decode is about, for those.
+        closed_form: whether to use the model of the paper instead of the event engine.
+        observers: receive the progress; a `MomentObserver` also receives the moments.
+        beginning: description of the decode for each `MomentObserver`.
 
     Raises:
-        SettingError: the closed form does not know the mode.
+        SettingError: the closed form does not support the mode.
     """
     if closed_form:
         if mode.closed_form is None:
             raise SettingError(f"--timing closed-form knows no --overlap {mode.name}; leave it out, or take events")
         return formula.closed_form(decode, mode.closed_form)
     total, thermal = decode.counts.tokens, decode.device.flash.thermal
-    listeners, moments = tuple(observers), [each for each in observers if isinstance(each, MomentObserver)]
+    listeners, moments = tuple(observers), [observer for observer in observers if isinstance(observer, MomentObserver)]
 
     def progress(done: int) -> None:
         tell_progress(listeners, PHASE, done, total)

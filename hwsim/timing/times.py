@@ -1,4 +1,4 @@
-"""What timing answers: the time of every token, where the time goes, and how long each device worked."""
+"""Results of timing: the time of every token, where the time goes, and how long each device worked."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Busy:
 
 @dataclass(frozen=True)
 class Times:
-    """Where the time of a whole decode goes, s; all fields besides `total` add up to `total`.
+    """Where the time of a whole decode goes, in seconds; all other fields add up to `total`.
 
     Attributes:
-        total: of the decode.
-        resident: weights that no mask cuts, from DRAM.
-        kv_cache: entries of the KV cache, from DRAM.
-        streamed: weights that do not fit into DRAM, from Flash.
+        total: time of the decode.
+        resident: reading weights that no mask cuts from DRAM.
+        kv_cache: reading entries of the KV cache from DRAM.
+        streamed: reading weights that do not fit into DRAM from Flash.
         compute: arithmetic.
-        masked: units that masks ask for, from DRAM and Flash, by the label of their group's part of the model.
+        masked: reading units of masks from DRAM and Flash, by the label of their group's part of the model.
     """
 
     total: float
@@ -48,14 +48,14 @@ class Times:
 
 @dataclass(frozen=True, eq=False)
 class Timing:
-    """The answer of a timing model.
+    """The result of a timing model.
 
     Attributes:
         token_s: float64 ``[tokens]``: time of each token, s.
         times: where the time goes.
         busy: how long each device worked.
         events: services of Flash, DRAM and compute that the event engine went through; 0 with the closed form.
-        guessed: float64 ``[tokens, layers, groups]``: share of a guess that was read in time; None: nothing is guessed.
+        guessed: float64 ``[tokens, layers, groups]``: share of each prediction that was read in time; None without.
     """
 
     token_s: np.ndarray
@@ -66,10 +66,10 @@ class Timing:
 
 
 class Account:
-    """Seconds that are spent on one thing.
+    """Seconds that are spent for one purpose.
 
     Attributes:
-        name: what for: ``resident``, ``kv_cache``, ``streamed``, ``compute`` or the label of a masked part.
+        name: ``resident``, ``kv_cache``, ``streamed``, ``compute`` or the label of a masked part.
         seconds: spent so far.
     """
 
@@ -83,7 +83,7 @@ class Accounts:
     """All accounts of a decode.
 
     Args:
-        parts: labels of masked parts. A label may be any text, also the name of another account.
+        parts: labels of masked parts. A label may be any text, even the name of another account.
     """
 
     def __init__(self, parts: Iterable[str]) -> None:
@@ -92,7 +92,7 @@ class Accounts:
         self.masked = {part: Account(part) for part in parts}
 
     def times(self, total: float) -> Times:
-        """Where the time goes, of a decode that took `total` seconds."""
+        """The times of a decode that took `total` seconds."""
         return Times(
             total=total,
             resident=self.resident.seconds,

@@ -1,4 +1,4 @@
-"""What a decode asks of each device, in seconds: the work that the engine plays."""
+"""The work of a decode for each device, in seconds, which the engine simulates."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Decode:
     Attributes:
         counts: requests and hits of every token, layer and group.
         placement: where the bytes lie.
-        device: the profile, as the run sees it.
-        sequences: of the source; they give the KV cache's length.
-        bits: of weights, where the rate of arithmetic depends on them.
+        device: the effective profile of the run.
+        sequences: sequences of the source, which give the length of the KV cache.
+        bits: bits of weights, on which the rate of arithmetic may depend.
         setup: how units lie in Flash and are read.
-        fills: what comes from Flash goes through DRAM.
-        kv_window: entries of the KV cache that a token reads at most; None: all.
-        reads: reads that were counted; None: units are read one by one.
-        guesses: what would have been read ahead; None: nothing.
+        fills: whether units from Flash are written to DRAM and read from there.
+        kv_window: most entries of the KV cache that a token reads; None: all.
+        reads: counted reads of Flash; None: units are read one by one.
+        guesses: predictions of a prefetch rule, or None.
     """
 
     counts: Counts
@@ -57,24 +57,24 @@ class Decode:
 class Work:
     """Work of a decode, float64 seconds. After the last layer comes one more step, the LM head.
 
-    Layers may have different groups. Arrays have as many groups as the layer that has most; where a layer has fewer,
-    the rest is zeros.
+    Layers may have different groups. Arrays have as many slots as the layer with the most groups; a layer with fewer
+    groups has zeros in the other slots.
 
     Attributes:
-        resident: ``[layers + 1]``: of DRAM, for pinned weights.
-        streamed: ``[layers + 1]``: of Flash, for weights that do not fit.
-        kv_cache: ``[tokens, layers]``: of DRAM, for a layer's entries.
-        unmasked: ``[tokens, layers + 1]``: of arithmetic outside the groups.
-        selection: ``[tokens, layers, slots]``: of choosing masks and keeping the caches.
-        flash: ``[tokens, layers, slots]``: of Flash, for misses.
-        dram: ``[tokens, layers, slots]``: of DRAM, for hits.
-        fills: ``[tokens, layers, slots]``: of DRAM, for writing what comes from Flash; reading it takes as long again.
-        on_hits, on_misses: ``[tokens, layers, slots]``: of arithmetic.
-        parts: ``[layers][slots]``: label of the part of the model that a group belongs to, such as mlp or attention;
-            times are added up by it.
+        resident: ``[layers + 1]``: DRAM time of pinned weights.
+        streamed: ``[layers + 1]``: Flash time of weights that do not fit into DRAM.
+        kv_cache: ``[tokens, layers]``: DRAM time of a layer's KV entries.
+        unmasked: ``[tokens, layers + 1]``: time of arithmetic outside the groups.
+        selection: ``[tokens, layers, slots]``: time of choosing masks and updating the caches.
+        flash: ``[tokens, layers, slots]``: Flash time of misses.
+        dram: ``[tokens, layers, slots]``: DRAM time of hits.
+        fills: ``[tokens, layers, slots]``: DRAM time of writing what comes from Flash; reading takes the same again.
+        on_hits, on_misses: ``[tokens, layers, slots]``: time of arithmetic.
+        parts: ``[layers][slots]``: label of the group's part of the model, such as mlp or attention; times are summed
+            by label.
         starts: tokens at which a sequence begins.
-        ahead: ``[tokens, layers, slots]``: of Flash, for reading a guess ahead; None: nothing is.
-        left: ``[tokens, layers, slots]``: of Flash, for misses that the whole guess would leave.
+        ahead: ``[tokens, layers, slots]``: Flash time of reading the prediction ahead; None without prefetch.
+        left: ``[tokens, layers, slots]``: Flash time of the misses that remain if the whole prediction is read.
     """
 
     resident: np.ndarray
@@ -99,17 +99,17 @@ class Work:
 
     @property
     def layers(self) -> int:
-        """Layers, the LM head apart."""
+        """Layers, without the LM head."""
         return len(self.resident) - 1
 
     @property
     def groups(self) -> int:
-        """Groups of the layer that has most."""
+        """Groups of the layer with the most groups."""
         return self.flash.shape[2]
 
 
 def make_work(decode: Decode, rows: slice | None = None) -> Work:
-    """The work of a decode, or of some of its tokens."""
+    """Return the work of a decode, or of some of its tokens (`rows`)."""
     rows = slice(None) if rows is None else rows
     counts, lengths = decode.counts.part(rows), decode.kv_lengths[rows]
     placement, device = decode.placement, decode.device
@@ -147,9 +147,10 @@ def make_work(decode: Decode, rows: slice | None = None) -> Work:
 
 
 def _unmasked(placement: Placement, arithmetic: Arithmetic, bits: Bits, lengths: np.ndarray) -> np.ndarray:
-    """Arithmetic outside the groups: two operations for each weight, attention over the KV cache, a kernel a layer.
+    """Seconds of arithmetic outside the groups, ``[tokens, layers + 1]``.
 
-    A layer's share is that of a model whose layers are all like it, so that it is rounded as the sum over a model is.
+    Two operations for each weight, attention over the KV cache, and one kernel for each layer. A layer's time is
+    computed for a model with all layers like it and divided by their number, so that it is rounded like the sum.
     """
     parameters, layers, pace = placement.parameters, placement.layers, arithmetic.seconds_per_operation
     attention, mlp, pairs = (
@@ -169,7 +170,7 @@ def _unmasked(placement: Placement, arithmetic: Arithmetic, bits: Bits, lengths:
 
 
 def _flash(decode: Decode, counts: Counts, rows: slice) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Seconds of the misses; of a guess that is read ahead, and of the misses that remain if all of it is read."""
+    """Flash seconds of the misses, of reading the prediction ahead, and of the misses that remain if all is read."""
     flash, setup, guesses = decode.device.flash, decode.setup, decode.guesses
     times = FlashTimes(flash, decode.placement.bytes.sparse)
     misses, last = counts.misses, counts.last_misses
@@ -184,15 +185,15 @@ def _flash(decode: Decode, counts: Counts, rows: slice) -> tuple[np.ndarray, np.
             seconds[at] = times.seconds(unit_reads(plan, flash, setup, misses[at], short))
         if guesses is None or ahead is None or left is None:
             continue
-        guessed, still = guesses.ahead[rows][at], misses[at] - guesses.useful[rows][at]
+        guessed, remaining = guesses.ahead[rows][at], misses[at] - guesses.useful[rows][at]
         if reads is None or size is None:
             ahead[at] = times.seconds(unit_reads(plan, flash, setup, guessed))
-            left[at] = times.seconds(unit_reads(plan, flash, setup, still))
+            left[at] = times.seconds(unit_reads(plan, flash, setup, remaining))
             continue
-        # merged reads: as many of a guess become one read as of the misses
+        # merged reads: a read of predicted units is assumed to merge as many units as a read of misses
         count, missed = reads[at], misses[at]
         mean = np.divide(size[at], count, out=np.zeros(count.shape), where=count > 0)
-        for target, units in ((ahead, guessed), (left, still)):
+        for target, units in ((ahead, guessed), (left, remaining)):
             share = np.divide(units, missed, out=units.astype(float), where=missed > 0)
             alike = np.where(missed > 0, mean, sum(plan.slice_bytes) / len(plan.slice_bytes))
             target[at] = times.seconds([(np.ceil(count * share), alike)])
@@ -202,14 +203,14 @@ def _flash(decode: Decode, counts: Counts, rows: slice) -> tuple[np.ndarray, np.
 def unit_reads(
     plan: GroupPlan, flash: Flash, reads: ReadSetup, units: np.ndarray, short: np.ndarray | None = None
 ) -> list[Reads]:
-    """Reads of units that are read one by one: how many, and bytes of each in whole pages.
+    """Reads of units that are read one by one, as (number of reads, bytes of each in whole pages).
 
     Args:
-        plan: their group.
+        plan: group of the units.
         flash: gives the size of a page.
         reads: how units lie in Flash.
-        units: how many.
-        short: whether the group's last unit, which is smaller, is among them.
+        units: number of units.
+        short: whether the group's last unit, which is smaller, is among them; None if it is not smaller.
     """
     page = flash.page_size or 1
     slices, lasts = reads.slices(plan)

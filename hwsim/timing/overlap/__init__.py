@@ -1,4 +1,4 @@
-"""Overlap modes: what may happen at the same time in a decode. One file a mode; this page is their whole contract.
+"""Overlap modes: what may happen at the same time in a decode. There is one file for each mode.
 
 | | `none` | `group` | `pipeline` | `prefetch` |
 |---|---|---|---|---|
@@ -9,11 +9,11 @@
 | what the next layer is guessed to need is read in idle time | no | no | no | yes |
 | a prompt's arithmetic while its weights are read | no | no | yes | yes |
 
-What the next layer surely needs are its pinned and streamed weights and its KV entries. In every mode, what comes from
-Flash and is written to DRAM (fills) is written while Flash reads, and read from DRAM after it.
+What the next layer surely needs are its pinned and streamed weights and its KV entries. In every mode, units that go
+from Flash through DRAM (fills) are written to DRAM while Flash reads, and read from DRAM afterwards.
 
-To add a mode, add a file to this folder with one subclass of `Overlap`. Its name, its help and what it can do are
-attributes of the class; choices of the command line, checks of settings and the help are derived from them. This
+To add a mode, add a file to this folder with one subclass of `Overlap`. Its name, help and abilities are attributes of
+the class; the choices of the command line, the checks of settings and the help texts are derived from them. This
 package is imported to print help, so a file of a mode must not import SimPy or numpy before a decode begins.
 """
 
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
     from hwsim.timing.steps import At, GroupWork, LayerWork
 
 ClosedForm = Literal["sum", "larger"]
-"""How the closed form counts reads of Flash and DRAM within a group: their sum, or the larger of the two."""
+"""Time of a group's reads in the closed form: the sum of Flash and DRAM, or the larger of the two."""
 
 
 class Overlap(ABC):
-    """Base of all modes. One object serves one decode; it may keep what it needs to know of it.
+    """Base of all modes. One object serves one decode and may keep state of it.
 
     Args:
-        decoder: has the devices, what each step asks for, and the accounts.
+        decoder: gives access to the devices, the work of each step, and the accounts.
 
     Attributes:
-        name: what users call it.
+        name: name of the mode for users.
         help: one clause for the help of ``--overlap``; a clause that begins with "also" adds to the mode before.
-        place: of the mode in lists; modes that allow less come first.
-        closed_form: how the closed form counts; None if the closed form does not know the mode.
+        place: position of the mode in lists; modes that allow less come first.
+        closed_form: how the closed form combines Flash and DRAM; None if it does not support the mode.
         in_order: True if no two services are ever at the same time, so that `hwsim.timing.in_order` gives the same
             result in less time. Fills are an exception in every mode: they are written while Flash reads.
         prefill_beside: True if a prompt's arithmetic is done while its weights are read.
-        guesses: True if it reads ahead what a prefetch rule guesses, so that it needs such a rule.
-        guessed: float64 ``[tokens, layers, groups]``: share of each guess that was read in time; None without guesses.
+        guesses: True if the mode reads ahead the predictions of a prefetch rule, so that it needs such a rule.
+        guessed: float64 ``[tokens, layers, groups]``: share of each prediction that was read in time; None without.
     """
 
     name: ClassVar[str]
@@ -68,24 +68,24 @@ class Overlap(ABC):
         self.guessed: np.ndarray | None = None
 
     def read_layer(self, at: At, work: LayerWork) -> Steps:
-        """Do what a layer asks for beside its groups, for the decoder process: without overlap unless overridden.
+        """Run the work of a layer outside its groups, as a part of the decoder process.
 
-        The LM head is a last layer without KV entries and groups.
+        The default has no overlap. The LM head is a last layer without KV entries and groups.
         """
         decoder, spent = self.decoder, self.decoder.spent
         yield from decoder.serve(spent.resident, decoder.dram, at, work.resident + work.kv_cache)
-        spent.resident.seconds -= work.kv_cache  # one request for both, and an account for each
+        spent.resident.seconds -= work.kv_cache  # one request for both, but separate accounts
         spent.kv_cache.seconds += work.kv_cache
         yield from decoder.serve(spent.streamed, decoder.flash, at, work.streamed)
         yield from decoder.serve(spent.compute, decoder.compute, at, work.arithmetic)
 
     @abstractmethod
     def read_group(self, at: At, work: GroupWork) -> Steps:
-        """Do what a group asks for, its mask being chosen: read hits and misses, compute; for the decoder process."""
+        """Run the work of a group whose mask is chosen, as a part of the decoder process: read and compute."""
 
 
 def modes() -> dict[str, type[Overlap]]:
-    """All modes by name, those that allow less first: one of each file of this package."""
+    """All modes of this package by name, modes that allow less first."""
     classes = [
         mode
         for file in pkgutil.iter_modules(__path__)
@@ -97,15 +97,15 @@ def modes() -> dict[str, type[Overlap]]:
 
 
 def names() -> list[str]:
-    """Names of all modes, those that allow less first."""
+    """Names of all modes, modes that allow less first."""
     return list(modes())
 
 
 def find(name: str) -> type[Overlap]:
-    """The mode of a name.
+    """Return the mode with a name.
 
     Raises:
-        SettingError: there is none.
+        SettingError: there is no such mode.
     """
     known = modes()
     if name not in known:
@@ -114,5 +114,5 @@ def find(name: str) -> type[Overlap]:
 
 
 def option_help() -> str:
-    """Help of ``--overlap``: a clause for each mode."""
+    """The help text of ``--overlap``, with a clause for each mode."""
     return f"What may happen at once. {'; '.join(f'{name}: {mode.help}' for name, mode in modes().items())}."

@@ -20,11 +20,11 @@ class GroupOverlap(Overlap):
     closed_form = "larger"
 
     def read_group(self, at: At, work: GroupWork) -> Steps:
-        """Read hits and misses at the same time, then what was filled, then compute."""
+        """Read hits and misses at the same time, then read the fills from DRAM, then compute."""
         decoder, account = self.decoder, work.account
-        took = yield from decoder.together(
+        durations = yield from decoder.together(
             at, (account, decoder.flash, work.flash), (account, decoder.dram, work.dram + work.fills)
         )
-        account.seconds += max(took)
+        account.seconds += max(durations)
         yield from decoder.serve(account, decoder.dram, at, work.fills)
         yield from decoder.serve(decoder.spent.compute, decoder.compute, at, work.on_hits + work.on_misses)

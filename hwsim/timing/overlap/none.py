@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class NoOverlap(Overlap):
-    """Nothing happens at the same time, fills apart."""
+    """Nothing happens at the same time, except fills."""
 
     name = "none"
     help = "nothing"
@@ -27,9 +27,9 @@ class NoOverlap(Overlap):
         if not work.fills:
             yield from decoder.serve(account, decoder.flash, at, work.flash)
         else:
-            took = yield from decoder.together(
+            durations = yield from decoder.together(
                 at, (account, decoder.flash, work.flash), (account, decoder.dram, work.fills)
             )
-            account.seconds += max(took)
+            account.seconds += max(durations)
             yield from decoder.serve(account, decoder.dram, at, work.fills)
         yield from decoder.serve(decoder.spent.compute, decoder.compute, at, work.on_hits + work.on_misses)

@@ -1,4 +1,4 @@
-"""Overlap of all devices within a layer, and reading ahead of what the next layer surely needs."""
+"""Overlap of all devices within a layer, and prefetch of what the next layer surely needs."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ class PipelineOverlap(Overlap):
     prefill_beside = True
 
     def read_layer(self, at: At, work: LayerWork) -> Steps:
-        """Read what was not read ahead, and compute at the same time; the next layer's reads may begin."""
+        """Read what was not read ahead and compute at the same time; then reads for the next layer may begin."""
         decoder, spent = self.decoder, self.decoder.spent
         from_dram = 1.0 - decoder.claim(decoder.dram, at, "weights")
         from_flash = 1.0 - decoder.claim(decoder.flash, at, "streamed weights")
         resident, kv, streamed = work.resident * from_dram, work.kv_cache * from_dram, work.streamed * from_flash
         if after := decoder.after(at):
             self._read_ahead(after)
-        took = yield from decoder.together(
+        durations = yield from decoder.together(
             at,
             (spent.resident, decoder.dram, resident + kv),
             (spent.streamed, decoder.flash, streamed),
             (spent.compute, decoder.compute, work.arithmetic),
         )
-        dram, flash, _ = took
+        dram, flash, _ = durations
         spent.resident.seconds += dram * resident / (resident + kv) if dram else 0.0
         spent.kv_cache.seconds += dram * kv / (resident + kv) if dram else 0.0
         spent.streamed.seconds += max(flash - dram, 0.0)
-        spent.compute.seconds += max(took) - max(flash, dram)
+        spent.compute.seconds += max(durations) - max(flash, dram)
 
     def read_group(self, at: At, work: GroupWork) -> Steps:
         """Read hits and misses and compute on hits at the same time, then compute on misses."""
@@ -58,7 +58,7 @@ class PipelineOverlap(Overlap):
         compute.seconds += max(arithmetic - filled, 0.0)
 
     def _read_ahead(self, at: At) -> None:
-        """Read in idle time what a layer surely needs."""
+        """Post reads of what a layer surely needs, to be done in idle time."""
         decoder, work = self.decoder, self.decoder.layer_work(at)
         decoder.dram.ahead.post(at, work.resident + work.kv_cache)
         decoder.flash.ahead.post(at, work.streamed)

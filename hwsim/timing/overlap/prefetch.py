@@ -1,4 +1,4 @@
-"""All overlap of `pipeline`, and reading ahead of what a rule guesses that the next layer needs."""
+"""All overlap of `pipeline`, and prefetch of the units that a rule predicts for the next layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PrefetchOverlap(PipelineOverlap):
-    """Flash also reads what is guessed, in idle time that nothing sure needs."""
+    """Flash also reads predicted units in idle time that no sure work needs."""
 
     name = "prefetch"
     help = "also what --prefetch guesses"
@@ -22,13 +22,13 @@ class PrefetchOverlap(PipelineOverlap):
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__(decoder)
-        import numpy as np  # noqa: PLC0415  # the class is also read for its name alone
+        import numpy as np  # noqa: PLC0415  # the class is also imported only for its name
 
         self._ahead, self._left = decoder.load.ahead, decoder.load.left
         self.guessed = None if self._ahead is None else np.zeros(self._ahead.shape)
 
     def read_layer(self, at: At, work: LayerWork) -> Steps:
-        """As `pipeline`; then the next layer's groups are guessed, and reading of the guesses may begin."""
+        """As `pipeline`; then reads of the units that are predicted for the next layer may begin."""
         yield from super().read_layer(at, work)
         after = self.decoder.after(at)
         if self._ahead is None or after is None or after.layer == self.decoder.load.layers:
@@ -37,7 +37,7 @@ class PrefetchOverlap(PipelineOverlap):
             self.decoder.flash.ahead.post(after._replace(group=group), seconds)
 
     def read_group(self, at: At, work: GroupWork) -> Steps:
-        """As `pipeline`, with fewer misses: of those that were guessed, as many as were read in time are there."""
+        """As `pipeline`, but without the misses that were predicted and read in time."""
         if self.guessed is not None and self._left is not None:
             share = self.decoder.claim(self.decoder.flash, at, "guess")
             self.guessed[at] = share
