@@ -1,1 +1,1 @@
-"""Masks through caches: the policy decides, the cache serves, units are counted. No time in it."""
+"""Masks and caches: the policy decides masks, the caches serve them, and units are counted, without time."""

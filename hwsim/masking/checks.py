@@ -1,4 +1,4 @@
-"""What a trace must hold for a policy to be replayed on it."""
+"""Checks that a trace holds what a policy needs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hwsim.trace import Trace
 
 
 def check_trace(trace: Trace, policy: Policy, plans: Plans, name: str) -> None:
-    """Refuse a trace that lacks what a policy needs: a signal, or values that its encoding left out.
+    """Refuse a trace that lacks a signal that a policy needs, or values that its encoding dropped.
 
     Args:
         trace: open trace.
         policy: decides the masks.
-        plans: its groups.
-        name: of the policy, for messages.
+        plans: groups of the policy.
+        name: name of the policy, for messages.
 
     Raises:
-        TraceError: as said.
+        TraceError: a signal or values are missing.
     """
     check_signals(trace.has, plans, trace.path, trace.model.name)
     if (share := trace.header.encoding.share) is None:
@@ -36,9 +36,9 @@ def check_trace(trace: Trace, policy: Policy, plans: Plans, name: str) -> None:
 
 
 def _needs_more(trace: Trace, policy: Policy, plan: GroupPlan) -> str:
-    """Why a group may need values that are not among the largest of their rows; empty: it takes the best of those."""
+    """Reason why a group may need values beyond the largest of their rows; empty if the stored values are enough."""
     signal, *others = plan.group.needs
-    width, asked, there = trace.model.signal_width(signal), plan.k, trace.header.encoding.kept(plan.indices)
+    width, wanted, stored = trace.model.signal_width(signal), plan.k, trace.header.encoding.kept(plan.indices)
     rules = {
         "makes its masks itself, of all values": type(policy).select is not Policy.select,
         "names no keep": plan.group.keep is None,
@@ -46,13 +46,13 @@ def _needs_more(trace: Trace, policy: Policy, plan: GroupPlan) -> str:
         f"decides {plan.indices} units by the {width} values of {signal}": width != plan.indices,
         "adds values up in blocks": plan.block > 1,
         f"needs {signal}, a product of two that were cut one by one": signal not in trace.header.signals,
-        f"takes {asked} of {plan.indices} units, of which {there} are there": asked > there,
+        f"takes {wanted} of {plan.indices} units, of which {stored} are there": wanted > stored,
     }
     return next((why for why, broken in rules.items() if broken), "")
 
 
 def check_signals(trace_has: Callable[[str], bool], plans: Plans, path: object, name: str) -> None:
-    """Refuse a trace that lacks what a policy needs, with the command that would record it.
+    """Refuse a trace that lacks a signal; the message names the command that records it.
 
     Raises:
         TraceError: a signal is missing.

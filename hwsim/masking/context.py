@@ -1,4 +1,4 @@
-"""The context that a scan shows to a policy, with what the scan alone may set."""
+"""The context that a scan passes to a policy, with attributes that only the scan sets."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BEFOREHAND = "belady must know all masks beforehand; choose another --eviction"
 
 @dataclass
 class ScanContext(Context):
-    """A context whose cache and stored signals are known; policies see the attributes of `Context` alone.
+    """A context with cache and stored signals; policies use the attributes of `Context` only.
 
     Attributes:
-        halves: of the signals of many tokens, those that are stored as float16.
+        halves: the signals of a block of tokens that are stored as float16.
     """
 
     halves: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -26,12 +26,12 @@ class ScanContext(Context):
     _blind: str = BEFOREHAND
 
     def begin(self, rng: np.random.Generator, cached: np.ndarray | None, blind: str = "") -> None:
-        """A sequence begins: fresh state, and no token yet.
+        """Begin a sequence with fresh state, before its first token.
 
         Args:
             rng: random numbers of this sequence.
             cached: the cache's read-only view, bool ``[units]``; None: the policy may not read it.
-            blind: why; the default is what a rule that needs the future asks for.
+            blind: reason why it may not; by default that the eviction rule needs the future.
         """
         self.state, self.rng, self.token = {}, rng, -1
         self._cached, self._blind = cached, blind or BEFOREHAND
@@ -44,6 +44,6 @@ class ScanContext(Context):
         return self._cached
 
     def magnitudes(self, signal: str) -> Magnitudes | np.ndarray:
-        """Not computed where the signal is stored as float16."""
+        """Magnitudes of a signal; the stored values if they are float16."""
         halves = self.halves.get(signal)
         return super().magnitudes(signal) if halves is None else Magnitudes(halves)

@@ -1,4 +1,4 @@
-"""What tokens ask of caches: units, hits, and the bytes that they come to."""
+"""Counts of units that tokens request from caches, of their hits, and of their bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hwsim.memory.groups import GroupPlan, Place, Plans
 
 @dataclass(frozen=True)
 class Counts:
-    """What every decoded token asked of every cache.
+    """Requests and hits of every decoded token in every cache.
 
     Attributes:
-        requests: int32 ``[tokens, layers, slots]``: units asked for.
-        hits: int32 ``[tokens, layers, slots]``: those that were in the cache.
+        requests: int32 ``[tokens, layers, slots]``: units requested.
+        hits: int32 ``[tokens, layers, slots]``: requested units that were cached.
         last_requests: uint8 ``[tokens, layers, slots]``: whether the last unit of the group, which may be smaller than
-            the others, was among those asked for; None where all units of each group have the same size.
-        last_hits: the same of the hits.
+            the others, was requested; None if all units of each group have the same size.
+        last_hits: the same for the hits.
     """
 
     requests: np.ndarray
@@ -30,7 +30,7 @@ class Counts:
 
     @classmethod
     def none(cls, tokens: int, plans: Plans) -> Counts:
-        """Nothing asked for yet."""
+        """Counts without any request."""
         shape = (tokens, plans.layers, plans.slots)
         short = any(plan.short for plan in plans)
         last_requests, last_hits = (np.zeros(shape, np.uint8) if short else None for _ in range(2))
@@ -38,7 +38,7 @@ class Counts:
 
     @classmethod
     def joined(cls, parts: list[Counts]) -> Counts:
-        """One after the other."""
+        """Concatenate counts along the tokens."""
         requests, hits = ([getattr(part, name) for part in parts] for name in ("requests", "hits"))
         last_requests = [part.last_requests for part in parts if part.last_requests is not None]
         last_hits = [part.last_hits for part in parts if part.last_hits is not None]
@@ -51,38 +51,38 @@ class Counts:
         return len(self.requests)
 
     def part(self, rows: slice) -> Counts:
-        """That of some tokens in a row; it shares memory with the whole."""
+        """The counts of consecutive tokens; they share memory with the whole."""
         last = [None if array is None else array[rows] for array in (self.last_requests, self.last_hits)]
         return Counts(self.requests[rows], self.hits[rows], *last)
 
     def put(self, place: Place, token: int, served: Served) -> None:
-        """Write down what the decoded token `token`, and those after it, asked of one cache."""
+        """Enter the counts of one cache for the decoded tokens from `token` on."""
         at = slice(token, token + len(served.masks)), place.layer, place.slot
         self.requests[at], self.hits[at] = served.requests, served.hits
         if self.last_requests is not None and self.last_hits is not None:
             self.last_requests[at], self.last_hits[at] = served.last_requested, served.last_hit
 
     def hit_bytes(self, plans: Plans) -> np.ndarray:
-        """Bytes that were in the caches: int64 ``[tokens, layers, slots]``."""
+        """Bytes of the hits: int64 ``[tokens, layers, slots]``."""
         return self._bytes(self.hits, self.last_hits, plans)
 
     def miss_bytes(self, plans: Plans) -> np.ndarray:
-        """Bytes that were not: int64 ``[tokens, layers, slots]``."""
+        """Bytes of the misses: int64 ``[tokens, layers, slots]``."""
         return self._bytes(self.requests - self.hits, self.last_misses, plans)
 
     def indices(self, plans: Plans) -> np.ndarray:
-        """Indices of the groups' axes that were asked for: int64 ``[tokens, layers, slots]``."""
+        """Requested indices of the groups' axes: int64 ``[tokens, layers, slots]``."""
         block, short = plans.table(lambda plan: plan.block), plans.table(lambda plan: plan.short)
         return _weighed(self.requests, self.last_requests, block, short)
 
     @property
     def misses(self) -> np.ndarray:
-        """Units asked for that were not there: int64 ``[tokens, layers, slots]``."""
+        """Requested units that were not cached: int64 ``[tokens, layers, slots]``."""
         return (self.requests - self.hits).astype(np.int64)
 
     @property
     def last_misses(self) -> np.ndarray | None:
-        """Whether the last unit was asked for and was not there: uint8 ``[tokens, layers, slots]``."""
+        """Whether the last unit was requested and not cached: uint8 ``[tokens, layers, slots]``, or None."""
         if self.last_requests is None or self.last_hits is None:
             return None
         return self.last_requests - self.last_hits
@@ -94,16 +94,16 @@ class Counts:
 
 
 class Served(NamedTuple):
-    """What one token, or several in a row, asked of one cache.
+    """Requests of one token or of consecutive tokens to one cache.
 
     Attributes:
-        masks: bool ``[tokens, indices]``: what they need, valid until the next ones.
-        requests: units that each asks for, or all of them alike.
-        hits: of each: those that were cached.
-        last_requested: whether the group's last unit, where it is smaller than the others, is asked for.
-        last_hit: whether it was cached, too.
-        before: bool ``[tokens, units]``: what was cached before each; None: no observer wants to know.
-        blocks: bool ``[tokens, units]``: the masks in units, where these are blocks of indices.
+        masks: bool ``[tokens, indices]``: the masks, valid until the next ones.
+        requests: requested units of each token, or one number for all.
+        hits: requested units of each token that were cached.
+        last_requested: whether the group's last unit, if it is smaller than the others, was requested.
+        last_hit: whether it was also cached.
+        before: bool ``[tokens, units]``: cached units before each token; None if no observer needs them.
+        blocks: bool ``[tokens, units]``: the masks in units, if units are blocks of indices.
     """
 
     masks: np.ndarray
@@ -121,13 +121,13 @@ class Served(NamedTuple):
 
 
 def _weighed(counts: np.ndarray, last: np.ndarray | None, unit: np.ndarray, less: np.ndarray) -> np.ndarray:
-    """Counts of units times what a unit weighs, int64 ``[layers, slots]``; the last one weighs less."""
+    """Counts times the weight of a unit, int64 ``[layers, slots]``; the last unit weighs `less` less."""
     weight = counts * unit
     return weight if last is None else weight - last * less
 
 
 def serve(cache: Cache, plan: GroupPlan, mask: np.ndarray) -> Served:
-    """Let one mask of units, bool ``[units]``, go through a cache."""
+    """Serve one mask of units, bool ``[units]``, from a cache."""
     before = cache.view.copy()
     requests, hits = cache.step(mask)
     last = plan.short > 0 and bool(mask[-1])

@@ -1,4 +1,4 @@
-"""Asking a policy for its masks, and holding it to the contract."""
+"""Ask a policy for its masks, and check that it keeps the contract."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hwsim.util.calls import translated
 
 
 class _Needed(dict[str, np.ndarray]):
-    """What a policy sees of the signals: those that its group needs; asking for another says so."""
+    """The signals that a group needs; reading another one is an error that names the group's needs."""
 
     def __missing__(self, name: str) -> np.ndarray:
         have = ", ".join(self) or "nothing"
@@ -25,16 +25,16 @@ class _Needed(dict[str, np.ndarray]):
 
 
 class _Stored(Mapping[str, np.ndarray]):
-    """The same of many tokens: what is stored as float16 becomes float32 when it is first asked for."""
+    """The signals of many tokens; signals stored as float16 are converted to float32 at their first use."""
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self._arrays = _Needed(arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        found = self._arrays[name]
-        if found.dtype == np.float16:
-            found = self._arrays[name] = kernels.read_only(kernels.widen(found))
-        return found
+        values = self._arrays[name]
+        if values.dtype == np.float16:
+            values = self._arrays[name] = kernels.read_only(kernels.widen(values))
+        return values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -44,12 +44,12 @@ class _Stored(Mapping[str, np.ndarray]):
 
 
 class Block(NamedTuple):
-    """What a group needs, for some tokens in a row.
+    """The signals and norms that a group needs for consecutive tokens.
 
     Attributes:
-        signals: float32 ``[tokens, width]`` each, read-only; finite float16, where they are stored so.
+        signals: float32 ``[tokens, width]`` each, read-only; finite float16 if they are stored so.
         norms: float32 ``[indices]`` each, read-only, the same for all tokens.
-        tokens: how many.
+        tokens: number of tokens.
     """
 
     signals: dict[str, np.ndarray]
@@ -57,14 +57,14 @@ class Block(NamedTuple):
     tokens: int
 
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
-        """What each token shows to the policy."""
+        """The signals of each token, as the policy sees them."""
         signals = dict(_Stored(self.signals))
         for token in range(self.tokens):
             yield _Needed(self.norms | {signal: values[token] for signal, values in signals.items()})
 
 
 class Decider:
-    """Asks a policy for the masks of one group of one layer, and holds it to the contract."""
+    """Asks a policy for the masks of one group of one layer, and checks the contract."""
 
     def __init__(self, policy: Policy, name: str, plan: GroupPlan, model: ModelShape, seed: tuple[int, ...]) -> None:
         self._policy, self._name, self._plan, self._seed = policy, name or type(policy).__name__, plan, seed
@@ -82,16 +82,16 @@ class Decider:
 
     @property
     def token(self) -> int:
-        """The token that was decided last, from 0 in each sequence; -1 before the first."""
+        """Number of the last decided token, from 0 in each sequence; -1 before the first."""
         return self._ctx.token
 
     def begin(self, number: int, cached: np.ndarray | None, blind: str = "") -> None:
-        """Sequence `number` begins: fresh state and random numbers.
+        """Begin a sequence with fresh state and random numbers.
 
         Args:
-            number: of the sequence in the run.
+            number: number of the sequence in the run.
             cached: the cache's read-only view, bool ``[units]``; None: the policy may not read it.
-            blind: why; the default is what a rule that needs the future asks for.
+            blind: reason why it may not; by default that the eviction rule needs the future.
         """
         self._cached = cached
         if self._blocks is not None and cached is not None:
@@ -99,7 +99,7 @@ class Decider:
         self._ctx.begin(np.random.default_rng((*self._seed, number)), cached, blind)
 
     def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
-        """The mask of the next token, bool ``[units]``, read-only; valid until the next call.
+        """Return the mask of the next token, bool ``[units]``, read-only; valid until the next call.
 
         Raises:
             ContractError: the policy raised, or returned something of the wrong shape or type, or NaN.
@@ -118,33 +118,33 @@ class Decider:
         return self._view
 
     def _take(self, mask: np.ndarray) -> None:
-        """Make the policy's own mask of indices one of units."""
+        """Convert the policy's own mask of indices to a mask of units."""
         if self._blocks is None:
-            np.copyto(self._mask, mask)  # the policy may change its own, or return ctx.cached
+            np.copyto(self._mask, mask)  # the policy may change its array later, or return ctx.cached
         elif self._k_units == 0:
             np.copyto(self._mask, self._blocks.touched(mask))
         elif (count := int(np.count_nonzero(mask))) != self._ctx.k:
             raise self.wrong_size(self.token, count)
-        else:  # the blocks that hold most of it
+        else:  # the blocks that contain most of the mask
             kernels.top_k(self._blocks.sums(mask.astype(np.float32)), self._k_units, self._mask)
 
     def expand(self, units: np.ndarray) -> np.ndarray:
-        """A mask of units as one of indices, read-only; valid until the next call."""
+        """Convert a mask of units to a mask of indices, read-only; valid until the next call."""
         if self._blocks is None:
             return units
         self._blocks.expand(units, self._indices)
         return self._view_indices
 
     def scores(self, block: Block, *, aware: bool = True) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """The scores of all tokens of a block, as `hwsim.cache.compiled.serve` takes them; None: ask one by one.
+        """Return the scores of all tokens of a block for `hwsim.cache.compiled.serve`; None: decide one by one.
 
         Args:
-            block: of tokens, the next ones.
-            aware: scores that depend on the cache will do.
+            block: the next tokens.
+            aware: whether scores may depend on the cache.
 
         Returns:
-            float32 ``[tokens, units]`` of what is cached, or float16 of which the magnitudes are the scores; and
-            float32 ``[tokens]``, times which they are those of what is not, or None.
+            Scores of cached units, float32 ``[tokens, units]``, or float16 whose magnitudes are the scores; and the
+            factor of units that are not cached, float32 ``[tokens]``, or None.
 
         Raises:
             ContractError: the policy raised, or returned something of the wrong shape or type.
@@ -152,30 +152,30 @@ class Decider:
         ctx = self._ctx
         ctx.token, ctx.signals = ctx.token + 1, _Stored(block.norms | block.signals)
         ctx.halves = {name: values for name, values in block.signals.items() if values.dtype == np.float16}
-        found = self._ask("scores")
+        answer = self._ask("scores")
         ctx.halves = {}
-        if found is None:
+        if answer is None:
             ctx.token -= 1
             return None
         shape = (block.tokens, self._plan.indices)
-        values, uncached = found if isinstance(found, Scores) else (None, None)
+        values, uncached = answer if isinstance(answer, Scores) else (None, None)
         halves = isinstance(values, Magnitudes)
         scores: Any = values.halves if isinstance(values, Magnitudes) else values
-        kind = np.float16 if halves else np.float32
-        right = _is(kind, scores, shape) and (uncached is None or _is(np.float32, uncached, shape[:1]))
-        if not right:
+        dtype = np.float16 if halves else np.float32
+        valid = _is(dtype, scores, shape) and (uncached is None or _is(np.float32, uncached, shape[:1]))
+        if not valid:
             raise ContractError(
                 f"{self._who('scores')}: needs Scores of float32 of shape {shape}, and {shape[:1]} of what is uncached"
             )
-        sound = halves or not np.isnan(scores.max())
-        if not sound or not (uncached is None or (aware and _weighs(scores, uncached))):
-            ctx.token -= 1  # an error is told token by token, with its place
+        comparable = halves or not np.isnan(scores.max())
+        if not comparable or not (uncached is None or (aware and _weighs(scores, uncached))):
+            ctx.token -= 1  # deciding one by one reports the error with its place
             return None
         ctx.token += block.tokens - 1
         return scores, uncached
 
     def wrong_size(self, token: int, count: int) -> ContractError:
-        """The error of a mask that holds `count` units where the group's keep asks for another number."""
+        """The error for a mask of `count` units if the group's keep demands another number."""
         return ContractError(
             f"{self._who('select', token)}: the mask holds {count} units, keep asks for {self._ctx.k}; "
             "give the group keep=None if select() decides"
@@ -199,7 +199,7 @@ class Decider:
         if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiub" or scores.shape != units:
             raise ContractError(f"{self._who('score')}: returned {_describe(scores)}, needs float32 of shape {units}")
         if scores.dtype != np.float32:
-            with np.errstate(over="ignore"):  # what is beyond float32 is infinite
+            with np.errstate(over="ignore"):  # values beyond float32 become infinite
                 scores = scores.astype(np.float32)
         if np.isnan(scores.max()):  # the maximum of anything with a NaN is NaN
             raise ContractError(
@@ -224,15 +224,15 @@ def _is(kind: type, value: object, shape: tuple[int, ...]) -> bool:
 
 
 def _weighs(values: np.ndarray, uncached: np.ndarray) -> bool:
-    """Whether the product keeps the order and no NaN comes of it: no 0 x infinity, no NaN."""
+    """Whether the product keeps the order and has no NaN: no 0 x infinity, no NaN."""
     finite = np.isfinite(uncached).all() and (uncached >= 0).all()
     return bool(finite and (uncached.all() or np.isfinite(values).all()))
 
 
 def _scores_blocks(kind: type[Policy]) -> bool:
-    """Whether a policy's `scores` speaks for its `score`: a subclass with another `score` or `select` has its own."""
-    own = {name: next(each for each in kind.__mro__ if name in vars(each)) for name in ("score", "scores", "select")}
-    return own["scores"] is not Policy and all(issubclass(own["scores"], each) for each in own.values())
+    """Whether a policy's `scores` matches its `score`: no subclass overrides `score` or `select` alone."""
+    own = {name: next(base for base in kind.__mro__ if name in vars(base)) for name in ("score", "scores", "select")}
+    return own["scores"] is not Policy and all(issubclass(own["scores"], definer) for definer in own.values())
 
 
 def _describe(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Prefetch rules at work: what a guess would have read before it was needed."""
+"""Predictions of a prefetch rule during a run, and how many of their units are useful."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from hwsim.util.calls import call
 
 
 class Signals(Protocol):
-    """Gives signals, and says which it has."""
+    """A source of signals."""
 
     def read(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
-        """float32 ``[stop - start, width]``."""
+        """Values of a signal, float32 ``[stop - start, width]``."""
 
     def has(self, signal: str) -> bool:
-        """Whether it has a signal."""
+        """Whether the source has a signal."""
 
 
 class Guesses(Observer):
-    """Asks a prefetch rule for its guess at each mask, and counts how good it is.
+    """Asks a prefetch rule to predict each mask, and counts predicted and useful units.
 
     Attributes:
-        ahead: int64 ``[tokens, layers, slots]``: units that the guess holds and the cache does not.
-        useful: int64 ``[tokens, layers, slots]``: those of them that are needed.
+        ahead: int64 ``[tokens, layers, slots]``: predicted units that are not cached.
+        useful: int64 ``[tokens, layers, slots]``: units of these that are needed.
 
     Args:
-        rule: guesses masks.
+        rule: predicts masks.
         plans: the groups.
         sequences: windows of the trace.
-        source: signals for the guesses; None: there are none.
+        source: signals for the predictions, or None.
     """
 
     sees_cache: ClassVar[bool] = True
@@ -50,7 +50,7 @@ class Guesses(Observer):
         self._last: dict[tuple[int, int], np.ndarray] = {}  # mask of the token before, by layer and slot
 
     def masks(self, place: Place, token: int, served: Served) -> None:
-        """Guess the same masks."""
+        """Predict the masks that were served, and count."""
         assert served.before is not None
         masks = served.units
         at = slice(token, token + len(masks)), place.layer, place.slot

@@ -1,4 +1,4 @@
-"""Masks as a file: what a closed loop decided, to be replayed exactly on any device with any cache.
+"""Files of masks that a closed loop decided, to be replayed exactly on any device with any cache.
 
 A ``.npz`` without compression: ``header``, JSON with ``format`` "hwsim-masks" and ``version`` 1, the model, the
 sequences, the policy and its groups; and for each layer and group ``masks/000/NAME``, uint8
@@ -37,7 +37,7 @@ FORMAT = "hwsim-masks"
 
 
 class SavedPolicy(Policy):
-    """The policy that made a file of masks: its groups, without its rule."""
+    """Stands for the policy that decided the masks of a file: it has its groups, but not its rule."""
 
     name: str
     parameters: dict[str, Any]
@@ -46,31 +46,31 @@ class SavedPolicy(Policy):
     predictor: int = 0
 
     def groups(self, model: ModelShape) -> list[Group]:
-        """As they were."""
-        return [Group(**each) for each in self.cut]
+        """The groups of the saved masks."""
+        return [Group(**fields) for fields in self.cut]
 
     def in_layer(self, layer: int) -> Policy:
-        """With the keeps of that layer."""
+        """The policy with the keeps of one layer."""
         if not self.keeps:
             return self
         cut = [
-            each | ({"keep": self.keeps[each["name"]][layer]} if each["name"] in self.keeps else {})
-            for each in self.cut
+            fields | ({"keep": self.keeps[fields["name"]][layer]} if fields["name"] in self.keeps else {})
+            for fields in self.cut
         ]
         return self.model_copy(update={"cut": cut, "keeps": {}})
 
     def predictor_parameters(self, model: ModelShape) -> int:
-        """As they were."""
+        """The number that was saved."""
         return self.predictor
 
 
 class MaskWriter(Observer):
-    """Writes the masks of one closed loop; they go to disk as they come.
+    """Writes the masks of one closed loop to disk as they are decided.
 
-    Until `finish` they lie in a folder beside the file, ``NAME.*.partial``.
+    Until `finish`, they are in a folder beside the file, ``NAME.*.partial``.
 
     Raises:
-        OutputError: the place cannot be written, or holds something other than masks.
+        OutputError: the path cannot be written, or is a file without masks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,7 +85,7 @@ class MaskWriter(Observer):
         self._members: dict[str, np.memmap[Any, Any]] = {}
 
     def begin(self, header: TraceHeader, masking: Masking, placement: Placement) -> None:
-        """Make room for the masks of all decoded tokens."""
+        """Create the arrays for the masks of all decoded tokens."""
         groups, keeps = placement.plans.declared()
         about = {
             "format": FORMAT,
@@ -110,12 +110,12 @@ class MaskWriter(Observer):
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
 
     def masks(self, place: Place, token: int, served: Served) -> None:
-        """Write the masks of decoded tokens from `token` on."""
+        """Write the masks of the decoded tokens from `token` on."""
         rows = slice(token, token + len(served.masks))
         self._members[_member(place.plan)][rows] = np.packbits(served.masks, axis=1)
 
     def finish(self) -> None:
-        """Put the members into one file and give it its name."""
+        """Put the arrays into one file and move it to its path."""
         if self._folder is None:
             raise OutputError(f"{self.path}: no masks were begun")
         folder = self._folder
@@ -126,7 +126,7 @@ class MaskWriter(Observer):
                 for name in names:
                     if name in self._members:
                         self._members[name].flush()
-                    # no clock in the file: the same run gives the same bytes
+                    # without a time stamp, so that the same run gives the same bytes
                     entry = zipfile.ZipInfo(f"{name}.npy")
                     with (
                         archive.open(entry, "w", force_zip64=True) as into,
@@ -139,7 +139,7 @@ class MaskWriter(Observer):
         self.discard()
 
     def discard(self) -> None:
-        """Leave nothing half-written."""
+        """Remove everything that is half-written."""
         self._members.clear()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -155,15 +155,15 @@ def _flat(name: str) -> str:
 
 
 class MaskFile:
-    """Masks that were saved.
+    """A file of saved masks.
 
     Attributes:
         model: shape of the model.
         sequences: windows of the text.
-        policy: stands for the one that made them.
+        policy: stands for the policy that decided them.
 
     Raises:
-        TraceError: no such file, or it is damaged.
+        TraceError: there is no such file, or it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -171,11 +171,11 @@ class MaskFile:
         try:
             about = json.loads(str(self._member("header")))
             self.model = ModelShape.model_validate(about["model"])
-            self.sequences = [Sequence.model_validate(each) for each in about["sequences"]]
-            made = about["policy"]
+            self.sequences = [Sequence.model_validate(entry) for entry in about["sequences"]]
+            policy = about["policy"]
             self.policy = SavedPolicy(
-                name=made["name"],
-                parameters=made["parameters"],
+                name=policy["name"],
+                parameters=policy["parameters"],
                 cut=about["groups"],
                 keeps=about.get("keeps", {}),
                 predictor=about["predictor_parameters"],
@@ -190,26 +190,26 @@ class MaskFile:
         try:
             check_unpacked(self.path)
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                found = archive[name]
+                array = archive[name]
         except (OSError, KeyError):
             raise
-        except Exception as error:  # numpy raises many kinds for archives that are damaged or lie
+        except Exception as error:  # numpy raises many kinds for archives that are damaged or inconsistent
             raise ValueError(one_line(error)) from error
-        if not isinstance(found, np.ndarray):  # numpy hands out what is no array as it is
+        if not isinstance(array, np.ndarray):  # numpy returns members that are no arrays as bytes
             raise ValueError(f"{name} is no array")
-        return found
+        return array
 
     def without_masks(self) -> MaskFile:
-        """The same tokens, read densely."""
+        """The same tokens with a dense policy."""
         dense = copy(self)
         dense.policy = SavedPolicy(name="dense", parameters={}, cut=[])
         return dense
 
     def check_adapter(self, adapter: Adapter | None) -> None:
-        """Whether the masks are replayed with the LoRA adapter that they were made with, which takes room in DRAM.
+        """Check that masks are replayed with the LoRA adapter they were made with, because it takes room in DRAM.
 
         Raises:
-            SettingError: with another one, without it, or with one that they were made without.
+            SettingError: the adapter is missing, another one, or given although the masks were made without one.
         """
         given, needed = (adapter.sha256 if adapter else None), self._adapter.get("sha256")
         if self.policy.cut and given != needed:
@@ -218,14 +218,14 @@ class MaskFile:
             raise SettingError(f"{self.path}: the masks were made with {was}; {way}")
 
     def count(self, masking: Masking, observers: Iterable[Observer] = ()) -> Counts:
-        """What the masks ask of caches. A unit of several indices is needed if any of them is.
+        """Count requests and hits of the masks. A unit of several indices is needed if any of its indices is.
 
         Args:
             masking: the groups and their caches.
-            observers: see the masks and what each cache holds at the end.
+            observers: receive the masks and the final content of each cache.
 
         Raises:
-            TraceError: masks are missing, or of another shape than the header says.
+            TraceError: masks are missing, or have another shape than the header states.
             SettingError: the rule cannot serve a shared cache.
         """
         sequences = Sequences(self.sequences)
@@ -240,7 +240,7 @@ class MaskFile:
         return tally.counts
 
     def _read(self, plan: GroupPlan, decoded: int) -> np.ndarray:
-        """bool ``[decoded, indices]``."""
+        """The masks of a group, bool ``[decoded, indices]``."""
         name = _member(plan)
         try:
             packed = self._member(name)

@@ -1,4 +1,4 @@
-"""What sees a run as it goes: masks, caches, progress. Results do not depend on the observers of a run."""
+"""Observers, which receive masks, caches and progress during a run. Results do not depend on them."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Base of all observers: each method is called as the run goes, and does nothing unless it is overridden.
+    """Base of all observers: the methods are called during the run and do nothing unless overridden.
 
     Attributes:
-        sees_cache: `masks` needs `Served.before`, what was cached before each token.
-        any_order: threads may call `masks` for several layers at once; the tokens of one place always come in order.
+        sees_cache: whether `masks` needs `Served.before`, the cached units before each token.
+        any_order: whether threads may call `masks` for several layers at once; the tokens of one place are always in
+            order.
     """
 
     sees_cache: ClassVar[bool] = False
     any_order: ClassVar[bool] = False
 
     def masks(self, place: Place, token: int, served: Served) -> None:
-        """The masks of decoded tokens in a row, from `token` on, went through the cache of a place."""
+        """Called when the cache of a place has served the masks of consecutive decoded tokens from `token` on."""
 
     def cached(self, place: Place, cached: np.ndarray) -> None:
-        """What the cache of a place holds at the end of the run: bool ``[units]``, read-only."""
+        """Called at the end of the run with the content of a cache: bool ``[units]``, read-only."""
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        """A phase of the run has come so far."""
+        """Called when a phase of the run has done `done` of `total`."""
 
 
 def listens(observer: Observer) -> bool:
-    """Whether an observer looks at masks at all."""
+    """Whether an observer overrides `masks`."""
     return type(observer).masks is not Observer.masks
 
 
 def tell_progress(observers: tuple[Observer, ...], phase: str, done: int, total: int) -> None:
-    """Tell all observers how far a phase has come."""
+    """Inform all observers of the progress of a phase."""
     for observer in observers:
         observer.progress(phase, done, total)

@@ -1,8 +1,8 @@
-"""Masks through caches to counts and observers: the one driver of replays, saved masks and closed loops.
+"""Drive masks through caches to counts and observers, for replays, saved masks and closed loops.
 
-A cache of one group couples that group's tokens only, so places are driven one after the other, or by threads. A cache
-that groups share couples them, so their masks go through it in the order in which a device asks for them: token, layer,
-then the order of the layer's groups.
+A cache of one group depends on that group's tokens only, so places are driven one after the other, or by threads. A
+shared cache depends on all of its groups, so their masks are served in the order in which a device requests them:
+token, layer, then the order of the layer's groups.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from hwsim.masking.streams import (
 from hwsim.memory.groups import Place
 from hwsim.trace.sequences import Decoded, Sequences
 
-_SHARED_VALUES = 2**24  # values of all signals that are held at once where groups share a cache: 64 MiB
+_SHARED_VALUES = 2**24  # values of all signals that are held at once if groups share a cache: 64 MiB
 PHASE = "masks and hits"
 
 Streams = Callable[[Place, Cache | None], Stream]
-"""Makes the masks of a place, to go through a cache that it shares with others, or through one of its own."""
+"""Makes the stream of masks of a place, for the given shared cache, or for a cache of its own (None)."""
 
 
 class Tally:
-    """Where the masks of a run are counted and shown.
+    """Counts the masks of a run and passes them to observers.
 
     Args:
-        counts: of the run, to be filled.
-        observers: of the run.
-        first: number of the first token that is counted here, among those that the observers see.
+        counts: counts of the run, to be filled.
+        observers: observers of the run.
+        first: number of the first token counted here, as the observers number tokens.
 
     Attributes:
-        watched: an observer wants to know what was cached before each token.
-        in_order: an observer wants to see the masks of one layer after the other.
+        watched: whether an observer needs the cached units before each token.
+        in_order: whether an observer needs the masks of one layer after the other.
     """
 
     def __init__(self, counts: Counts, observers: Iterable[Observer] = (), first: int = 0) -> None:
@@ -59,7 +59,7 @@ class Tally:
         self.in_order = any(not observer.any_order for observer in self._listeners)
 
     def put(self, place: Place, token: int, served: Served) -> None:
-        """The decoded token `token`, and those after it, asked the cache of a place."""
+        """Count and pass on what a cache has served for the decoded tokens from `token` on."""
         self.counts.put(place, token, served)
         for observer in self._listeners:
             observer.masks(place, self._first + token, served)
@@ -72,7 +72,7 @@ class Tally:
             token += len(part.masks)
 
     def drive_shared(self, streams: dict[Place, Iterator[Served]], tokens: range) -> Iterator[int]:
-        """Count the masks of a sequence whose places share a cache, token by token; yields each token that is done."""
+        """Count the masks of a sequence whose places share a cache, token by token; yield each token when done."""
         for token in tokens:
             for place, served in streams.items():
                 self.put(place, token, next(served))
@@ -83,10 +83,10 @@ class SharedCaches:
     """All shared caches of a model.
 
     Attributes:
-        rounds: the places that share a cache, cache by cache.
+        rounds: for each cache the places that share it.
 
     Args:
-        masking: which caches there are, and what picks the units that leave them.
+        masking: the caches and their eviction rule.
 
     Raises:
         SettingError: the rule cannot serve a shared cache.
@@ -108,11 +108,11 @@ class SharedCaches:
                 self._parts[place.layer, place.slot] = part
 
     def part(self, place: Place) -> Cache:
-        """What serves one place."""
+        """The part of a shared cache that serves one place."""
         return self._parts[place.layer, place.slot]
 
     def start(self, number: int | None = None) -> None:
-        """A sequence begins: all caches are empty, or one of them is."""
+        """Begin a sequence with empty caches; with a `number`, only this cache."""
         for cache in self._caches if number is None else [self._caches[number]]:
             cache.start()
             for part in cache.parts:
@@ -120,16 +120,16 @@ class SharedCaches:
 
 
 def policy_streams(source: SignalSource, masking: Masking, *, fast: bool, watched: bool) -> Streams:
-    """The masks that a policy decides from signals.
+    """Streams of the masks that a policy decides from signals.
 
     Args:
         source: gives the signals.
         masking: the policy and its caches.
-        fast: take the compiled scan where policy and cache allow it.
-        watched: an observer wants to know what was cached before each token.
+        fast: whether to use the compiled scan if policy and cache allow it.
+        watched: whether an observer needs the cached units before each token.
     """
     whole = sum(plan.indices for plan in masking.plans)
-    # with one cache for all layers, blocks of all of them are held at once
+    # with one cache for all layers, blocks of all layers are held at once
     together = whole if masking.shared and masking.shared.scope == "global" else whole // masking.plans.layers
 
     def make(place: Place, cache: Cache | None) -> Stream:
@@ -151,15 +151,14 @@ def scan(
 ) -> Counts:
     """Decide all masks of a policy and count all hits.
 
-    Layers do not influence each other unless they share a cache, so that threads may share them; results are
-    bit-identical.
+    Layers do not influence each other unless they share a cache, so threads may divide them; results are bit-identical.
 
     Args:
         source: gives the signals.
-        sequences: windows of the trace; prompts are passed over, they touch nothing.
+        sequences: windows of the trace; prompts are skipped.
         masking: the policy and its caches.
-        layers: only these, of caches that are not shared; None: all.
-        observers: see the masks, what each cache holds at the end, and the progress.
+        layers: only these layers, if caches are not shared; None: all.
+        observers: receive the masks, the final content of each cache, and the progress.
         threads: number of worker threads; used only with the compiled scan.
 
     Raises:
@@ -183,15 +182,15 @@ def count(
     layers: Iterable[int] | None = None,
     threads: int = 1,
 ) -> None:
-    """Let masks go through the caches of a run.
+    """Serve the masks of a run from its caches and count them.
 
     Args:
-        streams: makes the masks of each place.
+        streams: makes the stream of masks of each place.
         sequences: windows of the trace.
         masking: the caches.
-        tally: counts them.
-        layers: only these, of caches that are not shared; None: all.
-        threads: number of worker threads; used only where all streams are compiled.
+        tally: counts the masks.
+        layers: only these layers, if caches are not shared; None: all.
+        threads: number of worker threads; used only if all streams are compiled.
 
     Raises:
         HwsimError: as `scan`.
@@ -214,26 +213,26 @@ def count(
             held.append((place, stream.cached))
         return held
 
-    every = list(range(masking.plans.layers) if layers is None else layers)
-    alone = threads == 1 or tally.in_order or len(every) < 2 or not _compiled(streams, masking, every[0])
+    numbers = list(range(masking.plans.layers) if layers is None else layers)
+    alone = threads == 1 or tally.in_order or len(numbers) < 2 or not _compiled(streams, masking, numbers[0])
     with _workers(1 if alone else threads) as run:
-        for layer, held in zip(every, run(one, every), strict=True):
+        for layer, held in zip(numbers, run(one, numbers), strict=True):
             _finish(tally, held, layer + 1, masking.plans.layers)
 
 
 def _compiled(streams: Streams, masking: Masking, layer: int) -> bool:
-    """Whether threads may share the layers, by the streams of one of them."""
+    """Whether threads may divide the layers, judged by the streams of one layer."""
     return all(streams(place, None).compiled for place in masking.plans.places([layer]))
 
 
 def _count_shared(streams: Streams, sequences: Sequences, caches: SharedCaches, masking: Masking, tally: Tally) -> None:
     layers, decoded = masking.plans.layers, sequences.decoded_tokens
     for number, places in enumerate(caches.rounds):
-        made = {place: streams(place, caches.part(place)) for place in places}
+        stream_of = {place: streams(place, caches.part(place)) for place in places}
         first, members = places[0].layer, len({place.layer for place in places})
         for sequence in sequences.decoded():
             caches.start(number)
-            served = {place: stream.serve(sequence) for place, stream in made.items()}
+            served = {place: stream.serve(sequence) for place, stream in stream_of.items()}
             for token in tally.drive_shared(served, sequence.tokens):
                 done = first + members * (token + 1) // decoded
                 for observer in tally.observers:
@@ -242,7 +241,7 @@ def _count_shared(streams: Streams, sequences: Sequences, caches: SharedCaches, 
 
 
 def _finish(tally: Tally, held: list[tuple[Place, np.ndarray]], done: int, total: int) -> None:
-    """Tell what caches hold at the end of a run, and that their layers are done."""
+    """Inform observers of the final content of caches, and that their layers are done."""
     for observer in tally.observers:
         for place, cached in held:
             observer.cached(place, cached)
@@ -250,12 +249,12 @@ def _finish(tally: Tally, held: list[tuple[Place, np.ndarray]], done: int, total
 
 
 def saved_streams(read: Callable[[Place], np.ndarray], masking: Masking) -> Streams:
-    """Masks that were decided before.
+    """Streams of masks that were decided before.
 
     Args:
-        read: masks of units of a place, of all decoded tokens: bool ``[tokens, units]``, or the bits of them, uint8
+        read: returns the masks of a place for all decoded tokens: bool ``[tokens, units]``, or packed bits, uint8
             ``[tokens, ceil(units / 8)]``.
-        masking: their caches.
+        masking: the caches.
     """
     return lambda place, cache: _SavedStream(read(place), place, cache or masking.cache(place.plan), masking)
 
@@ -273,7 +272,7 @@ class _SavedStream:
 
     def serve(self, sequence: Decoded) -> Iterator[Served]:
         rows = self._masks[sequence.tokens.start : sequence.tokens.stop]
-        if not self._shared:  # a shared cache is started with all of its places
+        if not self._shared:  # a shared cache starts together with all of its places
             self._cache.start(self._units(rows) if self._future else None)
         return (self._serve(self._units(row)) for row in rows)
 
@@ -291,18 +290,18 @@ class _SavedStream:
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep the memory of freed blocks.
+    """Make the C library keep the memory of freed blocks.
 
-    glibc gives large ones back to the system and gets the next one cleared page by page, which takes longer than what
-    is done in it. It learns: after a block of nearly 32 MiB was freed, it keeps what is smaller. The block is never
-    touched, so it takes no memory. Elsewhere this does nothing.
+    glibc returns large blocks to the system and gets new ones cleared page by page, which takes longer than the work on
+    them. After a block of nearly 32 MiB was freed, it keeps smaller ones. This block is never touched, so it takes no
+    memory. With other C libraries this does nothing.
     """
     np.empty(2**25 - 2**13, np.uint8)
 
 
 @contextmanager
 def _workers(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` that is done by some threads: results in order, and the first error ends it."""
+    """A `map` that runs on threads: results are in order, and the first error ends it."""
     if threads <= 1:
         yield map
         return

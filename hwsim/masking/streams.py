@@ -1,7 +1,7 @@
-"""The masks of one group of one layer, one after the other, each through the group's cache: from a policy and signals.
+"""Streams of masks of one group of one layer: a policy decides each mask from signals, and the group's cache serves it.
 
-Layers do not influence each other here: the masks of a layer follow from its own signals and its own caches. The replay
-of a trace and the closed loop share this; they differ only in where the signals come from.
+Layers do not influence each other here: the masks of a layer follow from its own signals and its own caches. Replays of
+traces and closed loops use the same streams; they differ only in the source of the signals.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from hwsim.trace import Trace
 from hwsim.trace.sequences import Decoded, Sequences
 from hwsim.util import kernels
 
-_WORTH = 10_000  # decisions that pay for loading the compiled scan
+_WORTH = 10_000  # decisions from which on it pays to load the compiled scan
 BLOCK_VALUES = 2**20  # values of one signal that are held at once: 4 MiB
 
 
 class SignalSource(Protocol):
-    """Where the signals come from: a trace, or a running model."""
+    """Source of signals: a trace, or a running model."""
 
     def read(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
-        """float32 ``[stop - start, width]``."""
+        """Values of a signal, float32 ``[stop - start, width]``."""
 
     def norm(self, layer: int, name: str) -> np.ndarray:
-        """One of `hwsim.model.shape.NORMS`, float32 ``[indices]``; asked for only where a group needs it."""
+        """One of `hwsim.model.shape.NORMS`, float32 ``[indices]``; called only if a group needs it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Masking:
-    """What decides the masks of a run, and what serves them.
+    """The policy that decides the masks of a run, and the caches that serve them.
 
     Attributes:
-        model: its shape.
+        model: shape of the model.
         policy: decides the masks.
-        plans: the policy's groups, with their caches' capacities.
-        eviction: picks which units leave a cache.
-        setup: how caches admit, and what is in them from the start; not for those that groups share.
-        shared: the caches, where groups share them.
-        name: of the policy, for messages.
-        seed: of the random numbers that policies may draw.
+        plans: the policy's groups with the capacities of their caches.
+        eviction: picks the units that leave a cache.
+        setup: admission and initial content of caches; not for shared caches.
+        shared: the shared caches; None if each group has its own.
+        name: name of the policy, for messages.
+        seed: seed of the random numbers that policies may draw.
     """
 
     model: ModelShape
@@ -65,32 +65,32 @@ class Masking:
     seed: int = 0
 
     def decider(self, place: Place) -> Decider:
-        """What asks the policy for the masks of one place."""
+        """The decider, which asks the policy for the masks of one place."""
         seed = (self.seed, place.layer, place.slot)
         return Decider(self.policy.in_layer(place.layer), self.name, place.plan, self.model, seed)
 
     def cache(self, plan: GroupPlan) -> Cache:
-        """A cache of one group of one layer.
+        """Make the cache of one group of one layer.
 
         Raises:
-            SettingError: the eviction cannot bypass, a set is missing, or more is in there than the cache holds.
+            SettingError: the eviction cannot bypass, a set is missing, or more units are pinned or warm than fit.
         """
         return self.setup.cache(plan.layer, plan.name, plan.units, plan.capacity, self.eviction)
 
 
 class Stream(Protocol):
-    """The masks of one place, through its cache."""
+    """The masks of one place, served from its cache."""
 
     @property
     def compiled(self) -> bool:
-        """Whether threads may share the work: the compiled scan does it."""
+        """Whether the compiled scan does the work, so that threads may divide it."""
 
     @property
     def cached(self) -> np.ndarray:
-        """What the cache holds, bool ``[units]``, read-only."""
+        """The cached units, bool ``[units]``, read-only."""
 
     def serve(self, sequence: Decoded) -> Iterator[Served]:
-        """Begin a sequence; what one token or several in a row ask of the cache, each only when it is wanted."""
+        """Begin a sequence, and yield the requests of one token or of consecutive tokens, computed on demand."""
 
 
 class PolicyStream:
@@ -98,12 +98,12 @@ class PolicyStream:
 
     Args:
         masking: the policy and its caches.
-        place: whose masks.
-        blocks: what the group needs of some rows of the source, in blocks.
-        cache: that the masks go through, where it is shared with others; None: one of its own.
-        blind: why the policy may not read ``ctx.cached``, where the masks go through the cache later.
-        fast: take the compiled scan where policy and cache allow it; it decides the same.
-        watched: an observer wants to know what was cached before each token.
+        place: place of the group.
+        blocks: returns what the group needs of a range of rows of the source, in blocks.
+        cache: the group's part of a shared cache; None: a cache of its own.
+        blind: reason why the policy may not read ``ctx.cached``, if the cache serves the masks later.
+        fast: whether to use the compiled scan if policy and cache allow it; it decides the same.
+        watched: whether an observer needs the cached units before each token.
     """
 
     def __init__(
@@ -122,28 +122,28 @@ class PolicyStream:
         self._k = self.plan.k
         self._decider = masking.decider(place)
         self._blocks = fast and self._decider.scores_blocks  # masks of many tokens are decided at once
-        self._fast = self._blocks and cache is None  # and go through the cache at once
+        self._fast = self._blocks and cache is None  # and served at once
         self._cache = masking.cache(self.plan) if cache is None else cache
         self._fast &= self._cache.rank_update is not None
 
     @property
     def compiled(self) -> bool:
-        """Whether the compiled scan decides, unless the policy wants to be asked one by one after all."""
+        """Whether the compiled scan decides, unless the policy's `scores` returns None."""
         return self._fast
 
     @property
     def cached(self) -> np.ndarray:
-        """What the cache holds, bool ``[units]``, read-only; it follows the cache."""
+        """The cached units, bool ``[units]``, read-only; a view that follows the cache."""
         return self._cache.view
 
     def serve(self, sequence: Decoded) -> Iterator[Served]:
-        """Begin a sequence and decide its masks, each only after the one before it went through the cache."""
+        """Begin a sequence and decide its masks, each after the cache has served the one before it."""
         assert self._read is not None
         self.begin(sequence.number)
         yield from self.run(self._read(sequence.rows))
 
     def begin(self, number: int) -> None:
-        """Sequence `number` of the run begins: the cache as at first, fresh state and random numbers."""
+        """Begin sequence `number` of the run with the initial cache, fresh state and random numbers."""
         if self._eviction.needs_future:
             self._decider.begin(number, None)
         elif self._blind:
@@ -153,13 +153,13 @@ class PolicyStream:
             self._decider.begin(number, self._cache.view)
 
     def run(self, blocks: Iterable[Block]) -> Iterator[Served]:
-        """Decide the next tokens, each only after the one before it went through the cache.
+        """Decide the next tokens, each after the cache has served the one before it.
 
         Args:
-            blocks: what the group needs. All that is left of the sequence where the eviction must know the future.
+            blocks: what the group needs; the whole rest of the sequence if the eviction must know the future.
 
         Yields:
-            What one token or several in a row asked of the cache.
+            The requests of one token or of consecutive tokens to the cache.
 
         Raises:
             ContractError: the policy or the eviction broke its contract.
@@ -187,19 +187,19 @@ class PolicyStream:
                     yield self._serve(token, mask)
 
     def _masks(self, block: Block) -> np.ndarray:
-        """Masks of all tokens of a block, bool ``[tokens, units]``, of a policy that does not see the cache."""
+        """Masks of all tokens of a block, bool ``[tokens, units]``, for a policy that does not see the cache."""
         scores = self._decider.scores(block, aware=False) if self._blocks else None
         if scores is None:
             return np.array([self._decider.decide(row).copy() for row in block.rows()])
         return compiled.top_k(scores[0], self._k)
 
     def step(self, signals: dict[str, np.ndarray]) -> Served:
-        """Decide the next token and let it go through the cache; as `run`, for one token."""
+        """Decide the next token and serve it from the cache; as `run`, for one token."""
         mask = self._decider.decide(signals)
         return self._serve(self._decider.token, mask)
 
     def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
-        """Decide the next token, for a cache that it goes through later: bool ``[units]``, valid until the next one."""
+        """Decide the next token for a cache that serves it later: bool ``[units]``, valid until the next call."""
         mask = self._decider.decide(signals)
         requests = int(np.count_nonzero(mask))
         if self._k and requests != self._k:
@@ -207,7 +207,7 @@ class PolicyStream:
         return mask
 
     def expand(self, units: np.ndarray) -> np.ndarray:
-        """A mask of units as one of indices: bool ``[units]`` -> bool ``[indices]``, valid until the next one."""
+        """Convert a mask of units to indices: bool ``[units]`` -> bool ``[indices]``, valid until the next call."""
         return self._decider.expand(units)
 
     def _serve(self, token: int, mask: np.ndarray) -> Served:
@@ -218,12 +218,12 @@ class PolicyStream:
 
 
 def worth_compiling(decisions: int) -> bool:
-    """Whether so many masks pay for the compiled scan, and it is there."""
+    """Whether the compiled scan is available and pays off for this number of masks."""
     return decisions >= _WORTH and compiled.available()
 
 
 def signal_blocks(source: SignalSource, plan: GroupPlan, rows: range, values: int = BLOCK_VALUES) -> Iterator[Block]:
-    """What a group needs of some tokens, read in blocks of so many values of a signal."""
+    """Yield what a group needs for a range of rows, in blocks of at most `values` values of a signal."""
     layer, step = plan.layer, max(1, values // plan.indices)
     norms = {name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS}
     signals = [signal for signal in plan.group.needs if signal not in NORMS]
@@ -234,7 +234,7 @@ def signal_blocks(source: SignalSource, plan: GroupPlan, rows: range, values: in
 
 
 def _read(source: SignalSource, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
-    """A signal of some tokens: float16 where a trace has it so, else float32."""
+    """Values of a signal: float16 if a trace stores it so, otherwise float32."""
     halves = source.read_halves(layer, signal, start, stop) if isinstance(source, Trace) else None
     return source.read(layer, signal, start, stop) if halves is None else halves
 
@@ -242,20 +242,20 @@ def _read(source: SignalSource, layer: int, signal: str, start: int, stop: int) 
 def decided(
     source: SignalSource, sequences: Sequences, masking: Masking, place: Place, blind: str
 ) -> Iterator[Iterator[np.ndarray]]:
-    """The masks of a policy that does not look at the cache, sequence by sequence, each to be read to its end.
+    """The masks of a policy that does not read the cache, sequence by sequence; each must be read to its end.
 
     Args:
         source: gives the signals.
         sequences: windows of the trace.
         masking: the policy.
-        place: whose masks.
-        blind: what follows if the policy looks at the cache, for messages.
+        place: place of the group.
+        blind: consequence if the policy reads the cache, for messages.
 
     Yields:
         For each sequence its masks, bool ``[units]``, read-only, valid until the next one.
 
     Raises:
-        PluginError: the policy looks at the cache, or broke its contract.
+        PluginError: the policy reads the cache, or broke its contract.
     """
     decider = masking.decider(place)
 

@@ -1,4 +1,4 @@
-"""The groups of a policy made concrete for a model: how many units, of which bytes, how many of them a mask holds."""
+"""The groups of a policy made concrete for a model: number of units, their bytes, and units of a mask."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class GroupPlan:
     """A group of a policy in one layer, made concrete for a model.
 
     Attributes:
-        layer: of the model.
-        group: as the policy names it, with the keep of this layer.
+        layer: layer of the model.
+        group: the group as the policy declares it, with the keep of this layer.
         part: label of the part of the model that its weights belong to: ``mlp`` or ``attention``.
-        units: how many units the group has.
-        k: units that a mask holds: floor(keep x units), at least 1; 0 where the policy decides.
-        slice_bytes: bytes of each matrix slice of one unit: each is a read of its own in Flash.
+        units: number of units.
+        k: units of a mask: floor(keep x units), at least 1; 0 if the policy decides the number.
+        slice_bytes: bytes of each matrix slice of one unit; each is a separate read in Flash.
         last_slice_bytes: bytes of each slice of the last unit, which may have fewer indices.
-        parameters: weights of one index of the axis; a unit has as many times that as it has indices.
-        mlp_parameters: those of them that belong to the MLP.
-        bits: of one stored weight.
+        parameters: weights of one index of the axis.
+        mlp_parameters: weights of one index that belong to the MLP.
+        bits: bits of one stored weight.
         indices: size of the axis.
-        block: indices that make up a unit.
-        order: int ``[indices]``: which index lies at each place in Flash; None: the model's own order.
-        capacity: units that the group's cache holds; where groups share a cache, those that it could hold if it held
-            no others.
+        block: indices of a unit.
+        order: int ``[indices]``: index at each place in Flash; None: the model's own order.
+        capacity: units that the group's cache holds; if groups share a cache, the units that it could hold of this
+            group alone.
     """
 
     layer: int
@@ -73,7 +73,7 @@ class GroupPlan:
 
     @property
     def short(self) -> int:
-        """How many indices the last unit has less than the others."""
+        """Number of indices by which the last unit is smaller than the others."""
         return self.units * self.block - self.indices
 
     @property
@@ -88,23 +88,23 @@ class GroupPlan:
         return sizes
 
     def held(self, size: int) -> int:
-        """How many units `size` bytes hold."""
+        """Number of units that fit into `size` bytes."""
         return self.units if size >= self.total_bytes else size // self.unit_bytes
 
     def blocks(self) -> Blocks | None:
-        """How indices fall into units; None where each is a unit of its own."""
+        """How indices are grouped into units; None if each index is a unit."""
         return None if self.block == 1 else Blocks(self.indices, self.block, self.order)
 
 
 class Place(NamedTuple):
-    """Where a group stands: its layer, its slot among the groups of that layer, and its plan."""
+    """The place of a group: its layer, its slot among the groups of that layer, and its plan."""
 
     layer: int
     slot: int
     plan: GroupPlan
 
     def __hash__(self) -> int:
-        """By layer and slot: the lists of a group have no hash."""
+        """Hash of layer and slot, because a group contains lists, which have no hash."""
         return hash((self.layer, self.slot))
 
 
@@ -112,8 +112,8 @@ class Place(NamedTuple):
 class Plans:
     """The groups of a policy, layer by layer, in the order in which a layer decides them.
 
-    Arrays about them are ``[..., layers, slots]``: slot i of a layer is its group i, and the slots of a layer that has
-    fewer groups than another hold zeros.
+    Arrays about groups have the shape ``[..., layers, slots]``: slot i of a layer is its group i. If a layer has fewer
+    groups than another, its other slots hold zeros.
 
     Attributes:
         by_layer: the groups of each layer.
@@ -140,25 +140,26 @@ class Plans:
 
     @property
     def slots(self) -> int:
-        """Groups of the layer that has most."""
+        """Groups of the layer with the most groups."""
         return max(map(len, self.by_layer), default=0)
 
     def places(self, layers: Iterable[int] | None = None) -> list[Place]:
         """The places of some layers, or of all."""
-        every = range(self.layers) if layers is None else layers
-        return [Place(layer, slot, plan) for layer in every for slot, plan in enumerate(self.by_layer[layer])]
+        numbers = range(self.layers) if layers is None else layers
+        return [Place(layer, slot, plan) for layer in numbers for slot, plan in enumerate(self.by_layer[layer])]
 
     def table(self, value: Callable[[GroupPlan], float], kind: type = np.int64) -> np.ndarray:
-        """A number of each group: ``[layers, slots]`` of a type."""
+        """An array ``[layers, slots]`` of dtype `kind` with a number for each group."""
         numbers: np.ndarray = np.zeros((self.layers, self.slots), kind)
         for layer, slot, plan in self.places():
             numbers[layer, slot] = value(plan)
         return numbers
 
     def alike(self, key: Callable[[GroupPlan], Hashable]) -> list[tuple[GroupPlan, tuple[Any, ...]]]:
-        """Groups that have the same key: one of them, and the index of all in an array ``[tokens, layers, slots]``.
+        """Partition the groups by a key: for each key a group, and the index of all its groups.
 
-        The index is one of slices where the groups stand in all layers and one slot, so that it makes no copy.
+        The index is for arrays ``[tokens, layers, slots]``. It consists of slices if the groups are in one slot of all
+        layers, so that indexing makes no copy.
         """
         members: dict[Hashable, list[Place]] = {}
         for place in self.places():
@@ -173,24 +174,24 @@ class Plans:
         return indices
 
     def by_name(self) -> dict[str, list[GroupPlan]]:
-        """The groups of each name, layer by layer."""
+        """The groups by name, layer by layer."""
         named: dict[str, list[GroupPlan]] = {}
         for plan in self:
             named.setdefault(plan.name, []).append(plan)
         return named
 
     def declared(self) -> tuple[list[Group], dict[str, list[float | None]]]:
-        """The groups of the first layer, and the keeps of those whose keep differs by layer."""
+        """The groups of the first layer, and the keeps by layer of groups whose keep differs between layers."""
         keeps = {name: [plan.group.keep for plan in plans] for name, plans in self.by_name().items()}
         differing = {name: values for name, values in keeps.items() if len(set(values)) > 1}
         return [plan.group for plan in self.by_layer[0]] if self.by_layer else [], differing
 
     def needs(self) -> set[str]:
-        """Signals and norms that any group is decided from."""
+        """All signals and norms from which groups are decided."""
         return {signal for plan in self for signal in plan.group.needs}
 
     def with_capacities(self, capacities: Iterable[int]) -> Plans:
-        """The same with a capacity for each group, layer by layer."""
+        """A copy with a capacity for each group, given layer by layer."""
         given = iter(capacities)
         return Plans(tuple(tuple(replace(plan, capacity=next(given)) for plan in layer) for layer in self.by_layer))
 
@@ -200,9 +201,9 @@ class Units:
     """How the indices of a group's axis become units.
 
     Attributes:
-        bits: of stored weights.
-        block: neighbours that make up a unit.
-        layout: says which neurons are neighbours; None: the model's own order.
+        bits: bits of stored weights.
+        block: neighbours of a unit.
+        layout: order of the neurons, which decides the neighbours; None: the model's own order.
     """
 
     bits: Bits = field(default_factory=Bits)
@@ -214,7 +215,7 @@ def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) ->
     """Make a group of one layer concrete; its units are blocks of neighbours.
 
     Raises:
-        ContractError: an unknown axis, slice, signal or keep, or a mask decided from what it must produce.
+        ContractError: an unknown axis, slice, signal or keep, or a mask decided from a signal that the mask changes.
     """
     where = f"group {group.name!r}"
     if not isinstance(group.name, str):
@@ -250,10 +251,10 @@ def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) ->
         part="mlp" if any(matrix in MLP for matrix in matrices) else "attention",
         units=count,
         k=0 if group.keep is None else kept(group.keep, count),
-        slice_bytes=tuple(stored_bytes(block * each, width) for each, width in zip(elements, bits, strict=True)),
-        last_slice_bytes=tuple(stored_bytes(last * each, width) for each, width in zip(elements, bits, strict=True)),
+        slice_bytes=tuple(stored_bytes(block * size, width) for size, width in zip(elements, bits, strict=True)),
+        last_slice_bytes=tuple(stored_bytes(last * size, width) for size, width in zip(elements, bits, strict=True)),
         parameters=sum(elements),
-        mlp_parameters=sum(each for each, matrix in zip(elements, matrices, strict=True) if matrix in MLP),
+        mlp_parameters=sum(size for size, matrix in zip(elements, matrices, strict=True) if matrix in MLP),
         bits=bits[0],
         indices=indices,
         block=block,
@@ -262,7 +263,7 @@ def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) ->
 
 
 def _elements(name: str, group: Group, model: ModelShape, indices: int, where: str) -> int:
-    """Weights of one index of a slice such as ``gate.column``."""
+    """Number of weights of one index of a slice such as ``gate.column``."""
     matrices = model.matrices()
     matrix, _, kind = name.partition(".")
     if matrix not in matrices or kind not in ("row", "column"):
@@ -281,10 +282,10 @@ def _check_needs(group: Group, where: str, model: ModelShape, indices: int) -> N
         width = model.signal_width(signal)
         if signal in NORMS and width != indices:
             raise ContractError(f"{where}: needs {signal!r} of {width} units, axis {group.axis!r} has {indices}")
-        made = _MADE_BY[signal] & {name.partition(".")[0] for name in group.slices}
-        if made and not group.oracle:
+        producers = _MADE_BY[signal] & {name.partition(".")[0] for name in group.slices}
+        if producers and not group.oracle:
             raise ContractError(
-                f"{where}: is decided from {signal!r}, which {', '.join(sorted(made))} must produce first, "
+                f"{where}: is decided from {signal!r}, which {', '.join(sorted(producers))} must produce first, "
                 "and the mask cuts that; choose another signal, or say oracle=True"
             )
 
@@ -295,7 +296,7 @@ def plan_groups(
     """Make all groups of one layer concrete, in the order in which the layer can decide them.
 
     Raises:
-        ContractError: as `plan_group`; two groups share a name or a matrix; groups that wait for each other.
+        ContractError: as `plan_group`; two groups share a name or a matrix; groups wait for each other.
     """
     if not isinstance(groups, list | tuple) or not all(isinstance(group, Group) for group in groups):
         raise ContractError("groups() must return a list of hwsim.policy.Group")
@@ -324,32 +325,32 @@ def plan_groups(
 
 
 def plan_layers(layers: list[list[Group]], model: ModelShape, units: Units | None = None) -> Plans:
-    """Make the groups of all layers concrete; only their keep may differ.
+    """Make the groups of all layers concrete; only their keep may differ between layers.
 
     Args:
-        layers: groups of each layer; or one list, for all layers alike.
-        model: its shape.
+        layers: groups of each layer, or one list for all layers.
+        model: shape of the model.
         units: how indices become units.
 
     Raises:
         ContractError: as `plan_groups`; two layers differ in more than the keep of their groups.
     """
-    units, every = units or Units(), range(model.num_hidden_layers)
+    units, numbers = units or Units(), range(model.num_hidden_layers)
     if len(layers) == 1:
         first = plan_groups(layers[0], model, units)
-        return Plans(tuple(tuple(_in_layer(plan, layer, units.layout) for plan in first) for layer in every))
+        return Plans(tuple(tuple(_in_layer(plan, layer, units.layout) for plan in first) for layer in numbers))
     plans = [plan_groups(groups, model, units, layer) for layer, groups in enumerate(layers)]
 
-    def but_for_keep(each: tuple[GroupPlan, ...]) -> list[Group]:
-        return [replace(plan.group, keep=None) for plan in each]
+    def but_for_keep(own: tuple[GroupPlan, ...]) -> list[Group]:
+        return [replace(plan.group, keep=None) for plan in own]
 
-    for layer, each in enumerate(plans):
-        if but_for_keep(each) != but_for_keep(plans[0]):
+    for layer, layer_plans in enumerate(plans):
+        if but_for_keep(layer_plans) != but_for_keep(plans[0]):
             raise ContractError(f"groups() of layer {layer} differ from layer 0's in more than keep")
     return Plans(tuple(plans))
 
 
 def _in_layer(plan: GroupPlan, layer: int, layout: Layout | None) -> GroupPlan:
-    """The same group in another layer, where neurons may lie in another order."""
+    """The same group in another layer, whose neurons may have another order."""
     order = plan.order if layout is None or plan.order is None else layout.orders[layer]
     return replace(plan, layer=layer, order=order)

@@ -1,7 +1,7 @@
 """The order in which a model's neurons lie in Flash, and the blocks of neighbours that are read as one unit.
 
 A unit of a group is a block of B indices that lie side by side: in the axis's own order, or, for neurons, in the order
-of a layout. Policies decide single indices; here is how those become blocks, and blocks indices again.
+of a layout. Policies decide single indices; this module converts between masks of indices and masks of blocks.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Blocks:
-    """How the indices of one group's axis in one layer fall into units of several neighbours.
+    """The division of a group's axis in one layer into units of several neighbours.
 
     Args:
         indices: size of the axis.
-        block: neighbours that make up a unit; the last unit has what is left.
-        order: int ``[indices]``: which index lies at each place; None: its own.
+        block: neighbours of a unit; the last unit has the remaining indices.
+        order: int ``[indices]``: index at each place; None: the axis's own order.
     """
 
     def __init__(self, indices: int, block: int, order: np.ndarray | None = None) -> None:
@@ -40,16 +40,16 @@ class Blocks:
             self._unit[order] = places
 
     def sums(self, scores: np.ndarray) -> np.ndarray:
-        """Score of each unit, float32 ``[units]``: the sum of its members, taken in float64 in the order of indices.
+        """Score of each unit, float32 ``[units]``: the sum over its indices, in float64 in the order of indices.
 
-        What is infinite counts as the largest float32, so that a sum is never NaN.
+        Infinite scores count as the largest float32, so that a sum is never NaN.
         """
         finite = np.clip(scores, -_LARGEST, _LARGEST)
         with np.errstate(over="ignore"):
             return np.bincount(self._unit, finite, self.units).astype(np.float32)
 
     def touched(self, mask: np.ndarray) -> np.ndarray:
-        """Units that hold any of the indices: bool ``[indices]`` -> bool ``[units]``."""
+        """Units that contain any index of a mask: bool ``[indices]`` -> bool ``[units]``."""
         units = np.zeros(self.units, bool)
         units[self._unit[mask]] = True
         return units
@@ -64,8 +64,8 @@ class Layout:
     """Orders of the neurons of every layer.
 
     Attributes:
-        header: what the file says about itself.
-        orders: int32 ``[layers, neurons]``: which neuron lies at each place.
+        header: header of the file.
+        orders: int32 ``[layers, neurons]``: neuron at each place.
     """
 
     header: dict[str, Any]
@@ -73,20 +73,20 @@ class Layout:
 
     @cached_property
     def digest(self) -> str:
-        """Names the orders in a result."""
+        """Hash that identifies the orders in a result."""
         return hashlib.sha256(np.ascontiguousarray(self.orders, np.int32).tobytes()).hexdigest()
 
     def check(self, model: ModelShape) -> None:
-        """Refuse another model.
+        """Refuse a layout that was made for another model.
 
         Raises:
-            SettingError: numbers of layers or neurons differ.
+            SettingError: the number of layers or neurons differs.
         """
         layers, neurons = self.orders.shape
         if (layers, neurons) != (model.num_hidden_layers, model.intermediate_size):
-            made = self.header.get("model", {}).get("name", "a model")
+            name = self.header.get("model", {}).get("name", "a model")
             raise SettingError(
-                f"--layout: was made for {made} with {layers} layers of {neurons} neurons; {model.name} has "
+                f"--layout: was made for {name} with {layers} layers of {neurons} neurons; {model.name} has "
                 f"{model.num_hidden_layers} of {model.intermediate_size}; make one: hwsim layout TRACE"
             )
 
@@ -95,7 +95,7 @@ def read_layout(path: Path) -> Layout:
     """Read a file of `hwsim layout`.
 
     Raises:
-        PluginError: no such file, or it holds no orders.
+        PluginError: there is no such file, or it holds no orders.
     """
     header, arrays = read_arrays(path, KIND)
     names = [f"layers/{layer:03d}/{AXIS}" for layer in range(len(arrays))]
@@ -114,10 +114,10 @@ def read_layout(path: Path) -> Layout:
 
 
 def write_layout(path: Path, layout: Layout) -> None:
-    """Write a layout; the same one gives the same bytes.
+    """Write a layout to a file; the same layout gives the same bytes.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     orders = {f"layers/{layer:03d}/{AXIS}": order for layer, order in enumerate(layout.orders.astype(np.int32))}
     write_arrays(path, KIND, layout.header, orders)

@@ -1,6 +1,6 @@
-"""What lies where: resident weights in DRAM first, in the order that DESIGN fixes, then the caches; the rest streams.
+"""Placement: resident weights are put into DRAM first, in a fixed order, then the caches; the rest is streamed.
 
-All sizes are bytes and whole numbers; see docs/model.md for the rules in prose.
+All sizes are whole numbers of bytes; docs/model.md explains the rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hwsim.model.lora import Adapter
 from hwsim.model.shape import ATTENTION, Bits, ModelShape, footprint, stored_bytes
 from hwsim.util.units import parse, show_size
 
-_LARGEST = 10**18  # bytes of a DRAM budget: more is a slip of the pen
+_LARGEST = 10**18  # bytes of a DRAM budget: more is a typing error
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Unmasked:
     """Bytes of the weights that no mask cuts.
 
     Attributes:
-        attention: of each layer's attention.
-        mlp: of each layer's MLP.
-        kept: what the policy and the adapter keep, of each layer.
-        lm_head: of the LM head.
+        attention: bytes of each layer's attention.
+        mlp: bytes of each layer's MLP.
+        kept: bytes of the policy's own parameters and the adapter in each layer.
+        lm_head: bytes of the LM head.
     """
 
     attention: tuple[int, ...]
@@ -36,11 +36,11 @@ class Unmasked:
 
     @property
     def total(self) -> int:
-        """Of all layers and the LM head."""
+        """Bytes of all layers and the LM head."""
         return sum(self.attention) + sum(self.mlp) + sum(self.kept) + self.lm_head
 
     def in_order(self) -> Iterator[tuple[int, int]]:
-        """Step and bytes, in the order in which they are pinned: attention, LM head, what is kept, MLP."""
+        """(step, bytes) in the order in which weights are pinned: attention, LM head, `kept`, MLP."""
         yield from enumerate(self.attention)
         yield len(self.attention), self.lm_head
         yield from enumerate(self.kept)
@@ -54,10 +54,10 @@ class Bytes:
     Attributes:
         budget: DRAM that the model may use.
         kv_tokens: tokens that the KV cache is reserved for.
-        kv_entries: KV cache of one token, of each layer.
+        kv_entries: KV cache of one token in each layer.
         unmasked: weights that no mask cuts, pinned or streamed.
         sparse: all matrices that masks cut.
-        weights: the whole model's weights.
+        weights: all weights of the model.
     """
 
     budget: int
@@ -89,21 +89,21 @@ class Bytes:
 
     @property
     def pinned(self) -> int:
-        """Resident weights that do lie in DRAM, read from there at every token."""
+        """Resident weights that lie in DRAM and are read from there at every token."""
         return self.resident - self.streamed
 
     @property
     def cache(self) -> int:
-        """What is left of the budget for the caches."""
+        """Bytes of the budget that are left for the caches."""
         return max(0, self.budget - self.kv_reserved - self.resident)
 
     @property
     def enough(self) -> bool:
-        """Whether the budget is as large as the KV cache and all weights; equal shares may still be too small."""
+        """Whether the budget is as large as the KV cache and all weights; single caches may still be too small."""
         return self.kv_reserved + self.resident + self.sparse <= self.budget
 
     def by_step(self) -> tuple[list[int], list[int]]:
-        """Unmasked weights that each layer reads, and after the last one the LM head: pinned, and streamed."""
+        """Bytes of unmasked weights by step, each layer and then the LM head: (pinned, streamed)."""
         steps = len(self.kv_entries) + 1
         pinned, streamed, room = [0] * steps, [0] * steps, self.pinned
         for step, size in self.unmasked.in_order():
@@ -116,15 +116,15 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a token multiplies outside the groups: numbers of weights, not bytes.
+    """Weights that a token multiplies outside the groups; numbers, not bytes.
 
     Attributes:
-        total: weights of all layers and the LM head, masked ones included.
+        total: weights of all layers and the LM head, including masked ones.
         attention: unmasked weights of each layer's attention.
         mlp: unmasked weights of each layer's MLP.
         lm_head: weights of the LM head.
-        predictor: parameters of the policy itself, all layers.
-        macs_per_entry: multiplications of one token's attention for each KV entry, of each layer.
+        predictor: parameters of the policy itself in all layers.
+        macs_per_entry: multiplications of one token's attention for each KV entry, by layer.
     """
 
     total: int
@@ -137,14 +137,14 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model lies under one policy and one DRAM budget, and what its arithmetic is.
+    """Where a model lies under one policy and one DRAM budget, and its arithmetic.
 
     Attributes:
-        bytes: where they lie.
-        parameters: what a token multiplies outside the groups.
-        plans: the policy's groups, with their caches' capacities.
-        shared: the caches, where groups share them.
-        adapter: the LoRA adapter that the model carries.
+        bytes: where the model's bytes lie.
+        parameters: weights that a token multiplies outside the groups.
+        plans: the policy's groups with the capacities of their caches.
+        shared: the shared caches; None if each group has its own.
+        adapter: LoRA adapter of the model, or None.
     """
 
     bytes: Bytes
@@ -169,11 +169,11 @@ class Placement:
 def dram_budget(text: str, weights: int, kv_reserved: int) -> int:
     """Bytes of ``--dram``: a size such as "4 GB", or a share of the model's weights such as "50%".
 
-    A share is of the weight bytes alone; the KV cache is provided on top of it, so that the same share means the same
-    room for weights at every length of context.
+    A share counts weight bytes only, and the KV cache is added to it, so that the same share means the same room for
+    weights at every context length.
 
     Raises:
-        SettingError: neither.
+        SettingError: the text is neither a size nor a share.
     """
     text = text.strip()
     if text.endswith("%"):
@@ -194,7 +194,7 @@ def dram_budget(text: str, weights: int, kv_reserved: int) -> int:
 
 
 def _fewer(kv_tokens: int, longest: int | None) -> str:
-    """How to get along with a smaller KV cache: it must hold the longest sequence."""
+    """Advice for a smaller KV cache, which must still hold the longest sequence."""
     if longest is not None and longest < kv_tokens:
         return f"reserve it for fewer tokens (--kv-tokens {longest} is the least)"
     return "use shorter sequences"
@@ -202,14 +202,14 @@ def _fewer(kv_tokens: int, longest: int | None) -> str:
 
 @dataclass(frozen=True)
 class Room:
-    """What DRAM is asked to hold besides weights, and how the caches divide what is left.
+    """The DRAM budget, the KV cache in it, and how the caches divide the rest.
 
     Attributes:
         budget: bytes, or the text of ``--dram``.
         kv_tokens: tokens that the KV cache is reserved for.
-        longest: tokens of the longest sequence, the least that the KV cache can be reserved for.
+        longest: tokens of the longest sequence, the minimum of `kv_tokens`.
         scope: which groups share a cache.
-        shares: how its bytes are divided over layers and groups; None: equally.
+        shares: how cache bytes are divided over layers and groups; None: equally.
     """
 
     budget: int | str
@@ -222,18 +222,18 @@ class Room:
 def place(
     plans: Plans, model: ModelShape, bits: Bits, room: Room, predictor_parameters: int, adapter: Adapter | None = None
 ) -> Placement:
-    """Lay a model out in DRAM and Flash.
+    """Place a model in DRAM and Flash.
 
     Args:
         plans: the policy's groups.
-        model: its shape.
-        bits: of stored numbers.
-        room: what DRAM is asked to hold.
-        predictor_parameters: parameters that the policy itself keeps, all layers.
-        adapter: a LoRA adapter: what is not merged lies in DRAM, too.
+        model: shape of the model.
+        bits: bits of stored numbers.
+        room: DRAM budget, KV cache and division of the caches.
+        predictor_parameters: parameters of the policy itself in all layers.
+        adapter: a LoRA adapter; if it is not merged, it also lies in DRAM.
 
     Raises:
-        SettingError: the budget cannot hold the KV cache; the shares are not those of these groups.
+        SettingError: the budget cannot hold the KV cache, or the shares do not match the groups.
     """
     sizes, layers, matrices = footprint(model, bits), model.num_hidden_layers, model.matrices()
     kv_reserved = room.kv_tokens * sizes.kv_entry
@@ -277,7 +277,7 @@ def place(
 
 
 def _caches(plans: Plans, size: int, scope: Scope, shares: Shares | None) -> tuple[Shared | None, list[int]]:
-    """Divide the cache's bytes: the caches that groups share, if any, and the units that each group's can hold."""
+    """Divide the bytes of the caches: the shared caches, if any, and the capacity of each group in units."""
     if not plans:
         return None, []
     layers, totals = plans.layers, [plan.total_bytes for plan in plans]
@@ -292,8 +292,8 @@ def _caches(plans: Plans, size: int, scope: Scope, shares: Shares | None) -> tup
             sizes = tuple(divide(size, [sum(row) for row in weights], whole))
         return Shared(scope, sizes), [plan.held(sizes[plan.layer % len(sizes)]) for plan in plans]
     if weights is None:
-        # each masked matrix of each layer gets the same bytes; in whole numbers, so that the floor is exact. A matrix
-        # is cut by one slice of one group, so a group's share counts its slices
+        # each masked matrix of each layer gets the same bytes, in whole numbers so that the floor is exact. One slice
+        # of one group cuts a matrix, so a group's share is proportional to its slices
         parts = sum(len(plan.slice_bytes) for plan in plans)
         return None, [plan.held(size * len(plan.slice_bytes) // parts) for plan in plans]
     sizes_of = divide(size, [weight for row in weights for weight in row], totals)

@@ -1,6 +1,6 @@
-"""How the cache's bytes are divided: equally, or in proportion to weights that were measured or given.
+"""Division of the cache bytes: equally, or in proportion to weights that were measured or given.
 
-All arithmetic is in whole numbers, and shares are rounded down, so that their sum never exceeds what there is.
+All arithmetic is in whole numbers, and shares are rounded down, so that their sum never exceeds the total.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hwsim.errors import SettingError
 from hwsim.util.explain import problem
 
-_DIGITS = 15  # of a weight
+_DIGITS = 15  # most digits of a weight
 
 Scope = Literal["matrix", "layer", "global"]
-"""Who shares a cache: nobody, all groups of a layer, or all groups of all layers."""
+"""Groups that share a cache: none, all groups of a layer, or all groups of all layers."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Shared:
 
     Attributes:
         scope: ``layer`` or ``global``.
-        sizes: bytes of each: one for each layer, or one.
+        sizes: bytes of each cache: one for each layer, or one for all.
     """
 
     scope: Scope
@@ -39,19 +39,19 @@ class Shares:
     """Weights by layer and group.
 
     Attributes:
-        weights: whole numbers from 0 by (layer, group), or by group, alike in all layers; None: of a replay with equal
-            shares, which must run first.
-        source: where they are from, for results and messages: ``traffic``, the name of a file, or the weights.
+        weights: whole numbers from 0 by (layer, group), or by group for all layers alike; None: measured by a replay
+            with equal shares, which must run first.
+        source: source of the weights, for results and messages: ``traffic``, the name of a file, or the weights.
     """
 
     weights: dict[tuple[int, str], int] | dict[str, int] | None
     source: str
 
     def of(self, layers: int, groups: list[str]) -> list[list[int]]:
-        """Weights ``[layers][groups]``.
+        """Return the weights as ``[layers][groups]``.
 
         Raises:
-            SettingError: layers or groups are missing, or are none of the model's and policy's; all weights are 0.
+            SettingError: weights of a layer or group are missing or unknown, or all weights are 0.
         """
         wanted = {(layer, group) for layer in range(layers) for group in groups}
         weights: dict[tuple[int, str], int] = {}
@@ -70,10 +70,10 @@ class Shares:
 
 
 def divide(total: int, weights: list[int], most: list[int]) -> list[int]:
-    """Divide `total` bytes in proportion to `weights`, nobody getting more than `most`.
+    """Divide `total` bytes in proportion to `weights`, with an upper limit `most` for each share.
 
-    Those whose share would be at least their `most` get that; what is left is divided among the others in the same
-    proportion, until nobody is above. Shares are rounded down. The bytes of those with weight 0 are 0.
+    Shares that would reach their limit get the limit; the rest is divided among the others in the same proportion,
+    until no share exceeds its limit. Shares are rounded down. A share with weight 0 is 0.
     """
     given, left = [0] * len(weights), total
     open_ = [index for index, weight in enumerate(weights) if weight]
@@ -102,20 +102,20 @@ class _File(BaseModel):
 
 
 def shares_file(text: str) -> Path | None:
-    """The file that a value of ``--cache-shares`` names; None: it is a word, or weights of groups."""
+    """The file that a value of ``--cache-shares`` names; None if the value is a word or weights of groups."""
     weights = "=" in text and not Path(text).exists()
     return None if text in ("equal", "traffic") or weights else Path(text)
 
 
 def parse_shares(text: str) -> Shares:
-    """Weights by group, alike in all layers: ``input=2,down=1``.
+    """Parse weights by group for all layers alike: ``input=2,down=1``.
 
     Raises:
-        SettingError: a part is no weight of a group.
+        SettingError: a part is not a weight of a group.
     """
     weights: dict[str, int] = {}
     for part in text.split(","):
-        group, _, weight = (each.strip() for each in part.partition("="))
+        group, _, weight = (text.strip() for text in part.partition("="))
         if not group or group in weights or not weight.isascii() or not weight.isdecimal() or len(weight) > _DIGITS:
             raise SettingError(
                 f"--cache-shares {text}: {part.strip()!r} is no weight of a group; write equal, traffic, a file, or a "
@@ -126,15 +126,15 @@ def parse_shares(text: str) -> Shares:
 
 
 def read_shares(path: Path) -> Shares:
-    """Weights from a result that ``--json`` wrote, or any JSON object with a list `groups` of the same form.
+    """Read weights from a result of ``--json``, or a JSON object with a list `groups` of the same form.
 
-    Shares are proportional to each entry's ``flash_bytes``.
+    Shares are proportional to ``flash_bytes`` of each entry.
 
     Raises:
-        SettingError: no such file, or it has no such list.
+        SettingError: there is no such file, or it has no such list.
     """
     try:
-        found = _File.model_validate(json.loads(path.read_text()))
+        content = _File.model_validate(json.loads(path.read_text()))
     except OSError as error:
         raise SettingError(f"--cache-shares {path}: cannot be read: {error.strerror or 'it is damaged'}") from error
     except ValidationError as error:
@@ -145,7 +145,7 @@ def read_shares(path: Path) -> Shares:
     except ValueError as error:
         raise SettingError(f"--cache-shares {path}: is no JSON; name a result that --json wrote") from error
     weights: dict[tuple[int, str], int] = {}
-    for entry in found.groups:
+    for entry in content.groups:
         if (entry.layer, entry.group) in weights:
             raise SettingError(f"--cache-shares {path}: names layer {entry.layer}, group {entry.group} twice")
         weights[entry.layer, entry.group] = entry.flash_bytes
