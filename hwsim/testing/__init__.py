@@ -1,7 +1,7 @@
 """Contract checks for authors: ``check_policy(Mine)`` or ``check_eviction(Mine)`` in a test of your own.
 
-Either runs on made-up signals in about a second, without a trace and without weights. `decide` gives the masks of a
-policy for signals of yours, for a test of what it does. ``hwsim check`` runs the same rules and prints the verdict.
+Each runs on synthetic signals in about a second, without a trace and without weights. `decide` returns the masks of a
+policy for your own signals, to test what it does. ``hwsim check`` runs the same rules and prints the verdict.
 """
 
 from hwsim.testing.drive import SMALL_MODEL, RandomSignals, decide

@@ -1,4 +1,4 @@
-"""What plug-ins are tried on: a small made-up model, made-up signals, and the masks of a policy on signals of yours."""
+"""Test material for plug-ins: a small model, random signals, and `decide`, the masks of a policy for your signals."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SMALL_MODEL = ModelShape(
 
 
 class RandomSignals:
-    """Heavy-tailed signals that follow each other, the same for the same seed."""
+    """Heavy-tailed random signals that are correlated in time; the same seed gives the same signals."""
 
     def __init__(self, model: ModelShape, tokens: int, seed: int = 0) -> None:
         self._model, self._tokens, self._seed = model, tokens, seed
 
     def read(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """float32 ``[stop - start, width]``."""
+        """Values of a signal, float32 ``[stop - start, width]``."""
         if signal == "glu" and self._model.gated:
             return self.read(layer, "up", start, stop) * self.read(layer, "gate", start, stop)
         rng = np.random.default_rng([self._seed, layer, *signal.encode()])
@@ -49,7 +49,7 @@ class RandomSignals:
         return (worth * noise)[start:stop].astype(np.float32)
 
     def norm(self, layer: int, name: str) -> np.ndarray:
-        """float32 ``[units]``."""
+        """Values of a norm, float32 ``[units]``."""
         rng = np.random.default_rng([self._seed, layer, *name.encode()])
         return np.exp(rng.normal(size=self._model.signal_width(name))).astype(np.float32)
 
@@ -57,17 +57,17 @@ class RandomSignals:
 def decide(
     policy: Policy, signals: Mapping[str, np.ndarray], model: ModelShape, *, capacity: float = 0.0, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """The masks that a policy decides in the first layer for one sequence of signals.
+    """Return the masks that a policy decides in the first layer for one sequence of signals.
 
     Args:
         policy: an instance.
-        signals: what its groups need: ``[tokens, width]`` each, norms ``[units]``; widths are those of the model.
-        model: its shape; ``SMALL_MODEL`` with other sizes fits any signals.
+        signals: what its groups need: signals ``[tokens, width]``, norms ``[units]``; the widths must fit the model.
+        model: shape of the model; ``SMALL_MODEL`` with other sizes fits any signals.
         capacity: share of each group's units that an LRU cache holds, 0 to 1.
-        seed: of the random numbers that the policy may draw.
+        seed: seed of the random numbers that the policy may draw.
 
     Returns:
-        For each group its masks, bool ``[tokens, units]``.
+        The masks of each group by name, bool ``[tokens, units]``.
 
     Raises:
         ContractError: the policy breaks its contract, or needs a signal that is not given.
@@ -85,19 +85,19 @@ class MaskCollector(Observer):
     """Keeps all masks of a run.
 
     Attributes:
-        masks_of: by layer and group, bool ``[tokens, indices]``.
+        masks_of: masks by layer and group, bool ``[tokens, indices]``.
     """
 
     def __init__(self) -> None:
         self._parts: dict[tuple[int, str], list[np.ndarray]] = {}
 
     def masks(self, place: Place, token: int, served: Served) -> None:
-        """Keep some masks."""
+        """Keep the masks that were served."""
         self._parts.setdefault((place.layer, place.plan.name), []).append(served.masks.copy())
 
     @property
     def masks_of(self) -> dict[tuple[int, str], np.ndarray]:
-        """The masks of each group of each layer."""
+        """The masks by layer and group."""
         return {key: np.concatenate(parts) for key, parts in self._parts.items()}
 
 

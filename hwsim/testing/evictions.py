@@ -20,20 +20,20 @@ def check_eviction(eviction: type[Eviction] | Eviction) -> list[str]:
     """Run every rule of the contract of eviction rules.
 
     Args:
-        eviction: the class, made with its defaults, or an instance.
+        eviction: an instance, or a class, which is made with its defaults.
 
     Returns:
         The rules that were checked, in words.
 
     Raises:
-        BrokenRuleError: the first rule that is broken, and how; a `ContractError`.
+        BrokenRuleError: a rule is broken; a `ContractError` that names the first broken rule.
     """
-    made = make(eviction, Eviction, [text for text, _ in _RULES])
-    return check_rules([(text, partial(check, made)) for text, check in _RULES])
+    instance = make(eviction, Eviction, [text for text, _ in _RULES])
+    return check_rules([(text, partial(check, instance)) for text, check in _RULES])
 
 
 def _masks(density: float, seed: int = 0) -> np.ndarray:
-    """Some units are popular, masks follow each other, one is empty and one full: bool ``[tokens, units]``."""
+    """Masks with popular units and correlation in time, one empty and one full: bool ``[tokens, units]``."""
     rng = np.random.default_rng(seed)
     popular = rng.dirichlet(np.full(_UNITS, 0.5)) * _UNITS
     masks: np.ndarray = rng.random((_TOKENS, _UNITS)) < np.clip(density * popular, 0, 1)
@@ -57,7 +57,7 @@ def _serve(
     eviction: Eviction, masks: np.ndarray, capacity: int, warm: np.ndarray | None = None,
     admission: Admission | None = None,
 ) -> list[bytes]:  # fmt: skip
-    """What the cache holds after each token; the cache itself holds the rule to shapes, numbers and counts."""
+    """Content of the cache after each token; the cache itself checks shapes, numbers and counts of the rule."""
     cache, held = _start(eviction, masks, capacity, warm, admission), []
     admission = admission or eviction.admission
     for token, mask in enumerate(masks):

@@ -38,22 +38,22 @@ def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL)
     """Run every rule of the policy contract.
 
     Args:
-        policy: the class, made with its defaults, or an instance.
-        model: a shape to try it on; the default is small and has a gate. A policy that reads a file of arrays fits
-            the model of that file only.
+        policy: an instance, or a class, which is made with its defaults.
+        model: shape of the model to test with; the default is small and has a gate. A policy that reads a file of
+            arrays fits only the model of that file.
 
     Returns:
         The rules that were checked, in words.
 
     Raises:
-        BrokenRuleError: the first rule that is broken, and how; a `ContractError`.
+        BrokenRuleError: a rule is broken; a `ContractError` that names the first broken rule.
     """
-    made = make(policy, Policy, [text for text, _ in _RULES])
-    return check_rules([(text, partial(check, made, model)) for text, check in _RULES])
+    instance = make(policy, Policy, [text for text, _ in _RULES])
+    return check_rules([(text, partial(check, instance, model)) for text, check in _RULES])
 
 
 def masking_of(policy: Policy, model: ModelShape) -> Masking:
-    """The policy, with caches for 60 % of the weights."""
+    """The masking of a policy with caches for 60 % of the weights."""
     source = Source(recorded(model, _SEQUENCES), {})
     return Conditions(_DEVICE, Lru(), Settings(dram="60%")).run(source, policy).masking
 
@@ -63,7 +63,7 @@ Masks = dict[tuple[int, str, int], bytes]
 
 
 def _run(policy: Policy, model: ModelShape, layers: Iterable[int] | None = None) -> Masks:
-    """The masks of the first layer, of one in the middle and of the last, or of those that are asked for."""
+    """The masks of the given layers; None: of the first, a middle and the last layer."""
     last = model.num_hidden_layers - 1
     layers = sorted({0, last // 2, last}) if layers is None else layers
     kept, sequences = MaskCollector(), Sequences(_SEQUENCES)
@@ -90,7 +90,7 @@ def _groups(policy: Policy, model: ModelShape) -> None:
 
 
 def _untouched(policy: Policy, model: ModelShape) -> None:
-    """A run in which every context is compared with a copy that was made before the policy saw it."""
+    """Run the policy and compare every context with a copy from before the policy saw it."""
     try:
         _run(_watched(policy), model)
     except HwsimError as error:
@@ -98,7 +98,7 @@ def _untouched(policy: Policy, model: ModelShape) -> None:
             raise ContractError(f"{type(policy).__name__}: {error.__cause__}") from error
         if isinstance(error.__cause__, ValueError) and any(word in str(error) for word in ("read-only", "WRITEABLE")):
             raise ContractError(f"{error}; signals and the cache are read-only: change a copy") from error
-        # what else goes wrong is told by the rule that it breaks
+        # other errors are reported by the rule that they break
 
 
 class _Touched(Exception):  # noqa: N818
@@ -106,7 +106,7 @@ class _Touched(Exception):  # noqa: N818
 
 
 def _watched(policy: Policy) -> Policy:
-    """The same policy, which raises where a method of its own leaves the context changed."""
+    """The same policy, but it raises `_Touched` if one of its methods changes the context."""
     kind = type(policy)
 
     def watch(name: str) -> Callable[[Policy, Context], object]:
@@ -125,15 +125,15 @@ def _watched(policy: Policy) -> Policy:
         return method
 
     own = [name for name in ("score", "select") if getattr(kind, name) is not getattr(Policy, name)]
-    made: Any = type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "__module__": kind.__module__} | {
+    subclass: Any = type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "__module__": kind.__module__} | {
         name: watch(name) for name in own
     })  # fmt: skip
-    watched: Policy = made.model_construct(**dict(policy))
+    watched: Policy = subclass.model_construct(**dict(policy))
     return watched
 
 
 def _seen(ctx: Context) -> dict[str, Any]:
-    """A copy of what a policy must leave as it is; the arrays are read-only anyhow."""
+    """A copy of the attributes that a policy must not change; arrays are read-only anyway."""
     return {
         "layer": ctx.layer, "token": ctx.token, "units": ctx.units, "k": ctx.k, "rng": id(ctx.rng), "model": ctx.model,
         "group": copy.deepcopy(ctx.group),
@@ -141,24 +141,27 @@ def _seen(ctx: Context) -> dict[str, Any]:
 
 
 def _masks(policy: Policy, model: ModelShape) -> None:
-    _run(policy, model)  # the scan itself holds the policy to all of this
+    _run(policy, model)  # the scan itself checks all of this
 
 
 def _scores(policy: Policy, model: ModelShape) -> str | None:
-    """Scores of a block against those of single tokens, for a cache that holds some units, to the bit."""
-    tokens, found, masking = 9, False, masking_of(policy, model)
+    """Check that `scores` of a block is bit-identical to `score` of its tokens, for a cache that holds some units."""
+    tokens, scored, masking = 9, False, masking_of(policy, model)
     for place in masking.plans.places([0]):
         for block in signal_blocks(RandomSignals(model, tokens), place.plan, range(tokens)):
             with np.errstate(over="ignore"):
                 halves = {name: values.astype(np.float16) for name, values in block.signals.items()}
             stored = {name: kernels.read_only(values) for name, values in halves.items() if np.isfinite(values).all()}
-            for each in (block, block._replace(signals=block.signals | stored)):  # as a trace gives them, too
-                found |= _scored(masking, place, each)
-    return None if found else "it has no scores() of many tokens, so it is asked token by token"
+            for variant in (
+                block,
+                block._replace(signals=block.signals | stored),
+            ):  # with float16, too, as a trace gives them
+                scored |= _scored(masking, place, variant)
+    return None if scored else "it has no scores() of many tokens, so it is asked token by token"
 
 
 def _scored(masking: Masking, place: Place, block: Block) -> bool:
-    """Hold `scores` to `score` for the tokens of a block; False: the policy wants to be asked one by one."""
+    """Compare `scores` with `score` for the tokens of a block; False if the policy has no `scores` for them."""
     plan, (many, single) = place.plan, (masking.decider(place) for _ in range(2))
     cached = np.random.default_rng(0).random(plan.units) < 0.5
     for decider in (many, single):
@@ -167,10 +170,10 @@ def _scored(masking: Masking, place: Place, block: Block) -> bool:
         return False
     values, uncached = np.abs(scores[0]).astype(np.float32) if scores[0].dtype == np.float16 else scores[0], scores[1]
     for at, row in enumerate(block.rows()):
-        ours = values[at]
+        chosen = values[at]
         if uncached is not None:
-            ours = np.where(cached, ours, uncached[at] * ours)
-        if not np.array_equal(kernels.top_k(ours, plan.k), single.decide(row)):
+            chosen = np.where(cached, chosen, uncached[at] * chosen)
+        if not np.array_equal(kernels.top_k(chosen, plan.k), single.decide(row)):
             raise ContractError(
                 f"{type(masking.policy).__name__}: scores() at layer 0, group {plan.name}, token {at} choose "
                 "other units than score(); give the very same numbers, or leave scores() out"
@@ -199,7 +202,7 @@ def _layers_apart(policy: Policy, model: ModelShape) -> None:
 
 
 def _bounds(policy: Policy, model: ModelShape) -> str | None:
-    return at_the_ends(policy, lambda made: _run(made, model))
+    return at_the_ends(policy, lambda variant: _run(variant, model))
 
 
 def _density(policy: Policy, model: ModelShape) -> str | None:
@@ -209,14 +212,14 @@ def _density(policy: Policy, model: ModelShape) -> str | None:
     read: list[tuple[float, float]] = []
     for density in _DENSITIES:
         try:
-            made = kind(**dict(policy) | {"density": density})
-            plans = masking_of(made, model).plans
-            share = _share(made, plans, model)
+            variant = kind(**dict(policy) | {"density": density})
+            plans = masking_of(variant, model).plans
+            share = _share(variant, plans, model)
         except (ValueError, HwsimError):
-            continue  # it may refuse a density, with a reason
+            continue  # a policy may refuse a density, with a reason
         read.append((density, share))
-        if all(plan.group.keep is not None for plan in plans):  # else select() decides, as the signals are
-            _check_density(made, density, share, plans, model)
+        if all(plan.group.keep is not None for plan in plans):  # otherwise select() decides, depending on the signals
+            _check_density(variant, density, share, plans, model)
     for (low, before), (high, then) in pairwise(read):
         if then < before:
             raise ContractError(
@@ -227,7 +230,7 @@ def _density(policy: Policy, model: ModelShape) -> str | None:
 
 
 def _share(policy: Policy, plans: Plans, model: ModelShape) -> float:
-    """Share of the MLP's weights that a mean token of a run reads, unmasked matrices and predictor counted."""
+    """Share of the MLP's weights that a mean token of a run reads, including unmasked matrices and predictor."""
     masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
     read = float(sum(model.matrices()[name].elements for name in model.mlp if name not in masked))
     sizes: dict[str, list[int]] = {}
@@ -238,7 +241,7 @@ def _share(policy: Policy, plans: Plans, model: ModelShape) -> float:
 
 
 def _check_density(policy: Policy, density: float, share: float, plans: Plans, model: ModelShape) -> None:
-    """`density` must be that of the whole MLP, to a unit of each group."""
+    """Refuse a `density` that differs from the share of the whole MLP by more than a unit of each group."""
     slack = sum(plan.mlp_parameters for plan in plans[0]) / model.mlp_parameters
     if abs(share - density) > slack + 1e-9:
         raise ContractError(

@@ -1,4 +1,4 @@
-"""What the checks of policies and of eviction rules share: a contract as a list of rules, checked in order."""
+"""Common parts of the checks of policies and eviction rules: a contract is a list of rules, checked in order."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from hwsim.util.explain import problem
 
 T = TypeVar("T", bound=BaseModel)
 _SIGNS = ("ge", "gt", "le", "lt")
-_STEP = 1e-3  # how far inside an open bound a value is tried, as a share of the range
+_STEP = 1e-3  # distance of a tested value from an open bound, as a share of the range
 
 
 class BrokenRuleError(ContractError):
     """The first rule that a plug-in breaks.
 
     Attributes:
-        kept: the rules that were checked before it, in words.
-        rule: the broken one, in words.
-        unchecked: those that were not reached.
+        kept: the rules before it, which hold, in words.
+        rule: the broken rule, in words.
+        unchecked: the rules after it, which were not checked, in words.
     """
 
     def __init__(self, error: HwsimError, kept: list[str], rule: str, unchecked: list[str]) -> None:
@@ -34,16 +34,16 @@ class BrokenRuleError(ContractError):
 
 
 Check = Callable[[], str | None]
-"""Raises a `HwsimError` if its rule is broken; returns other words if what the rule asks for is not there."""
+"""Raises a `HwsimError` if its rule is broken; returns a text instead of the rule's if the rule does not apply."""
 
 MADE = "it has a summary, a default for every parameter, and parameters that JSON can hold"
 
 
 def make(plugin: type[T] | T, base: type[T], rules: Iterable[str]) -> T:
-    """The instance to check; the first rule of every contract is that there is one.
+    """Return the instance to check; making it is the first rule of every contract.
 
     Raises:
-        BrokenRuleError: it is no plug-in of this kind, has no summary, or cannot be made with its defaults.
+        BrokenRuleError: the class is no plug-in of this kind, has no summary, or cannot be made with its defaults.
     """
     try:
         return _made(plugin, base)
@@ -52,16 +52,16 @@ def make(plugin: type[T] | T, base: type[T], rules: Iterable[str]) -> T:
 
 
 def check_rules(rules: Sequence[tuple[str, Check]]) -> list[str]:
-    """Check the rules in order, after that of `make`.
+    """Check the rules in order, after the rule of `make`.
 
     Args:
-        rules: each in words, and its check.
+        rules: each rule in words, and its check.
 
     Returns:
         All rules, in words.
 
     Raises:
-        BrokenRuleError: the first one that does not hold.
+        BrokenRuleError: a rule is broken; it names the first.
     """
     kept = [MADE]
     for number, (text, check) in enumerate(rules, 1):
@@ -80,22 +80,22 @@ def _made(plugin: type[T] | T, base: type[T]) -> T:
         listed = "policies" if base.__name__ == "Policy" else "evictions"
         raise ContractError(f"{kind.__name__} has no docstring; its first line is what `hwsim {listed}` prints")
     doing = "cannot be made with its defaults:"
-    made = call(kind.__name__, _with_defaults, kind, doing=doing) if isinstance(plugin, type) else plugin
-    check_parameters(made, kind.__name__)
-    return made
+    instance = call(kind.__name__, _with_defaults, kind, doing=doing) if isinstance(plugin, type) else plugin
+    check_parameters(instance, kind.__name__)
+    return instance
 
 
 def _with_defaults(kind: type[T]) -> T:
     try:
         return kind()
     except ValidationError as error:
-        found = problem(error)
-        text = f"{found.field}: has none" if found.kind == "missing" else found.text
+        explanation = problem(error)
+        text = f"{explanation.field}: has none" if explanation.kind == "missing" else explanation.text
         raise ContractError(f"{kind.__name__}: every parameter needs a default: {text}") from error
 
 
 def _unless_refused(kind: type[T], values: dict[str, Any]) -> T | None:
-    """An instance with these parameters; None: it refuses them."""
+    """An instance with these parameters; None if the class refuses them."""
     try:
         return kind(**values)
     except (ValidationError, HwsimError):
@@ -103,50 +103,55 @@ def _unless_refused(kind: type[T], values: dict[str, Any]) -> T | None:
 
 
 def at_the_ends(plugin: T, run: Callable[[T], object]) -> str | None:
-    """Run the plug-in with each parameter at each end of its bounds, and at each choice, the others as they are.
+    """Run the plug-in with each parameter at each end of its bounds and at each choice, the others unchanged.
 
-    It may refuse a value with a `PluginError` that gives the reason, or while it is made.
+    A plug-in may refuse a value with a `PluginError` that gives the reason, or when it is made.
+
+    Returns:
+        A text if no parameter has bounds; otherwise None.
 
     Raises:
-        ContractError: it breaks the contract there.
+        ContractError: the plug-in breaks the contract with such a value.
     """
-    kind, tried = type(plugin), 0
+    kind, tries = type(plugin), 0
     for name, value in _ends(kind):
-        tried += 1
+        tries += 1
         try:
-            made = call("", _unless_refused, kind, dict(plugin) | {name: value})
-            if made is not None:
-                run(made)
+            variant = call("", _unless_refused, kind, dict(plugin) | {name: value})
+            if variant is not None:
+                run(variant)
         except ContractError as error:
             raise ContractError(f"{kind.__name__} with {name}={value}: {error}; {_WAY_OUT}") from error
         except HwsimError:
             continue
-    return None if tried else "none of its parameters has bounds, so there are no ends to try"
+    return None if tries else "none of its parameters has bounds, so there are no ends to try"
 
 
 _WAY_OUT = "narrow the field's bounds, or refuse the value with hwsim.policy.PluginError and the reason"
 
 
 def _ends(kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:
-    """Each parameter with each value at an end of its bounds, or just inside an open one, and each of its choices."""
+    """Yield each parameter with each end of its bounds (just inside an open bound), and with each of its choices."""
     for field_name, field in kind.model_fields.items():
         types_ = _types(field)
         if bool in types_:
             yield from ((field_name, choice) for choice in (False, True))
-        choices = [choice for each in types_ if get_origin(each) is Literal for choice in get_args(each)]
+        choices = [
+            choice for annotation in types_ if get_origin(annotation) is Literal for choice in get_args(annotation)
+        ]
         yield from ((field_name, choice) for choice in choices)
         bounds = {name: getattr(rule, name) for rule in field.metadata for name in _SIGNS if hasattr(rule, name)}
         yield from ((field_name, value) for value in _numbers(bounds, whole=int in types_ and float not in types_))
 
 
 def _types(field: FieldInfo) -> tuple[Any, ...]:
-    """The field's type, or those that a union allows."""
+    """The types of a field; several if its annotation is a union."""
     union = get_origin(field.annotation) in (types.UnionType, Union)
     return get_args(field.annotation) if union else (field.annotation,)
 
 
 def _numbers(bounds: dict[str, Any], *, whole: bool) -> list[float]:
-    """The lowest and the highest number that the bounds allow; of an open bound a bit inside."""
+    """The lowest and the highest number that the bounds allow; slightly inside an open bound."""
     numbers = {sign: value for sign, value in bounds.items() if isinstance(value, int | float)}
     step = 1.0
     if not whole:

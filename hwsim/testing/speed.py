@@ -1,7 +1,7 @@
-"""How long a plug-in takes, beside the plain path: information for its author, never a verdict.
+"""Time of a plug-in compared with the plain path: information for its author, never a verdict.
 
-In a replay nothing is added to a token's time for it; it tells how long a replay takes, and hints at what deciding
-might cost on a device.
+A replay does not add this to a token's time. It shows how long a replay takes, and hints at what deciding might cost on
+a device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hwsim.testing.drive import RandomSignals
 from hwsim.testing.policies import masking_of
 from hwsim.util.kernels import read_only, top_k
 
-# the size of a real layer: that of Llama-3.2-1B
+# the size of a layer of Llama-3.2-1B
 _LAYER = ModelShape(
     name="layer",
     num_hidden_layers=1,
@@ -43,9 +43,9 @@ class Speed:
     """Seconds of one token in one layer.
 
     Attributes:
-        seconds: of the plug-in.
-        plain: of the plain path: top-k of magnitudes for a policy, LRU for an eviction rule.
-        units: that were decided.
+        seconds: seconds of the plug-in.
+        plain: seconds of the plain path: top-k of magnitudes for a policy, LRU for an eviction rule.
+        units: units that were decided.
     """
 
     seconds: float
@@ -54,19 +54,19 @@ class Speed:
 
     @property
     def ratio(self) -> float:
-        """How many times as long as the plain path."""
+        """Time of the plug-in divided by that of the plain path."""
         return self.seconds / self.plain
 
 
 def policy_speed(policy: Policy, model: ModelShape | None = None) -> Speed | None:
-    """Time of deciding all masks of a layer, beside that of the best k of |v| of the same groups.
+    """Time of deciding all masks of a layer, compared with the top k of |v| for the same groups.
 
     Args:
         policy: an instance that keeps the contract.
-        model: whose first layer is decided; None: one of 2048 and 8192 wide, with a gate.
+        model: model whose first layer is decided; None: widths 2048 and 8192, with a gate.
 
     Returns:
-        The best of five rounds; None for a policy without groups, or one that refuses the model.
+        The best of five rounds; None if the policy has no groups or refuses the model.
     """
     model = model or _LAYER
     try:
@@ -83,7 +83,7 @@ def policy_speed(policy: Policy, model: ModelShape | None = None) -> Speed | Non
 
 
 def _deciding(masking: Masking, place: Place) -> Callable[[], int]:
-    """One round: all masks of one sequence, with a cache that holds every other unit; returns the last mask's size."""
+    """One round: decide all masks of one sequence with every other unit cached, and return the last mask's size."""
     decider, plan = masking.decider(place), place.plan
     cached = read_only(np.arange(plan.units) % 2 == 0)
     source = RandomSignals(masking.model, _TOKENS)
@@ -93,7 +93,7 @@ def _deciding(masking: Masking, place: Place) -> Callable[[], int]:
 
     def run() -> int:
         decider.begin(0, cached)
-        return int(np.count_nonzero([decider.decide(each) for each in tokens][-1]))
+        return int(np.count_nonzero([decider.decide(signals) for signals in tokens][-1]))
 
     return run
 
@@ -111,7 +111,7 @@ def _plain(units: int, k: int) -> Callable[[], None]:
 
 
 def eviction_speed(eviction: Eviction, units: int = 8192) -> Speed:
-    """Time of serving one mask of a third of `units` from a cache that holds half of them, beside that of LRU."""
+    """Time of serving masks of a third of `units` from a cache that holds half of them, compared with LRU."""
     masks = np.random.default_rng(0).random((_TOKENS, units)) < 1 / 3
 
     def serve(rule: Eviction) -> Callable[[], None]:
@@ -127,7 +127,7 @@ def eviction_speed(eviction: Eviction, units: int = 8192) -> Speed:
 
 
 def _best(run: Callable[[], object]) -> float:
-    """Seconds of one token: the best of some rounds, so that whatever else the machine does counts little."""
+    """Seconds of one token: the best of several rounds, to reduce the influence of other work on the machine."""
     times = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
