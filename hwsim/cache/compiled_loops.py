@@ -459,18 +459,18 @@ def loop(
             was = before[t]
             for i in range(units):
                 was[i] = held[i] & np.int16(1)
-        low, other, high, high_other, total, asked = _LIMITS[0], _LIMITS[0], _LIMITS[0], _LIMITS[0], 0, units
+        low, other, high, high_other, total, certain = _LIMITS[0], _LIMITS[0], _LIMITS[0], _LIMITS[0], 0, units
         if k < units:
-            low, other, high, high_other, total, asked = search(row, half, keys, held, k, factor, known[0])
+            low, other, high, high_other, total, certain = search(row, half, keys, held, k, factor, known[0])
         best = now if renewed == 0 else number(top)
         guess = np.int64(min(max(np.int64(np.round(sought[0] + sought[2])), 1), best - 1))
         there, over = settle(
             keys, held, rank, idle, mask, low, other, high, high_other, now, best, renewed, number(guess)
         )
         if total:
-            total, asked = doubtful(mask, found, total), asked if total > 0 else ones(mask)
-        if asked < k:
-            choose(row, factor, held, keys, is_half, found[:total], k - asked, scores)
+            total, certain = doubtful(mask, found, total), certain if total > 0 else ones(mask)
+        if certain < k:
+            choose(row, factor, held, keys, is_half, found[:total], k - certain, scores)
             for i in range(total):
                 at = found[i]
                 if at >= 0:

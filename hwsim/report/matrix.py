@@ -38,11 +38,15 @@ def print_matrix(console: Console, devices: list[Device]) -> None:
         matrix.add_row(*row)
     console.print(matrix)
     console.print()
-    said = dict.fromkeys(f"{device}: {note}" for device, results, dense in devices for note in notes(results, dense))
+    device_notes = dict.fromkeys(
+        f"{device}: {note}" for device, results, dense in devices for note in notes(results, dense)
+    )
     everywhere = [
-        note for note in dict.fromkeys(line.partition(": ")[2] for line in said) if _shared(note, said, devices)
+        note
+        for note in dict.fromkeys(line.partition(": ")[2] for line in device_notes)
+        if _shared(note, device_notes, devices)
     ]
-    for note in everywhere + [line for line in said if line.partition(": ")[2] not in everywhere]:
+    for note in everywhere + [line for line in device_notes if line.partition(": ")[2] not in everywhere]:
         console.print(
             Text(f"- {printable(note)}"),
             style="yellow" if "warning" in note else None,
@@ -52,9 +56,9 @@ def print_matrix(console: Console, devices: list[Device]) -> None:
         console.print(Text("\n").append(widen(dropped)))
 
 
-def _shared(note: str, said: dict[str, None], devices: list[Device]) -> bool:
+def _shared(note: str, device_notes: dict[str, None], devices: list[Device]) -> bool:
     """Whether every device has this note, so that it is printed once."""
-    return all(f"{device}: {note}" in said for device, _, _ in devices)
+    return all(f"{device}: {note}" in device_notes for device, _, _ in devices)
 
 
 def _name(result: Result) -> str:

@@ -56,14 +56,14 @@ def render(
 
 def notes(results: list[Result], dense: Result) -> list[str]:
     """Notes that a reader needs to interpret the numbers; a note that several policies share appears once."""
-    said: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for result in _rows(results, dense):
         for note in result.notes:
             own = note.startswith(f"{_name(result)}: ")
-            names = said.setdefault(note.removeprefix(f"{_name(result)}: "), [])
+            names = names_of.setdefault(note.removeprefix(f"{_name(result)}: "), [])
             if own:
                 names.append(_name(result))
-    return [f"{', '.join(names)}: {text}" if names else text for text, names in said.items()]
+    return [f"{', '.join(names)}: {text}" if names else text for text, names in names_of.items()]
 
 
 def _rows(results: list[Result], dense: Result) -> list[Result]:
@@ -213,10 +213,10 @@ def print_results(console: Console, results: list[Result], dense: Result) -> Non
     """Print the comparison, then the notes."""
     shown, dropped = render(results, dense, width=console.width, colors=console.color_system is not None)
     console.print(shown)
-    said = notes(results, dense)
-    if said:
+    texts = notes(results, dense)
+    if texts:
         console.print()
-    for note in said:
+    for note in texts:
         # outside a terminal a note stays on one line, so that it can be searched
         style = "yellow" if "warning" in note else None
         console.print(Text(f"- {printable(note)}"), style=style, soft_wrap=not console.is_terminal)

@@ -31,9 +31,9 @@ def render_tasks(results: list[TaskEvaluation], width: int = 160) -> ConsoleRend
     for metric in _metrics(dense):
         cells.append([*_head(results[0], metric), "(no mask)", *_values(dense, metric), "-"])
         for result in results:
-            ours = result.lm_eval["results"]
+            own = result.lm_eval["results"]
             name = str(result.provenance["policy"]["name"])
-            cells.append(["", "", "", "", name, *_values(ours, metric), _difference(ours, dense, metric)])
+            cells.append(["", "", "", "", name, *_values(own, metric), _difference(own, dense, metric)])
     heads = [
         "\ntask",
         "\nmetric",
@@ -80,8 +80,8 @@ def _values(answers: dict[str, Any], metric: _Metric) -> list[str]:
     return [_number(metrics.get(metric.key)), _number(metrics.get(f"{name}_stderr,{by}"))]
 
 
-def _difference(ours: dict[str, Any], dense: dict[str, Any], metric: _Metric) -> str:
-    one, other = (answers[metric.task].get(metric.key) for answers in (ours, dense))
+def _difference(own: dict[str, Any], dense: dict[str, Any], metric: _Metric) -> str:
+    one, other = (answers[metric.task].get(metric.key) for answers in (own, dense))
     known = isinstance(one, int | float) and isinstance(other, int | float)
     return f"{one - other:+.3g}" if known else "-"
 

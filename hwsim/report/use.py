@@ -21,12 +21,12 @@ def use(settings: dict[str, Any]) -> dict[str, str]:
 
 def _words(key: str, value: Any) -> str:
     if key == "reads":
-        said = [name for name in ("bundle", "packed") if value[name]]
+        parts = [name for name in ("bundle", "packed") if value[name]]
         if value["merge"] is not None:
-            said.append(f"merge {show_size(value['merge'])}")
+            parts.append(f"merge {show_size(value['merge'])}")
             hole = value["gap"]
-            said += ["gap auto"] if hole is None else [f"gap {show_size(hole)}"] if hole else []
-        return ", ".join(said)
+            parts += ["gap auto"] if hole is None else [f"gap {show_size(hole)}"] if hole else []
+        return ", ".join(parts)
     if key == "prefetch":
         return str(value["name"])
     if key == "ignore":
@@ -36,9 +36,9 @@ def _words(key: str, value: Any) -> str:
 
 def sentence(settings: dict[str, Any]) -> str:
     """All choices as a text to append to other settings; empty if there are none."""
-    said = {key: value for key, value in use(settings).items() if value != "-"}
+    chosen = {key: value for key, value in use(settings).items() if value != "-"}
     words = {
         "reads": "reads: {}", "prefetch": "guesses {}", "fills": "fills through DRAM", "engine": "engine {}",
         "ignore": "without {}", "kv_window": "KV window {}", "prefill_chunk": "prefill in chunks of {}",
     }  # fmt: skip
-    return "".join(f"; {words[key].format(value)}" for key, value in said.items())
+    return "".join(f"; {words[key].format(value)}" for key, value in chosen.items())

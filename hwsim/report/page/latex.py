@@ -8,7 +8,7 @@ from hwsim.report.page.digest import Named
 from hwsim.util.units import show_number
 
 _LETTERS = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LETTERS |= {each: f"\\{each}" for each in "&%$#_"}
+_LETTERS |= {letter: f"\\{letter}" for letter in "&%$#_"}
 
 
 def latex(found: list[Named]) -> str:
