@@ -1,4 +1,4 @@
-"""Layer by layer: a file of densities, and a policy whose parameters differ by layer."""
+"""Values by layer: files of densities, and a policy whose parameters differ by layer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hwsim.policy import Group, ModelShape, Policy
 
 
 class Layered(Policy):
-    """One policy whose density or other parameters differ by layer: a copy of it decides in each.
+    """A policy whose density or other parameters differ by layer: a separate copy decides in each layer.
 
     Attributes:
         layers: the copies.
-        source: what names the values, for messages.
+        source: option that gave the values, for messages.
         named: fields that were given layer by layer.
     """
 
@@ -27,10 +27,10 @@ class Layered(Policy):
     named: tuple[str, ...] = ("density",)
 
     def groups(self, model: ModelShape) -> list[Group]:
-        """Those of the first layer.
+        """The groups of the first layer.
 
         Raises:
-            SettingError: there are more or fewer densities than layers.
+            SettingError: there are more or fewer values than layers.
         """
         if len(self.layers) != model.num_hidden_layers:
             raise SettingError(
@@ -40,25 +40,25 @@ class Layered(Policy):
         return self.layers[0].groups(model)
 
     def in_layer(self, layer: int) -> Policy:
-        """The copy with that layer's density."""
+        """The copy with the parameters of one layer."""
         return self.layers[layer]
 
     def predictor_parameters(self, model: ModelShape) -> int:
-        """They do not depend on the density."""
+        """The predictor parameters, which do not depend on the density."""
         return self.layers[0].predictor_parameters(model)
 
     @model_serializer
     def _parameters(self) -> dict[str, Any]:
-        """Those of the policy, and the values of each layer."""
+        """The parameters of the policy, with lists for the fields that differ by layer."""
         dumped = [layer.model_dump(mode="json") for layer in self.layers]
-        return dumped[0] | {name: [each[name] for each in dumped] for name in self.named}
+        return dumped[0] | {name: [parameters[name] for parameters in dumped] for name in self.named}
 
 
 def read_densities(path: Path) -> list[float]:
     """Read a YAML or JSON list of one MLP density for each layer, each more than 0 and at most 1.
 
     Raises:
-        SettingError: it cannot be read, or is something else.
+        SettingError: the file cannot be read, or has another content.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -66,15 +66,15 @@ def read_densities(path: Path) -> list[float]:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise SettingError(f"--density {path}: cannot be read: {reason}") from error
     try:
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise SettingError(f"--density {path}: is no {kind}: {one_line(error)[:120]}") from error
-    if not isinstance(found, list) or not found:
+    if not isinstance(values, list) or not values:
         raise SettingError(f"--density {path}: must be a list of numbers, one density for each layer: [0.6, 0.5, ...]")
-    for layer, value in enumerate(found):
+    for layer, value in enumerate(values):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and 0 < value <= 1):  # of infinity and NaN neither is true
+        if not (number and 0 < value <= 1):  # also refuses infinity and NaN
             shown = one_line(ValueError(repr(value)))[:60]
             raise SettingError(f"--density {path}: layer {layer}: {shown}; must be a number above 0 and at most 1")
-    return [float(value) for value in found]
+    return [float(value) for value in values]

@@ -1,4 +1,4 @@
-"""Results as tables of pandas, and as HTML where a notebook shows them."""
+"""Results as pandas tables, and as HTML for notebooks."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Kind = Literal["summary", "groups", "tokens"]
 
 
 def rows_of(result: dict[str, Any], kind: Kind = "summary") -> list[dict[str, Any]]:
-    """The rows of one result, as the result file holds it.
+    """The rows of a table of one result.
 
     Args:
-        result: of one run.
+        result: the result of one run, as it stands in a result file.
         kind: ``summary``, all single numbers in one row; ``groups``, a row for each group of each layer; ``tokens``, a
-            row for each token, where they were kept.
+            row for each token, if they were kept.
 
     Raises:
         SettingError: there is no such table, or the tokens were not kept.
     """
-    told = result["provenance"]
+    origin = result["provenance"]
     named = {
-        "model": told["model"]["name"], "trace": told["trace"]["name"], "device": told["device"]["name"],
-        "policy": told["policy"]["name"], "eviction": told["eviction"]["name"],
+        "model": origin["model"]["name"], "trace": origin["trace"]["name"], "device": origin["device"]["name"],
+        "policy": origin["policy"]["name"], "eviction": origin["eviction"]["name"],
     }  # fmt: skip
     if kind == "groups":
         return [named | group for group in result["groups"]]
@@ -42,10 +42,12 @@ def rows_of(result: dict[str, Any], kind: Kind = "summary") -> list[dict[str, An
         elif value is None or isinstance(value, int | float):
             flat[key] = value
     parameters = {
-        f"{what}.{key}": value for what in ("policy", "eviction") for key, value in told[what]["parameters"].items()
+        f"{what}.{key}": value for what in ("policy", "eviction") for key, value in origin[what]["parameters"].items()
     }
-    chosen = {f"settings.{key}": value for key, value in told["settings"].items() if not isinstance(value, dict | list)}
-    sure = {f"{part}_confidence": told["device"][part].get("confidence") for part in ("flash", "dram")}
+    chosen = {
+        f"settings.{key}": value for key, value in origin["settings"].items() if not isinstance(value, dict | list)
+    }
+    sure = {f"{part}_confidence": origin["device"][part].get("confidence") for part in ("flash", "dram")}
     return [named | sure | parameters | chosen | flat]
 
 
@@ -53,7 +55,7 @@ _FLAT = ("latency_s", "time_s", "busy_s", "energy_by_source_j")
 
 
 def frame(rows: list[dict[str, Any]]) -> Any:
-    """A DataFrame of pandas.
+    """A pandas DataFrame of rows.
 
     Raises:
         SettingError: pandas is not installed.
@@ -78,23 +80,26 @@ _COLUMNS = (
 
 
 def to_html(results: list[dict[str, Any]]) -> str:
-    """A table of several results, and what a reader must know to read it right."""
-    accurate = any("perplexity" in each for each in results)
+    """An HTML table of results, followed by their notes."""
+    accurate = any("perplexity" in result for result in results)
     heads = [*_COLUMNS, "energy a token", *(("perplexity", "dense") if accurate else ())]
     body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(each, accurate))}</tr>" for each in results
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(result, accurate))}</tr>"
+        for result in results
     )
-    notes = dict.fromkeys(note for each in results for note in each["notes"])
-    told = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
-    head = "".join(f"<th>{html.escape(each)}</th>" for each in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" + (f"<ul>{told}</ul>" if told else "")
+    notes = dict.fromkeys(note for result in results for note in result["notes"])
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" + (
+        f"<ul>{items}</ul>" if items else ""
+    )
 
 
 def _cells(result: dict[str, Any], accurate: bool) -> list[str]:
-    told, tokens, latency = result["provenance"], result["tokens"], result["latency_s"]
+    origin, tokens, latency = result["provenance"], result["tokens"], result["latency_s"]
     rate, energy = result["hit_rate"], result["energy_j"]
     cells = [
-        told["policy"]["name"], told["device"]["name"], show_number(result['throughput_tok_s']),
+        origin["policy"]["name"], origin["device"]["name"], show_number(result['throughput_tok_s']),
         f"{show_time(latency['p50'])} / {show_time(latency['p95'])}", "-" if rate is None else f"{rate:.1%}",
         f"{result['mlp_density']:.3f}",
         *(show_size(result[key] / tokens) for key in ("flash_bytes", "dram_bytes")),

@@ -1,4 +1,4 @@
-"""What is counted: the result of one replay, as the command line prints it and ``--json`` writes it."""
+"""The result of one run, as the command line prints it and ``--json`` writes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Latency(_Record):
 
 
 class Times(_Record):
-    """Where the time of the whole decode goes, s; the parts add up to `total`."""
+    """Where the time of the whole decode goes, in seconds; the parts add up to `total`."""
 
     total: float
     resident: float  # weights that no mask cuts, from DRAM
@@ -34,11 +34,11 @@ class Times(_Record):
     streamed: float  # weights that do not fit, from Flash
     mlp: float  # the masked units of the MLP, from DRAM and Flash
     attention: float  # the masked units of the attention
-    compute: float  # arithmetic and its fixed costs, where the profile knows them
+    compute: float  # arithmetic and its fixed costs, if the profile gives them
 
     @classmethod
     def of(cls, times: times.Times) -> Times:
-        """As timing answers it."""
+        """Convert the times of a timing."""
         masked = {part: times.masked.get(part, 0.0) for part in ("mlp", "attention")}
         return cls(
             total=times.total, resident=times.resident, kv_cache=times.kv_cache, streamed=times.streamed,
@@ -47,7 +47,7 @@ class Times(_Record):
 
 
 class Busy(_Record):
-    """How long each device worked, s; the decode can take no less than the longest, and no more than all together."""
+    """Busy time of each device in seconds; the decode takes at least the longest and at most the sum of these."""
 
     flash: float
     dram: float
@@ -55,7 +55,7 @@ class Busy(_Record):
 
 
 class EnergyBySource(_Record):
-    """Energy of the whole decode, J; None: the profile does not know it."""
+    """Energy of the whole decode in joules; None if the profile does not give it."""
 
     flash: float
     dram_read: float
@@ -65,13 +65,13 @@ class EnergyBySource(_Record):
 
 
 class Prefetched(_Record):
-    """What was read ahead, over the whole decode."""
+    """Prefetch of the whole decode."""
 
     rule: str
-    precision: float | None  # share of the guessed units, not cached, that were needed
-    recall: float | None  # share of the misses that were guessed
-    read_bytes: int  # that were read in time
-    wasted_bytes: int  # of them, for nothing
+    precision: float | None  # share of the predicted units, not cached, that were needed
+    recall: float | None  # share of the misses that were predicted
+    read_bytes: int  # bytes that were read ahead in time
+    wasted_bytes: int  # bytes of these that were not needed
 
 
 class GroupResult(_Record):
@@ -99,7 +99,7 @@ class TokenResult(_Record):
 
 
 class Result(_Record):
-    """What a replay found; version 1 of the result file. Sizes are bytes, times seconds, energy joules."""
+    """The result of a replay; version 1 of the result file. Sizes are bytes, times seconds, energies joules."""
 
     format: Literal["hwsim-result"] = "hwsim-result"
     version: Literal[1] = 1
@@ -115,7 +115,7 @@ class Result(_Record):
     hit_rate: float | None
     mlp_density: float
     flash_bytes: int
-    flash_read_bytes: int  # what Flash reads for them, in whole pages
+    flash_read_bytes: int  # bytes that Flash reads for them, in whole pages
     dram_bytes: int
     resident_bytes: int
     kv_cache_bytes: int
@@ -132,15 +132,15 @@ class Result(_Record):
     per_token: list[TokenResult] | None = None
 
     def plain(self) -> dict[str, Any]:
-        """The result as it is written, for a file of several."""
+        """The result as a dictionary for JSON."""
         return self.model_dump(exclude=self._left_out())
 
     def to_json(self) -> str:
-        """The result file: the same run gives the same bytes."""
+        """The text of the result file; the same run gives the same bytes."""
         return self.model_dump_json(indent=2, exclude=self._left_out()) + "\n"
 
     def to_frame(self, kind: Kind = "summary") -> Any:
-        """As a DataFrame of pandas.
+        """The result as a pandas DataFrame.
 
         Args:
             kind: ``summary``, all single numbers in one row; ``groups``, a row for each group of each layer;
@@ -159,7 +159,7 @@ class Result(_Record):
 
 
 class Evaluation(Result):
-    """What a closed loop found: speed as a replay counts it, and what it costs in accuracy. Losses are in nats."""
+    """The result of a closed loop: speed as in a replay, and accuracy. Losses are in nats."""
 
     perplexity: float
     dense_perplexity: float  # over the same tokens
@@ -169,11 +169,11 @@ class Evaluation(Result):
 
 
 class TaskEvaluation(Result):
-    """What a closed loop found on tasks of lm-eval: speed as a replay counts it, and lm-eval's own results.
+    """The result of a closed loop on tasks of lm-eval: speed as in a replay, and lm-eval's own results.
 
     Attributes:
         lm_eval: `results` of the policy and `dense_results` of the dense model, by task, as lm-eval writes them; and
-            what it says about both: `versions`, `n-shot`, `n-samples`, `higher_is_better`.
+            lm-eval's data about both: `versions`, `n-shot`, `n-samples`, `higher_is_better`.
     """
 
     lm_eval: dict[str, Any]

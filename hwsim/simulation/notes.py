@@ -1,4 +1,4 @@
-"""What a reader must know to read a result right, in sentences."""
+"""The notes of a result: sentences that a reader needs to interpret it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hwsim.timing.reads import ReadSetup
 from hwsim.trace import Encoding
 from hwsim.util.units import show_rate, show_size
 
-_ODD = 1.5  # times the flat rate that a table may reach before it is told
-_MUCH = 1.5  # times the bytes that are needed: worth a word
-_MANY = 10_000  # reads at once: enough to keep any queue full and to make a latency vanish
+_ODD = 1.5  # multiple of the flat rate above which a table's rate gets a warning
+_MUCH = 1.5  # multiple of the needed bytes from which on whole pages get a note
+_MANY = 10_000  # reads at once: enough to fill any queue and to hide latency
 
 
 def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
     """The notes of one run.
 
     Args:
-        run: as it was asked for.
-        prefetched: what was read ahead; None: nothing.
+        run: the run.
+        prefetched: prefetch of the run, or None.
     """
     placement, profile, settings, name = run.placement, run.hardware, run.settings, run.names.policy
     sentences = []
@@ -44,7 +44,7 @@ def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
 
 
 def _fitting_notes(placement: Placement, name: str, *, equal: bool) -> list[str]:
-    """Whether everything fits, or would with other shares."""
+    """Notes if everything fits, or would fit with other shares."""
     where = placement.bytes
     whole, kv, budget = (show_size(size) for size in (where.resident + where.sparse, where.kv_reserved, where.budget))
     if placement.everything_fits:
@@ -70,7 +70,7 @@ def _short(plans: list[GroupPlan]) -> bool:
 
 
 def _streaming_notes(placement: Placement, name: str) -> list[str]:
-    """What does not fit and is streamed."""
+    """Notes on weights that do not fit and are streamed."""
     where = placement.bytes
     if not where.streamed:
         return []
@@ -86,30 +86,30 @@ def _streaming_notes(placement: Placement, name: str) -> list[str]:
     ]
 
 
-def _prefetch_notes(found: Prefetched | None, tokens: int, name: str) -> list[str]:
-    """What was read ahead, and how well it was guessed."""
-    if found is None:
+def _prefetch_notes(ahead: Prefetched | None, tokens: int, name: str) -> list[str]:
+    """Notes on prefetch and the quality of its predictions."""
+    if ahead is None:
         return []
-    if found.precision is None or found.recall is None:
-        return [f"{name}: {found.rule} guessed nothing that was not cached already, or nothing was missed."]
-    read, wasted = (show_size(size / tokens) for size in (found.read_bytes, found.wasted_bytes))
+    if ahead.precision is None or ahead.recall is None:
+        return [f"{name}: {ahead.rule} guessed nothing that was not cached already, or nothing was missed."]
+    read, wasted = (show_size(size / tokens) for size in (ahead.read_bytes, ahead.wasted_bytes))
     return [
-        f"{name}: of what {found.rule} guessed and no cache held {found.precision:.0%} was needed, {found.recall:.0%} "
+        f"{name}: of what {ahead.rule} guessed and no cache held {ahead.precision:.0%} was needed, {ahead.recall:.0%} "
         f"of all misses; {read} a token were read ahead in time, {wasted} of it for nothing."
     ]
 
 
 def _encoding_notes(encoding: Encoding) -> list[str]:
-    """What the trace has lost of the signals."""
-    found = []
+    """Notes on values that the trace's encoding changed or dropped."""
+    sentences = []
     if encoding.name == "int8":
-        found.append("The trace holds signals in 8 bits: each value is off by 1/254 of its row's largest at most.")
+        sentences.append("The trace holds signals in 8 bits: each value is off by 1/254 of its row's largest at most.")
     if encoding.share is not None:
-        found.append(
+        sentences.append(
             f"The trace keeps the largest {encoding.share:.4g} of each row; the others read as 0, which changes the "
             "masks of policies that look at the cache or at earlier tokens."
         )
-    return found
+    return sentences
 
 
 def _cache_notes(placement: Placement, name: str, bypass: bool) -> list[str]:
@@ -117,7 +117,7 @@ def _cache_notes(placement: Placement, name: str, bypass: bool) -> list[str]:
     if not any(plan.capacity for plan in placement.plans):
         return [f"{name}: warning: what is left for the caches, {show_size(placement.bytes.cache)}, holds no unit."]
     over = {group: plans for group, plans in groups.items() if all(plan.k > plan.capacity for plan in plans)}
-    alone = not placement.shared or len(over) == len(groups)  # else a smaller mask leaves room for a choice
+    alone = not placement.shared or len(over) == len(groups)  # otherwise a smaller mask leaves room for a choice
     if over and not bypass and alone:
         shares = ", ".join(
             f"{group} {_span([plan.k for plan in plans])} of {_span([plan.capacity for plan in plans])}"
@@ -136,7 +136,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _energy(profile: Profile) -> list[str]:
-    """What the energy leaves out: reads alone are a part of what a phone draws."""
+    """A note on energies that the profile does not give; reads are only a part of what a phone draws."""
     if profile.energy is None:
         return []
     missing = [
@@ -150,20 +150,20 @@ def _energy(profile: Profile) -> list[str]:
 
 
 def _odd_rates(profile: Profile) -> list[str]:
-    """Rates that hardly any device has: as a rule a slip of a unit or of a digit in the profile."""
+    """Warnings about implausible rates, which usually are a wrong unit or digit in the profile."""
     if not profile.flash.by_request:
         return []
     best, flat, dram = profile.flash.best(), profile.flash.read_bandwidth, profile.dram.bandwidth
-    told = f"warning: Flash reads up to {show_rate(best)}"
+    rate = f"warning: Flash reads up to {show_rate(best)}"
     if best > dram:
-        return [f"{told}, faster than DRAM's {show_rate(dram)}; check the profile."]
+        return [f"{rate}, faster than DRAM's {show_rate(dram)}; check the profile."]
     if best > _ODD * flat:
-        return [f"{told} by its table or queue, its read_bandwidth is {show_rate(flat)}; check the profile."]
+        return [f"{rate} by its table or queue, its read_bandwidth is {show_rate(flat)}; check the profile."]
     return []
 
 
 def _small_reads(placement: Placement, profile: Profile, name: str, reads: ReadSetup) -> list[str]:
-    """Units whose reads are so small that Flash is far from its flat rate: this decides such results, so it is said."""
+    """Notes on units whose reads are so small that Flash is far below its flat rate."""
     if not placement.plans or placement.everything_fits:
         return []
     seconds = flash_seconds(profile.flash)
@@ -184,7 +184,7 @@ def _small_reads(placement: Placement, profile: Profile, name: str, reads: ReadS
 
 
 def _whole_pages(placement: Placement, profile: Profile, reads: ReadSetup) -> str:
-    """How much more Flash reads than is needed, where that is much; the energy counts what it reads."""
+    """A note on how many more bytes Flash reads than needed, if it is much; the energy counts what it reads."""
     read = {
         plan.name: sum(read_sizes(profile.flash, reads.slices(plan)[0])) / plan.unit_bytes for plan in placement.plans
     }

@@ -1,4 +1,4 @@
-"""What a user chooses, in plain values, made into objects: for the command line, Python and sweeps alike."""
+"""Make objects from the plain values that a user chooses, for the command line, Python and sweeps alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hwsim.trace.synth import bundled
 
 
 def find_trace(name: str | Path) -> Path:
-    """A file; ``sample`` stands for the trace that comes with hwsim where no file has that name."""
+    """The path of a trace; ``sample`` is the trace that comes with hwsim, unless a file has that name."""
     return bundled() if str(name) == "sample" and not Path(name).exists() else Path(name)
 
 
@@ -25,17 +25,17 @@ def make_policy(
     parameters: Mapping[str, Any],
     density: float | str | Path | list[float] | None = None,
 ) -> Policy:
-    """A policy of a class, with its parameters.
+    """Make a policy with its parameters.
 
     Args:
-        name: what messages call it.
-        kind: the class.
-        parameters: its fields; text is read as the field's type. Of a field that is one number, a list has one for each
-            layer.
-        density: a number, a list or a file of one for each layer; None: its own.
+        name: name of the policy in messages.
+        kind: class of the policy.
+        parameters: values of its fields; text is read as the field's type. For a field that is one number, a list has
+            one value for each layer.
+        density: a number, or a list or file with one number for each layer; None: the policy's default.
 
     Raises:
-        SettingError: a parameter is unknown or out of bounds, lists differ in length, or it takes no density.
+        SettingError: a parameter is unknown or out of bounds, lists differ in length, or the policy takes no density.
     """
     values, by_layer, sources = dict(parameters), {}, []
     if density is not None:
@@ -50,20 +50,22 @@ def make_policy(
     for key, value in (
         parameters.items() if density is None else (*parameters.items(), ("density", values.get("density")))
     ):
-        found = _by_layer(kind, key, value)
-        if found is not None:
-            by_layer[key] = found
+        values_by_layer = _by_layer(kind, key, value)
+        if values_by_layer is not None:
+            by_layer[key] = values_by_layer
             sources.append(f"--set {key}")
     if not by_layer:
         return build(kind, f"policy {name}", values)
-    lengths = {len(each) for each in by_layer.values()}
+    lengths = {len(values_of) for values_of in by_layer.values()}
     at = sources[0]
     if len(lengths) > 1:
-        told = ", ".join(f"{key} {len(each)}" for key, each in by_layer.items())
-        raise SettingError(f"{at}: lists of one value for each layer must have one length: {told}")
+        counts = ", ".join(f"{key} {len(values_of)}" for key, values_of in by_layer.items())
+        raise SettingError(f"{at}: lists of one value for each layer must have one length: {counts}")
     copies = [
         build(
-            kind, f"{at}: layer {layer}: policy {name}", values | {key: each[layer] for key, each in by_layer.items()}
+            kind,
+            f"{at}: layer {layer}: policy {name}",
+            values | {key: values_of[layer] for key, values_of in by_layer.items()},
         )
         for layer in range(lengths.pop())
     ]
@@ -73,7 +75,7 @@ def make_policy(
 
 
 def _by_layer(kind: type[Policy], key: str, value: Any) -> list[Any] | None:
-    """The list that stands for a field of one number, or its text; None: it is something else."""
+    """The list of values by layer for a field that is one number, given as a list or its text; otherwise None."""
     field = kind.model_fields.get(key)
     if field is None or not {field.annotation, *get_args(field.annotation)} & {int, float}:
         return None
@@ -86,7 +88,7 @@ def _by_layer(kind: type[Policy], key: str, value: Any) -> list[Any] | None:
 
 
 def takes_density(kind: type[Any]) -> bool:
-    """Whether a policy has a density that can be chosen; that of `dense` has one value only."""
+    """Whether a policy has a density that can be chosen; the density of `dense` has only one value."""
     field = kind.model_fields.get("density")
     if field is None:
         return False

@@ -1,6 +1,6 @@
-"""Finding plug-ins, policies and rules: by the name of a built-in's file, by entry point, or by the path of a file.
+"""Find plug-ins (policies and rules) by the name of a built-in's file, by entry point, or by the path of a file.
 
-Built-ins have no privileges: they are found by looking into their folder, as a file of the user's is.
+Built-ins have no privileges: each is a file in a folder, like a file of the user.
 """
 
 from __future__ import annotations
@@ -43,27 +43,31 @@ class Kind(Generic[T]):
     group: str  # of the entry points
 
     def names(self) -> dict[str, str]:
-        """Every name that can be asked for, and where it comes from."""
-        found = {name: f"{self.package}.{module}" for name, module in self._builtin().items()}
-        for entry in _installed(self.group):
-            origin = entry.value
-            if entry.name in found and found[entry.name] != origin:
-                raise PluginError(
-                    f"{self.noun} {entry.name!r} is defined twice: by {found[entry.name]} and by {origin}; rename one"
-                )
-            found[entry.name] = origin
-        return dict(sorted(found.items()))
-
-    def find(self, spec: str) -> tuple[str, type[T]]:
-        """The class behind a name, a ``FILE.py`` or a ``FILE.py:Class``, and the name that results call it by.
+        """All names of plug-ins of this kind, with the origin of each.
 
         Raises:
-            PluginError: there is none, or it cannot be loaded.
+            PluginError: a name is defined twice.
+        """
+        origins = {name: f"{self.package}.{module}" for name, module in self._builtin().items()}
+        for entry in _installed(self.group):
+            origin = entry.value
+            if entry.name in origins and origins[entry.name] != origin:
+                raise PluginError(
+                    f"{self.noun} {entry.name!r} is defined twice: by {origins[entry.name]} and by {origin}; rename one"
+                )
+            origins[entry.name] = origin
+        return dict(sorted(origins.items()))
+
+    def find(self, spec: str) -> tuple[str, type[T]]:
+        """Find a plug-in by a name, a ``FILE.py`` or a ``FILE.py:Class``, and return (name in results, class).
+
+        Raises:
+            PluginError: there is no such plug-in, or it cannot be loaded.
         """
         file, wanted = _file(spec)
         if file:
-            found = self._only(self._load_file(file), str(file), wanted)
-            return wanted or printable(file.stem.replace("_", "-")), found
+            plugin = self._only(self._load_file(file), str(file), wanted)
+            return wanted or printable(file.stem.replace("_", "-")), plugin
         builtin = self._builtin()
         names = self.names()
         if spec not in names:
@@ -75,14 +79,14 @@ class Kind(Generic[T]):
         return spec, self._loaded_entry(entry)
 
     def make(self, spec: str, parameters: Mapping[str, Any] | None = None) -> tuple[str, T]:
-        """An instance with the given parameters; text is read as the field's type.
+        """Make an instance with parameters and return (name in results, instance); text is read as the field's type.
 
         Raises:
             PluginError: as `find`.
             SettingError: a parameter is unknown or out of bounds.
         """
-        name, found = self.find(spec)
-        return name, build(found, f"{self.noun} {name}", parameters or {})
+        name, plugin = self.find(spec)
+        return name, build(plugin, f"{self.noun} {name}", parameters or {})
 
     def _builtin(self) -> dict[str, str]:
         package = importlib.import_module(self.package)
@@ -119,17 +123,17 @@ class Kind(Generic[T]):
         ]
 
     def _stands_for(self, spec: str) -> bool:
-        """Whether a name or a file stands for a plug-in of this kind, or for several."""
+        """Whether a name or a file stands for one or several plug-ins of this kind."""
         file, wanted = _file(spec)
         if not file:
             return spec in self.names()
         defined = self._defined(self._load_file(file))
-        return any(not wanted or found.__name__ == wanted for found in defined)
+        return any(not wanted or plugin.__name__ == wanted for plugin in defined)
 
     def _load_file(self, file: Path) -> ModuleType:
         if not file.is_file():
             raise PluginError(f"{self.noun} file {file} does not exist")
-        # named by its path, so that two files of one name do not meet; sys.path is left alone
+        # the module name contains a hash of the path, so that files of one name do not clash; sys.path is unchanged
         name = f"hwsim_plugin_{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:12]}"
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
@@ -144,12 +148,12 @@ class Kind(Generic[T]):
         return self._load(str(file), run)
 
     def _loaded_entry(self, entry: EntryPoint) -> type[T]:
-        found = self._load(entry.value, entry.load)
-        if isinstance(found, ModuleType):
-            return self._only(found, entry.value, "")
-        if not (isinstance(found, type) and issubclass(found, self.base)):
+        plugin = self._load(entry.value, entry.load)
+        if isinstance(plugin, ModuleType):
+            return self._only(plugin, entry.value, "")
+        if not (isinstance(plugin, type) and issubclass(plugin, self.base)):
             raise PluginError(f"entry point {entry.name} = {entry.value} is no {self.base.__name__}")
-        return found
+        return plugin
 
     def _load(self, origin: str, load: Any) -> Any:
         def loaded() -> Any:
@@ -181,24 +185,24 @@ def _read_installed(group: str, folders: tuple[object, ...]) -> tuple[EntryPoint
 def _state(folder: str) -> tuple[int, int, int]:
     """What differs after a distribution was installed into a folder of ``sys.path``, or removed from it."""
     try:
-        found = Path(folder).stat()
+        status = Path(folder).stat()
     except (OSError, ValueError):
         return 0, 0, 0
-    return found.st_dev, found.st_ino, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def kinds_of(spec: str) -> list[Kind[Any]]:
-    """The kinds of plug-in that a name or a file stands for: a file may define both, and both may have a name.
+    """The kinds of plug-in that a name or a file stands for; there may be several.
 
     Raises:
-        PluginError: it stands for none, or the file cannot be loaded.
+        PluginError: there is no such plug-in, or the file cannot be loaded.
     """
     file, wanted = _file(spec)
     if file and not file.is_file():
         raise PluginError(f"file {file} does not exist")
-    found: list[Kind[Any]] = [kind for kind in (POLICIES, EVICTIONS) if kind._stands_for(spec)]
-    if found:
-        return found
+    kinds: list[Kind[Any]] = [kind for kind in (POLICIES, EVICTIONS) if kind._stands_for(spec)]
+    if kinds:
+        return kinds
     if file:
         what = f"has no policy or eviction class {wanted!r}" if wanted else "defines no policy and no eviction rule"
         raise PluginError(f"{file}: {what}; docs/policy.md tells how to write either")
@@ -207,11 +211,11 @@ def kinds_of(spec: str) -> list[Kind[Any]]:
 
 
 def _without_site(error: BaseException) -> str:
-    return one_line(error).partition(" For further information visit ")[0]  # pydantic's site
+    return one_line(error).partition(" For further information visit ")[0]  # pydantic appends its web site
 
 
 def _file(spec: str) -> tuple[Path | None, str]:
-    """The file and the class that ``FILE.py`` or ``FILE.py:Class`` names; no file where it is a name."""
+    """The file and class of ``FILE.py`` or ``FILE.py:Class``; the file is None for a name."""
     path, _, wanted = spec.partition(".py:")
     if wanted:
         return Path(path + ".py"), wanted
@@ -219,7 +223,7 @@ def _file(spec: str) -> tuple[Path | None, str]:
 
 
 def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:
-    """An instance of a plug-in class; text is read as the field's type, JSON where it begins with [ or {.
+    """Make an instance of a plug-in class; text is read as the field's type, or as JSON if it begins with [ or {.
 
     Raises:
         SettingError: a parameter is unknown, out of bounds, or impossible together with another.
@@ -239,11 +243,11 @@ def build(found: type[T], who: str, parameters: Mapping[str, Any]) -> T:
     return call(who, made, doing="refused its parameters:", kind=SettingError)
 
 
-def _explain(found: type[BaseModel], error: ValidationError) -> str:
-    """The first thing that is wrong with the parameters, as field=value: rule (meaning)."""
+def _explain(plugin: type[BaseModel], error: ValidationError) -> str:
+    """The first error of the parameters, as field=value: rule (meaning)."""
     wrong = problem(error)
     field = wrong.field
-    known = found.model_fields.get(str(wrong.loc[0])) if field else None
+    known = plugin.model_fields.get(str(wrong.loc[0])) if field else None
     meaning = f" ({known.description})" if known and known.description else ""
     if wrong.kind == "missing":
         return f"{field} must be given, with --set {field}=...{meaning}"
@@ -262,10 +266,10 @@ def _read(value: Any) -> Any:
 
 
 def check_density(name: str, found: type[Policy]) -> None:
-    """Refuse ``--density`` for a policy that has none.
+    """Refuse ``--density`` for a policy without a density.
 
     Raises:
-        SettingError: it has no such parameter.
+        SettingError: the policy has no such parameter.
     """
     if "density" not in found.model_fields:
         raise SettingError(

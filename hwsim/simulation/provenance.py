@@ -1,4 +1,4 @@
-"""Everything that decides a result, as the result tells it; known before anything is simulated."""
+"""The provenance of a result: everything that decides it, known before anything is simulated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hwsim.simulation.settings import Settings
 from hwsim.timing.reads import ReadSetup
 from hwsim.util.option import declared
 
-# options that a result tells in a form of its own, in this order; None: elsewhere, or not at all
+# options that every result states, in a form of their own and in this order
 _ALWAYS: dict[str, Callable[[Run], Any]] = {
     "dram_budget_bytes": lambda run: run.placement.bytes.budget,
     "kv_tokens": lambda run: run.placement.bytes.kv_tokens,
@@ -39,7 +39,7 @@ _IF_CHOSEN: dict[str, Callable[[Settings], Any]] = {
     "prefetch": lambda settings: settings.prefetch and _plugin(*settings.prefetch, type(settings.prefetch[1])),
     "ignore": lambda settings: sorted(settings.ignore) or None,
 }
-# told among those above, or elsewhere in the result
+# options that are part of those above, or stated elsewhere in the result
 _ELSEWHERE = {
     "dram", "pin", "bundle", "packed", "merge", "gap", "prefetch_parameters", "lora", "lora_merged", "seed",
     "per_token",
@@ -47,7 +47,7 @@ _ELSEWHERE = {
 
 
 def provenance(run: Run) -> dict[str, Any]:
-    """What a run is: source, model, policy, eviction, device, settings, seed, as JSON values."""
+    """Return the provenance of a run as JSON values: source, model, policy, eviction, device, settings, seed."""
     policy, eviction, placement = run.policy, run.eviction, run.placement
     oracle = any(plan.group.oracle for plan in placement.plans)
     return {
@@ -64,7 +64,7 @@ def provenance(run: Run) -> dict[str, Any]:
 
 
 def _chosen(settings: Settings) -> dict[str, Any]:
-    """Options that differ from their defaults, where these are not told always: under their own names."""
+    """Options that differ from their defaults, by name, except those that every result states."""
     chosen = {}
     for name, option in declared(type(settings)).items():
         if name in _ALWAYS or name in _ELSEWHERE:
@@ -76,7 +76,7 @@ def _chosen(settings: Settings) -> dict[str, Any]:
 
 
 def _units(units: UnitSets | None, placement: Placement) -> dict[str, Any] | None:
-    """A file of units in the provenance, with what it names in the caches of all layers."""
+    """A file of units in the provenance, with the number and bytes of its units in all layers."""
     if units is None:
         return None
     sets = [(units.of(plan.layer, plan.name, plan.units), plan.sizes()) for plan in placement.plans]
@@ -86,9 +86,9 @@ def _units(units: UnitSets | None, placement: Placement) -> dict[str, Any] | Non
 
 
 def _plugin(name: str, plugin: BaseModel, kind: type) -> dict[str, Any]:
-    """A plug-in in the provenance: two of one name are told apart by the file that defines them."""
+    """A plug-in in the provenance; the hash of its file distinguishes plug-ins of the same name."""
     try:
         source = hashlib.sha256(Path(inspect.getfile(kind)).read_bytes()).hexdigest()
-    except (OSError, TypeError):  # made in a session, without a file
+    except (OSError, TypeError):  # defined in an interactive session, without a file
         source = None
     return {"name": name, "sha256": source, "parameters": plugin.model_dump(mode="json")}

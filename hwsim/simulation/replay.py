@@ -1,4 +1,7 @@
-"""A run through its stages: placement, counts, timing, result. Command line, Python interface and studies call this."""
+"""Replay: take a run through its stages placement, counts, timing and result.
+
+The command line, the Python interface and studies call this.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ def replay(run: Run, observers: Sequence[Observer] = (), *, threads: int | None 
     """Replay a trace, or saved masks, on a device under a policy.
 
     Args:
-        run: what is replayed.
-        observers: see masks, caches, progress, and the moments of the event engine; the result does not depend on them.
-        threads: number of worker threads; None: as many as there are cores. The result does not depend on it.
+        run: the run.
+        observers: receive masks, caches, progress, and moments of the event engine; the result does not depend on them.
+        threads: number of worker threads; None: the number of cores. The result does not depend on it.
 
     Raises:
-        HwsimError: one of its kinds; the trace lacks a signal, the policy broke its contract.
+        HwsimError: the trace lacks a signal, the policy broke its contract, or a similar error.
     """
     if threads is not None and not is_whole(threads, 1):
         raise impossible("threads", threads, "a whole number from 1, or None")
@@ -38,12 +41,12 @@ def replay(run: Run, observers: Sequence[Observer] = (), *, threads: int | None 
 
 
 def count(run: Run, observers: Sequence[Observer] = (), *, threads: int | None = None) -> Counts:
-    """What the tokens of a run ask of its caches: the stage after the placement.
+    """Count requests and hits of a run in its caches: the stage after the placement.
 
     Args:
-        run: whose source is a trace or saved masks.
-        observers: see masks, caches and progress.
-        threads: number of worker threads; None: as many as there are cores.
+        run: a run whose source is a trace or saved masks.
+        observers: receive masks, caches and progress.
+        threads: number of worker threads; None: the number of cores.
 
     Raises:
         HwsimError: as `replay`.
@@ -59,7 +62,7 @@ def count(run: Run, observers: Sequence[Observer] = (), *, threads: int | None =
 
 
 def with_measured_shares(run: Run) -> Run:
-    """A run whose caches' shares follow from the Flash traffic of a run with equal ones, which is done here first."""
+    """Replace shares that are to be measured by the Flash traffic of a run with equal shares, which is done here."""
     if not run.shares_are_measured:
         return run
     equal = run.but(cache_shares=None)

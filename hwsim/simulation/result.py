@@ -1,4 +1,4 @@
-"""Counts -> the result: time, bytes, energy, and where all of it comes from."""
+"""Compute the result of a run from its counts: time, bytes, energy, notes and provenance."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from hwsim.timing.work import Decode
 def measure(
     run: Run, counts: Counts, watched: Watched | None = None, observers: Sequence[Observer] = ()
 ) -> metrics.Result:
-    """Time, bytes and energy of counts, however they came about.
+    """Compute the result of a run from counts, whether of a replay or a closed loop.
 
     Args:
-        run: that they are of.
+        run: the run.
         counts: requests and hits of every decoded token.
-        watched: what was observed besides, where the run's time depends on it.
-        observers: see the progress, and the moments of the event engine.
+        watched: optional observations beyond hit counts on which the run's time depends.
+        observers: receive the progress, and moments of the event engine.
     """
     settings, watched = run.settings, watched or Watched()
     decode = Decode(
@@ -60,7 +60,7 @@ def _result(run: Run, decode: Decode, timing: Timing) -> metrics.Result:
     requests, hits = int(counts.requests.sum()), int(counts.hits.sum())
     flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
     flash_read, ahead = flash_bytes, None
-    if settings.timing == "events":  # the closed form knows no pages
+    if settings.timing == "events":  # the closed form has no pages
         flash_read, ahead = flash_reads(decode, timing)
     prefetched = _prefetched(run, ahead)
     written = int(flash.sum()) if settings.fills else 0
@@ -105,7 +105,7 @@ def _result(run: Run, decode: Decode, timing: Timing) -> metrics.Result:
 
 
 def _groups(run: Run, counts: Counts, flash: np.ndarray, dram: np.ndarray) -> list[metrics.GroupResult]:
-    """Each group of each layer; `flash` and `dram` are bytes, int64 ``[tokens, layers, slots]``."""
+    """Results of each group of each layer; `flash` and `dram` are bytes, int64 ``[tokens, layers, slots]``."""
     return [
         metrics.GroupResult(
             layer=layer,
@@ -123,7 +123,7 @@ def _groups(run: Run, counts: Counts, flash: np.ndarray, dram: np.ndarray) -> li
 
 
 def _prefetched(run: Run, ahead: ReadAhead | None) -> metrics.Prefetched | None:
-    """What was read ahead, with the name of the rule."""
+    """The prefetch of the run with the name of its rule, or None."""
     prefetch = run.settings.prefetch
     return None if ahead is None or prefetch is None else metrics.Prefetched(rule=prefetch[0], **asdict(ahead))
 
@@ -156,6 +156,6 @@ def _per_token(timing: Timing, counts: Counts, flash: np.ndarray, dram: np.ndarr
     requests, hits = counts.requests.sum(axis=(1, 2)), counts.hits.sum(axis=(1, 2))
     columns = (timing.token_s, requests, hits, flash, dram)
     return [
-        metrics.TokenResult(latency_s=seconds, requests=asked, hits=found, flash_bytes=missed, dram_bytes=read)
-        for seconds, asked, found, missed, read in zip(*(column.tolist() for column in columns), strict=True)
+        metrics.TokenResult(latency_s=seconds, requests=requested, hits=hit, flash_bytes=missed, dram_bytes=read)
+        for seconds, requested, hit, missed, read in zip(*(column.tolist() for column in columns), strict=True)
     ]

@@ -1,5 +1,7 @@
-"""One run: what is replayed, on which device, under which policy and eviction. Made and checked once, then followed
-through its stages: placement, counts, timing, result."""
+"""One run: its source, device, policy, eviction rule and settings.
+
+A run is made and checked once, and then goes through its stages: placement, counts, timing, result.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,11 @@ from hwsim.util.calls import call
 from hwsim.util.option import is_whole
 from hwsim.util.units import printable
 
-_MOST_PARAMETERS = 10**13  # that a policy may declare: more is a slip of the pen
+_MOST_PARAMETERS = 10**13  # parameters that a policy may declare: more is a typing error
 
 
 class Names(NamedTuple):
-    """How a result calls the plug-ins."""
+    """Names of the plug-ins in results."""
 
     policy: str
     eviction: str
@@ -45,13 +47,13 @@ class Names(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What is replayed: the signals of a trace, saved masks, or what a running model brings.
+    """The source of a run: the signals of a trace, saved masks, or a running model.
 
     Attributes:
         header: the model and the sequences.
-        origin: where it came from, for the result's provenance.
-        trace: gives signals; None: a model runs, or masks were saved.
-        masks: that were saved.
+        origin: description of the source for the result's provenance.
+        trace: trace that gives the signals; None for saved masks and running models.
+        masks: saved masks, or None.
     """
 
     header: TraceHeader
@@ -61,29 +63,29 @@ class Source:
 
     @classmethod
     def of_trace(cls, trace: Trace) -> Source:
-        """The signals of an open trace."""
+        """The source for an open trace."""
         origin = {"name": printable(trace.path.name), "hash": trace.hash, "origin": trace.header.origin}
         return cls(trace.header, origin, trace=trace)
 
     @classmethod
     def of_masks(cls, masks: MaskFile) -> Source:
-        """Masks that a closed loop has saved."""
+        """The source for masks that a closed loop has saved."""
         origin = {"name": printable(masks.path.name), "origin": "saved masks", "provenance": masks.provenance}
         return cls(recorded(masks.model, masks.sequences), origin, masks=masks)
 
 
 def recorded(model: ModelShape, sequences: list[Any]) -> TraceHeader:
-    """A header for sequences of a model that no trace was recorded of."""
+    """A trace header for sequences of a model without a recorded trace."""
     fields = {"origin": "recorded", "model": model, "signals": ["input"], "sequences": sequences}
     return TraceHeader.model_validate(fields)
 
 
 class Watched(NamedTuple):
-    """What a run observes besides counts, because its time depends on it.
+    """Optional observations beyond hit counts, on which the time of a run depends.
 
     Attributes:
-        reads: of Flash; None: units are read one by one.
-        guesses: of a prefetch rule; None: nothing is read ahead.
+        reads: reads of Flash; None: units are read one by one.
+        guesses: predictions of a prefetch rule, or None.
     """
 
     reads: ReadCounts | None = None
@@ -91,7 +93,7 @@ class Watched(NamedTuple):
 
     @property
     def observers(self) -> list[Observer]:
-        """Those that there are."""
+        """The observers that are not None."""
         return [observer for observer in self if observer is not None]
 
 
@@ -100,15 +102,15 @@ class Run:
     """Everything that decides a result.
 
     Attributes:
-        source: what is replayed.
-        device: the profile, as the user named it; None where only the placement is asked for.
+        source: source of masks or signals.
+        device: profile of the device; None if only the placement is needed.
         policy: decides the masks.
-        eviction: picks which units leave the caches.
+        eviction: picks the units that leave the caches.
         settings: everything else.
-        names: how the result calls policy and eviction.
+        names: names of policy and eviction in the result.
 
     Raises:
-        HwsimError: one of its kinds: the policy broke its contract, a setting is impossible, DRAM is too small.
+        HwsimError: the policy broke its contract, a setting is impossible, DRAM is too small, or a similar error.
     """
 
     source: Source
@@ -119,7 +121,7 @@ class Run:
     names: Names
 
     def __post_init__(self) -> None:
-        """Refuse, before long work, what is impossible."""
+        """Refuse impossible runs before long work."""
         check_parameters(self.policy, f"policy {self.names.policy}")
         check_parameters(self.eviction, f"eviction {self.names.eviction}")
         if not self.shares_are_measured:
@@ -127,7 +129,7 @@ class Run:
 
     @property
     def shares_are_measured(self) -> bool:
-        """Whether the caches' shares follow from the Flash traffic of a run with equal ones, which comes first."""
+        """Whether the shares of the caches are to be measured by a run with equal shares, which comes first."""
         shares = self.settings.cache_shares
         return shares is not None and shares.weights is None
 
@@ -138,32 +140,32 @@ class Run:
 
     @cached_property
     def sequences(self) -> Sequences:
-        """Which tokens are decoded."""
+        """The sequences, which state the decoded tokens."""
         return Sequences(self.header.sequences)
 
     @cached_property
     def hardware(self) -> Profile:
-        """The device as the run sees it: without what is ignored, and with the engine that reads DRAM.
+        """The effective profile of the device: without ignored parts, and with the engine that reads DRAM.
 
         Raises:
-            SettingError: the profile knows no such engine.
+            SettingError: the profile has no such engine.
         """
         assert self.device is not None
         return effective(self.device, ignore=self.settings.ignore, engine=self.settings.engine)
 
     @cached_property
     def overlap(self) -> type[overlaps.Overlap]:
-        """What may happen at the same time."""
+        """The overlap mode."""
         return overlaps.find(self.settings.overlap)
 
     @cached_property
     def placement(self) -> Placement:
-        """Where everything lies.
+        """The placement of the model in DRAM and Flash.
 
         Raises:
-            ContractError: the policy's groups are not possible on this model.
-            SettingError: the budget cannot hold the KV cache, or the KV cache cannot hold the sequence; the neurons'
-                order is that of another model, or the caches' shares are those of other groups.
+            ContractError: the policy's groups are impossible on this model.
+            SettingError: the budget cannot hold the KV cache, or the KV cache the longest sequence; the layout is of
+                another model, or the shares of the caches are of other groups.
         """
         settings, model = self.settings, self.header.model
         if settings.layout:
@@ -179,12 +181,12 @@ class Run:
                 f"policy {self.names.policy}: predictor_parameters() returned {shown(parameters)}, "
                 f"needs a whole number from 0 to 10^{len(str(_MOST_PARAMETERS)) - 1}"
             )
-        folder = settings.lora if plans else None  # what masks nothing runs without the adapter
+        folder = settings.lora if plans else None  # a policy without masks runs without the adapter
         adapter = read_adapter(folder, model, merged=settings.lora_merged) if folder else None
         return place(plans, model, settings.bits, self._room(), parameters, adapter)
 
     def _room(self) -> Room:
-        """What DRAM is asked to hold."""
+        """The DRAM budget, the KV cache in it, and the division of the caches."""
         settings, longest = self.settings, self.header.longest
         if settings.kv_window is not None:
             longest = min(longest, settings.kv_window)
@@ -209,14 +211,14 @@ class Run:
             raise ContractError(f"policy {self.names.policy}: {error}") from error
 
     def _ask(self, name: str, method: Callable[[ModelShape], Any], where: str = "") -> Any:
-        """Ask the policy about the model."""
+        """Call a method of the policy with the model."""
         return call(
             f"{where}policy {self.names.policy}", method, self.header.model, doing=f"{name}() raised", named=True
         )
 
     @cached_property
     def masking(self) -> Masking:
-        """What decides the masks, and the caches that serve them."""
+        """The policy that decides the masks, and the caches that serve them."""
         placement = self.placement
         return Masking(
             self.header.model, self.policy, placement.plans, self.eviction, self.settings.caches, placement.shared,
@@ -224,11 +226,11 @@ class Run:
         )  # fmt: skip
 
     def check(self) -> None:
-        """Refuse, before long work, what the device does not have, the caches cannot hold and the eviction cannot do.
+        """Check device, caches and eviction before long work.
 
         Raises:
-            SettingError: the profile knows no such engine; the eviction cannot bypass or serve a shared cache; a set of
-                units is missing or of other units, or a cache cannot hold its.
+            SettingError: the profile has no such engine; the eviction cannot bypass or serve a shared cache; a set of
+                units is missing, has other units, or does not fit into its cache.
         """
         placement, settings, caches = self.placement, self.settings, self.settings.caches
         if self.device is not None:
@@ -250,7 +252,7 @@ class Run:
             self.masking.cache(plan)
 
     def watched(self) -> Watched:
-        """What must be observed besides counts."""
+        """Optional observations beyond hit counts that the run needs."""
         settings, plans = self.settings, self.placement.plans
         if not plans:
             return Watched()
@@ -263,19 +265,19 @@ class Run:
         return Watched(reads, guesses)
 
     def but(self, **changes: Any) -> Run:
-        """The same run with other settings."""
+        """A copy of the run with other settings."""
         return Run(self.source, self.device, self.policy, self.eviction, self.settings.but(**changes), self.names)
 
 
 @dataclass(frozen=True, eq=False)
 class Conditions:
-    """What several runs have in common: all but the source and the policy.
+    """Common conditions of several runs: everything except the source and the policy.
 
     Attributes:
-        device: the profile; None where only placements are asked for.
-        eviction: picks which units leave the caches.
+        device: profile of the device; None if only placements are needed.
+        eviction: picks the units that leave the caches.
         settings: everything else.
-        eviction_name: how results call the eviction; empty: by its class.
+        eviction_name: name of the eviction in results; empty: the name of its class.
     """
 
     device: Profile | None
@@ -284,7 +286,7 @@ class Conditions:
     eviction_name: str = ""
 
     def run(self, source: Source, policy: Policy, name: str = "") -> Run:
-        """The run of one policy, which results call `name`, or by its class.
+        """Make the run of one policy; its name in results is `name`, or the name of its class.
 
         Raises:
             HwsimError: as `Run`.
@@ -294,17 +296,17 @@ class Conditions:
 
 
 def check_closed(settings: Settings) -> None:
-    """Refuse what a running model does not look at.
+    """Refuse settings that closed loops do not support.
 
     Raises:
-        SettingError: it is about where misses lie in Flash, or about guesses, which a replay of saved masks looks at;
-            or about how many entries of the KV cache are read, which the model itself would have to feel.
+        SettingError: a setting is about the place of misses in Flash or about prefetch, which a replay of saved masks
+            supports, or about the window of the KV cache, which would change the output of the model.
     """
-    asked = {
+    refusals = {
         "--packed and --merge": not settings.reads.plain,
         "--overlap prefetch": settings.prefetch is not None,
     }
-    if refused := [name for name, given in asked.items() if given]:
+    if refused := [name for name, given in refusals.items() if given]:
         raise SettingError(
             f"{refused[0]}: is for replays; write the masks with hwsim eval --save-masks FILE, then hwsim replay FILE"
         )
@@ -313,10 +315,10 @@ def check_closed(settings: Settings) -> None:
 
 
 def check_parameters(plugin: BaseModel, who: str) -> None:
-    """Refuse, before anything is computed, a plug-in whose parameters the result could not name.
+    """Refuse a plug-in whose parameters cannot be stated in a result.
 
     Raises:
-        ContractError: they cannot be written as JSON.
+        ContractError: the parameters cannot be written as JSON.
     """
     try:
         plugin.model_dump_json()

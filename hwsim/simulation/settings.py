@@ -1,7 +1,7 @@
-"""Everything that a user chooses besides trace, device, policy and eviction: each option of a run, declared once.
+"""The options of a run besides trace, device, policy and eviction, each declared once.
 
-From the fields of `Settings` follow the options of the commands, the keys of a sweep and of a file of settings, the
-keywords of the Python interface, what a result tells of them, and the reference page.
+The fields of `Settings` determine the options of the commands, the keys of a sweep and of a file of settings, the
+keywords of the Python interface, the settings that a result states, and the reference page.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _PANEL = "How the device is used"
 
 
 def read_bits(text: str | Bits) -> Bits:
-    """Read ``mlp=4.5,attention=4``; what is not named keeps its default.
+    """Read bits such as ``mlp=4.5,attention=4``; other parts keep their defaults.
 
     Raises:
-        SettingError: an unknown part, or a number out of bounds.
-        ValueError: neither text nor `Bits`.
+        SettingError: a part is unknown, or a number is out of bounds.
+        ValueError: the value is neither text nor `Bits`.
     """
     if isinstance(text, Bits):
         return text
@@ -63,7 +63,7 @@ def read_bits(text: str | Bits) -> Bits:
 
 
 def _file(read: Callable[[Path], Any]) -> Callable[[Any], Any]:
-    """Reads the file that a path names."""
+    """A function that reads the file of a path, and returns other values unchanged."""
     return lambda given: read(Path(given)) if isinstance(given, str | Path) else given
 
 
@@ -79,7 +79,7 @@ def _shares(given: Any) -> Any:
 
 
 def _size(option: str) -> Callable[[Any], Any]:
-    """Reads bytes, or text such as 256KiB."""
+    """A function that reads a text such as 256KiB as bytes, and returns other values unchanged."""
 
     def read(given: Any) -> Any:
         if not isinstance(given, str):
@@ -112,13 +112,13 @@ def _mechanisms(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 class Settings(BaseModel):
-    """Everything of a run besides trace, device, policy and eviction.
+    """All options of a run besides trace, device, policy and eviction.
 
-    A field takes what a user gives (text, a number, a file), or the value that is made of it.
+    A field accepts what a user gives (text, a number, a file), or the value that is made of it.
 
     Raises:
-        SettingError: one of them is impossible.
-        HwsimError: a file is missing, or something else.
+        SettingError: an option is impossible.
+        HwsimError: a file is missing or has another content.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -304,7 +304,7 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explained(cls, values: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
-        """Read what was given, and tell in one line what is wrong with it."""
+        """Read the given values; errors are one line."""
         if not isinstance(values, dict):
             return make(values)
         options = declared(cls)
@@ -327,7 +327,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Settings:
-        """Refuse what does not go together."""
+        """Refuse options that contradict each other."""
         if self.cache_scope == "global" and self.cache_shares:
             raise SettingError("--cache-shares: one cache for the whole model has no shares; leave it out")
         if self.lora_merged and self.lora is None:
@@ -337,23 +337,23 @@ class Settings(BaseModel):
                 "--overlap prefetch and --prefetch RULE go together: "
                 + ("name a rule, such as last-token" if self.prefetch is None else "give --overlap prefetch, too")
             )
-        if self.timing == "closed-form" and (asked := self._beyond_the_closed_form()):
-            raise SettingError(f"--timing closed-form knows no {', '.join(asked)}; leave it out, or take events")
+        if self.timing == "closed-form" and (options := self._beyond_the_closed_form()):
+            raise SettingError(f"--timing closed-form knows no {', '.join(options)}; leave it out, or take events")
         _ = self.reads  # refuses holes without merging
         return self
 
     def _beyond_the_closed_form(self) -> list[str]:
-        """Options that only the event engine knows."""
-        asked = {
+        """Options in use that only the event engine supports."""
+        options = {
             f"--overlap {self.overlap}": overlaps.find(self.overlap).closed_form is None,
             "--bundle, --packed, --merge": self.reads != ReadSetup(),
             "--fills": self.fills,
         }
-        return [name for name, given in asked.items() if given]
+        return [name for name, given in options.items() if given]
 
     @property
     def caches(self) -> CacheSetup:
-        """How caches admit, and what is in them from the start."""
+        """Admission and initial content of the caches."""
         return CacheSetup(self.admission, self.pin, self.warm)
 
     @property
@@ -362,15 +362,15 @@ class Settings(BaseModel):
         return ReadSetup(self.bundle, self.packed, self.merge, self.gap)
 
     def but(self, **changes: Any) -> Self:
-        """The same with other values, which are taken as they are."""
+        """A copy with other values, which are not checked."""
         return self.model_copy(update=changes)
 
 
 def make_prefetch(rule: str | Path | Prefetch | None, parameters: Mapping[str, Any]) -> tuple[str, Prefetch] | None:
-    """A prefetch rule by its name or file, with its parameters.
+    """Make a prefetch rule from its name or file and its parameters; return (name in results, rule) or None.
 
     Raises:
-        HwsimError: there is none, or a parameter is unknown or impossible.
+        HwsimError: there is no such rule, or a parameter is unknown or impossible.
     """
     if rule is None:
         if parameters:
@@ -380,12 +380,12 @@ def make_prefetch(rule: str | Path | Prefetch | None, parameters: Mapping[str, A
 
 
 def impossible(name: str, value: object, rule: str) -> SettingError:
-    """The error of a setting that breaks a rule."""
+    """The error for a setting that breaks a rule."""
     return SettingError(f"setting {name}={shown(value)}: must be {rule}")
 
 
 def shown(value: object) -> str:
-    """Any value, for a message; some have no text (a number of 5,000 digits) or raise."""
+    """Text of any value for a message; the type if it has no text (a number of 5,000 digits) or raises."""
     try:
         return shorten(repr(value))
     except Exception:
