@@ -1,4 +1,4 @@
-"""A LoRA adapter on a running model: carried while it is on, without a trace while it is off. Needs peft, an extra."""
+"""A LoRA adapter on a running model, which can be switched on and off. Needs the extra peft."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from hwsim.record.loading import Loaded
 
 
 def require_peft() -> None:
-    """Check, without importing it, that peft is installed.
+    """Check that peft is installed, without importing it.
 
     Raises:
-        ModelError: it is not.
+        ModelError: peft is not installed.
     """
     if importlib.util.find_spec("peft") is None:
         raise ModelError("LoRA needs the library peft, which is not installed; install it: pip install 'hwsim[train]'")
 
 
 class Carried:
-    """A model with an adapter; as a context, the adapter is on.
+    """A model with an adapter, which is on inside the context.
 
-    The adapter's modules take the place of the model's own and see the same masked inputs: y = x W + (x A) B.
+    The adapter's modules replace the model's own and see the same masked inputs: y = x W + (x A) B.
 
     Args:
-        wrapped: of peft, around the model.
-        count: how many decoder layers the model has.
+        wrapped: peft's wrapper of the model.
+        count: number of decoder layers of the model.
 
     Attributes:
-        model: the model itself, as transformers knows it.
-        layers: its layers, to hook masks to: the adapter's modules, where it has some.
+        model: the model of transformers.
+        layers: its layers, to attach masks to; with the adapter's modules where it has some.
     """
 
     def __init__(self, wrapped: Any, count: int) -> None:
@@ -44,22 +44,22 @@ class Carried:
         self.__exit__()
 
     def __enter__(self) -> Carried:
-        """Switch it on."""
+        """Switch the adapter on."""
         self.wrapped.base_model.enable_adapter_layers()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Switch it off: the model is as it was."""
+        """Switch the adapter off, which restores the model's behaviour."""
         self.wrapped.base_model.disable_adapter_layers()
 
 
 def carry(loaded: Loaded, folder: Path | None, name: str) -> Carried | None:
-    """Put an adapter on a model; None where there is no adapter.
+    """Put an adapter on a model; return None if there is no adapter.
 
     Args:
         loaded: the model.
-        folder: of the adapter; `hwsim.model.lora.read_adapter` has looked at it.
-        name: of the model, for messages.
+        folder: folder of the adapter, which `hwsim.model.lora.read_adapter` has checked.
+        name: name of the model, for messages.
 
     Raises:
         ModelError: the model is too large for memory, or peft cannot load the adapter.
@@ -73,7 +73,7 @@ def carry(loaded: Loaded, folder: Path | None, name: str) -> Carried | None:
         from safetensors import safe_open
 
         wrapped = peft.PeftModel.from_pretrained(loaded.model, folder)
-        # peft leaves out what finds no place, and makes up what is missing
+        # peft ignores weights without a place, and initialises missing ones
         with safe_open(folder / WEIGHTS, "pt") as file:
             there = set(file.keys())
         if odd := sorted(there ^ set(peft.get_peft_model_state_dict(wrapped))):
@@ -86,7 +86,7 @@ def check_in_memory(loaded: Loaded, name: str) -> None:
     """Refuse a model whose layers are loaded from disk one by one.
 
     Raises:
-        ModelError: it is one.
+        ModelError: the model does not fit into memory.
     """
     if loaded.from_disk:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""The evaluation of policies in the closed loop: accuracy and speed of the same run."""
+"""Evaluate policies in the closed loop: accuracy and speed of the same run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from hwsim.simulation.result import measure
 from hwsim.simulation.run import Conditions, Run, Source, check_closed
 from hwsim.trace import Sequence
 
-_WINDOWS = 8  # that go through the model together where it does not run on a CPU
+_WINDOWS = 8  # windows that go through the model together, unless it runs on a CPU
 
 
 Watch = Callable[[list[Score]], bool]
-"""Is given the scores of all policies after each pass; False ends the run."""
+"""Callback: receives the scores of all policies after each pass; returns False to end the run."""
 
 
 class Candidate(NamedTuple):
@@ -45,7 +45,7 @@ class Candidate(NamedTuple):
 
 @dataclass
 class _Loop:
-    """One policy while it is evaluated."""
+    """State of one policy during the evaluation."""
 
     run: Run
     loop: ClosedLoop
@@ -67,22 +67,21 @@ def evaluate(
 ) -> list[Evaluation]:
     """Run a model over a text under each policy, with the cache in the loop.
 
-    The policies share one dense pass. Each costs another forward pass and its scans. Where groups share caches and the
-    policy reads them, the model runs token by token for it, which takes longer; the result says so.
+    The policies share one dense pass. Each policy costs another forward pass and its scans. If groups share caches and
+    a policy reads them, the model runs token by token for it, which takes longer; a note of the result says so.
 
     Args:
-        model: as `hwsim.record.record` takes it.
+        model: the model, as for `hwsim.record.record`.
         text: a UTF-8 file, or the name of a bundled text.
-        conditions: the device, whose DRAM budget decides what the caches hold, the eviction, and DRAM, bits, timing,
-            seed and LoRA adapter, as in a replay. The dense pass runs without the adapter.
+        conditions: device, eviction and settings, as in a replay. The dense pass runs without the LoRA adapter.
         candidates: the policies.
-        reading: which tokens, in windows of which length.
-        masks: a file that the masks are written to; for one policy only.
-        batch: windows that go through the model together; None: one on a CPU, which several would not speed up.
-        progress: is told how far it is.
+        reading: tokens to read, and the length of windows.
+        masks: writer that saves the masks; for one policy only.
+        batch: windows that go through the model together; None: one on a CPU, where more would not be faster.
+        progress: callback, receives the progress.
 
     Raises:
-        HwsimError: one of its kinds.
+        HwsimError: the model or the text cannot be loaded, a setting is impossible, or a similar error.
     """
     check_closed(conditions.settings)
     if masks and len(candidates) != 1:
@@ -96,18 +95,18 @@ def evaluate(
 
 
 class Loops:
-    """A model and a text, to run under one set of policies after the other; the weights are loaded once, when needed.
+    """A model and a text to run under several sets of policies; the weights are loaded once, when needed.
 
     Args:
         model: as for `evaluate`.
         text: as for `evaluate`.
-        reading: which tokens.
+        reading: tokens to read, and the length of windows.
         batch: windows that go through the model together.
-        keep_dense: keep the hidden states of the dense pass, tokens x hidden size x 4 bytes, for the next run.
-        progress: is told how far it is.
+        keep_dense: whether to keep the hidden states of the dense pass, tokens x hidden size x 4 bytes, for later runs.
+        progress: callback, receives the progress.
 
     Raises:
-        HwsimError: the model or the text cannot be had.
+        HwsimError: the model or the text cannot be loaded.
     """
 
     def __init__(
@@ -128,13 +127,13 @@ class Loops:
         self, conditions: Conditions, candidates: list[Candidate], *, masks: MaskWriter | None = None,
         watch: Watch | None = None,
     ) -> list[Evaluation]:  # fmt: skip
-        """One set of policies, as `evaluate`.
+        """Evaluate one set of policies, as `evaluate`.
 
         Args:
-            conditions: as for `evaluate`; the adapter, if there is one, is the same in all runs.
+            conditions: as for `evaluate`; the adapter, if any, must be the same in all runs.
             candidates: the policies.
-            masks: a file that the masks are written to.
-            watch: is given the scores after each pass; with False the run ends, without results.
+            masks: writer that saves the masks.
+            watch: callback, receives the scores after each pass; if it returns False, the run ends without results.
 
         Raises:
             HwsimError: as `evaluate`.
@@ -148,7 +147,7 @@ class Loops:
         source = Source(ready.header, origin)
         runs = [conditions.run(source, candidate.policy, candidate.name) for candidate in candidates]
         for run in runs:
-            run.check()  # also that shares need no replay of a trace
+            run.check()  # also refuses shares that need a replay of a trace
         if self._loaded is None:
             self._loaded = ready.load(self._tell)
         if settings.lora and self._carried is None:
@@ -212,7 +211,7 @@ class Loops:
         return True
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         if self._runner is not None:
             self._runner.remove()
             self._runner = None
@@ -241,7 +240,7 @@ def _closed_loop(ready: Prepared, run: Run, layers: list[Layer], masks: MaskWrit
 def _masked(
     runner: Runner, loop: _Loop, carried: Carried | None, ids: np.ndarray, sequences: list[Sequence], first: int
 ) -> Any:
-    """Hidden states of some windows under a policy, ``[windows, tokens, hidden]``."""
+    """Hidden states of windows under a policy, ``[windows, tokens, hidden]``."""
     if not loop.by_token and not (carried and sequences[0].prompt):
         loop.loop.window(sequences, first)
         try:
@@ -265,7 +264,7 @@ def _masked(
 def _in_pieces(
     runner: Runner, loop: _Loop, carried: Carried | None, ids: np.ndarray, sequence: Sequence, number: int
 ) -> Any:
-    """One window, its prompt read without masks and adapter, ``[1, tokens, hidden]``."""
+    """Hidden states of one window whose prompt is read without masks and adapter, ``[1, tokens, hidden]``."""
     decoded = sequence.tokens - sequence.prompt
     loop.loop.begin(number)
 

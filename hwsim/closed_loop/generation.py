@@ -1,4 +1,4 @@
-"""Real generation: the model decodes token by token under a policy, with its KV cache and the unit caches."""
+"""Generation: a model decodes token by token under a policy, with its KV cache and the unit caches."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from hwsim.trace import Sequence
 
 
 class Generated(NamedTuple):
-    """What came of it."""
+    """The generated text and its result."""
 
     text: str  # without the prompt
     ids: list[int]
-    result: Result | None  # of the masked tokens; None where the first token already was the end
+    result: Result | None  # of the masked tokens; None if the first token already was the end
 
 
 class Stepper:
     """A model that reads a prompt densely and then one token at a time under a policy.
 
     Args:
-        model: of transformers.
+        model: a model of transformers.
         torch: the library.
-        loop: the policy and its caches; it must not need the future.
-        carried: an adapter of the model, on while tokens are masked.
+        loop: the policy and its caches; the eviction must not need the future.
+        carried: adapter of the model, which is on while tokens are masked.
     """
 
     def __init__(self, model: Any, torch: Any, loop: ClosedLoop, carried: Carried | None = None) -> None:
@@ -52,12 +52,12 @@ class Stepper:
         self.counts: list[Counts] = []
 
     def prefill(self, ids: list[int]) -> Any:
-        """Read the prompt densely; logits of the token after it, ``[vocabulary]``."""
+        """Read the prompt densely and return the logits of the next token, ``[vocabulary]``."""
         self._loop.begin(0)
         return self._forward(ids)
 
     def step(self, token: int) -> Any:
-        """Read one more token under the masks; logits of the one after it."""
+        """Read one more token under masks and return the logits of the next one, ``[vocabulary]``."""
         self._loop.continued(1)
         with self._carried or nullcontext(), self._loop:
             logits = self._forward([token])
@@ -75,15 +75,15 @@ class Stepper:
 
 @dataclass(frozen=True)
 class Writing:
-    """How a model goes on from a prompt.
+    """How a model continues a prompt.
 
     Attributes:
-        tokens: how many to generate at most; the first comes from the prompt, the others from masked tokens.
-        chat: put the prompt into the model's chat template.
-        temperature: 0 takes the most likely token, else tokens are drawn, from the seed.
+        tokens: most tokens to generate; the first comes from the prompt, the others from masked tokens.
+        chat: whether to put the prompt into the model's chat template.
+        temperature: 0 takes the most likely token; otherwise tokens are drawn with the seed.
 
     Raises:
-        SettingError: too few tokens.
+        SettingError: there are too few tokens.
     """
 
     tokens: int = 64
@@ -91,7 +91,7 @@ class Writing:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what would decode no masked token."""
+        """Refuse settings that decode no masked token."""
         if self.tokens < 2:
             raise SettingError(f"--tokens {self.tokens}: must be at least 2; the first comes from the prompt alone")
 
@@ -107,20 +107,20 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Generated:
-    """Let a model go on from a prompt under a policy.
+    """Let a model continue a prompt under a policy.
 
     Args:
-        model: as `hwsim.record.record` takes it.
-        prompt: read densely before the decode begins.
+        model: the model, as for `hwsim.record.record`.
+        prompt: text that is read densely before the decode begins.
         conditions: as for `hwsim.closed_loop.evaluate`.
         candidate: the policy.
-        writing: how many tokens, and how they are chosen.
-        reading: device, type and memory for the model; its other fields play no part.
-        on_text: is told each new piece of text.
-        progress: is told what is loaded.
+        writing: number of tokens, and how they are chosen.
+        reading: device, dtype and memory for the model; its other fields are not used.
+        on_text: callback, receives each new piece of text.
+        progress: callback, receives the progress of loading.
 
     Raises:
-        HwsimError: one of its kinds.
+        HwsimError: the model cannot be loaded, a setting is impossible, or a similar error.
     """
     reading, writing, settings = reading or TextSettings(), writing or Writing(), conditions.settings
     check_closed(settings)
@@ -141,7 +141,7 @@ def generate(
             f"--tokens {writing.tokens}: with the prompt's {len(ids)}, {source.name} reads at most "
             f"{structure.longest} tokens"
         )
-    # the KV cache is reserved for the longest text that may come of it
+    # the KV cache is reserved for the longest possible text
     expected = _run(conditions, candidate, structure.shape, len(ids), writing.tokens - 1)
     expected.check()
     device = find_device(reading.device, used.torch)
@@ -153,17 +153,17 @@ def generate(
     stepper = Stepper(loaded.model, used.torch, loop, carried)
     with told_as(f"--model {source.name}: cannot be run"):
         choose = _chooser(writing.temperature, settings.seed)
-        made = _decode(stepper, tokenizer, ids, writing.tokens, choose, on_text)
-    text = tokenizer.decode(made, skip_special_tokens=True)
+        generated = _decode(stepper, tokenizer, ids, writing.tokens, choose, on_text)
+    text = tokenizer.decode(generated, skip_special_tokens=True)
     if not stepper.counts:
-        return Generated(text, made, None)
+        return Generated(text, generated, None)
     reserved = replace(conditions, settings=settings.but(kv_tokens=expected.placement.bytes.kv_tokens))
     run = _run(reserved, candidate, structure.shape, len(ids), len(stepper.counts))
-    return Generated(text, made, measure(run, Counts.joined(stepper.counts)))
+    return Generated(text, generated, measure(run, Counts.joined(stepper.counts)))
 
 
 def _run(conditions: Conditions, candidate: Candidate, shape: ModelShape, prompt: int, decoded: int) -> Run:
-    """The run of one sequence that goes on from a prompt."""
+    """The run of one sequence that continues a prompt."""
     header = recorded(shape, [Sequence(tokens=prompt + decoded, prompt=prompt)])
     source = Source(header, {"name": "a prompt", "origin": "generated"})
     return conditions.run(source, candidate.policy, candidate.name)
@@ -197,14 +197,14 @@ def _decode(
     stepper: Stepper, tokenizer: Any, ids: list[int], tokens: int, choose: Callable[[Any], int],
     on_text: Callable[[str], None] | None,
 ) -> list[int]:  # fmt: skip
-    made = [choose(stepper.prefill(ids))]
+    generated = [choose(stepper.prefill(ids))]
     shown = ""
     while True:
-        text = tokenizer.decode(made, skip_special_tokens=True)
+        text = tokenizer.decode(generated, skip_special_tokens=True)
         # a token may end in the middle of a character: wait for the rest
         if on_text and not text.endswith("\ufffd"):
             on_text(text[len(shown) :])
             shown = text
-        if len(made) == tokens or made[-1] == tokenizer.eos_token_id:
-            return made
-        made.append(choose(stepper.step(made[-1])))
+        if len(generated) == tokens or generated[-1] == tokenizer.eos_token_id:
+            return generated
+        generated.append(choose(stepper.step(generated[-1])))

@@ -1,4 +1,4 @@
-"""lm-eval itself: finding and loading tasks, and asking a model all of their questions, quietly."""
+"""Interface to lm-eval: find and load tasks, and ask a model all of their questions, without lm-eval's output."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ import numpy as np
 from hwsim.errors import SettingError, one_line
 from hwsim.record.extras import Libraries, no_bars, told_as
 
-_LEAVES = frozenset({"TASK", "PY_TASK", "TAG"})  # kinds whose parts lie in the same folder; a group may name any task
-_SEED = 1234  # lm-eval's own, for everything that a task draws
+_LEAVES = frozenset({"TASK", "PY_TASK", "TAG"})  # kinds whose parts are in the same folder; a group may name any task
+_SEED = 1234  # lm-eval's default for everything that a task draws
 _BOOTSTRAPS = 1000  # draws for the standard error of a metric that has no formula
-_PARTS = ("versions", "n-shot", "n-samples", "higher_is_better")  # of lm-eval's results: without clock and paths
+_PARTS = ("versions", "n-shot", "n-samples", "higher_is_better")  # parts of lm-eval's results without times and paths
 
 
 class Tasks(NamedTuple):
-    """Tasks that are loaded, with their data."""
+    """Loaded tasks with their data."""
 
-    loaded: dict[str, Any]  # as lm-eval's `evaluate` takes them
+    loaded: dict[str, Any]  # for lm-eval's `evaluate`
     notes: list[str]
 
 
 def require_harness() -> None:
-    """Check, without importing anything, that lm-eval is installed.
+    """Check that lm-eval is installed, without importing it.
 
     Raises:
-        SettingError: it is not.
+        SettingError: lm-eval is not installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise SettingError(
@@ -52,13 +52,13 @@ def load_tasks(
     """Load tasks and their data.
 
     Args:
-        names: of tasks, groups or tags.
-        folder: of task files, before lm-eval's own; data files are named from there.
-        num_fewshot: examples in front of each question; None: the task's own number.
-        tell: is told how many of how many names are done.
+        names: names of tasks, groups or tags.
+        folder: folder of task files, which precede lm-eval's own; paths of data files are relative to it.
+        num_fewshot: examples before each question; None: the task's own number.
+        tell: callback, receives the number of names done and their total.
 
     Raises:
-        SettingError: there is no such task, or its data cannot be had.
+        SettingError: there is no such task, or its data cannot be loaded.
         ModelError: lm-eval refuses the task.
     """
     if folder and not folder.is_dir():
@@ -70,22 +70,22 @@ def load_tasks(
         for done, name in enumerate(names):
             tell(done, len(names))
             with told_as(f"--tasks {name}: cannot be loaded"), chdir(folder) if folder else nullcontext():
-                for part, found in _load(manager, name).items():
-                    loaded[part].update(found)
+                for part, content in _load(manager, name).items():
+                    loaded[part].update(content)
         tell(len(names), len(names))
         notes = [note for name, task in loaded["tasks"].items() for note in _few_shot(name, task, num_fewshot)]
     return Tasks(loaded, notes)
 
 
 def build_requests(tasks: Tasks, limit: int | None) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """The requests that `ask` will make of a model.
+    """Build the requests that `ask` will send to a model.
 
     Args:
-        tasks: loaded.
-        limit: questions of each task at most.
+        tasks: loaded tasks.
+        limit: most questions of each task; None: all.
 
     Returns:
-        lm-eval's instances by the method that serves them, and of each task the hash of its requests.
+        lm-eval's instances by the method that serves them, and the hash of each task's requests.
     """
     requests: dict[str, list[Any]] = {}
     hashes = {}
@@ -94,24 +94,24 @@ def build_requests(tasks: Tasks, limit: int | None) -> tuple[dict[str, list[Any]
             task.set_fewshot_seed(_SEED)
             task.build_all_requests(limit=limit)
             digest = hashlib.sha256()
-            for each in task.instances:
-                requests.setdefault(each.request_type, []).append(each)
-                digest.update(json.dumps([each.request_type, each.args], sort_keys=True, default=str).encode())
+            for instance in task.instances:
+                requests.setdefault(instance.request_type, []).append(instance)
+                digest.update(json.dumps([instance.request_type, instance.args], sort_keys=True, default=str).encode())
             hashes[name] = digest.hexdigest()
     return requests, hashes
 
 
 def ask(model: Any, tasks: Tasks, limit: int | None, libraries: Libraries) -> dict[str, Any]:
-    """Ask a model everything.
+    """Ask a model all questions.
 
     Args:
-        model: of lm-eval.
-        tasks: loaded.
-        limit: questions of each task at most.
-        libraries: torch draws where a task samples.
+        model: a model of lm-eval.
+        tasks: loaded tasks.
+        limit: most questions of each task; None: all.
+        libraries: torch, which draws if a task samples.
 
     Returns:
-        lm-eval's `results`, and what it says about them, as plain values for JSON: without clock and paths.
+        lm-eval's `results` and the parts `_PARTS`, as plain values for JSON, without times and paths.
     """
     from lm_eval.evaluator import evaluate
 
@@ -121,22 +121,22 @@ def ask(model: Any, tasks: Tasks, limit: int | None, libraries: Libraries) -> di
     for task in tasks.loaded["tasks"].values():
         task.set_fewshot_seed(_SEED)
     with told_as("--tasks: cannot be asked"), _quiet():
-        found = evaluate(
+        results = evaluate(
             lm=model, task_dict=tasks.loaded, limit=limit, bootstrap_iters=_BOOTSTRAPS, log_samples=False
         )  # fmt: skip
-    return _plain({part: found.get(part, {}) for part in ("results", *_PARTS)})
+    return _plain({part: results.get(part, {}) for part in ("results", *_PARTS)})
 
 
 @contextmanager
 def quiet_model() -> Iterator[None]:
-    """Make lm-eval's models without their warnings."""
+    """A context in which lm-eval's models are made without warnings."""
     with _quiet():
         yield
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No logging, bars and prints of lm-eval and datasets, and no processes for a standard error."""
+    """A context without logging, bars and prints of lm-eval and datasets, and without processes for standard errors."""
     import datasets
     import huggingface_hub
 
@@ -149,7 +149,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _manager(names: list[str], folder: Path | None) -> Any:
-    """lm-eval's index of tasks: of the folder alone where that has them all, for its own takes many seconds to read."""
+    """lm-eval's index of tasks; only of the folder if it has all names, because lm-eval's own takes seconds to read."""
     from lm_eval.tasks import TaskManager
 
     if not hasattr(TaskManager, "load"):
@@ -180,7 +180,7 @@ def _unknown(name: str, known: list[str], folder: Path | None, local: list[str])
 
 
 def _broken(path: Path) -> str:
-    """Why a task file cannot be read; nothing where it can: lm-eval passes over what it cannot read."""
+    """Reason why a task file cannot be read, or an empty text; lm-eval silently skips such files."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     try:
@@ -201,7 +201,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
 
 
 def _few_shot(name: str, task: Any, wanted: int | None) -> list[str]:
-    """Set the number of examples; what a task sets to 0 stays, as in lm-eval."""
+    """Set the number of examples and return notes; a number that a task sets to 0 stays 0, as in lm-eval."""
     own = task.get_config("num_fewshot")
     if own == 0 and wanted:
         return [f"Task {name} sets num_fewshot to 0, and stays without examples."]
@@ -210,11 +210,11 @@ def _few_shot(name: str, task: Any, wanted: int | None) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON holds it: numbers of numpy as Python's, what is no number as null."""
+    """Convert a value for JSON: numbers of numpy become Python's, NaN and infinity become None."""
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(entry) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):

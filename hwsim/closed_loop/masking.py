@@ -1,11 +1,10 @@
-"""The closed loop: masks decided from what the running model computes, and applied to it, with the cache in the loop.
+"""The closed loop: masks are decided from signals of a running model and applied to it, with the cache in the loop.
 
-The mask of layer l at token t depends on the cache of layer l after token t-1 and on the inputs of layer l at token
-t; the latter are known for all tokens once layer l-1 is done. So a whole window goes through the model at once, layer
-by layer: the scan of `hwsim.masking.scan` decides the masks of all tokens where a signal arises, and the matrices that
-follow
-see it masked. Columns are masked as zeroed inputs, of attention and MLP; rows of gate and up as zeroed entries of the
-GLU, which is what a skipped row of either gives.
+The mask of layer l at token t depends on the cache of layer l after token t-1 and on the inputs of layer l at token t;
+the inputs are known for all tokens once layer l-1 is done. So a whole window goes through the model at once, layer by
+layer: when a signal is computed, the scan of `hwsim.masking.scan` decides the masks of all tokens, and the matrices
+that follow see the signal masked. Columns are masked by zeroing inputs of attention and MLP; rows of gate and up by
+zeroing entries of the GLU, which gives the same as skipping the row.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from hwsim.trace import Sequence
 from hwsim.trace.sequences import Decoded, Sequences
 from hwsim.util.kernels import read_only
 
-# the points of a layer at which masks are decided, in the order in which a pass reaches them; and which signals are
-# known there first, which slices are masked there last
+# the points of a layer at which masks are decided, in the order in which a pass reaches them; the first point at which
+# each signal is known; and the last point at which each slice can be masked
 _QKV, _OUT, _UP, _DOWN = range(4)
 _KNOWN = {"attn_input": _QKV, "attn_output": _OUT, "input": _UP, "up": _DOWN, "gate": _DOWN, "glu": _DOWN}
 _MASKED = {
@@ -39,14 +38,14 @@ _MASKED = {
 
 
 class ClosedLoop:
-    """A policy and its caches; as a context, attached to the layers of a running model.
+    """A policy and its caches, which inside the context are attached to the layers of a running model.
 
     Args:
-        layers: of the model, from `hwsim.record.hooks.find_layers`.
+        layers: layers of the model, from `hwsim.record.hooks.find_layers`.
         masking: the policy and its caches.
-        observers: see every mask.
-        steps: each pass brings one token, so that a policy may read shared caches.
-        fast: take the compiled scan where policy and caches allow it; it decides the same.
+        observers: receive every mask.
+        steps: whether each pass has one token, so that a policy may read shared caches.
+        fast: whether to use the compiled scan if policy and caches allow it; it decides the same.
         token: number of the first decoded token, for the observers.
 
     Raises:
@@ -63,7 +62,7 @@ class ClosedLoop:
         for layer, groups in zip(layers, plans.by_layer, strict=True):
             _check(groups, layer, masking.name)
         self._attention = _attention(plans)
-        first = _QKV if self._attention else _UP  # where a group is decided that needs no signal
+        first = _QKV if self._attention else _UP  # the point at which groups without signals are decided
         points = [[_known(plan, first) for plan in groups] for groups in plans.by_layer]
         self._caches = SharedCaches(masking) if shared else None
         self._later = shared is not None and not steps
@@ -71,7 +70,7 @@ class ClosedLoop:
         if shared and steps:
             for groups, order in zip(plans.by_layer, points, strict=True):
                 _check_order(groups, order, masking.name)
-        elif shared:  # the masks of a whole window are decided before they go through a cache
+        elif shared:  # the masks of a whole window are decided before a cache serves them
             blind = (
                 f"--cache-scope {shared.scope} couples groups that are decided here one after the other for all "
                 "tokens; choose matrix, or read a text"
@@ -86,41 +85,41 @@ class ClosedLoop:
         self._first, self._token = 0, token
         self._fresh = True
         self._sequences, self._tally = Sequences([]), Tally(Counts.none(0, plans))
-        self._units: dict[Place, np.ndarray] = {}  # masks in bits, that go through shared caches later
-        self._signals: dict[str, Any] = {}  # of the present layer
-        self._masks: dict[str, Any] = {}  # by slice, of the present layer: bool [tokens, indices]
+        self._units: dict[Place, np.ndarray] = {}  # packed masks that shared caches serve later
+        self._signals: dict[str, Any] = {}  # of the current layer
+        self._masks: dict[str, Any] = {}  # by slice, of the current layer: bool [tokens, indices]
         self._norms: dict[tuple[int, str], np.ndarray] = {}  # by layer and name, once they were needed
         self._handles: list[Any] = []
         self._layers = layers if plans else []
 
     def __enter__(self) -> ClosedLoop:
-        """Attach to the model."""
+        """Attach the hooks to the model."""
         self._signals, self._masks = {}, {}
         for index, layer in enumerate(self._layers):
             self._attach(index, layer)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Detach from it."""
+        """Detach the hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def by_token(self) -> ClosedLoop:
-        """The same from here on, but each pass brings one token.
+        """A closed loop that continues from here with one token in each pass.
 
         Raises:
-            ModelError: the policy's groups come in another order than that of a layer.
+            ModelError: the policy's groups have another order than a layer decides them in.
         """
         return ClosedLoop(self._all_layers, self._masking, self._observers, steps=True, token=self._token)
 
     def window(self, sequences: list[Sequence], first: int) -> None:
-        """The next pass brings whole sequences, one after the other; `first` is the number of the first of them."""
+        """Announce a pass over whole sequences; `first` is the number of the first of them."""
         self._first, self._fresh = first, True
         self._begin_pass(sequences)
 
     def begin(self, number: int) -> None:
-        """Sequence `number` begins, to be brought piece by piece with `continued`."""
+        """Begin sequence `number`, whose passes are announced piece by piece with `continued`."""
         if self._caches:
             self._caches.start()
         for streams in self._streams:
@@ -128,25 +127,25 @@ class ClosedLoop:
                 stream.begin(number)
 
     def continued(self, tokens: int) -> None:
-        """The next pass brings `tokens` more tokens of the sequence that is under way."""
+        """Announce a pass over `tokens` more tokens of the current sequence."""
         self._fresh = False
         self._begin_pass([Sequence(tokens=tokens)])
 
     def counts(self) -> Counts:
-        """What the last pass asked of the caches."""
+        """Return requests and hits of the last pass."""
         if self._caches and self._units:
             self._serve_later(self._caches)
         return self._tally.counts
 
     def _begin_pass(self, sequences: list[Sequence]) -> None:
-        self._token += self._tally.counts.tokens  # those of the pass before
+        self._token += self._tally.counts.tokens  # tokens of the pass before
         self._sequences = Sequences(sequences)
         counts = Counts.none(self._sequences.decoded_tokens, self._masking.plans)
         self._tally = Tally(counts, self._observers, self._token)
         self._units = {}
 
     def _serve_later(self, caches: SharedCaches) -> None:
-        """Let the masks of the last pass go through shared caches."""
+        """Serve the masks of the last pass from shared caches."""
         masks, self._units = self._units, {}
         make = saved_streams(lambda place: masks[place], self._masking)
         for number, places in enumerate(caches.rounds):
@@ -185,7 +184,7 @@ class ClosedLoop:
         after(layer.down, self._leave)
 
     def _reach(self, index: int, point: int, signal: str, values: Any, *slices: str) -> Any:
-        """Before a matrix: decide what follows from the signal that enters it, once for all that share it; mask it."""
+        """Hook before a matrix: decide the groups of this point once, and return the masked input."""
         if signal not in self._signals:
             self._signals[signal] = values
             for slot in self._at[index][point]:
@@ -195,7 +194,7 @@ class ClosedLoop:
         return values
 
     def _leave(self, result: Any) -> Any:
-        """After down, the last matrix of a layer: mask what it made, and forget the layer."""
+        """Hook after down, the last matrix of a layer: mask its output, and drop the state of the layer."""
         result = self._masked("down.row", result)
         self._signals, self._masks = {}, {}
         return result
@@ -210,8 +209,8 @@ class ClosedLoop:
         group = self._masking.plans[layer][slot].group
         arrays = {signal: _array(self._signals[signal]) for signal in group.needs if signal not in NORMS}
         norms = {name: self._norm(layer, name) for name in group.needs if name in NORMS}
-        masks = self._scan(layer, slot, arrays, norms).astype(np.float32)  # numpy is seven times faster at it
-        self._masks |= dict.fromkeys(group.slices, like.new_tensor(masks))  # of the model's type: it is multiplied
+        masks = self._scan(layer, slot, arrays, norms).astype(np.float32)  # numpy converts seven times faster
+        self._masks |= dict.fromkeys(group.slices, like.new_tensor(masks))  # in the model's dtype, for multiplication
 
     def _norm(self, layer: int, name: str) -> np.ndarray:
         """Norms of the running model's weights, float32 ``[indices]``, read-only."""
@@ -220,7 +219,7 @@ class ClosedLoop:
         return self._norms[layer, name]
 
     def _scan(self, layer: int, slot: int, arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> np.ndarray:
-        """Masks of all tokens, bool ``[tokens, indices]``: prompts are dense."""
+        """Masks of all tokens, bool ``[tokens, indices]``; masks of prompts are full."""
         place, stream = self._streams[layer][slot]
         masks = np.ones((self._sequences.tokens, place.plan.indices), bool)
         if self._later:
@@ -240,7 +239,7 @@ class ClosedLoop:
     def _decide_early(
         self, place: Place, stream: PolicyStream, block: Block, sequence: Decoded, masks: np.ndarray
     ) -> None:
-        """Decide masks that go through a shared cache later: into `masks`, bool ``[tokens, indices]``."""
+        """Decide masks that a shared cache serves later, and write them to `masks`, bool ``[tokens, indices]``."""
         for at, row in enumerate(block.rows()):
             units = stream.decide(row)
             self._units[place][sequence.tokens.start + at] = np.packbits(units)
@@ -248,7 +247,7 @@ class ClosedLoop:
 
 
 def _kept(served: Iterable[Served], masks: np.ndarray) -> Iterator[Served]:
-    """The same, with the masks written into `masks`, bool ``[tokens, indices]``."""
+    """Yield what was served, and write its masks to `masks`, bool ``[tokens, indices]``."""
     at = 0
     for part in served:
         masks[at : at + len(part.masks)] = part.masks
@@ -264,7 +263,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _check_order(plans: tuple[GroupPlan, ...], points: list[int], name: str) -> None:
-    """Refuse groups that the running model decides in another order than a device would ask a shared cache for them."""
+    """Refuse groups that the running model decides in another order than a device requests them from a shared cache."""
     if points != sorted(points):
         names = ", ".join(plan.name for plan in plans)
         raise ModelError(
@@ -280,21 +279,21 @@ def _known(plan: GroupPlan, first: int) -> int:
 
 
 def _attention(plans: Plans) -> bool:
-    """Whether attention is cut, or its signals are needed."""
+    """Whether a group cuts attention or needs its signals."""
     points = [_KNOWN[signal] for plan in plans for signal in plan.group.needs if signal not in NORMS]
     points += [_MASKED[name] for plan in plans for name in plan.group.slices]
     return any(point < _UP for point in points)
 
 
 def _check(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
-    """Refuse what the hooks cannot mask."""
+    """Refuse groups that the hooks cannot mask."""
     for plan in plans:
         cut, needs = plan.group.slices, plan.group.needs
         if not layer.gated and {"up", "gate"} & set(needs):
             raise ModelError(f"policy {name}: needs up or gate; a model without a gate has input and glu only")
-        if rows := sorted(each for each in cut if each not in _MASKED):
+        if rows := sorted(slice_name for slice_name in cut if slice_name not in _MASKED):
             raise ModelError(f"policy {name}: cuts {rows[0]}; of attention, the closed loop masks columns only")
-        if early := sorted(each for each in cut if _MASKED[each] < _known(plan, _QKV)):
+        if early := sorted(slice_name for slice_name in cut if _MASKED[slice_name] < _known(plan, _QKV)):
             raise ModelError(
                 f"policy {name}: decides {early[0]} from {', '.join(needs)}, which the running "
                 "model knows only after that matrix; such an oracle can be replayed, not run"
@@ -304,8 +303,8 @@ def _check(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
             (layer.fused_attention, ["q.column", "k.column", "v.column"]),
         ):
             if fused and 0 < len(set(columns) & set(cut)) < len(columns):
-                alone = next(each for each in columns if each in cut)
-                stored = ", ".join(each.partition(".")[0] for each in columns)
+                alone = next(slice_name for slice_name in columns if slice_name in cut)
+                stored = ", ".join(slice_name.partition(".")[0] for slice_name in columns)
                 raise ModelError(f"policy {name}: cuts {alone} alone, but this model stores {stored} as one matrix")
     if _attention(Plans((plans,))) and None in (layer.query, layer.key, layer.value, layer.out):
         raise ModelError(f"policy {name}: works on attention, whose projections hwsim does not find in this model")

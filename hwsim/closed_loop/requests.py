@@ -1,8 +1,8 @@
-"""The requests of lm-eval in the closed loop: each a sequence of its own, with empty caches at its start.
+"""The requests of lm-eval in the closed loop: each is a separate sequence, with empty caches at its start.
 
-The model is lm-eval's own wrapper of a transformers model, one request at a time, so that tokens, cuts, stops and
-scores are lm-eval's. Two of its methods are met on the way: a forward pass over a whole sequence, and a generation,
-whose passes bring first the prompt and then token after token.
+The model is lm-eval's own wrapper of a transformers model, with one request at a time, so that tokens, cuts, stops and
+scores are lm-eval's. Two of its methods are intercepted: a forward pass over a whole sequence, and a generation, whose
+passes are first the prompt and then token after token.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from hwsim.trace import Sequence
 
 
 class Passes:
-    """Runs sequences under a policy and keeps what they asked of the caches.
+    """Runs sequences under a policy and keeps their counts of requests and hits.
 
     Args:
         loop: the policy and its caches.
-        dense_prompt: prompts of generations are read densely, and are no part of the decode.
-        tell: is called after each sequence.
-        carried: an adapter of the model, on while tokens are masked.
+        dense_prompt: whether prompts of generations are read densely, as no part of the decode.
+        tell: callback, called after each sequence.
+        carried: adapter of the model, which is on while tokens are masked.
 
     Attributes:
-        sequences: that were decoded, in order.
+        sequences: decoded sequences, in order.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Passes:
         self._carried = carried or nullcontext()
         self._counts: list[Counts] = []
         self._number = 0
-        self._stdout = sys.stdout  # lm-eval is kept quiet, a policy that prints is not
+        self._stdout = sys.stdout  # lm-eval's output is suppressed, but not that of a policy
 
     @contextmanager
     def whole(self, tokens: int) -> Iterator[None]:
-        """One forward pass, over a sequence of `tokens` tokens."""
+        """A context for one forward pass over a sequence of `tokens` tokens."""
         sequence = Sequence(tokens=tokens)
         self._loop.window([sequence], self._number)
         with self._carried, self._loop, redirect_stdout(self._stdout):
@@ -54,7 +54,7 @@ class Passes:
 
     @contextmanager
     def pieces(self, model: Any) -> Iterator[None]:
-        """Forward passes that bring one sequence piece by piece: its prompt, then token after token."""
+        """A context for the forward passes of one sequence: its prompt, then token after token."""
         lengths: list[int] = []
         counts: list[Counts] = []
         self._loop.begin(self._number)
@@ -84,14 +84,14 @@ class Passes:
         self._keep(Sequence(tokens=sum(lengths), prompt=prompt) if counts else None, counts)
 
     def counts(self) -> Counts:
-        """Of all sequences."""
+        """The counts of all sequences."""
         return Counts.joined(self._counts)
 
     def _densely(self, lengths: list[int]) -> bool:
         return self._dense_prompt and len(lengths) == 1
 
     def _keep(self, sequence: Sequence | None, counts: list[Counts]) -> None:
-        """`sequence` is None where the prompt alone was read, and densely."""
+        """Keep a sequence and its counts; `sequence` is None if only a prompt was read, densely."""
         self._number += 1
         if sequence:
             self.sequences.append(sequence)
@@ -100,17 +100,17 @@ class Passes:
 
 
 def masked_model(model: Any, tokenizer: Any, passes: Passes) -> Any:
-    """The model as lm-eval takes it, running under a policy.
+    """A model for lm-eval that runs under a policy.
 
     Args:
-        model: of transformers, with the layers that the loop in `passes` is attached to.
-        tokenizer: of the model.
-        passes: where it runs.
+        model: a model of transformers whose layers the loop in `passes` is attached to.
+        tokenizer: tokenizer of the model.
+        passes: runs the sequences under the policy.
     """
     from lm_eval.models.huggingface import HFLM
 
     class Masked(HFLM):  # type: ignore[misc]
-        """lm-eval's own class; its batches are of one request, so nothing is padded."""
+        """lm-eval's own class with batches of one request, so that nothing is padded."""
 
         def _model_call(self, inps: Any, *args: Any, **options: Any) -> Any:
             with passes.whole(inps.shape[1]):
@@ -125,12 +125,12 @@ def masked_model(model: Any, tokenizer: Any, passes: Passes) -> Any:
 
 @dataclass
 class Plan:
-    """What requests will ask of the model, known before it runs.
+    """Summary of the requests, known before the model runs.
 
     Attributes:
         passes: sequences that the model will read; requests that read the same tokens share one.
-        longest: tokens of the longest sequence at most.
-        cut: requests that are longer than the model can read, so that lm-eval cuts their beginnings off.
+        longest: upper limit of the tokens of the longest sequence.
+        cut: requests that are longer than the model can read, so that lm-eval cuts off their beginnings.
         generates: names of the tasks that generate.
         highest: the highest token id.
     """
@@ -142,19 +142,19 @@ class Plan:
     highest: int = 0
 
     def read(self, ids: list[int], most: int, more: int = 0) -> None:
-        """A sequence of `ids` that is cut to the last `most`, and `more` tokens that will follow."""
+        """Add a sequence of `ids` that is cut to the last `most`, with `more` tokens that will follow."""
         self.longest = max(self.longest, min(len(ids), most) + more)
         self.cut += len(ids) > most
         self.highest = max(self.highest, *ids)
 
 
 def plan_requests(model: Any, tokenizer: Any, requests: dict[str, list[Any]]) -> Plan:
-    """Let lm-eval make tokens of all requests, without running the model.
+    """Let lm-eval tokenise all requests without running the model, and summarise them.
 
     Args:
-        model: of transformers.
-        tokenizer: of the model.
-        requests: lm-eval's instances, by the method that serves them.
+        model: a model of transformers.
+        tokenizer: tokenizer of the model.
+        requests: lm-eval's instances by the method that serves them.
 
     Raises:
         SettingError: a task wants to generate more than the model can read.
@@ -165,14 +165,14 @@ def plan_requests(model: Any, tokenizer: Any, requests: dict[str, list[Any]]) ->
     plan = Plan()
 
     class Planned(HFLM):  # type: ignore[misc]
-        """Answers nothing and takes notes."""
+        """Returns empty answers and fills the plan."""
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **options: Any) -> list[tuple[float, bool]]:
             read = {(*context, *continuation[:-1]) for _, context, continuation in requests}
             plan.passes += len(read)
             for ids in read:
                 plan.read(list(ids), self.max_length)
-            plan.highest = max([plan.highest, *(token for each in requests for token in each[2])])
+            plan.highest = max([plan.highest, *(token for request in requests for token in request[2])])
             return [(0.0, False)] * len(requests)
 
         def generate_until(self, requests: Any, *args: Any, **options: Any) -> list[str]:
@@ -193,5 +193,5 @@ def plan_requests(model: Any, tokenizer: Any, requests: dict[str, list[Any]]) ->
 
     planned = Planned(pretrained=model, tokenizer=tokenizer, batch_size=1)
     for method, instances in requests.items():
-        getattr(planned, method)([each for each in instances for _ in range(each.repeats or 1)])
+        getattr(planned, method)([instance for instance in instances for _ in range(instance.repeats or 1)])
     return plan

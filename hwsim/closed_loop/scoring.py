@@ -1,4 +1,4 @@
-"""What a policy costs in accuracy: its losses beside the dense model's, token by token."""
+"""Accuracy of a policy: its losses compared with the dense model's, token by token."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hwsim.record.runner import Runner
 
 @dataclass
 class Score:
-    """Sums over the tokens that were scored, in float64; losses and divergence in nats.
+    """Sums over the scored tokens in float64; losses and divergence in nats.
 
-    A token is scored where a masked token predicts it: the first of a sequence has no prediction, and those of the
-    prompt, and the one after it, are predicted densely.
+    A token is scored if a masked token predicts it. The first token of a sequence has no prediction; tokens of the
+    prompt, and the token after it, are predicted densely.
     """
 
     tokens: int = 0
@@ -27,12 +27,12 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """Of the policy."""
+        """Perplexity of the policy."""
         return exp(self.nll / self.tokens)
 
     @property
     def dense_perplexity(self) -> float:
-        """Of the dense model, over the same tokens."""
+        """Perplexity of the dense model over the same tokens."""
         return exp(self.dense_nll / self.tokens)
 
     @property
@@ -42,7 +42,7 @@ class Score:
 
     @property
     def top1(self) -> float:
-        """Share of tokens at which policy and dense model agree on the most likely one."""
+        """Share of tokens for which policy and dense model agree on the most likely token."""
         return self.agreed / self.tokens
 
 
@@ -50,24 +50,24 @@ def score(runner: Runner, ids: np.ndarray, prompt: int, dense: Any, hiddens: lis
     """Add one pass to the scores.
 
     Args:
-        runner: makes logits of hidden states.
-        ids: int ``[windows, tokens]``.
+        runner: computes logits of hidden states.
+        ids: token ids, int ``[windows, tokens]``.
         prompt: tokens of each window that were not masked.
         dense: hidden states of the dense model, ``[windows, tokens, hidden]``.
-        hiddens: those of each policy.
-        scores: of each policy.
+        hiddens: hidden states of each policy.
+        scores: score of each policy, to be updated.
     """
     torch = runner.torch
     with torch.inference_mode():
         wanted = runner.tensor(ids)[:, prompt + 1 :].reshape(-1)
-        rows = [each[:, prompt:-1].reshape(-1, each.shape[-1]) for each in (dense, *hiddens)]
+        rows = [states[:, prompt:-1].reshape(-1, states.shape[-1]) for states in (dense, *hiddens)]
         for block in runner.blocks(len(wanted)):
             reference = torch.log_softmax(runner.logits(rows[0][block]).float(), -1)
             for hidden, into in zip(rows[1:], scores, strict=True):
-                ours = torch.log_softmax(runner.logits(hidden[block]).float(), -1)
+                predicted = torch.log_softmax(runner.logits(hidden[block]).float(), -1)
                 targets = wanted[block][:, None]
                 into.tokens += len(targets)
-                into.nll -= float(ours.gather(1, targets).double().sum())
+                into.nll -= float(predicted.gather(1, targets).double().sum())
                 into.dense_nll -= float(reference.gather(1, targets).double().sum())
-                into.divergence += float((reference.exp() * (reference - ours)).sum(-1).double().sum())
-                into.agreed += int((ours.argmax(-1) == reference.argmax(-1)).sum())
+                into.divergence += float((reference.exp() * (reference - predicted)).sum(-1).double().sum())
+                into.agreed += int((predicted.argmax(-1) == reference.argmax(-1)).sum())

@@ -1,4 +1,4 @@
-"""Tasks of lm-eval in the closed loop: a policy's accuracy beside the dense model's, and the speed of the same run."""
+"""Tasks of lm-eval in the closed loop: accuracy of policies and the dense model, and the speed of the same run."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from hwsim.trace import Sequence
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Which tasks, and how they are asked.
+    """The tasks, and how their questions are asked.
 
     Attributes:
-        names: tasks, groups or tags; of `folder` first, then lm-eval's own.
-        folder: of task files; data files that they name are looked for from there.
-        limit: questions of each task at most; None: all.
-        num_fewshot: examples in front of each question; None: the task's own number.
-        dense_prompt: prompts of generations are read densely and are no part of the decode, as in `generate`; else
-            every token is masked.
+        names: tasks, groups or tags, which are searched in `folder` first, then in lm-eval.
+        folder: folder of task files; paths of data files are relative to it.
+        limit: most questions of each task; None: all.
+        num_fewshot: examples before each question; None: the task's own number.
+        dense_prompt: whether prompts of generations are read densely, as no part of the decode, as in `generate`;
+            otherwise every token is masked.
     """
 
     names: tuple[str, ...]
@@ -58,11 +58,11 @@ class _Model(NamedTuple):
     structure: Structure
     tokenizer: Any
     loaded: Loaded
-    carried: Carried | None  # an adapter, on while tokens are masked
+    carried: Carried | None  # an adapter, which is on while tokens are masked
 
 
 class _Answered(NamedTuple):
-    """What one run over all tasks gave."""
+    """The outcome of one run over all tasks."""
 
     passes: Passes
     answers: dict[str, Any]
@@ -79,19 +79,19 @@ def evaluate_tasks(
 ) -> list[TaskEvaluation]:
     """Ask a model the questions of lm-eval's tasks, densely and under each policy, with the cache in the loop.
 
-    Each request is a sequence of its own that begins with empty caches. Requests that read the same tokens are served
-    once, as lm-eval does.
+    Each request is a separate sequence that begins with empty caches. Requests that read the same tokens are served
+    once, as in lm-eval.
 
     Args:
-        model: as `hwsim.record.record` takes it.
-        tasks: which tasks, and how they are asked.
+        model: the model, as for `hwsim.record.record`.
+        tasks: the tasks, and how their questions are asked.
         conditions: as for `hwsim.closed_loop.evaluate`. The dense run is without the adapter.
-        candidates: the policies; those that mask nothing share the dense run.
-        reading: device, type and memory for the model; its other fields play no part.
-        progress: is told how far it is.
+        candidates: the policies; policies without masks share the dense run.
+        reading: device, dtype and memory for the model; its other fields are not used.
+        progress: callback, receives the progress.
 
     Raises:
-        HwsimError: one of its kinds.
+        HwsimError: the model or a task cannot be loaded, a setting is impossible, or a similar error.
     """
     reading, settings = reading or Reading(), conditions.settings
     check_closed(settings)
@@ -102,13 +102,13 @@ def evaluate_tasks(
     if settings.lora:
         require_peft()
     used, source = libraries(), find_source(model)
-    found = load_tasks(list(tasks.names), tasks.folder, tasks.num_fewshot, partial(tell, "loading tasks"))
-    requests, hashes = build_requests(found, tasks.limit)
+    loaded_tasks = load_tasks(list(tasks.names), tasks.folder, tasks.num_fewshot, partial(tell, "loading tasks"))
+    requests, hashes = build_requests(loaded_tasks, tasks.limit)
     ready = _load(source, used, reading, settings.lora, tell)
     with told_as("--tasks: cannot be asked"), quiet_model():
         plan = plan_requests(ready.loaded.model, ready.tokenizer, requests)
     _check_plan(plan, tasks, conditions.eviction, ready)
-    # placed for the longest sequence that may come
+    # the placement is for the longest possible sequence
     expected = [
         conditions.run(_source(ready, [Sequence(tokens=plan.longest)], {}), candidate.policy, candidate.name)
         for candidate in candidates
@@ -126,9 +126,9 @@ def evaluate_tasks(
     loops = [ClosedLoop(layers, run.masking) for run in expected]
     none = Plans(((),) * len(layers))
     unmasked = ClosedLoop(layers, replace(expected[0].masking, plans=none, shared=None, name="dense"))
-    dense = _ask_all(ready, unmasked, None, found, tasks, step)
-    asked = [
-        _ask_all(ready, loop, ready.carried, found, tasks, step) if run.placement.plans else dense
+    dense = _ask_all(ready, unmasked, None, loaded_tasks, tasks, step)
+    answered_runs = [
+        _ask_all(ready, loop, ready.carried, loaded_tasks, tasks, step) if run.placement.plans else dense
         for loop, run in zip(loops, expected, strict=True)
     ]
     origin = {
@@ -136,10 +136,10 @@ def evaluate_tasks(
         "origin": "closed loop",
         "provenance": _provenance(ready, tasks, hashes),
     }
-    notes = _notes(found, plan, tasks, ready)
+    notes = _notes(loaded_tasks, plan, tasks, ready)
     results = []
-    for run, answered in zip(expected, asked, strict=True):
-        # what was reserved for the longest sequence that might have come stays reserved
+    for run, answered in zip(expected, answered_runs, strict=True):
+        # the KV cache stays reserved for the longest sequence that was possible
         reserved = run.settings.but(kv_tokens=run.placement.bytes.kv_tokens)
         decoded = replace(run, source=_source(ready, answered.passes.sequences, origin), settings=reserved)
         result = measure(decoded, answered.passes.counts())
@@ -192,15 +192,15 @@ def _ask_all(
     ready: _Model,
     loop: ClosedLoop,
     carried: Carried | None,
-    found: Tasks,
+    loaded_tasks: Tasks,
     tasks: TaskSettings,
     step: Callable[[], None],
 ) -> _Answered:
-    """Ask everything once."""
+    """Ask all questions under one policy, or densely."""
     passes = Passes(loop, dense_prompt=tasks.dense_prompt, tell=step, carried=carried)
     with told_as(f"--model {ready.source.name}: cannot be run"), quiet_model():
-        asked = masked_model(ready.loaded.model, ready.tokenizer, passes)
-    answers = ask(asked, found, tasks.limit, ready.used)
+        masked = masked_model(ready.loaded.model, ready.tokenizer, passes)
+    answers = ask(masked, loaded_tasks, tasks.limit, ready.used)
     if not passes.sequences:
         raise SettingError(
             "--dense-prompt: every text ended with its first token, so nothing was decoded; leave it out"
@@ -208,8 +208,8 @@ def _ask_all(
     return _Answered(passes, answers)
 
 
-def _notes(found: Tasks, plan: Plan, tasks: TaskSettings, ready: _Model) -> list[str]:
-    notes = list(found.notes)
+def _notes(loaded_tasks: Tasks, plan: Plan, tasks: TaskSettings, ready: _Model) -> list[str]:
+    notes = list(loaded_tasks.notes)
     if tasks.limit is not None:
         notes.append(f"Of each task the first {tasks.limit} questions were asked, at most; say so beside its figures.")
     if plan.cut:
@@ -220,7 +220,7 @@ def _notes(found: Tasks, plan: Plan, tasks: TaskSettings, ready: _Model) -> list
 
 
 def _provenance(ready: _Model, tasks: TaskSettings, hashes: dict[str, str]) -> dict[str, Any]:
-    """What decides the answers: no clock, and no path of this machine."""
+    """Everything that decides the answers, without times and paths of this machine."""
     import lm_eval
 
     weight = ready.loaded.model.get_input_embeddings().weight
