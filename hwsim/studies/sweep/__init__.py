@@ -1,4 +1,4 @@
-"""Many runs: grids of replays and closed loops, in processes or on a cluster, each result kept for good."""
+"""Sweeps: grids of replays and closed loops, in processes or on a cluster, with all results kept in a store."""
 
 from hwsim.studies.sweep.backends import BACKENDS
 from hwsim.studies.sweep.spec import Spec, make_spec, read_spec

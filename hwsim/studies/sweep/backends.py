@@ -1,4 +1,4 @@
-"""Where tasks are done: in processes of this machine, or on a cluster of Dask, by joblib, or of Ray."""
+"""Backends that do tasks: processes of this machine, a Dask cluster through joblib, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from hwsim.errors import SettingError, one_line
 from hwsim.studies.sweep.work import Outcome, Task, perform
 from hwsim.util.cores import cores
 
-TRIES = 3  # of a task whose worker dies; then the task is taken for the cause
-CONNECT_S = 20  # that a scheduler may take to answer
+TRIES = 3  # tries of a task whose worker dies; then the task is considered the cause
+CONNECT_S = 20  # seconds that a scheduler may take to answer
 BACKENDS = ("local", "dask", "ray")
 
 Done = Callable[[list[Outcome]], None]
 
 
 def run_tasks(tasks: list[Task], done: Done, *, jobs: int, backend: str = "local", address: str | None = None) -> None:
-    """Do all tasks and hand over what comes of each, as it comes.
+    """Do all tasks, and pass the outcomes of each to a callback as soon as it is done.
 
     Args:
-        tasks: in the order in which they are begun.
-        done: is given the outcomes of each task.
-        jobs: processes of this machine; other backends have workers of their own.
+        tasks: the tasks, in the order in which they begin.
+        done: callback, receives the outcomes of each task.
+        jobs: processes of this machine; other backends have their own workers.
         backend: one of `BACKENDS`.
-        address: of Dask's scheduler or Ray's head; None: the one that the library finds or starts.
+        address: address of Dask's scheduler or Ray's head; None: the one that the library finds or starts.
 
     Raises:
         SettingError: the backend is unknown, not installed, or cannot be reached.
@@ -39,20 +39,19 @@ def run_tasks(tasks: list[Task], done: Done, *, jobs: int, backend: str = "local
         raise SettingError(f"--address {address}: is for --backend dask or ray; processes of this machine have none")
     if not tasks:
         return
-    found = {
+    results = {
         "local": lambda: _in_processes(tasks, jobs),
         "dask": lambda: _with_dask(tasks, address),
         "ray": lambda: _with_ray(tasks, address),
     }[backend]()
-    for outcomes in found:
+    for outcomes in results:
         done(outcomes)
 
 
 def _in_processes(tasks: list[Task], jobs: int) -> Iterator[list[Outcome]]:
-    """In processes of this machine.
+    """Do tasks in processes of this machine.
 
-    A worker that dies costs the run that it was at: that is tried again, and the others go on. (joblib's own pool ends
-    all of its workers then.)
+    If a worker dies, its task is tried again and the others continue. (joblib's own pool would end all workers.)
     """
     if jobs == 1:
         yield from map(perform, tasks)
@@ -68,7 +67,7 @@ def _in_processes(tasks: list[Task], jobs: int) -> Iterator[list[Outcome]]:
     running: dict[Future[Any], tuple[Task, int]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < 2 * jobs:  # one in work and one in wait for each
+            while waiting and len(running) < 2 * jobs:  # one running and one waiting for each process
                 task, attempt = waiting.pop()
                 running[pool.schedule(perform, args=[task])] = (task, attempt)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -83,12 +82,12 @@ def _in_processes(tasks: list[Task], jobs: int) -> Iterator[list[Outcome]]:
                         yield [Outcome(key, run, None, why, 0.0) for key, run in task.runs]
         pool.close()
     finally:
-        pool.stop()  # nothing to do where all went well
+        pool.stop()  # does nothing after a successful close
         pool.join()
 
 
 def _begin(jobs: int) -> None:
-    """A worker begins: Ctrl-C is for the parent, and its own threads are as many as its share of the cores."""
+    """Initialise a worker: it ignores Ctrl-C, which the parent handles, and has its share of threads."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     share = str(max(1, cores() // jobs))
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -102,7 +101,7 @@ def _cause(code: int) -> str:
 
 
 def _with_dask(tasks: list[Task], address: str | None) -> Iterator[list[Outcome]]:
-    """Wherever joblib's Dask backend takes them; the scheduler begins anew what a dead worker held."""
+    """Do tasks on Dask through joblib; the scheduler repeats the tasks of a dead worker."""
     with _told("dask", address):
         from dask.distributed import Client
         from joblib import Parallel, delayed, parallel_config
@@ -118,9 +117,9 @@ def _with_dask(tasks: list[Task], address: str | None) -> Iterator[list[Outcome]
 
 
 def _with_ray(tasks: list[Task], address: str | None) -> Iterator[list[Outcome]]:
-    """Wherever Ray takes them, which begins anew what a dead worker held.
+    """Do tasks on Ray, which repeats the tasks of a dead worker.
 
-    joblib's backend for Ray cannot hand over results as they come (Ray 2.60), so Ray is asked itself.
+    joblib's backend for Ray cannot return results as they are completed (Ray 2.60), so Ray is used directly.
     """
     with _told("ray", address):
         import ray
@@ -145,11 +144,11 @@ def _with_ray(tasks: list[Task], address: str | None) -> Iterator[list[Outcome]]
 
 
 def _answers(address: str) -> None:
-    """Whether anything listens there: Ray itself tries for ever.
+    """Check that something listens at an address, because Ray itself tries forever.
 
     Raises:
-        OSError: nothing does.
-        ValueError: it is no host and port.
+        OSError: nothing listens there.
+        ValueError: the address has no host and port.
     """
     host, colon, port = address.rpartition("//")[2].rpartition(":")
     if not colon or not port.isdigit():
@@ -159,7 +158,7 @@ def _answers(address: str) -> None:
 
 @contextmanager
 def _told(backend: str, address: str | None) -> Iterator[None]:
-    """What keeps a cluster from being reached, as one line."""
+    """A context in which errors of reaching a cluster become one line."""
     try:
         yield
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What a sweep runs: a YAML file, or the options of the command, in which every value may be a list."""
+"""Specification of a sweep: a YAML file, or the options of the command, in which every value may be a list."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def _listed(value: Any) -> Any:
 
 
 def _words(value: Any) -> Any:
-    return [str(each) if isinstance(each, int | float) and not isinstance(each, bool) else each for each in value]
+    return [str(entry) if isinstance(entry, int | float) and not isinstance(entry, bool) else entry for entry in value]
 
 
 def _some(value: Any) -> Any:
-    """Where nothing can be chosen, it is called none, as on the command line."""
-    return [None if each == "none" else each for each in value]
+    """Replace the text "none" by None, as on the command line."""
+    return [None if entry == "none" else entry for entry in value]
 
 
 Words = Annotated[list[str], BeforeValidator(_words), BeforeValidator(_listed), Field(min_length=1)]
@@ -40,12 +40,12 @@ class Spec(BaseModel):
     """A grid of runs: the product of all lists. Names and meanings are those of the options of replay and eval.
 
     Attributes:
-        trace: files, or ``sample``: runs of these are replays.
-        model: names, ids or paths: runs of these are closed loops, over `text`.
+        trace: files, or ``sample``, for replays.
+        model: names, ids or paths, for closed loops over `text`.
         hw: profiles.
         policy: names or files.
-        set: values by parameter: ``KEY``, ``POLICY.KEY`` or ``eviction.KEY``. What a policy does not have is not varied
-            for it.
+        set: values by parameter: ``KEY``, ``POLICY.KEY`` or ``eviction.KEY``. A policy without a parameter is not
+            varied by it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -65,14 +65,14 @@ class Spec(BaseModel):
 
     @property
     def sources(self) -> list[dict[str, Any]]:
-        """What is run: ``{"trace": ...}`` or ``{"model": ..., "text": ..., ...}`` each."""
-        found: list[dict[str, Any]] = [{"trace": trace} for trace in self.trace or ()]
+        """The sources of runs, each ``{"trace": ...}`` or ``{"model": ..., "text": ..., ...}``."""
+        sources: list[dict[str, Any]] = [{"trace": trace} for trace in self.trace or ()]
         axes = (self.model or [], self.text, self.tokens, self.context, self.prompt)
-        return found + [dict(zip(("model", *_READING), values, strict=True)) for values in product(*axes)]
+        return sources + [dict(zip(("model", *_READING), values, strict=True)) for values in product(*axes)]
 
     @property
     def settings(self) -> list[dict[str, Any]]:
-        """All combinations of what is chosen besides source, device, policy and rule."""
+        """All combinations of the options besides source, device, policy and rule."""
         varied = [name for name in type(self).model_fields if name not in Spec.model_fields]
         return [dict(zip(varied, values, strict=True)) for values in product(*(getattr(self, name) for name in varied))]
 
@@ -81,10 +81,10 @@ _READING = ("text", "tokens", "context", "prompt")
 
 
 def spec_of(settings: type[Settings]) -> type[Spec]:
-    """A `Spec` with a list of values for each option of a run that a sweep takes.
+    """Make a subclass of `Spec` with a list of values for each option of a run that a sweep supports.
 
     Args:
-        settings: declares the options.
+        settings: class that declares the options.
     """
     axes: dict[str, Any] = {
         name: (_values(option), [option.plain_default])
@@ -108,17 +108,17 @@ def _values(option: Declared) -> Any:
 
 
 Grid = spec_of(Settings)
-"""What a sweep runs."""
+"""The specification of a grid of runs with all options."""
 
 
 def make_spec(values: dict[str, Any], where: str) -> Spec:
-    """Check what a sweep is asked for; `where` it was asked, for messages.
+    """Make a specification from keys and values; `where` names their source in messages.
 
     Raises:
-        SettingError: a key is unknown or missing, a value impossible.
+        SettingError: a key is unknown or missing, or a value is impossible.
     """
     try:
-        found = Grid.model_validate(values)
+        spec = Grid.model_validate(values)
     except ValidationError as error:
         wrong = problem(error)
         key = str(wrong.loc[0]) if wrong.loc else ""
@@ -128,24 +128,24 @@ def make_spec(values: dict[str, Any], where: str) -> Spec:
         elif wrong.kind == "missing":
             hint = "; a sweep needs hw, policy, and trace or model"
         raise SettingError(f"{where}: {wrong._replace(loc=(key,)).text}{hint}") from error
-    if not found.trace and not found.model:
+    if not spec.trace and not spec.model:
         raise SettingError(f"{where}: names neither trace nor model; give one, or both")
-    return found
+    return spec
 
 
 def read_spec(path: Path, options: dict[str, Any] | None = None) -> list[Spec]:
-    """Read a file: keys and lists, and under ``grids`` more such, each with the other keys as its defaults.
+    """Read a file of keys and lists; sections under ``grids`` are separate grids with the other keys as defaults.
 
     Args:
-        path: of the file.
-        options: keys that stand above those of the file.
+        path: path of the file.
+        options: keys that override those of the file.
 
     Raises:
-        SettingError: it cannot be read, is no YAML, or asks for what is impossible.
+        SettingError: the file cannot be read, is no YAML, or has an impossible value.
     """
     data = read_yaml(path, SettingError, "description of a sweep", "hw, policy, and trace or model")
     grids = data.pop("grids", [{}])
-    if not isinstance(grids, list) or not grids or not all(isinstance(each, dict) for each in grids):
+    if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
         raise SettingError(f"{path}: grids: must be a list of sections of keys")
     places = [f"{path}: grids.{at}" if len(grids) > 1 else str(path) for at in range(len(grids))]
-    return [make_spec(data | each | (options or {}), place) for each, place in zip(grids, places, strict=True)]
+    return [make_spec(data | grid | (options or {}), place) for grid, place in zip(grids, places, strict=True)]

@@ -1,4 +1,4 @@
-"""The store of finished runs: one SQLite file, each result under the hash of all that decides it."""
+"""The store of finished runs: one SQLite file with each result under the hash of everything that decides it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _APPLICATION = 0x68777369  # "hwsi": SQLite keeps it in the file's header
 _VERSION = 1
 _ORDER = "model, trace, device, policy, parameters, eviction, budget_bytes, key"
 COLUMNS = ("model", "trace", "device", "policy", "eviction")
-"""What runs can be asked for by, without reading their results."""
+"""Columns by which runs can be selected without reading their results."""
 _NOW = "strftime('%Y-%m-%dT%H:%M:%SZ', 'now')"
 _TABLES = """
 CREATE TABLE runs (
@@ -38,15 +38,15 @@ CREATE TABLE failures (
 
 
 class Store:
-    """Finished runs in a file; each is there as soon as it was put, and nothing is ever half there.
+    """Finished runs in a file. Each is stored by one transaction, so that killed processes leave no partial results.
 
     Args:
-        path: of the file; made where there is none.
-        create: else a file that is not there is an error.
+        path: path of the file.
+        create: whether to create a missing file; otherwise it is an error.
 
     Raises:
-        SettingError: there is none, or it is something else.
-        OutputError: it cannot be made or written.
+        SettingError: the file is missing, or is no store.
+        OutputError: the file cannot be created or written.
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
@@ -58,17 +58,17 @@ class Store:
             self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
             if new:
                 with self._transaction():
-                    # another process may have been faster
+                    # another process may have created the tables first
                     if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                         for statement in _TABLES.split(";"):
                             self._db.execute(statement)
                         self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
                         self._db.execute(f"PRAGMA user_version = {_VERSION}")
-            found = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-        if found[0] != _APPLICATION:
+            header = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        if header[0] != _APPLICATION:
             raise SettingError(f"{path}: is no store of runs; name another file")
-        if found[1] != _VERSION:
-            raise SettingError(f"{path}: is a store of version {found[1]}; this hwsim reads version {_VERSION}")
+        if header[1] != _VERSION:
+            raise SettingError(f"{path}: is a store of version {header[1]}; this hwsim reads version {_VERSION}")
 
     def __contains__(self, key: str) -> bool:
         return self._db.execute("SELECT 1 FROM runs WHERE key = ?", (key,)).fetchone() is not None
@@ -77,13 +77,13 @@ class Store:
         return int(self._db.execute("SELECT count(*) FROM runs").fetchone()[0])
 
     def put(self, key: str, run: Cell, result: dict[str, Any], seconds: float) -> None:
-        """Keep a result, at once and for good; the same run again changes nothing."""
-        told, request = result["provenance"], _request(run)
+        """Store a result; a run that is already stored is not changed."""
+        origin, request = result["provenance"], _request(run)
         row = (
-            key, told["model"]["name"], told["trace"]["name"], told["device"]["name"], told["policy"]["name"],
-            json.dumps(told["policy"]["parameters"], sort_keys=True), told["eviction"]["name"], result["budget_bytes"],
-            result["mlp_density"], result["throughput_tok_s"], result["hit_rate"], result.get("perplexity"),
-            request, json.dumps(result, ensure_ascii=False), seconds,
+            key, origin["model"]["name"], origin["trace"]["name"], origin["device"]["name"], origin["policy"]["name"],
+            json.dumps(origin["policy"]["parameters"], sort_keys=True), origin["eviction"]["name"],
+            result["budget_bytes"], result["mlp_density"], result["throughput_tok_s"], result["hit_rate"],
+            result.get("perplexity"), request, json.dumps(result, ensure_ascii=False), seconds,
         )  # fmt: skip
         with self._guard(), self._transaction():
             marks = ", ".join("?" * len(row))
@@ -91,7 +91,7 @@ class Store:
             self._db.execute("DELETE FROM failures WHERE request = ?", (request,))
 
     def fail(self, run: Cell, error: str) -> None:
-        """Keep why a run has no result; it is tried again the next time."""
+        """Store the error of a run; the run is tried again the next time."""
         with self._guard(), self._transaction():
             self._db.execute(
                 f"INSERT OR REPLACE INTO failures VALUES (?, ?, {_NOW})",
@@ -99,13 +99,13 @@ class Store:
             )
 
     def count(self, **wanted: str) -> int:
-        """How many runs have these values in `COLUMNS`."""
+        """Number of runs with these values in `COLUMNS`."""
         where, values = _where(wanted)
         with self._guard():
             return int(self._db.execute(f"SELECT count(*) FROM runs {where}", values).fetchone()[0])
 
     def results(self, keys: list[str] | None = None) -> Iterator[dict[str, Any]]:
-        """Results as the result file holds them, those of `keys` in their order, or all by what they were asked.
+        """Yield the results of `keys` in their order, or all results ordered by their request.
 
         Raises:
             SettingError: the store is damaged.
@@ -120,26 +120,26 @@ class Store:
                     yield json.loads(row[0])
 
     def find(self, *, whole: bool = True, limit: int = -1, **wanted: str) -> Iterator[dict[str, Any]]:
-        """Results of the runs with these values in `COLUMNS`, as `numbered`, without their numbers."""
+        """Yield the results of runs with these values in `COLUMNS`, as `numbered`, but without numbers."""
         for _, result in self.numbered(whole=whole, limit=limit, **wanted):
             yield result
 
     def numbered(self, *, whole: bool = True, limit: int = -1, **wanted: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Results of the runs with these values in `COLUMNS`, in the order of what they were asked.
+        """Yield the results of runs with these values in `COLUMNS`, ordered by their request.
 
         Args:
-            whole: with what they hold of each group and token, which is most of it.
-            limit: at most so many; -1: all.
+            whole: whether to include the data of each group and token, which is most of a result.
+            limit: most results; -1: all.
             wanted: values of `COLUMNS`.
 
         Yields:
-            Its place among all results of the store, from 1, and the result.
+            The number among all results of the store, from 1, and the result.
 
         Raises:
             SettingError: the store is damaged.
         """
         where, values = _where(wanted)
-        # the keys in order first: results are long, and sorting would carry them along
+        # select the keys in order first, because sorting long results would be slow
         names = ", ".join(("key", *COLUMNS))
         every = f"SELECT {names}, row_number() OVER (ORDER BY {_ORDER}) AS number FROM runs"
         keys = f"SELECT number, key FROM ({every}) {where} ORDER BY number LIMIT ?"
@@ -151,10 +151,10 @@ class Store:
                     yield number, json.loads(row[0])
 
     def failures(self) -> list[tuple[dict[str, Any], str]]:
-        """What was asked for and could not be run, and why."""
+        """The requests that failed, with their errors."""
         with self._guard():
-            found = self._db.execute("SELECT request, error FROM failures ORDER BY request").fetchall()
-        return [(json.loads(request), error) for request, error in found]
+            rows = self._db.execute("SELECT request, error FROM failures ORDER BY request").fetchall()
+        return [(json.loads(request), error) for request, error in rows]
 
     def close(self) -> None:
         """Close the file."""
@@ -180,7 +180,7 @@ class Store:
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """What SQLite refuses becomes one line."""
+        """A context in which errors of SQLite become one line."""
         try:
             yield
         except (sqlite3.NotSupportedError, sqlite3.DatabaseError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A sweep: plan the runs, leave out those that are stored, do the rest, keep each as soon as it is done."""
+"""Run a sweep: plan the runs, skip those that are stored, do the rest, and store each as soon as it is done."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hwsim.studies.sweep.spec import Spec
 from hwsim.studies.sweep.store import Store
 from hwsim.studies.sweep.work import Outcome, Task, loop_source, open_trace, told
 
-_TOGETHER = 4  # closed loops that share a dense pass: more would wait long for one another
+_TOGETHER = 4  # closed loops that share a dense pass: with more, the first results would come late
 
 Progress = Callable[[str, int, int], None]
-"""Is told (phase, done, of how many)."""
+"""Callback: receives (phase, done, total)."""
 
 
 @dataclass
 class Swept:
-    """What a sweep came to.
+    """Outcome of a sweep.
 
     Attributes:
-        keys: of the stored results of all runs that were asked for, in their order.
-        done: how many were run now.
-        stored: how many were there before.
-        failed: what could not be run, and why.
+        keys: keys of the stored results of all requested runs, in their order.
+        done: number of runs done now.
+        stored: number of runs that were stored before.
+        failed: runs that failed, with their errors.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -44,19 +44,19 @@ def sweep(
     address: str | None = None,
     progress: Progress | None = None,
 ) -> Swept:
-    """Run a sweep; what is in the store is not run again.
+    """Run a sweep; runs whose results are in the store are not repeated.
 
     Args:
-        specs: grids of runs; what is asked for twice is run once.
-        store: gets each result as soon as it is there, from this process only.
+        specs: grids of runs; runs that occur twice are done once.
+        store: store that receives each result as soon as it is done; only this process writes it.
         jobs: processes of this machine.
         backend: ``local``, ``dask`` or ``ray``.
-        address: of the scheduler.
-        progress: is told how far it is.
+        address: address of the scheduler.
+        progress: callback, receives the progress.
 
     Raises:
-        HwsimError: a grid or the backend is impossible, or the store cannot be written. What goes wrong in a single
-            run does not end the sweep.
+        HwsimError: a grid or the backend is impossible, or the store cannot be written. An error in a single run does
+            not end the sweep.
     """
     tell = progress or (lambda phase, done, total: None)
     swept = Swept()
@@ -72,12 +72,12 @@ def sweep(
     tell("runs", swept.stored, len(planned))
 
     def done(outcomes: list[Outcome]) -> None:
-        for each in outcomes:
-            if each.result is None:
-                fail(each.run, each.error)
-                swept.keys.remove(each.key)
+        for outcome in outcomes:
+            if outcome.result is None:
+                fail(outcome.run, outcome.error)
+                swept.keys.remove(outcome.key)
             else:
-                store.put(each.key, each.run, each.result, each.seconds)
+                store.put(outcome.key, outcome.run, outcome.result, outcome.seconds)
                 swept.done += 1
         tell("runs", swept.stored + swept.done + len(swept.failed) - impossible, len(planned))
 
@@ -86,7 +86,7 @@ def sweep(
 
 
 def _plan(runs: list[Cell], fail: Callable[[Cell, str], None], tell: Progress) -> dict[str, Cell]:
-    """The runs by their keys, each once."""
+    """The runs by key, each once."""
     planned: dict[str, Cell] = {}
     sources: dict[str, Source] = {}
     for number, run in enumerate(runs):
@@ -96,14 +96,14 @@ def _plan(runs: list[Cell], fail: Callable[[Cell, str], None], tell: Progress) -
             if name not in sources:
                 sources[name] = _source(run)
             planned.setdefault(key_of(run, resolve(run, sources[name])), run)
-        except (Exception, SystemExit) as error:  # of a plug-in, say
+        except (Exception, SystemExit) as error:  # for example of a plug-in
             fail(run, told(error))
     tell("planning", len(runs), len(runs))
     return planned
 
 
 def _source(run: Cell) -> Source:
-    """A trace, or what a recording of the model's tokens would be."""
+    """The source of a run: a trace, or the tokens of a closed loop."""
     if not run.closed:
         return Source.of_trace(open_trace(run.source["trace"]))
     from hwsim.record import Settings
@@ -115,7 +115,7 @@ def _source(run: Cell) -> Source:
 
 
 def _tasks(new: dict[str, Cell]) -> list[Task]:
-    """What is done together: single replays; closed loops that differ in their policy only, a few at a time."""
+    """Divide runs into tasks: single replays, and groups of closed loops that differ only in their policy."""
     tasks, together = [], {}  # type: ignore[var-annotated]
     for key, run in new.items():
         if not run.closed:

@@ -1,4 +1,4 @@
-"""What a worker does: a task of one or several runs -> their results. Everything goes in and out as plain values."""
+"""Work of a worker: do a task of one or several runs and return their results, all in plain values."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Task:
     """Runs that are done together: one replay, or closed loops that share a dense pass.
 
     Attributes:
-        runs: each with the key that it was planned under.
+        runs: the runs, each with the key that it was planned with.
     """
 
     runs: tuple[tuple[str, Cell], ...]
 
 
 class Outcome(NamedTuple):
-    """Of one run: its result, or why there is none."""
+    """Outcome of one run: its result, or its error."""
 
     key: str
     run: Cell
@@ -39,13 +39,13 @@ class Outcome(NamedTuple):
 
 
 def perform(task: Task) -> list[Outcome]:
-    """Do the runs of a task. An error is an outcome: the others go on."""
+    """Do the runs of a task and return their outcomes; an error of one run does not end the others."""
     start = time.perf_counter()
     try:
         results = _closed(task) if task.runs[0][1].closed else [_replay(*task.runs[0])]
-    except (Exception, SystemExit) as error:  # of a plug-in, say; a worker goes on
-        if len(task.runs) > 1:  # one of them spoils it for all
-            return [outcome for each in task.runs for outcome in perform(Task((each,)))]
+    except (Exception, SystemExit) as error:  # for example of a plug-in; a worker continues
+        if len(task.runs) > 1:  # repeat them one by one to find the one that fails
+            return [outcome for run in task.runs for outcome in perform(Task((run,)))]
         key, run = task.runs[0]
         return [Outcome(key, run, None, told(error), time.perf_counter() - start)]
     share = (time.perf_counter() - start) / len(results)
@@ -53,7 +53,7 @@ def perform(task: Task) -> list[Outcome]:
 
 
 def told(error: BaseException) -> str:
-    """An error in one line; what hwsim did not foresee with its kind."""
+    """An error as one line; errors that are not hwsim's own begin with their type."""
     return one_line(error) if isinstance(error, HwsimError) else f"{type(error).__name__}: {one_line(error)}"
 
 
@@ -67,9 +67,9 @@ def _closed(task: Task) -> list[dict[str, Any]]:
     from hwsim.closed_loop import Candidate, Loops
     from hwsim.record import Settings as Reading
 
-    asked = task.runs[0][1].source
-    reading = Reading(tokens=asked["tokens"], context=asked["context"], prompt=asked["prompt"])
-    with Loops(asked["model"], asked["text"], reading) as loops:
+    source_values = task.runs[0][1].source
+    reading = Reading(tokens=source_values["tokens"], context=source_values["context"], prompt=source_values["prompt"])
+    with Loops(source_values["model"], source_values["text"], reading) as loops:
         source = loop_source(loops.ready.header)
         runs = [resolve(cell, source) for _, cell in task.runs]
         for (key, cell), run in zip(task.runs, runs, strict=True):
@@ -81,15 +81,15 @@ def _closed(task: Task) -> list[dict[str, Any]]:
 
 
 def loop_source(header: TraceHeader) -> Source:
-    """What a closed loop brings: its tokens and weights."""
+    """The source of a closed loop, with its tokens and weights."""
     return Source(header, {"origin": "closed loop", "provenance": header.provenance})
 
 
 def check_same(key: str, run: Cell, now: str) -> None:
-    """Refuse a run that comes down to something else than when it was planned.
+    """Refuse a run whose key differs from the key that it was planned with.
 
     Raises:
-        TraceError: a file that it reads was changed.
+        TraceError: a file that the run reads was changed.
     """
     if key != now:
         raise TraceError(f"{next(iter(run.source.values()))}: it, or another file of this run, changed under the sweep")
@@ -99,16 +99,16 @@ _traces: OrderedDict[tuple[str, int, int], Trace] = OrderedDict()
 
 
 def open_trace(name: str) -> Trace:
-    """A trace by its file, or ``sample``; a few are kept open.
+    """Open a trace by its file, or ``sample``; a few are kept open.
 
     Raises:
-        TraceError: there is none, or it is damaged.
+        TraceError: there is no such trace, or it is damaged.
     """
     path = find_trace(name)
     try:
         status = path.stat()
     except (OSError, ValueError):
-        return Trace(path)  # tells what is wrong
+        return Trace(path)  # raises the error
     key = (str(path.resolve()), status.st_mtime_ns, status.st_size)
     if key not in _traces:
         _traces[key] = Trace(path)

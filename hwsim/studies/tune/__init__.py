@@ -1,4 +1,4 @@
-"""Tuning: the fastest settings of a policy whose perplexity, with the cache in the loop, stays within a loss."""
+"""Tuning: find the fastest settings of a policy whose perplexity in the closed loop stays within a loss."""
 
 from hwsim.studies.tune.study import Goal, Tuned, tune, write_settings
 

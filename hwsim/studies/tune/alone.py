@@ -1,4 +1,4 @@
-"""One search at a time in one study: the next point depends on the trials before it."""
+"""Lock for studies: one search at a time, because the next point depends on the trials before it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hwsim.util.files import is_at, lock
 
 @contextlib.contextmanager
 def alone(study: Path) -> Iterator[None]:
-    """Hold a study for this process, by a lock on a file beside it (one on SQLite's own file would disturb SQLite).
+    """Hold a study for this process, by a lock on a file beside it (a lock on SQLite's own file would disturb SQLite).
 
     Raises:
         SettingError: another process holds it, or the folder cannot be written.
@@ -36,7 +36,7 @@ def alone(study: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_line_errors(study: Path) -> Iterator[None]:
-    """An error of the system within becomes one line."""
+    """A context in which errors of the operating system become one line."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The study: trials are closed loops, kept in SQLite by Optuna; the answer is the fastest of those that cost little."""
+"""Tuning study: trials are closed loops that Optuna keeps in SQLite; its result is the fastest trial in each loss."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from hwsim.util.files import write_atomic
 from hwsim.util.units import show_number
 
 BASE_DENSITIES = (0.6, 0.7, 0.8, 0.9)
-BASE_GAMMA = 0.2  # the authors'
-_HOPELESS = 2.0  # times the greatest loss, after the first windows: such a trial is ended
+BASE_GAMMA = 0.2  # the authors' gamma
+_HOPELESS = 2.0  # multiple of the greatest loss above which a trial is ended early
 
 _CALLED = {
     "source": "model or text", "device": "--hw", "dram": "--dram", "lora": "--lora", "overlap": "--overlap",
@@ -42,15 +42,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Goal:
-    """What is tuned for.
+    """The goal of tuning.
 
     Attributes:
-        model: as `hwsim.closed_loop.evaluate` takes it.
-        text: to tune on; judge on another.
-        reading: which tokens.
+        model: the model, as for `hwsim.closed_loop.evaluate`.
+        text: text to tune on; evaluate on another.
+        reading: tokens to read, and the length of windows.
         profile: the device.
-        settings: DRAM and the rest; `lora` is the adapter that may be on or off.
-        losses: perplexity above dense that may be lost.
+        settings: DRAM and other settings; `lora` is the adapter that may be on or off.
+        losses: allowed increases of perplexity above dense.
         low: least MLP density.
     """
 
@@ -63,7 +63,7 @@ class Goal:
     low: float = 0.4
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse impossible losses and densities."""
         if not self.losses or any(not 0 < loss < 1e6 for loss in self.losses):
             raise SettingError(f"--loss {','.join(map(str, self.losses))}: must be numbers above 0")
         if not 0 < self.low < 0.98:
@@ -72,15 +72,15 @@ class Goal:
 
 @dataclass
 class Tuned:
-    """What a study found.
+    """Result of a study.
 
     Attributes:
-        trials: that ended with a result.
-        now: how many of them were run now.
-        best: by loss: the fastest trial that stays within it, with its settings and numbers; None: there is none.
-        base: the same among DIP-CA with one density, the authors' split and gamma.
+        trials: number of trials with a result.
+        now: number of trials that were run now.
+        best: by loss: the fastest trial within it, with its settings and numbers, or None.
+        base: the same among trials of DIP-CA with one density, the authors' split and gamma.
         dense: perplexity of the dense model.
-        front: trials that none is better than in both perplexity and tokens/s, by rising perplexity.
+        front: the Pareto front of perplexity and tokens/s, by rising perplexity.
     """
 
     trials: int
@@ -92,45 +92,45 @@ class Tuned:
 
 
 def tune(goal: Goal, study: Path, trials: int, *, seed: int = 0, progress: Progress | None = None) -> Tuned:
-    """Search; a study that is there goes on.
+    """Run trials and return the result; an existing study is continued.
 
     Args:
-        goal: what is tuned for.
-        study: SQLite file that Optuna keeps the trials in.
-        trials: how many there are to be in all, those of an earlier call included.
-        seed: of the search.
-        progress: is told how far it is.
+        goal: the goal of tuning.
+        study: SQLite file in which Optuna keeps the trials.
+        trials: total number of trials, including those of earlier calls.
+        seed: seed of the search.
+        progress: callback, receives the progress.
 
     Raises:
-        SettingError: Optuna is not installed, or the study is of another goal.
-        HwsimError: the model or the text cannot be had.
+        SettingError: Optuna is not installed, or the study has another goal.
+        HwsimError: the model or the text cannot be loaded.
     """
     try:
         import optuna
     except ImportError as error:
         raise SettingError("tuning needs optuna: pip install 'hwsim[tune]'") from error
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # errors are told in one line
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # errors are printed as one line
     tell = progress or (lambda phase, done, total: None)
     with alone(study), Loops(goal.model, goal.text, goal.reading, keep_dense=True, progress=tell) as loops:
         model = loops.ready.header.model
-        found = _open(optuna, study, _about(goal, loops.ready.header.provenance, seed))
-        before = len(_ended(optuna, found))
+        opened = _open(optuna, study, _about(goal, loops.ready.header.provenance, seed))
+        before = len(_ended(optuna, opened))
         for number in range(before, trials):
             tell("trials", number, trials)
-            found.sampler = _sampler(optuna, goal, number, seed)
+            opened.sampler = _sampler(optuna, goal, number, seed)
             with _kept(optuna, study):
-                found.optimize(_objective(optuna, loops, goal, base=number < len(BASE_DENSITIES)), n_trials=1)
+                opened.optimize(_objective(optuna, loops, goal, base=number < len(BASE_DENSITIES)), n_trials=1)
         tell("trials", trials, trials)
-        return _answer(optuna, found, goal, model, max(0, trials - before))
+        return _answer(optuna, opened, goal, model, max(0, trials - before))
 
 
 @contextlib.contextmanager
 def _kept(optuna: Any, path: Path) -> Iterator[None]:
-    """Tell in one line that a trial could not be kept."""
+    """A context in which the error that a trial could not be kept becomes one line."""
     try:
         yield
     except Exception as error:
-        # Optuna asserts that the trial's state was kept, while the error that it was not is on its way
+        # Optuna asserts that the trial's state was kept while it handles the error that it was not
         cause = error.__context__ if isinstance(error, AssertionError) else error
         if isinstance(cause, optuna.exceptions.StorageInternalError):
             raise SettingError(
@@ -157,16 +157,18 @@ def _objective(optuna: Any, loops: Loops, goal: Goal, *, base: bool) -> Callable
 
 
 def _sampler(optuna: Any, goal: Goal, number: int, seed: int) -> Any:
-    """What chooses the point of one trial: a function of its number, the seed and the trials that ended before.
+    """The sampler of one trial: a function of its number, the seed and the trials that ended before.
 
-    So a search that was killed, or asked for more trials, finds what one that was not would have.
+    So a search that was killed and continued gives the same result as an uninterrupted one.
     """
     adapter = goal.settings.lora is not None
     first = [(density, gamma, False) for gamma in (BASE_GAMMA, 1.0) for density in BASE_DENSITIES]
     if adapter:
         first += [(density, BASE_GAMMA, True) for density in BASE_DENSITIES]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since years, of both
+        warnings.simplefilter(
+            "ignore", optuna.exceptions.ExperimentalWarning
+        )  # both classes have been experimental for years
         sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + number) % 2**32, multivariate=True)
         if number >= len(first):
             return sampler
@@ -176,14 +178,14 @@ def _sampler(optuna: Any, goal: Goal, number: int, seed: int) -> Any:
 
 
 def _ended(optuna: Any, study: Any) -> list[Any]:
-    """The trials that count, in order; those of a run that was killed do not."""
+    """The trials that count, in order; trials of a killed run do not count."""
     states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     ended: list[Any] = study.get_trials(deepcopy=False, states=states)
     return ended
 
 
 def _about(goal: Goal, provenance: dict[str, Any], seed: int) -> dict[str, Any]:
-    """What a study belongs to: whatever decides what a trial finds."""
+    """Everything that decides the results of trials, to identify the study."""
     return {
         "source": provenance,
         "device": goal.profile.model_dump(mode="json", exclude_none=True),
@@ -194,38 +196,40 @@ def _about(goal: Goal, provenance: dict[str, Any], seed: int) -> dict[str, Any]:
         "low": goal.low,
         "greatest_loss": max(goal.losses),
         "seed": seed,
-        "space": 3,  # 2: with shares of the cache; 3: closer to what the authors have
+        "space": 3,  # 2: with shares of the cache; 3: closer to the authors' settings
     }
 
 
 def _open(optuna: Any, path: Path, about: dict[str, Any]) -> Any:
     try:
-        found = optuna.create_study(
+        opened = optuna.create_study(
             storage=optuna.storages.RDBStorage(f"sqlite:///{path}"),
             study_name="hwsim",
             directions=["minimize", "maximize"],
             load_if_exists=True,
         )
-    except Exception as error:  # of SQLAlchemy, whose errors are many
+    except Exception as error:  # SQLAlchemy has many kinds of errors
         if path.is_file() and not path.read_bytes()[:16].startswith(b"SQLite format 3"):
             raise SettingError(f"--study {path}: is no study but another file; name a new one, or a study") from error
         raise SettingError(f"--study {path}: cannot be used: {one_line(error)[:120]}") from error
     text = json.dumps(about, sort_keys=True)
-    kept = found.user_attrs.get("about")
+    kept = opened.user_attrs.get("about")
     if kept is not None and kept != text:
         differ = sorted(_CALLED.get(key, key) for key in about if json.loads(kept).get(key) != json.loads(text)[key])
         raise SettingError(
             f"--study {path}: is of another {', '.join(differ)}; name another file, or tune for the same"
         )
-    found.set_user_attr("about", text)
+    opened.set_user_attr("about", text)
     state = optuna.trial.TrialState
-    for trial in found.get_trials(deepcopy=False, states=(state.RUNNING,)):  # nobody else is at it: it was killed
-        found.tell(trial.number, state=state.FAIL)
-    return found
+    for trial in opened.get_trials(
+        deepcopy=False, states=(state.RUNNING,)
+    ):  # no other process runs it, so it was killed
+        opened.tell(trial.number, state=state.FAIL)
+    return opened
 
 
 def _run(loops: Loops, goal: Goal, point: Point, chosen: dict[str, Any]) -> Evaluation | None:
-    """One trial; None: it cannot be, or it is hopeless."""
+    """Run one trial; None if its loss is hopeless."""
     name, kind = POLICIES.find(chosen["policy"])
     rule = EVICTIONS.make(chosen["eviction"])[1]
     settings = goal.settings if point.get("lora") else goal.settings.but(lora=None, lora_merged=False)
@@ -268,9 +272,9 @@ def _fastest(trials: dict[int, Any], loss: float, goal: Goal, model: Any) -> dic
 
 
 def _front(trials: dict[int, Any]) -> Iterator[tuple[int, Any]]:
-    """Those that none is better than in both: each costs more than the one before, and is faster."""
+    """Yield the Pareto front of perplexity and speed: each trial costs more than the one before, and is faster."""
     fastest = 0.0
-    for number, trial in sorted(trials.items(), key=lambda each: (each[1].values[0], -each[1].values[1])):
+    for number, trial in sorted(trials.items(), key=lambda item: (item[1].values[0], -item[1].values[1])):
         if trial.values[1] > fastest:
             fastest = trial.values[1]
             yield number, trial
@@ -287,21 +291,21 @@ def _about_trial(number: int, trial: Any, goal: Goal, model: Any) -> dict[str, A
 
 
 def write_settings(path: Path, found: dict[str, Any], about: str) -> None:
-    """Write the settings of a trial as a file that `replay`, `eval` and `sweep` take.
+    """Write the settings of a trial as a file for `replay`, `eval` and `sweep`.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
     """
     lines = "".join(f"# {line}\n" for line in about.splitlines())
     one = found["settings"]
-    # in a sweep a list is one of several values: a list of one list is one value, a number for each layer
+    # in a sweep a list means several values, so a value with a number for each layer is a list in a list
     lists = {key: [one[key]] for key in ("density", "cache_shares") if key in one}
     grid = one | lists | {"set": {key: [value] for key, value in one["set"].items()}}
     write_atomic(path, lines + yaml.safe_dump(grid, sort_keys=False, default_flow_style=None, width=118))
 
 
 def told(found: dict[str, Any]) -> str:
-    """One line about a trial."""
+    """A trial in one line: number, tokens/s, loss and density."""
     cost, speed = found["perplexity"] - found["dense_perplexity"], found["throughput_tok_s"]
     density = found["mlp_density"]
     return f"trial {found['trial']}: {show_number(speed)} tokens/s at {cost:+.3f} perplexity, MLP density {density:.3f}"

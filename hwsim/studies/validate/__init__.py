@@ -1,4 +1,4 @@
-"""Published end-to-end measurements, and what hwsim predicts for their conditions."""
+"""Validation: published end-to-end measurements, and hwsim's predictions for their conditions."""
 
 from hwsim.studies.validate.predict import Prediction, Summary, predict, read_rows, summarize
 

@@ -1,4 +1,4 @@
-"""Predictions of published rows from their stated conditions, and how far off they are."""
+"""Predictions of published measurements from their stated conditions, and their errors."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Row(BaseModel):
 
     @property
     def value(self) -> float:
-        """What was measured."""
+        """The measured value."""
         return float(self.measured.split()[0])
 
     @property
     def unit(self) -> str:
-        """Its unit: tok/s or ms."""
+        """The unit of the value: tok/s or ms."""
         return self.measured.split()[1]
 
 
@@ -50,7 +50,7 @@ class LeftOut(BaseModel):
 
 
 class Rows(BaseModel):
-    """What `rows.yaml` holds."""
+    """The content of `rows.yaml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,11 +60,11 @@ class Rows(BaseModel):
 
 
 class Prediction(BaseModel):
-    """A row and what hwsim says to it.
+    """A row with its prediction.
 
     Attributes:
         error: predicted / measured - 1.
-        flash_ms: of a token, in Flash, and so on: why it takes as long.
+        flash_ms, dram_ms, compute_ms: busy time of each device for one token, ms.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,7 +83,7 @@ class Prediction(BaseModel):
 
 
 class Summary(NamedTuple):
-    """Absolute relative errors over some rows."""
+    """Summary of the absolute relative errors of rows."""
 
     rows: int
     mean: float
@@ -93,33 +93,33 @@ class Summary(NamedTuple):
 
 @cache
 def read_rows() -> Rows:
-    """The list that comes with hwsim."""
+    """Read the list of measurements that comes with hwsim."""
     text = files("hwsim.studies.validate").joinpath("rows.yaml").read_text(encoding="utf-8")
-    found: dict[str, Any] = yaml.safe_load(text)
-    return Rows.model_validate(found)
+    content: dict[str, Any] = yaml.safe_load(text)
+    return Rows.model_validate(content)
 
 
 def predict(row: Row) -> Prediction:
-    """What hwsim predicts for the conditions of a row."""
+    """Predict the measurement of a row from its conditions."""
     profile = load_profile(row.device)
     load = row.workload.load(profile)
     timing = run_events(load, overlap=row.workload.overlap)
     seconds = timing.times.total / load.tokens
     predicted = 1.0 / seconds if row.unit == "tok/s" else seconds * 1e3
-    each = {name: 1e3 * value / load.tokens for name, value in asdict(timing.busy).items()}
+    busy_ms = {name: 1e3 * value / load.tokens for name, value in asdict(timing.busy).items()}
     return Prediction(
         id=row.id, source=row.source, conditions=row.conditions, assumptions=row.assumptions, unit=row.unit,
         measured=row.value, predicted=predicted, error=predicted / row.value - 1.0,
-        flash_ms=each["flash"], dram_ms=each["dram"], compute_ms=each["compute"],
+        flash_ms=busy_ms["flash"], dram_ms=busy_ms["dram"], compute_ms=busy_ms["compute"],
     )  # fmt: skip
 
 
 def summarize(predictions: list[Prediction]) -> dict[str, Summary]:
-    """Errors over all rows, and over those of each source."""
-    sources = list(dict.fromkeys(each.source for each in predictions))
+    """Summaries of the errors over all rows ("all") and over the rows of each source."""
+    sources = list(dict.fromkeys(prediction.source for prediction in predictions))
     groups = {"all": predictions} | {name: [p for p in predictions if p.source == name] for name in sources}
-    found = {}
+    summaries = {}
     for name, rows in groups.items():
         errors = np.abs([row.error for row in rows])
-        found[name] = Summary(len(rows), float(errors.mean()), float(np.median(errors)), float(errors.max()))
-    return found
+        summaries[name] = Summary(len(rows), float(errors.mean()), float(np.median(errors)), float(errors.max()))
+    return summaries

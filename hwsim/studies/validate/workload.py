@@ -1,4 +1,4 @@
-"""A decode that is known by its bytes, hit rate and compute time alone: what a measurement states of itself."""
+"""A decode described only by its bytes, hit rate and compute time, as published measurements state them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hwsim.util.units import Rate, Time, parse
 
 Bytes = Annotated[float, BeforeValidator(lambda text: float(parse(text, "size")))]
 """A mean size, which need not be whole."""
-_TOKENS = 256  # enough for the mean of a token to settle within a percent
+_TOKENS = 256  # enough for the mean time of a token to be exact to a percent
 
 
 def _without_guesses(overlap: str) -> str:
@@ -25,19 +25,19 @@ def _without_guesses(overlap: str) -> str:
 
 
 class Workload(BaseModel):
-    """What each token asks for.
+    """The work of each token.
 
     Attributes:
-        layers: how many times a token waits for Flash.
-        units: that a layer needs, `unit` bytes each, read from Flash in `reads` pieces.
-        hit_rate: share of them that is cached, drawn anew for each layer and token.
-        compute: of a token; it belongs to the units in equal shares.
+        layers: number of times that a token waits for Flash.
+        units: units that a layer needs, `unit` bytes each, read from Flash in `reads` pieces.
+        hit_rate: share of units that is cached, drawn anew for each layer and token.
+        compute: compute time of a token, divided equally over the units.
         flash: bytes that are read from Flash in one piece before the layers.
-        weights: bytes that arithmetic takes from DRAM.
-        weight_rate: at which it does, where this is not the device's.
-        flash_rate: flat rate of Flash, where this is not the device's.
-        lanes: reads outstanding at once, where this is not the device's.
-        overlap: what may happen at once.
+        weights: bytes that arithmetic reads from DRAM.
+        weight_rate: rate of reading them; None: the device's.
+        flash_rate: flat rate of Flash; None: the device's.
+        lanes: outstanding reads; None: the device's.
+        overlap: the overlap mode.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +62,7 @@ class Workload(BaseModel):
         return self
 
     def device(self, profile: Profile) -> Profile:
-        """The device of the measurement."""
+        """The profile of the measurement's device, with the rates of the workload."""
         flash = {}
         if self.flash_rate is not None:
             flash = {"read_bandwidth": self.flash_rate, "table": None, "queue": None}
@@ -73,7 +73,7 @@ class Workload(BaseModel):
         return profile.model_copy(update=update)
 
     def load(self, profile: Profile, seed: int = 0) -> Work:
-        """The work of some tokens on a device."""
+        """The work of `_TOKENS` tokens on a device."""
         device = self.device(profile)
         shape = (_TOKENS, self.layers, 1)
         misses = np.random.default_rng(seed).binomial(self.units, 1.0 - self.hit_rate, shape)
