@@ -121,7 +121,7 @@ GROUPS = {
 
 
 class Program(Commands):
-    """The program: its commands and groups in the order of the table."""
+    """The program, whose commands and groups are in the order of the table."""
 
     order = tuple(dict.fromkeys(entry.name.partition(" ")[0] for entry in COMMANDS))
 
@@ -158,7 +158,7 @@ def common(
 
 
 def _fill() -> None:
-    """Add the commands of the table, each to its group, and the earlier spellings, which no ``--help`` lists."""
+    """Add the commands of the table to their groups, and the earlier spellings, which ``--help`` does not list."""
     groups = {"": app}
     for name, summary in GROUPS.items():
         groups[name] = typer.Typer(cls=Group, no_args_is_help=True, help=summary, short_help=summary)

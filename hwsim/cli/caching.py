@@ -1,4 +1,4 @@
-"""Options of the caches: the rule with its parameters, admission, and what is there from the start."""
+"""Options of the caches: the policy's density and parameters, the eviction rule, and saving of cache contents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OWNER = "eviction"
 
 @dataclass(frozen=True, kw_only=True)
 class RuleOptions:
-    """How a policy decides, and which rule the caches follow."""
+    """Options of the policies and of the eviction rule."""
 
     density: o.Density = None
     set_: o.Parameters = None
@@ -39,7 +39,10 @@ class RuleOptions:
 
 
 def make_rule(spec: str, pairs: list[str]) -> tuple[str, Eviction, list[str]]:
-    """The eviction rule, with what ``--set eviction.KEY=VALUE`` says: its name, an instance, the other pairs.
+    """Make the eviction rule with the parameters of ``--set eviction.KEY=VALUE``.
+
+    Returns:
+        The name of the rule, an instance, and the other pairs of ``--set``.
 
     Raises:
         PluginError, SettingError: unknown rule, unknown parameter, value out of bounds.
@@ -53,11 +56,11 @@ def make_rule(spec: str, pairs: list[str]) -> tuple[str, Eviction, list[str]]:
 
 
 class Held:
-    """Collects what the caches hold at the end, to be written to `target`, if there is one.
+    """Collects the final content of the caches to be written to `target`, if it is given.
 
     Raises:
-        SettingError: of several devices or policies.
-        OutputError: it cannot be written there, or would replace one of the `sources`.
+        SettingError: there are several devices or policies.
+        OutputError: `target` cannot be written, or would replace one of the `sources`.
     """
 
     def __init__(self, target: Path | None, sources: list[Path], devices: list[str], policies: list[str]) -> None:
@@ -72,7 +75,7 @@ class Held:
         self._sets: dict[str, np.ndarray] = {}
 
     def observer(self) -> Observer:
-        """Sees what the caches hold at the end of a run."""
+        """An observer that collects the final content of the caches of a run."""
         from hwsim.cache.unit_sets import member_of
         from hwsim.masking.observers import Observer
 
@@ -85,17 +88,21 @@ class Held:
         return Contents()
 
     def write(self, result: Result) -> None:
-        """Write the file, with where the contents are from.
+        """Write the file with the provenance of the contents.
 
         Raises:
             SettingError: the policy has no cache.
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         from hwsim.cache.unit_sets import write_units
 
         if self._target is None:
             return
-        made = {key: result.provenance[key] for key in ("hwsim", "trace", "policy", "eviction", "settings", "seed")}
+        provenance = {
+            key: result.provenance[key] for key in ("hwsim", "trace", "policy", "eviction", "settings", "seed")
+        }
         if not self._sets:
-            raise SettingError(f"--save-cache: policy {made['policy']['name']} has no groups, so nothing is cached")
-        write_units(self._target, made | {"model": result.provenance["model"]["name"]}, self._sets)
+            raise SettingError(
+                f"--save-cache: policy {provenance['policy']['name']} has no groups, so nothing is cached"
+            )
+        write_units(self._target, provenance | {"model": result.provenance["model"]["name"]}, self._sets)

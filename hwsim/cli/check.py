@@ -57,17 +57,23 @@ def check(
     pairs = set_ or []
     check_target(json, *plugin_files([plugin]), *setting_files(pairs))
     given, shape = key_values(pairs, "--set"), None if model is None else known_shape(model)
-    found = [(kind, *kind.find(plugin)) for kind in kinds_of(plugin)]
-    known = {field for _, _, each in found for field in each.model_fields}
+    plugins = [(kind, *kind.find(plugin)) for kind in kinds_of(plugin)]
+    known = {field for _, _, plugin_class in plugins for field in plugin_class.model_fields}
     for key in given:
         if key not in known:
             raise SettingError(f"--set {key}: {plugin} has no parameter {key!r}{did_you_mean(key, known)}")
     verdicts = [
-        _verdict(kind, name, each, {key: value for key, value in given.items() if key in each.model_fields}, shape)
-        for kind, name, each in found
+        _verdict(
+            kind,
+            name,
+            plugin_class,
+            {key: value for key, value in given.items() if key in plugin_class.model_fields},
+            shape,
+        )
+        for kind, name, plugin_class in plugins
     ]
     if json:
-        plain = [{key: value for key, value in each.items() if key != "speed"} for each in verdicts]
+        plain = [{key: value for key, value in plugin_class.items() if key != "speed"} for plugin_class in verdicts]
         write_json(json, to_json({"format": "hwsim-check", "version": 1, "checked": plain}))
     if json != "-":
         console = output()
@@ -77,8 +83,8 @@ def check(
         raise typer.Exit(1)
 
 
-def _verdict(kind: Any, name: str, found: Any, parameters: dict[str, str], shape: ModelShape | None) -> dict[str, Any]:
-    """One plug-in's rules, each with its state; the speed is information and not part of the JSON."""
+def _verdict(kind: Any, name: str, plugin: Any, parameters: dict[str, str], shape: ModelShape | None) -> dict[str, Any]:
+    """Check one plug-in and return its rules with their states, and its speed, which is not part of the JSON."""
     from hwsim.simulation.plugins import POLICIES, build
     from hwsim.testing import (
         SMALL_MODEL,
@@ -89,10 +95,10 @@ def _verdict(kind: Any, name: str, found: Any, parameters: dict[str, str], shape
         policy_speed,
     )
 
-    made = build(found, f"{kind.noun} {name}", parameters) if parameters else found
+    subject = build(plugin, f"{kind.noun} {name}", parameters) if parameters else plugin
     verdict: dict[str, Any] = {"kind": kind.noun, "name": name, "kept": True}
     try:
-        kept = check_policy(made, shape or SMALL_MODEL) if kind is POLICIES else check_eviction(made)
+        kept = check_policy(subject, shape or SMALL_MODEL) if kind is POLICIES else check_eviction(subject)
         verdict["rules"] = [{"rule": rule, "state": KEPT} for rule in kept]
     except BrokenRuleError as error:
         verdict["kept"] = False
@@ -102,7 +108,7 @@ def _verdict(kind: Any, name: str, found: Any, parameters: dict[str, str], shape
             *({"rule": rule, "state": UNCHECKED} for rule in error.unchecked),
         ]
         return verdict
-    instance = made if parameters else found()
+    instance = subject if parameters else plugin()
     verdict["speed"] = policy_speed(instance, shape) if kind is POLICIES else eviction_speed(instance)
     return verdict
 
@@ -129,7 +135,7 @@ def _show(console: Console, verdict: dict[str, Any]) -> None:
 
 
 def _marks(console: Console) -> dict[str, tuple[str, str]]:
-    """A tick, a cross and a dash, or words where the terminal's encoding has no such signs."""
+    """Mark and style of each state: a tick, a cross and a dash, or words if the terminal cannot encode these."""
     signs = {KEPT: "✓", BROKEN: "✗", UNCHECKED: "-"}
     try:
         "".join(signs.values()).encode(console.encoding)
@@ -143,6 +149,6 @@ def _speed(kind: str, speed: Speed) -> str:
     from hwsim.util.units import show_time
 
     plain = "the plain top-k" if kind == "policy" else "lru"
-    took = "deciding" if kind == "policy" else "serving"
-    took = f"{took} a token takes {show_time(speed.seconds, 2)} in a layer of {speed.units} units"
-    return f"speed, for information: {took}, {speed.ratio:.1f} x {plain}"
+    duration = "deciding" if kind == "policy" else "serving"
+    duration = f"{duration} a token takes {show_time(speed.seconds, 2)} in a layer of {speed.units} units"
+    return f"speed, for information: {duration}, {speed.ratio:.1f} x {plain}"

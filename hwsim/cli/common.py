@@ -1,4 +1,4 @@
-"""What the commands share: consoles, progress bars, and reading options."""
+"""Common functions of the commands: consoles, progress bars, and reading options."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _answers: ContextVar[TextIO | None] = ContextVar("answers", default=None)  # sta
 
 
 def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
-    """A command whose errors are told in one line, with the exit codes that `hwsim.cli.main` promises.
+    """Wrap a command so that errors are printed as one line, with the exit codes of `hwsim.cli.main`.
 
-    Only `output`, `write_text` and `write_json` reach standard output: what plug-ins print goes to standard error.
+    Only `output`, `write_text` and `write_json` reach standard output; output of plug-ins goes to standard error.
     """
 
     @functools.wraps(command)
@@ -61,7 +61,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except BrokenPipeError as error:  # the reader (head, less) has gone
             _silence_stdout()
             raise typer.Exit(0) from error
-        except OSError as error:  # files tell their own errors; without a name it is standard output, on a full disk
+        except OSError as error:  # without a file name it is standard output, for example on a full disk
             _silence_stdout()
             what = "the answer cannot be written" if error.filename is None else str(error.filename)
             complain(f"{what}: {error.strerror or one_line(error)}")
@@ -73,17 +73,17 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
 
 
 def _stdout() -> TextIO:
-    """Standard output itself, also where it is turned away from what plug-ins print."""
+    """The real standard output, also while `sys.stdout` is redirected because of plug-ins."""
     return _answers.get() or sys.stdout
 
 
 def _silence_stdout() -> None:
-    """Keep Python from complaining again when it flushes standard output at its end."""
+    """Prevent a second error when Python flushes standard output at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Plain:
-    """Standard output where it is no terminal: no blanks at the ends of lines, and ? for what it cannot encode."""
+    """Standard output that is no terminal: strips blanks at line ends, and writes ? for what it cannot encode."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -98,14 +98,14 @@ class _Plain:
 
 
 class _Piped(Console):
-    """Leaves it to `guarded` that the reader has gone; rich would end the process as if something had failed."""
+    """A console that leaves a closed pipe to `guarded`; rich would exit as after a failure."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 def output() -> Console:
-    """The console for answers. Not a terminal: 160 characters a line, no colours."""
+    """The console for results; if it is no terminal, it has 160 characters a line and no colours."""
     stream = _stdout()
     if stream.isatty():
         return Console(highlight=False, file=stream)
@@ -113,18 +113,18 @@ def output() -> Console:
 
 
 def note(text: str) -> None:
-    """A remark that is no part of the answer: to standard error."""
+    """Print a remark that is not part of the result to standard error."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(printable(text), markup=False, style="dim")
 
 
 def write_text(text: str) -> None:
-    """Text as it is, to standard output, at once."""
+    """Write text unchanged to standard output and flush it."""
     _stdout().write(text)
     _stdout().flush()
 
 
 def write_json(target: str, text: str) -> None:
-    """Write to a file in one step, or to standard output for ``-``."""
+    """Write to a file atomically, or to standard output for ``-``."""
     if target == "-":
         write_text(text)
     else:
@@ -132,12 +132,12 @@ def write_json(target: str, text: str) -> None:
 
 
 def listed(text: str) -> list[str]:
-    """Names between commas; spaces around them do not count."""
+    """Split names at commas and strip spaces."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def check_target(target: str | None, *sources: Path) -> None:
-    """Before long work: can the result be written to `target`, and does it spare what the command reads or writes?
+    """Check before long work that the result can be written to `target` without overwriting one of the `sources`.
 
     Raises:
         OutputError: the folder is missing, or the file is a folder, one of the sources, or not writable.
@@ -160,25 +160,25 @@ def check_target(target: str | None, *sources: Path) -> None:
 
 
 def to_json(data: Any) -> str:
-    """JSON text with a newline at its end; ? for what UTF-8 cannot hold, as a name of a file may."""
+    """JSON text with a final newline; ? replaces characters that UTF-8 cannot encode, as in some file names."""
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "replace").decode()
 
 
 def plugin_files(specs: Iterable[str]) -> list[Path]:
-    """The files that options such as ``--policy dip,./mine.py:Mine`` name, split as the commands split them."""
+    """The files named in options such as ``--policy dip,./mine.py:Mine``, split as the commands split them."""
     names = [name for spec in specs for name in (spec, *listed(spec))]
     return [Path(path + ".py") for name in names for path, ending, _ in [name.rpartition(".py")] if ending]
 
 
 def setting_files(pairs: Iterable[str]) -> list[Path]:
-    """Values of ``--set key=value`` that are files, alone or in a list."""
+    """The values of ``--set key=value`` that are files, single or in a list."""
     values = [value for pair in pairs for value in (pair.partition("=")[2], *pair.partition("=")[2].split(","))]
     return [path for value in values for path in [Path(value.strip(" []{}\"'"))] if path.name and is_file(path)]
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; no for a name that no file can have."""
+    """Whether a file exists; False for a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -186,7 +186,7 @@ def is_file(path: Path) -> bool:
 
 
 def write_results(target: str | None, results: list[Result]) -> None:
-    """Write one result as itself, several as ``hwsim-results``."""
+    """Write one result as a result file, several as ``hwsim-results``."""
     if target:
         many = {"format": "hwsim-results", "version": 1, "results": [result.plain() for result in results]}
         write_json(target, results[0].to_json() if len(results) == 1 else to_json(many))
@@ -194,7 +194,7 @@ def write_results(target: str | None, results: list[Result]) -> None:
 
 @contextmanager
 def progress_bar(rate: str = "") -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error, none where that is not a terminal; yields f(phase, done, total).
+    """A progress bar on standard error, if that is a terminal; yields a function of (phase, done, total).
 
     Args:
         rate: unit of a rate to show beside the bar, such as "tokens".
@@ -220,7 +220,7 @@ def progress_bar(rate: str = "") -> Iterator[Callable[[str, int, int], None]]:
             task = bar.tasks[bar.task_ids.index(tasks[phase])]
             speed = (done - started[phase]) / task.elapsed if task.elapsed and done > started[phase] else 0.0
             shown = f"{speed:.0f} {rate}/s" if speed else ""
-            # what is done makes room for what runs
+            # hide phases that are done
             bar.update(tasks[phase], completed=done, total=total, speed=shown, visible=done < total)
 
         yield update
@@ -238,10 +238,10 @@ def named(tell: Callable[[str, int, int], None], prefix: str = "") -> Observer:
 
 
 def key_values(pairs: list[str], option: str) -> dict[str, str]:
-    """Read ``key=value`` options; a later one wins.
+    """Read ``key=value`` options; a later value replaces an earlier one.
 
     Raises:
-        SettingError: one has no =.
+        SettingError: an option has no =.
     """
     values = {}
     for pair in pairs:
@@ -253,7 +253,7 @@ def key_values(pairs: list[str], option: str) -> dict[str, str]:
 
 
 def find_trace(trace: Path) -> Path:
-    """A file, or the bundled trace, as `hwsim.simulation.options.find_trace` finds it."""
+    """The path of a trace or the bundled trace, as `hwsim.simulation.options.find_trace` returns it."""
     from hwsim.simulation.options import find_trace as find
 
     return find(trace)

@@ -41,12 +41,12 @@ def _read(name: str) -> dict[str, Any]:
         with Store(file, create=False) as store:
             return list(store.results())
 
-    found = read_inputs([Path(path)], stored).results
-    if not number and len(found) > 1:
-        raise SettingError(f"{path}: holds {len(found)} results; name one, such as {path}:1")
-    if number and not 1 <= int(number) <= len(found):
-        raise SettingError(f"{name}: there are {len(found)} results, counted from 1")
-    return found[int(number or 1) - 1]
+    results = read_inputs([Path(path)], stored).results
+    if not number and len(results) > 1:
+        raise SettingError(f"{path}: holds {len(results)} results; name one, such as {path}:1")
+    if number and not 1 <= int(number) <= len(results):
+        raise SettingError(f"{name}: there are {len(results)} results, counted from 1")
+    return results[int(number or 1) - 1]
 
 
 def _file(name: str) -> Path:

@@ -24,7 +24,7 @@ from hwsim.cli.common import (
 from hwsim.cli.replay import make_policies
 from hwsim.cli.runoptions import Run
 
-_SHARES = tuple(tenth / 10 for tenth in range(1, 11))  # of the units: the columns of the table
+_SHARES = tuple(tenth / 10 for tenth in range(1, 11))  # cache sizes as shares of the units: columns of the table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +74,13 @@ def curve(options: CurveOptions) -> None:
     check_target(json, *files)
     profile = load_profile(hw) if hw else None
     known = profile is not None or dram is not None
-    ((shown, made),) = make_policies([options.policy], options.density, pairs)
+    ((shown, policy),) = make_policies([options.policy], options.density, pairs)
     settings = options.run.settings(dram=dram if known else "100%")
     with Trace(trace) as opened, progress_bar() as progress:
         header, layers = opened.header, opened.model.num_hidden_layers
-        run = Conditions(profile, Lru(), settings).run(Source.of_trace(opened), made, shown)
-        check_trace(opened, made, run.placement.plans, shown)
-        found = count(
+        run = Conditions(profile, Lru(), settings).run(Source.of_trace(opened), policy, shown)
+        check_trace(opened, policy, run.placement.plans, shown)
+        curves = count(
             opened, run.sequences, run.masking, _SHARES, known=known,
             progress=lambda done: progress("masks and stacks", done, layers),
         )  # fmt: skip
@@ -88,7 +88,7 @@ def curve(options: CurveOptions) -> None:
             "format": "hwsim-curve",
             "version": 1,
             "trace": {"name": opened.path.name, "hash": opened.hash, "origin": header.origin},
-            "policy": {"name": shown, "parameters": made.model_dump(mode="json")},
+            "policy": {"name": shown, "parameters": policy.model_dump(mode="json")},
             "eviction": "lru",
             "dram_budget_bytes": run.placement.bytes.budget if known else None,
             "seed": settings.seed,
@@ -102,13 +102,13 @@ def curve(options: CurveOptions) -> None:
                     "capacities": list(group.hits),
                     "hits": list(group.hits.values()),
                 }
-                for name, group in found.items()
+                for name, group in curves.items()
             },
         }
     if json:
         write_json(json, to_json(data))
     if json != "-":
         title = f"{shown} on {trace.name} ({header.origin}), {header.decoded} tokens, {layers} layers, eviction lru"
-        output().print(render_curve(found, _SHARES, title))
+        output().print(render_curve(curves, _SHARES, title))
     if json and json != "-":
         note(f"Written to {json}")

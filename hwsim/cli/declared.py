@@ -23,7 +23,7 @@ from inspect import Parameter
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 _Build = Callable[[dict[str, Any]], Any]
-"""Makes one value of those of all options."""
+"""Makes the value of one parameter from the values of all options."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Derived:
     """Marks a field whose options are computed: ``run: Annotated[Run, Derived(parameters, build)]``.
 
     Attributes:
-        parameters: for the name of a command, such as ``train lora``, the options that stand at this place: their
-            annotations are what typer reads, ``Annotated[int, typer.Option(...)]``.
-        build: makes the field's value of the values of these options, by their names. A `HwsimError` that it raises is
-            told as one of the command's.
+        parameters: returns the options at this place for the name of a command, such as ``train lora``; their
+            annotations are those of typer, ``Annotated[int, typer.Option(...)]``.
+        build: makes the field's value from the values of these options by name. A `HwsimError` that it raises is
+            reported as an error of the command.
     """
 
     parameters: Callable[[str], list[Parameter]]
@@ -42,11 +42,12 @@ class Derived:
 
 
 def declared(command: Callable[..., None], name: str) -> Callable[..., None]:
-    """The command as typer takes it: with a parameter for each field of its objects of options.
+    """Wrap a command for typer, with a parameter for each field of its objects of options.
 
     Args:
-        command: its parameters are dataclasses of options, single options, and what typer knows, such as its context.
-        name: of the command, for options that are computed.
+        command: function whose parameters are dataclasses of options, single options, or types of typer such as its
+            context.
+        name: name of the command, for options that are computed.
 
     Raises:
         TypeError: two options have one name, or a field cannot be an option.
@@ -54,11 +55,11 @@ def declared(command: Callable[..., None], name: str) -> Callable[..., None]:
     hints = get_type_hints(command, include_extras=True)
     parameters: list[Parameter] = []
     builds = {
-        each.name: _declare(each.replace(annotation=hints[each.name]), name, parameters)
-        for each in inspect.signature(command).parameters.values()
+        parameter.name: _declare(parameter.replace(annotation=hints[parameter.name]), name, parameters)
+        for parameter in inspect.signature(command).parameters.values()
     }
-    names = [each.name for each in parameters]
-    if twice := {each for each in names if names.count(each) > 1}:
+    names = [parameter.name for parameter in parameters]
+    if twice := {option_name for option_name in names if names.count(option_name) > 1}:
         raise TypeError(f"hwsim {name}: two options are called {', '.join(sorted(twice))}")
 
     @functools.wraps(command)
@@ -66,18 +67,18 @@ def declared(command: Callable[..., None], name: str) -> Callable[..., None]:
         command(**{key: build(values) for key, build in builds.items()})
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
 def _declare(parameter: Parameter, command: str, parameters: list[Parameter]) -> _Build:
-    """Add the options of one parameter or field; returns what makes its value."""
+    """Add the options of one parameter or field, and return the function that makes its value."""
     annotation = parameter.annotation
     for mark in get_args(annotation)[1:] if get_origin(annotation) is Annotated else ():
         if isinstance(mark, Derived):
-            own = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in mark.parameters(command)]
+            own = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in mark.parameters(command)]
             parameters += own
-            return functools.partial(_build, mark.build, [each.name for each in own])
+            return functools.partial(_build, mark.build, [option.name for option in own])
     if is_dataclass(annotation):
         return _declare_fields(annotation, command, parameters)
     parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
@@ -85,7 +86,7 @@ def _declare(parameter: Parameter, command: str, parameters: list[Parameter]) ->
 
 
 def _declare_fields(kind: Any, command: str, parameters: list[Parameter]) -> _Build:
-    """Add the options of a dataclass; returns what makes an instance."""
+    """Add the options of a dataclass, and return the function that makes an instance."""
     hints = get_type_hints(kind, include_extras=True)
     builds: dict[str, _Build] = {}
     for field in fields(kind):
@@ -102,7 +103,7 @@ def _build(build: _Build, names: list[str], values: dict[str, Any]) -> Any:
 
 
 def flat(options: Any) -> dict[str, Any]:
-    """The values of an object of options by their names, those of dataclasses of options in it as well."""
+    """The values of an object of options by name, including those of dataclasses in it."""
     hints = get_type_hints(type(options), include_extras=True)
     values: dict[str, Any] = {}
     for field in fields(options):

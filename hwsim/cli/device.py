@@ -1,4 +1,4 @@
-"""Options that say how the device is used: reads of Flash, what is read ahead, engines, the timeline."""
+"""Options of the use of the device: prefetch parameters, the timeline, and the live view of replays."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ TimelineTokens = Annotated[
 ]
 
 
-SHOWN = "0:32"  # what is shown where nothing is said
+SHOWN = "0:32"  # default tokens of the timeline
 
 
 class Drawing:
-    """What is asked for to be seen of the engine: a timeline, replays as they run, or neither.
+    """Views of the engine: a timeline, replays as they run, or neither.
 
     Args:
-        path: of the file to write.
-        watch: show each replay as it runs.
-        tokens: FIRST:END.
-        sources: files that are read.
-        devices: of the command.
-        policies: of the command.
-        timing: of the command.
+        path: file of the timeline to write, or None.
+        watch: whether to show each replay as it runs.
+        tokens: tokens of the timeline, FIRST:END.
+        sources: files that the command reads.
+        devices: devices of the command.
+        policies: policies of the command.
+        timing: timing of the command.
 
     Raises:
-        SettingError: it would be one of several runs, or of none.
+        SettingError: there are several runs, the timing has no moments, or an option has no effect.
         OutputError: the file cannot be written, or is one of the sources.
     """
 
@@ -87,7 +87,7 @@ class Drawing:
 
     @contextmanager
     def follow(self) -> Iterator[Callable[[str, int, int], None]]:
-        """While replays run: yields f(phase, done, total)."""
+        """A context for running replays; yields a function of (phase, done, total)."""
         if not self._watch:
             with progress_bar() as progress:
                 yield progress
@@ -100,7 +100,7 @@ class Drawing:
             yield self._seen.show_phase
 
     def observers(self, *, first: bool) -> list[Observer]:
-        """Observers of a replay: the timeline shows only the first of the command."""
+        """The observers of a replay; the timeline shows only the `first` replay of the command."""
         return [observer for observer in (self._timeline if first else None, self._seen) if observer]
 
     def write(self) -> None:
@@ -111,7 +111,7 @@ class Drawing:
 
 
 def prefetch_parameters(pairs: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """What ``--set prefetch.KEY=VALUE`` says, and the other pairs."""
+    """The parameters of ``--set prefetch.KEY=VALUE``, and the other pairs."""
     own = [pair for pair in pairs if pair.strip().startswith(f"{_OWNER}.")]
     parameters = {key.partition(".")[2]: value for key, value in key_values(own, "--set").items()}
     return parameters, [pair for pair in pairs if pair not in own]

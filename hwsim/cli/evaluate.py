@@ -1,4 +1,4 @@
-"""``hwsim eval``: a model runs under policies, with the cache in the loop -> accuracy beside speed."""
+"""``hwsim eval``: run a model under policies with the cache in the loop, for accuracy beside speed."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
     policy, pairs = chosen.policy, chosen.set_ or []
     if not policy:
         raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
-    asked = t.read_tasks(ctx, options.tasks)
+    task_settings = t.read_tasks(ctx, options.tasks)
     sources = [find_profile(hw), *plugin_files([chosen.eviction, *policy]), *setting_files(pairs)]
     sources += [*chosen.run.files(), *density_files(chosen.density), *t.task_files(options.tasks.tasks_path)]
     sources += [options.settings_file] if options.settings_file else []
@@ -99,12 +99,12 @@ def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
     rule_name, eviction, pairs = c.make_rule(chosen.eviction, pairs)
     conditions = Conditions(load_profile(hw), eviction, settings, rule_name)
     names = [name for option in policy for name in listed(option)]
-    candidates = [Candidate(name, made) for name, made in make_policies(names, chosen.density, pairs)]
+    candidates = [Candidate(name, instance) for name, instance in make_policies(names, chosen.density, pairs)]
     shown = len(candidates)
-    if all(each.name != "dense" for each in candidates) and save_masks is None:
-        candidates.append(Candidate("dense", POLICIES.make("dense")[1]))  # costs no pass of its own
-    if asked:
-        answered = t.run_tasks(model, asked, conditions, candidates, reading)
+    if all(candidate.name != "dense" for candidate in candidates) and save_masks is None:
+        candidates.append(Candidate("dense", POLICIES.make("dense")[1]))  # needs no extra pass
+    if task_settings:
+        answered = t.run_tasks(model, task_settings, conditions, candidates, reading)
         t.show_tasks(answered, shown, json)
         return
     masks = MaskWriter(save_masks) if save_masks else None
@@ -117,6 +117,6 @@ def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
         console = output()
         console.print(render_accuracy(results[:shown]))
         if save_masks is None:
-            print_results(console, list(results[:shown]), next(each for each in results if not each.groups))
+            print_results(console, list(results[:shown]), next(result for result in results if not result.groups))
     if json and json != "-":
         note(f"Result written to {json}")

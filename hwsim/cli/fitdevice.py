@@ -1,4 +1,4 @@
-"""``hwsim fit device``: measured rates of Flash -> a profile with a fitted queue model."""
+"""``hwsim fit device``: make a profile with a queue model that is fitted to measured rates of Flash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hwsim.errors import OutputError, SettingError
 from hwsim.util.files import check_new_file, spare, write_atomic
 from hwsim.util.units import show_rate, show_size
 
-_GOOD = 0.15  # error of points left out up to which a fit is called good
+_GOOD = 0.15  # largest error on points left out for which a fit is good
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def device(options: DeviceOptions) -> None:
     worst, where = fit.worst
     deepest = options.queue_depth or int(max(point.depth for point in points))
     model = {key: float(getattr(fit.queue, key)) for key in ("latency", "per_kib", "command", "bandwidth", "exponent")}
-    told = (
+    summary = (
         f"fitted to {len(points)} measured points, {fit.error:.1%} rms on them, {fit.left_out:.1%} on points left out"
     )
     if json:
@@ -87,7 +87,7 @@ def device(options: DeviceOptions) -> None:
             f"then {model['command'] * 1e6:.2f} us + bytes / {show_rate(model['bandwidth'])} one after the other."
         )
         console.print(
-            f"It was {told};\n"
+            f"It was {summary};\n"
             f"the worst of those is off by {worst:+.0%}: {show_size(where.size)} at depth {where.depth:g}."
         )
         if fit.left_out > _GOOD:
@@ -100,13 +100,13 @@ def device(options: DeviceOptions) -> None:
     from hwsim.errors import ProfileError
 
     base = read_yaml(pattern, ProfileError, "hardware profile", "name, dram and flash")
-    write_atomic(out, _profile(base, like, options.name, options.source, model, deepest, told))
+    write_atomic(out, _profile(base, like, options.name, options.source, model, deepest, summary))
     _check(out)
     note(f"Profile written to {out}; DRAM, compute and energy are those of {like}")
 
 
 def _profile(
-    base: dict[str, Any], like: str, name: str, source: str, model: dict[str, float], depth: int, told: str
+    base: dict[str, Any], like: str, name: str, source: str, model: dict[str, float], depth: int, summary: str
 ) -> str:
     import yaml
 
@@ -125,20 +125,24 @@ def _profile(
             "exponent": float(f"{model['exponent']:.5g}"),
             "command": f"{model['command'] * 1e6:.5g} us",
             "bandwidth": f"{model['bandwidth'] / 1e6:.6g} MB/s",
-            "source": f"{source}; {told}",
+            "source": f"{source}; {summary}",
             "confidence": "derived",
         },
     }
-    made: dict[str, Any] = {"name": name, "source": f"Flash: {source}; all else as in {like}", "confidence": "derived"}
+    profile: dict[str, Any] = {
+        "name": name,
+        "source": f"Flash: {source}; all else as in {like}",
+        "confidence": "derived",
+    }
     for key in ("dram", "compute", "energy"):
         if key in base:
             section = dict(base[key])
             section.setdefault("source", base.get("source", like))
             section["note"] = f"Taken from {like}. {section.get('note', '')}".strip()
-            made[key] = section
+            profile[key] = section
         if key == "dram":
-            made["flash"] = flash
-    return yaml.safe_dump(made, sort_keys=False, allow_unicode=True, width=120)
+            profile["flash"] = flash
+    return yaml.safe_dump(profile, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _check(path: Path) -> None:
@@ -146,5 +150,5 @@ def _check(path: Path) -> None:
 
     try:
         load_profile(path)
-    except Exception as error:  # what was written must be readable
+    except Exception as error:  # the written profile must be readable
         raise SettingError(f"{path}: the fit gives no possible profile: {error}") from error

@@ -48,13 +48,13 @@ def layout(
     if out.is_file() and not overwrite:
         raise OutputError(f"{out}: exists; name another file with -o, or give --overwrite")
     with Trace(trace) as opened, progress_bar() as progress:
-        made, neighbours = order_trace(opened, progress)
-    write_layout(out, made)
-    layers, neurons = made.orders.shape
+        neuron_layout, neighbours = order_trace(opened, progress)
+    write_layout(out, neuron_layout)
+    layers, neurons = neuron_layout.orders.shape
     if json:
         data = {
             "file": str(out),
-            "layout": made.digest,
+            "layout": neuron_layout.digest,
             "layers": layers,
             "neurons": neurons,
             "tokens": neighbours.tokens,

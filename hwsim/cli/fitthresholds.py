@@ -1,4 +1,4 @@
-"""``hwsim fit thresholds``: a trace -> thresholds and hot sets for the policies that need them."""
+"""``hwsim fit thresholds``: find thresholds and hot sets in a trace, for the policies that need them."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ def thresholds(options: ThresholdsOptions) -> None:
         if path.is_file() and not options.overwrite:
             raise OutputError(f"{path}: exists; name another file with -o, or give --overwrite")
         with progress_bar() as progress:
-            found = run(opened, progress=progress)
+            fitted = run(opened, progress=progress)
             if model is not None:
                 from hwsim.train.allocation import allocate
 
-                found = allocate(
-                    model, opened, found, device=torch.device, dtype=torch.dtype, max_memory=memory, progress=progress
+                fitted = allocate(
+                    model, opened, fitted, device=torch.device, dtype=torch.dtype, max_memory=memory, progress=progress
                 )  # fmt: skip
-    write_arrays(path, KIND, found.header, found.arrays)
-    summary = {"format": KIND, "version": 1, "file": str(path), "bytes": path.stat().st_size, **found.header}
+    write_arrays(path, KIND, fitted.header, fitted.arrays)
+    summary = {"format": KIND, "version": 1, "file": str(path), "bytes": path.stat().st_size, **fitted.header}
     if json:
         write_json(json, to_json(summary))
     if json != "-":

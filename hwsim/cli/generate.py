@@ -1,4 +1,4 @@
-"""``hwsim generate``: a model writes under a policy, token by token -> its text and the simulated tokens/s."""
+"""``hwsim generate``: let a model write under a policy, token by token, and show its text and simulated tokens/s."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def generate(options: GenerateOptions) -> None:
     settings = options.run.settings()
     reading = Reading(device=torch.device, dtype=torch.dtype, max_memory=torch.memory)
     rule_name, rule, pairs = c.make_rule(caching.eviction, pairs)
-    made = make_policies([options.policy], caching.density, pairs)
-    if len(made) != 1:
+    policies = make_policies([options.policy], caching.density, pairs)
+    if len(policies) != 1:
         raise SettingError("--policy: one policy writes at a time")
     conditions = Conditions(load_profile(options.hw), rule, settings, rule_name)
     writing = Writing(options.tokens, options.chat, options.temperature)
@@ -80,7 +80,7 @@ def generate(options: GenerateOptions) -> None:
     with ExitStack() as bar:
         progress = bar.enter_context(progress_bar())
         written = run(
-            options.model, options.prompt, conditions, Candidate(*made[0]), writing, reading,
+            options.model, options.prompt, conditions, Candidate(*policies[0]), writing, reading,
             on_text=show, progress=progress,
         )  # fmt: skip
     if json and written.result:

@@ -1,4 +1,4 @@
-"""Groups of commands, and commands that are loaded when they are asked for: ``hwsim --help`` loads none of them."""
+"""Groups of commands, and commands whose modules are imported when needed; ``hwsim --help`` imports none of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any, ClassVar, NamedTuple, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-_UsageError = cast("type[Exception]", typer.BadParameter.__base__)  # of click, or of the copy that newer typers have
+_UsageError = cast(
+    "type[Exception]", typer.BadParameter.__base__
+)  # of click, or of the copy of click in newer versions of typer
 
 
 def complain(text: str) -> None:
-    """Print an error: always one line, also where a file name has several, and nothing that steers a terminal."""
+    """Print an error as one line, without control characters, even if a file name contains such."""
     from rich.console import Console
 
     from hwsim.util.units import printable
@@ -25,15 +27,15 @@ def complain(text: str) -> None:
 
 
 class Entry(NamedTuple):
-    """A command: a line of the table.
+    """A command, which is a line of the table of commands.
 
     Attributes:
-        name: what is typed after ``hwsim``.
+        name: words to type after ``hwsim``.
         where: ``module:function``, the module below `hwsim.cli`.
-        summary: the first paragraph of the function's docstring; ``--help`` says it without loading the module.
-        panel: where ``hwsim --help`` lists it; of a command in a group: none, the group has one.
-        old: an earlier spelling, which goes on working.
-        bare: the command does something without arguments; otherwise it shows its help.
+        summary: first paragraph of the function's docstring, so that ``--help`` need not import the module.
+        panel: panel of ``hwsim --help``; None for a command in a group, because the group has a panel.
+        old: an earlier spelling, which still works.
+        bare: whether the command does something without arguments; otherwise it shows its help.
     """
 
     name: str
@@ -45,13 +47,13 @@ class Entry(NamedTuple):
 
 
 class Later(TyperCommand):
-    """A command that is known by its line of the table; its module is imported when anything else is asked for."""
+    """A command that is known by its entry; its module is imported when anything else is needed."""
 
     entry: ClassVar[Entry]
 
     @functools.cached_property
     def loaded(self) -> Any:
-        """The command as typer makes it of the function."""
+        """The command that typer makes from the function."""
         from hwsim.cli.common import guarded
         from hwsim.cli.declared import declared
 
@@ -61,7 +63,7 @@ class Later(TyperCommand):
         single.command(self.name)(guarded(declared(command, self.entry.name)))
         return typer.main.get_command(single)
 
-    # what the function says; typer sets each of them to nothing, since it is given an empty function
+    # attributes of the function; the setters ignore the values of the empty function that typer gets
     @property
     def params(self) -> Any:
         """Options and arguments."""
@@ -80,7 +82,7 @@ class Later(TyperCommand):
 
     @property
     def callback(self) -> Any:
-        """What runs the function."""
+        """The callback that runs the function."""
         return self.loaded.callback
 
     @callback.setter
@@ -88,7 +90,7 @@ class Later(TyperCommand):
 
 
 def add_later(group: typer.Typer, entry: Entry, *, old: bool = False) -> None:
-    """Add a command to a group; with `old` by its earlier spelling, which is not listed."""
+    """Add a command to a group; with `old` under its earlier spelling, which is not listed."""
     name = entry.old if old else entry.name.rpartition(" ")[2]
     group.command(
         name, cls=type("Later", (Later,), {"entry": entry}), short_help=entry.summary, rich_help_panel=entry.panel,
@@ -100,29 +102,29 @@ def _nothing() -> None: ...
 
 
 class Group(TyperGroup):
-    """Commands in the order of a table; earlier spellings are known, but not listed."""
+    """A group of commands in the order of a table; earlier spellings work, but are not listed."""
 
     order: ClassVar[Sequence[str]] = ()
-    """Names in the order of ``--help``; none: the order in which they were added."""
+    """Names in the order of ``--help``; empty: the order in which they were added."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names that ``--help`` and the reference list."""
+        """Names of the commands that ``--help`` and the reference list."""
         return [name for name in self.order or self.commands if not self.commands[name].hidden]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the words ask for; a name that is none is refused with the spelling of what is near."""
+        """The command that the words name; an unknown name is refused with similar names."""
         name = args[0]
         if name not in self.commands and not name.startswith("-"):
             from difflib import get_close_matches
 
             known = self._spellings()
-            near = dict.fromkeys(known[each] for each in get_close_matches(name, known))
+            near = dict.fromkeys(known[spelling] for spelling in get_close_matches(name, known))
             hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
             ctx.fail(f"No such command {name!r}.{hint}")
         return super().resolve_command(ctx, args)
 
     def _spellings(self) -> dict[str, str]:
-        """What may be meant by a word, also by the second one of a command in a group: the words to type."""
+        """For each word of a command, also the second word of a command in a group, the words to type."""
         known: dict[str, str] = {}
         for name, command in self.commands.items():
             inner = command._spellings() if isinstance(command, Group) else {}
@@ -133,13 +135,13 @@ class Group(TyperGroup):
 
 
 class Commands(Group):
-    """The commands; a command line that is wrong is told in one line, a value that cannot be read with its rule."""
+    """All commands; errors of the command line are printed as one line, with the rule of an invalid value."""
 
     def main(
         self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
         standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any,
     ) -> Any:  # fmt: skip
-        """Run the command line; 2 is the exit code of one that is wrong."""
+        """Run the command line; the exit code is 2 if the command line is wrong."""
         run = functools.partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
         if not standalone_mode:
             return run()
@@ -150,14 +152,14 @@ class Commands(Group):
             if type(error).__name__ == "NoArgsIsHelpError":
                 typer.echo(where.get_help() if where else "", err=True)
             else:
-                told = cast("Any", error).format_message().rstrip(".")
-                joint = "" if told.endswith("?") else ";"
-                complain(f"{told}{joint} see {where.command_path if where else 'hwsim'} --help")
+                message = cast("Any", error).format_message().rstrip(".")
+                joint = "" if message.endswith("?") else ";"
+                complain(f"{message}{joint} see {where.command_path if where else 'hwsim'} --help")
             sys.exit(2)
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command; an error of pydantic becomes the message of the option."""
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:

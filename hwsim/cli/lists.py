@@ -1,4 +1,4 @@
-"""``hwsim list policies``, ``evictions``, ``prefetches`` and ``devices``: what there is, and one of them in full."""
+"""``hwsim list policies``, ``evictions``, ``prefetches`` and ``devices``: list all, or show one in full."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hwsim.util.files import check_new_file, spare
 NameArgument = Annotated[str | None, typer.Argument(help="Show this one in full.", show_default=False)]
 
 
-def _summary(found: type[BaseModel]) -> str:
-    text = (found.__doc__ or "").strip()
+def _summary(plugin: type[BaseModel]) -> str:
+    text = (plugin.__doc__ or "").strip()
     return text.splitlines()[0] if text else ""
 
 
@@ -32,7 +32,7 @@ def _bounds(metadata: list[Any]) -> str:
     return ", ".join(limits)
 
 
-def _parameters(found: type[BaseModel]) -> list[dict[str, Any]]:
+def _parameters(plugin: type[BaseModel]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
@@ -46,30 +46,34 @@ def _parameters(found: type[BaseModel]) -> list[dict[str, Any]]:
             else str(field.annotation).replace("pathlib.", ""),
             "description": field.description or "",
         }
-        for name, field in found.model_fields.items()
+        for name, field in plugin.model_fields.items()
     ]
 
 
 def _list_plugins(kind: Any, name: str | None, json: str | None) -> None:
-    """All plug-ins of a kind, or one with its parameters."""
+    """List all plug-ins of a kind, or show one with its parameters."""
     console = output()
     check_target(json, *plugin_files([name or ""]))
     if name is not None:
-        shown, found = kind.find(name)
-        data = {"name": shown, "summary": _summary(found), "parameters": _parameters(found)}
+        shown, plugin = kind.find(name)
+        data = {"name": shown, "summary": _summary(plugin), "parameters": _parameters(plugin)}
         if json:
             write_json(json, to_json(data))
         if json != "-":
             _show_plugin(console, data)
         return
     rows = []
-    for each, origin in kind.names().items():
+    for plugin_name, origin in kind.names().items():
         try:
-            _, found = kind.find(each)
-        except PluginError as error:  # somebody else's is broken: the others are still there
-            rows.append({"name": each, "summary": f"cannot be used: {error}", "origin": origin, "parameters": []})
+            _, plugin = kind.find(plugin_name)
+        except PluginError as error:  # list the others even if one is broken
+            rows.append(
+                {"name": plugin_name, "summary": f"cannot be used: {error}", "origin": origin, "parameters": []}
+            )
             continue
-        rows.append({"name": each, "summary": _summary(found), "origin": origin, "parameters": _parameters(found)})
+        rows.append(
+            {"name": plugin_name, "summary": _summary(plugin), "origin": origin, "parameters": _parameters(plugin)}
+        )
     if json:
         write_json(json, to_json(rows))
     if json != "-":
@@ -97,8 +101,14 @@ def _show_plugin(console: Console, data: dict[str, Any]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for head in ("parameter", "default", "type", "bounds", "meaning"):
         table.add_column(head, no_wrap=head == "parameter", overflow="fold")
-    for each in data["parameters"]:
-        row = (each["name"], _value(each), str(each["type"]), each["bounds"], each["description"])
+    for parameter in data["parameters"]:
+        row = (
+            parameter["name"],
+            _value(parameter),
+            str(parameter["type"]),
+            parameter["bounds"],
+            parameter["description"],
+        )
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
 
@@ -168,8 +178,13 @@ def devices(
     if plot:
         raise SettingError("--plot: draws one device; name it")
     check_target(json, *known_profiles().values())
-    found = {each: load_profile(path) for each, path in known_profiles().items()}
+    profiles = {profile_name: load_profile(path) for profile_name, path in known_profiles().items()}
     if json:
-        write_json(json, to_json({each: p.model_dump(mode="json", exclude_none=True) for each, p in found.items()}))
+        write_json(
+            json,
+            to_json(
+                {profile_name: p.model_dump(mode="json", exclude_none=True) for profile_name, p in profiles.items()}
+            ),
+        )
     if json != "-":
-        console.print(render_devices(found, console.width))
+        console.print(render_devices(profiles, console.width))

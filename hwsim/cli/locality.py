@@ -73,23 +73,23 @@ def locality(options: LocalityOptions) -> None:
     from hwsim.trace import Trace
 
     json, seed = options.json, options.seed
-    asked = [name for option in options.eviction or [] for name in listed(option)]
+    rule_names = [name for option in options.eviction or [] for name in listed(option)]
     trace, rules, pairs = find_trace(options.trace), {}, options.set_ or []
-    check_target(json, trace, *plugin_files([options.policy, *asked]), *setting_files(pairs))
-    for spec in asked or EVICTIONS.names():
-        name, rule, others = make_rule(spec, pairs if len(asked) == 1 else [])
+    check_target(json, trace, *plugin_files([options.policy, *rule_names]), *setting_files(pairs))
+    for spec in rule_names or EVICTIONS.names():
+        name, rule, others = make_rule(spec, pairs if len(rule_names) == 1 else [])
         if name in rules:
             raise SettingError(f"--eviction names {name!r} twice")
-        if rule.caches or asked:
+        if rule.caches or rule_names:
             rules[name] = rule
-        pairs = others if len(asked) == 1 else pairs
-    ((shown, made),) = make_policies([options.policy], options.density, pairs)
+        pairs = others if len(rule_names) == 1 else pairs
+    ((shown, policy),) = make_policies([options.policy], options.density, pairs)
     settings = options.run.settings(dram=options.dram, seed=seed)
     with Trace(trace) as opened, progress_bar() as progress:
         header, layers = opened.header, opened.model.num_hidden_layers
-        run = Conditions(None, Lru(), settings).run(Source.of_trace(opened), made, shown)
-        check_trace(opened, made, run.placement.plans, shown)
-        found = count(
+        run = Conditions(None, Lru(), settings).run(Source.of_trace(opened), policy, shown)
+        check_trace(opened, policy, run.placement.plans, shown)
+        localities = count(
             opened, run.sequences, run.masking, rules,
             progress=lambda done: progress("masks and hits", done, layers),
         )  # fmt: skip
@@ -97,14 +97,16 @@ def locality(options: LocalityOptions) -> None:
             "format": "hwsim-locality",
             "version": 1,
             "trace": {"name": opened.path.name, "hash": opened.hash, "origin": header.origin},
-            "policy": {"name": shown, "parameters": made.model_dump(mode="json")},
+            "policy": {"name": shown, "parameters": policy.model_dump(mode="json")},
             "dram_budget_bytes": run.placement.bytes.budget,
             "seed": seed,
-            "groups": {name: asdict(group) for name, group in found.items()},
+            "groups": {name: asdict(group) for name, group in localities.items()},
         }
     if json:
         write_json(json, to_json(data))
     if json != "-":
-        output().print(render_locality(found, f"{shown} on {trace.name} ({header.origin}), {header.decoded} tokens"))
+        output().print(
+            render_locality(localities, f"{shown} on {trace.name} ({header.origin}), {header.decoded} tokens")
+        )
     if json and json != "-":
         note(f"Written to {json}")

@@ -32,7 +32,7 @@ Package = Annotated[
 
 @dataclass(frozen=True)
 class _Starter:
-    """One kind of starting file."""
+    """A kind of starting file."""
 
     kind: str  # policy or eviction
     what: str
@@ -64,7 +64,7 @@ def new_eviction(name: Name, folder: Folder = Path(), package: Package = False, 
 
 def _write(starter: _Starter, name: str, folder: Path, json: str | None, *, package: bool) -> None:
     """Write the files, all or none, and print what to type next."""
-    if is_file(folder / f"{name}.py"):  # told as such, and not as a module that Python finds
+    if is_file(folder / f"{name}.py"):  # otherwise the error would be that Python finds a module of this name
         _check_folder(folder, [f"{name}.py"])
     files = _files(starter, name, package=package)
     _check_folder(folder, files)
@@ -86,7 +86,7 @@ def _write(starter: _Starter, name: str, folder: Path, json: str | None, *, pack
 
 
 def _next(starter: _Starter, name: str, where: str, *, package: bool) -> list[str]:
-    """The commands to type next: check it, test it, replay with it; before them install it if it is a package."""
+    """The commands to type next: install it (if it is a package), check it, test it, replay with it."""
     install = [f"python -m pip install -e {shlex.quote(where or '.')}"] if package else []
     spec = name.replace("_", "-") if package else shlex.quote(f"{where or './'}{name}.py")
     return [
@@ -98,7 +98,7 @@ def _next(starter: _Starter, name: str, where: str, *, package: bool) -> list[st
 
 
 def _files(starter: _Starter, name: str, *, package: bool) -> dict[str, str]:
-    """What to write, by file name.
+    """The files to write: text by file name.
 
     Raises:
         SettingError: no file, class or plug-in can have this name.
@@ -115,7 +115,7 @@ def _files(starter: _Starter, name: str, *, package: bool) -> dict[str, str]:
         "name": name, "Class": class_name, "dashed": name.replace("_", "-"), "What": starter.what,
         "group": starter.group, "option": f"--{starter.kind}",
     }  # fmt: skip
-    return {file: re.sub(r"@(\w+)@", lambda found: words[found[1]], text) for file, text in texts.items()}
+    return {file: re.sub(r"@(\w+)@", lambda match: words[match[1]], text) for file, text in texts.items()}
 
 
 def _text(part: str) -> str:
@@ -131,9 +131,9 @@ def _check_name(starter: _Starter, name: str) -> None:
         raise _refusal(starter, name, f"must be a Python name of lower-case letters, digits and _{hint}")
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         raise _refusal(starter, name, "is a word of Python's own")
-    taken = (POLICIES if starter is _POLICY else EVICTIONS).names().get(name.replace("_", "-"))
-    if taken:
-        raise _refusal(starter, name, f"there is {starter.what.lower()} of that name: {taken}")
+    origin = (POLICIES if starter is _POLICY else EVICTIONS).names().get(name.replace("_", "-"))
+    if origin:
+        raise _refusal(starter, name, f"there is {starter.what.lower()} of that name: {origin}")
     if name in _SPECIAL or name in sys.stdlib_module_names or importlib.util.find_spec(name):
         raise _refusal(starter, name, "is a module that Python knows already, and your file would hide it")
 
@@ -143,10 +143,10 @@ def _refusal(starter: _Starter, name: str, rule: str) -> SettingError:
 
 
 def _check_folder(folder: Path, files: Iterable[str]) -> None:
-    """Make the folder if it is missing, and refuse what is there already.
+    """Make the folder if it is missing, and refuse files that exist.
 
     Raises:
-        OutputError: a file is there, or the folder cannot be made.
+        OutputError: a file exists, or the folder cannot be made.
     """
     try:
         for file in files:

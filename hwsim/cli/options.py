@@ -47,7 +47,7 @@ MaxMemory = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class TorchOptions:
-    """Where torch holds a model, and in which numbers."""
+    """Options of torch: device, dtype and memory of a model."""
 
     device: Device = "cpu"
     dtype: Dtype = "auto"
@@ -55,10 +55,10 @@ class TorchOptions:
 
     @property
     def memory(self) -> int | None:
-        """Bytes that weights may take.
+        """Bytes that weights may take, or None.
 
         Raises:
-            SettingError: it is no size.
+            SettingError: ``--max-memory`` is no size.
         """
         return read_size(self.max_memory, "--max-memory")
 
@@ -86,10 +86,10 @@ _KEEP_SHARE = 0.75
 
 
 def read_encoding(name: EncodingName, share: float | None) -> Encoding:
-    """The encoding that ``--encoding`` and ``--keep-share`` name.
+    """The encoding of ``--encoding`` and ``--keep-share``.
 
     Raises:
-        SettingError: the share is out of bounds, or given where all is kept.
+        SettingError: the share is out of bounds, or given for an encoding that keeps all values.
     """
     from hwsim.trace import Encoding
 
@@ -137,7 +137,7 @@ SettingsFile = Annotated[
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a file of settings may say in place of options.
+    """Options that a file of settings may give instead of the command line.
 
     Attributes:
         policy: names, or None.
@@ -155,10 +155,10 @@ class Chosen:
 
 
 def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chosen:
-    """What was chosen, with a file's word where an option was not given; ``--set`` adds to the file's.
+    """Complete the chosen options from a file of settings; given options override it, and ``--set`` adds to it.
 
     Raises:
-        SettingError: the file cannot be read, or says something else.
+        SettingError: the file cannot be read, or has an unknown key or an invalid value.
     """
     from hwsim.util.yamlfile import read_yaml
 
@@ -186,7 +186,7 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
 
 
 def _kinds(run: RunOptions) -> dict[str, Any]:
-    """The type that a file of settings may give to each option of a run."""
+    """The type of each option of a run in a file of settings."""
     from hwsim.simulation.settings import Settings
 
     kinds: dict[Any, type] = {bool: bool, int: int}
@@ -195,24 +195,24 @@ def _kinds(run: RunOptions) -> dict[str, Any]:
 
 
 def _only(value: Any) -> Any:
-    """The one value of a list of one, as a sweep's file may have it."""
+    """The only element of a list of one, as a sweep's file may have it; other values unchanged."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def model_files(model: str) -> list[Path]:
-    """The files of ``--model``, where it is one or a folder of them; no result may overwrite them."""
+    """The files of ``--model``, if it is a file or a folder; no result may overwrite them."""
     path = Path(model)
     try:
         return sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    except (OSError, ValueError):  # told by whoever reads the model
+    except (OSError, ValueError):  # reported when the model is read
         return []
 
 
 def read_size(text: str | None, option: str) -> int | None:
-    """Bytes of an option such as ``--max-memory 8GB``.
+    """Read an option such as ``--max-memory 8GB`` as bytes.
 
     Raises:
-        SettingError: no size.
+        SettingError: the text is no size.
     """
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""``hwsim record``: a model and a text -> a trace."""
+"""``hwsim record``: record a trace of a model over a text."""
 
 from __future__ import annotations
 
@@ -142,5 +142,5 @@ def _print(summary: dict[str, Any]) -> None:
 
 
 def quoted(file: str) -> str:
-    """The name as a shell takes it for a file."""
+    """A file name quoted for a shell."""
     return shlex.quote(printable(f"./{file}" if file.startswith("-") else file))

@@ -91,16 +91,21 @@ def replay(ctx: typer.Context, options: ReplayOptions) -> None:
     check_per_token(options.run, json)
     given = o.Chosen(options.policy, rule.density, rule.set_, rule.eviction, options.run)
     chosen = o.with_settings(ctx, options.settings_file, given)
-    pairs, asked = chosen.set_ or [], chosen.policy or []
+    pairs, policy_options = chosen.set_ or [], chosen.policy or []
     trace = find_trace(options.trace)
-    devices = [each for option in options.hw for each in ([option] if is_file(Path(option)) else listed(option))]
+    devices = [device for option in options.hw for device in ([option] if is_file(Path(option)) else listed(option))]
     if len(set(devices)) < len(devices) or not devices:
         raise SettingError(f"--hw {','.join(devices)}: must name at least one device, each once")
-    sources = [trace, *map(find_profile, devices), *plugin_files([chosen.eviction, *asked]), *setting_files(pairs)]
+    sources = [
+        trace,
+        *map(find_profile, devices),
+        *plugin_files([chosen.eviction, *policy_options]),
+        *setting_files(pairs),
+    ]
     sources += [*chosen.run.files(), *density_files(chosen.density)]
     sources += [options.settings_file] if options.settings_file else []
     check_target(json, *sources, *([save_cache] if save_cache else []))
-    names = [name for option in asked for name in listed(option)]
+    names = [name for option in policy_options for name in listed(option)]
     held = c.Held(save_cache, sources, devices, names)
     drawn = d.Drawing(
         options.timeline, options.timeline_tokens, options.watch, sources, devices, names, chosen.run["timing"]
@@ -108,22 +113,22 @@ def replay(ctx: typer.Context, options: ReplayOptions) -> None:
     guesses, pairs = d.prefetch_parameters(pairs)
     settings = chosen.run.settings(prefetch_parameters=guesses)
     name, eviction, pairs = c.make_rule(chosen.eviction, pairs)
-    conditions = [Conditions(load_profile(each), eviction, settings, name) for each in devices]
+    conditions = [Conditions(load_profile(device), eviction, settings, name) for device in devices]
     if is_mask_file(trace):
-        if asked or pairs or chosen.density is not None:
+        if policy_options or pairs or chosen.density is not None:
             raise SettingError(f"{trace}: holds masks that were decided; leave out --policy, --density and --set")
-        found = [_saved(trace, each, held, drawn) for each in conditions]
+        outcomes = [_saved(trace, condition, held, drawn) for condition in conditions]
     else:
-        if not asked:
+        if not policy_options:
             raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")
         policies = make_policies(names, chosen.density, pairs)
-        found = [_decided(trace, each, policies, held, options.threads, drawn) for each in conditions]
-    held.write(found[0][0][0])
-    write_results(json, [result for results, _ in found for result in results])
+        outcomes = [_decided(trace, condition, policies, held, options.threads, drawn) for condition in conditions]
+    held.write(outcomes[0][0][0])
+    write_results(json, [result for results, _ in outcomes for result in results])
     if json != "-" and len(devices) == 1:
-        print_results(output(), *found[0])
+        print_results(output(), *outcomes[0])
     elif json != "-":
-        print_matrix(output(), [(each, *pair) for each, pair in zip(devices, found, strict=True)])
+        print_matrix(output(), [(device, *pair) for device, pair in zip(devices, outcomes, strict=True)])
     if json and json != "-":
         note(f"Result written to {json}")
     if save_cache:
@@ -139,7 +144,7 @@ def _decided(
     threads: int | None,
     drawn: d.Drawing,
 ) -> tuple[list[Result], Result]:
-    """Replay the signals of a trace: the results, and that of `dense`."""
+    """Replay the signals of a trace; return the results, and the result of `dense`."""
     from hwsim.simulation.plugins import POLICIES
     from hwsim.simulation.replay import replay as run
     from hwsim.simulation.run import Source
@@ -148,39 +153,39 @@ def _decided(
     with Trace(trace) as opened, drawn.follow() as progress:
         source = Source.of_trace(opened)
 
-        def one(name: str, made: Any) -> Result:
-            moments = drawn.observers(first=made is policies[0][1])
+        def one(name: str, policy: Any) -> Result:
+            moments = drawn.observers(first=policy is policies[0][1])
             observers = [held.observer(), named(progress, f"{name}: "), *moments]
-            return run(conditions.run(source, made, name), observers, threads=threads)
+            return run(conditions.run(source, policy, name), observers, threads=threads)
 
-        results = {name: one(name, made) for name, made in policies}
+        results = {name: one(name, policy) for name, policy in policies}
         dense = results.get("dense") or one("dense", POLICIES.make("dense")[1])
     return list(results.values()), dense
 
 
 def _saved(path: Path, conditions: Conditions, held: c.Held, drawn: d.Drawing) -> tuple[list[Result], Result]:
-    """Replay masks that were saved: the result, and that of `dense` on the same tokens."""
+    """Replay saved masks; return the result, and the result of `dense` on the same tokens."""
     from hwsim.masking.mask_file import MaskFile
     from hwsim.simulation.replay import replay as run
     from hwsim.simulation.run import Source
 
     masks = MaskFile(path)
     with drawn.follow() as progress:
-        made, dense = (
+        result, dense = (
             run(
-                conditions.run(Source.of_masks(each), each.policy, each.policy.name),
-                [held.observer(), named(progress), *drawn.observers(first=each is masks)],
+                conditions.run(Source.of_masks(source), source.policy, source.policy.name),
+                [held.observer(), named(progress), *drawn.observers(first=source is masks)],
             )
-            for each in (masks, masks.without_masks())
+            for source in (masks, masks.without_masks())
         )
-    return [made], dense
+    return [result], dense
 
 
 def density_files(density: str | None) -> list[Path]:
-    """The file that ``--density`` names, if it does.
+    """The file that ``--density`` names, as a list; empty if it names none.
 
     Raises:
-        BadParameter: it is neither a number nor a file.
+        BadParameter: the text is neither a number, a list nor a file.
     """
     if density is None or _is_number(density) or density.startswith("["):
         return []
@@ -194,16 +199,16 @@ def density_files(density: str | None) -> list[Path]:
 
 
 def _density(text: str | None) -> float | Path | list[Any] | None:
-    """What ``--density`` says: a number, a file, or a list in brackets."""
+    """Read ``--density``: a number, a file, or a list in brackets."""
     if text is None or density_files(text):
         return Path(text) if text else None
     if not text.startswith("["):
         return float(text)
     try:
-        found = loads(text)
+        values = loads(text)
     except ValueError as error:
         raise SettingError(f"--density {shorten(text)}: is no list; write [0.5, 0.6, ...]") from error
-    return found if isinstance(found, list) else [found]
+    return values if isinstance(values, list) else [values]
 
 
 def _is_number(text: str) -> bool:
@@ -215,9 +220,10 @@ def _is_number(text: str) -> bool:
 
 
 def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> list[tuple[str, Any]]:
-    """The policies that the options ask for: (name, instance) each.
+    """Make the policies of the options, as (name, instance).
 
-    Of several, `density`, a number or a file of one for each layer, is for those that take one; what is alone must.
+    If there are several, `density`, a number or a file with one for each layer, is used by those that take one; a
+    single policy must take it.
 
     Raises:
         PluginError, SettingError: unknown policy, unknown parameter, value out of bounds.
@@ -227,30 +233,30 @@ def make_policies(specs: list[str], density: str | None, pairs: list[str]) -> li
 
     if not specs:
         raise SettingError("--policy names no policy")
-    found = [POLICIES.find(spec) for spec in specs]
-    names = [name for name, _ in found]
+    kinds = [POLICIES.find(spec) for spec in specs]
+    names = [name for name, _ in kinds]
     if len(set(names)) < len(names):
         raise SettingError(f"--policy names {next(n for n in names if names.count(n) > 1)!r} twice")
     given = key_values(pairs, "--set")
-    takers = [name for name, kind in found if takes_density(kind)]
+    takers = [name for name, kind in kinds if takes_density(kind)]
     others = [name for name in names if name not in takers]
     if density is not None and takers and others:
         note(f"--density {density} is for {', '.join(takers)}; {', '.join(others)} as without it")
     chosen = _density(density)
-    made: list[tuple[str, Any]] = []
-    for name, kind in found:
+    policies: list[tuple[str, Any]] = []
+    for name, kind in kinds:
         own = {}
         for key, value in given.items():
             owner, _, field = key.rpartition(".")
-            if owner == name or (not owner and (len(found) == 1 or field in kind.model_fields)):
+            if owner == name or (not owner and (len(kinds) == 1 or field in kind.model_fields)):
                 own[field] = value
         takes = name in takers or not takers
-        made.append((name, make_policy(name, kind, own, chosen if takes else None)))
+        policies.append((name, make_policy(name, kind, own, chosen if takes else None)))
     for key in given:
         owner, _, field = key.rpartition(".")
         if owner and owner not in names:
             raise SettingError(f"--set {key}: policy {owner!r} is not part of this replay{did_you_mean(owner, names)}")
-        if not any(field in kind.model_fields for _, kind in found):
-            known = {known for _, kind in found for known in kind.model_fields}
+        if not any(field in kind.model_fields for _, kind in kinds):
+            known = {known for _, kind in kinds for known in kind.model_fields}
             raise SettingError(f"--set {key}: no policy here has a parameter {field!r}{did_you_mean(field, known)}")
-    return made
+    return policies

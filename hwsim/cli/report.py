@@ -1,4 +1,4 @@
-"""``hwsim report``: results -> one page of HTML; the same tables and plots as files."""
+"""``hwsim report``: make one HTML page of results, and its tables and plots as separate files."""
 
 from __future__ import annotations
 

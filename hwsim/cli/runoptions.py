@@ -1,4 +1,4 @@
-"""The options of a run on the command line: parameters made of what `hwsim.simulation.settings.Settings` declares."""
+"""The options of a run on the command line, made from the declarations of `hwsim.simulation.settings.Settings`."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What was given for the options of a run.
+    """The given values of the options of a run.
 
     Attributes:
-        given: by the names of the options, as typer read it.
+        given: values by option name, as typer read them.
     """
 
     given: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
-        """What was given for one option, or its default; None for an option that the command does not take."""
+        """The value of one option, or its default; None for an option that the command does not take."""
         return self.given.get(name)
 
     def but(self, given: Mapping[str, Any]) -> RunOptions:
-        """The same with other values for some options."""
+        """A copy with other values for some options."""
         return replace(self, given={**self.given, **given})
 
     def settings(self, **others: Any) -> Settings:
-        """The settings of a run; `others` stand above what was given.
+        """Make the settings of a run; `others` override the given values.
 
         Raises:
-            HwsimError: one is impossible, or a file is missing or something else.
+            HwsimError: an option is impossible, or a file is missing or has another content.
         """
         from hwsim.simulation.settings import Settings
 
@@ -66,11 +66,11 @@ class RunOptions:
 
 
 def parameters(command: str, settings: type[Settings] | None = None) -> list[Parameter]:
-    """The parameters that typer reads, of all options that a command takes.
+    """The typer parameters of all options that a command takes.
 
     Args:
-        command: such as ``replay`` or ``train lora``.
-        settings: declares the options; None: those of hwsim.
+        command: name of the command, such as ``replay`` or ``train lora``.
+        settings: class that declares the options; None: `Settings`.
     """
     from hwsim.simulation.settings import Settings
 
@@ -93,7 +93,7 @@ def _parameter(option: Declared) -> Parameter:
 
 
 def _choices(name: str, declaration: Option) -> type[Enum]:
-    """The words of an option, as typer takes choices."""
+    """The choices of an option as an enumeration for typer."""
     words = {word.upper().replace("-", "_"): word for word in declaration.given}  # type: ignore[union-attr]
     return StrEnum(name.title().replace("_", ""), words)  # type: ignore[return-value]
 
@@ -107,10 +107,10 @@ Run = Annotated[RunOptions, Derived(parameters, _given)]
 
 
 def check_closed(run: RunOptions) -> None:
-    """Refuse what is for replays.
+    """Refuse options that are only for replays.
 
     Raises:
-        SettingError: the overlap mode needs guesses.
+        SettingError: the overlap mode needs a prefetch rule.
     """
     from hwsim.timing import overlap
 
@@ -122,10 +122,10 @@ def check_closed(run: RunOptions) -> None:
 
 
 def check_per_token(run: RunOptions, json: str | None) -> None:
-    """Refuse ``--per-token`` where nothing would show it.
+    """Refuse ``--per-token`` if no JSON is written.
 
     Raises:
-        SettingError: no JSON is written.
+        SettingError: the option is given without ``--json``.
     """
     if run["per_token"] and json is None:
         raise SettingError("--per-token: single tokens are in the JSON only; give --json FILE, too")

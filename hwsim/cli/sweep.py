@@ -1,4 +1,4 @@
-"""``hwsim sweep``: a grid of runs, in processes or on a cluster; ``hwsim runs``: what a store holds."""
+"""``hwsim sweep``: do a grid of runs, in processes or on a cluster; ``hwsim runs``: show the runs of a store."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _MOST_SHOWN = 40  # rows of the table that follows a sweep
 _AXES = ("trace", "model", "text", "tokens", "hw", "policy", "density", "eviction", "dram")  # options of several values
 
 Numbered = tuple[int, dict[str, Any]]
-"""A result, and its place among all of the store."""
+"""The number of a result in the store, and the result."""
 
 
 class Backend(StrEnum):
-    """Where runs are done."""
+    """The backend that does the runs."""
 
     LOCAL = "local"
     DASK = "dask"
@@ -105,8 +105,8 @@ def sweep(options: SweepOptions) -> None:
     specs = read_spec(spec, wanted) if spec else [make_spec(wanted, "options")]
     check_new_file(store)
     read = [spec] if spec else []
-    for each in specs:
-        read += [Path(name) for name in (*(each.trace or ()), *each.hw, *each.policy)]
+    for grid in specs:
+        read += [Path(name) for name in (*(grid.trace or ()), *grid.hw, *grid.policy)]
     spare(store, read)
     check_target(json, *read, store)
     with Store(store) as kept, progress_bar() as progress:
@@ -156,8 +156,8 @@ def runs(
     others = {key: value for key, value in wanted.items() if key not in COLUMNS}
     with Store(store, create=False) as kept:
         count = kept.count(**easy)
-        found = kept.numbered(whole=bool(json), limit=-1 if others or json else limit, **easy)
-        numbered = list(_those_with(others, found) if others else found)
+        rows = kept.numbered(whole=bool(json), limit=-1 if others or json else limit, **easy)
+        numbered = list(_those_with(others, rows) if others else rows)
         shown = [result for _, result in numbered]
         count = len(shown) if others else count
         failures = kept.failures()
@@ -174,35 +174,35 @@ def runs(
 
 
 def _those_with(wanted: dict[str, str], results: Iterable[Numbered]) -> Iterator[Numbered]:
-    """Results with these settings.
+    """Yield the results with these settings.
 
     Raises:
-        SettingError: none of all has such a setting at all.
+        SettingError: no result has such a setting.
     """
     from hwsim.report.runs import settings_of
 
     known: dict[str, str] = {}
     for number, result in results:
-        told = settings_of(result)
-        known |= told
-        if all(told.get(key) == value for key, value in wanted.items()):
+        settings = settings_of(result)
+        known |= settings
+        if all(settings.get(key) == value for key, value in wanted.items()):
             yield number, result
     for key in wanted.keys() - known.keys() if known else ():
         raise SettingError(f"--where {key}: no run has such a setting{did_you_mean(key, known)}")
 
 
 def _tell_failures(reasons: list[str]) -> None:
-    """Each reason once, with how many runs it stopped."""
+    """Print each reason once, with the number of runs that failed for it."""
     for reason, count in Counter(reasons).items():
         note(f"failed, {count} {'run' if count == 1 else 'runs'}: {reason}")
 
 
 def _values(text: str) -> list[Any]:
-    """What stands between commas, each read as YAML reads a value; a list or mapping in brackets is one."""
+    """Split values at commas and read each as YAML; a list or mapping in brackets is one value."""
     import yaml
 
     try:
-        found: list[Any] = yaml.safe_load(f"[{text}]")
+        values: list[Any] = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
         return [*text.split(",")]
-    return found
+    return values

@@ -1,4 +1,4 @@
-"""``hwsim synth``: the shape of a model and the statistics of a recorded trace -> a synthetic trace."""
+"""``hwsim synth``: draw a synthetic trace for the shape of a model with the statistics of a recorded trace."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def synth(options: SynthOptions) -> None:
             seed=options.seed, overwrite=overwrite, progress=progress,
         )  # fmt: skip
         with Trace(path) as drawn:
-            # a few tokens look more unequal than many: compare equal numbers
+            # statistics depend on the number of tokens, so compare equal numbers
             compared = min(_COMPARED, tokens, recorded.header.tokens)
             fitted = trace_stats(recorded, tokens=compared, progress=progress)
             synthetic = trace_stats(drawn, tokens=compared, progress=progress)
@@ -122,4 +122,4 @@ def synth(options: SynthOptions) -> None:
 def _plain(stats: TraceStats) -> object:
     import dataclasses
 
-    return {"tokens": stats.tokens} | {name: dataclasses.asdict(each) for name, each in stats.signals.items()}
+    return {"tokens": stats.tokens} | {name: dataclasses.asdict(signal) for name, signal in stats.signals.items()}

@@ -50,7 +50,7 @@ class TaskOptions:
 
 
 def read_tasks(ctx: typer.Context, options: TaskOptions) -> TaskSettings | None:
-    """What the options ask for; None: a text.
+    """The tasks of the options; None if a text is read instead.
 
     Raises:
         SettingError: options of a text and of tasks are mixed.
@@ -71,13 +71,13 @@ def read_tasks(ctx: typer.Context, options: TaskOptions) -> TaskSettings | None:
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
-    """Whether an option was given, rather than left at its default."""
+    """Whether an option was given on the command line."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def task_files(folder: Path | None) -> list[Path]:
-    """What a folder of tasks holds: files that the command may read."""
+    """All files in a folder of tasks, which the command may read."""
     return [path for path in folder.rglob("*") if path.is_file()] if folder and folder.is_dir() else []
 
 
@@ -88,7 +88,7 @@ def run_tasks(
     candidates: list[Candidate],
     reading: Reading,
 ) -> list[TaskEvaluation]:
-    """Evaluate on tasks: a result for each candidate."""
+    """Evaluate candidates on tasks and return a result for each."""
     from hwsim.closed_loop import evaluate_tasks
 
     with progress_bar(rate="texts") as progress:
@@ -99,7 +99,7 @@ def run_tasks(
 
 
 def show_tasks(results: list[TaskEvaluation], asked: int, json: str | None) -> None:
-    """Write and print results; those of the first `asked` candidates were asked for, of the others `dense` is used."""
+    """Write and print the results of the first `asked` candidates; the others are only used to find `dense`."""
     from hwsim.report.table import print_results
     from hwsim.report.tasks import render_tasks
 
@@ -107,6 +107,6 @@ def show_tasks(results: list[TaskEvaluation], asked: int, json: str | None) -> N
     if json != "-":
         console = output()
         console.print(render_tasks(results[:asked], console.width))
-        print_results(console, list(results[:asked]), next(each for each in results if not each.groups))
+        print_results(console, list(results[:asked]), next(result for result in results if not result.groups))
     if json and json != "-":
         note(f"Result written to {json}")

@@ -1,4 +1,4 @@
-"""``hwsim trace info`` and ``hwsim trace verify``: what a trace holds, and whether it is sound."""
+"""``hwsim trace info`` and ``hwsim trace verify``: show the content of a trace, and check that it is sound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``hwsim train lora``: model + text + policy -> an adapter that gives back what the policy's masks take away."""
+"""``hwsim train lora``: train an adapter on a text that recovers the accuracy that a policy's masks cost."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def lora(options: LoraOptions) -> None:
     read = [find_profile(options.hw), *plugin_files([options.eviction, options.policy]), *setting_files(pairs)]
     read += density_files(options.density)
     check_target(json, *read, *([Path(text)] if Path(text).is_file() else []), *o.model_files(model))
-    made_there = {out.resolve(), partial_of(out)}
-    if json and json != "-" and made_there & {Path(json).resolve(), *Path(json).resolve().parents}:
+    outputs = {out.resolve(), partial_of(out)}
+    if json and json != "-" and outputs & {Path(json).resolve(), *Path(json).resolve().parents}:
         raise OutputError(f"--json {json}: lies in the folder of the adapter, {out}; name a file elsewhere")
     training = Training(
         options.tokens, options.validation, options.context, options.batch, options.epochs, options.rank,
@@ -82,14 +82,14 @@ def lora(options: LoraOptions) -> None:
     )  # fmt: skip
     reading = Reading(device=torch.device, dtype=torch.dtype, max_memory=torch.memory)
     _, rule, pairs = make_rule(options.eviction, pairs)
-    made = make_policies([options.policy], options.density, pairs)
-    if len(made) != 1:
+    policies = make_policies([options.policy], options.density, pairs)
+    if len(policies) != 1:
         raise SettingError("--policy: an adapter is trained under one policy")
     conditions = Conditions(load_profile(options.hw), rule, options.run.settings())
     target = Target(out, options.overwrite, (Path(json),) if json and json != "-" else ())
     with progress_bar() as progress:
         trained = train_lora(
-            target, model, text, conditions, Candidate(*made[0]), training, reading, progress=progress
+            target, model, text, conditions, Candidate(*policies[0]), training, reading, progress=progress
         )  # fmt: skip
     if json:
         write_json(json, to_json(trained.plain()))

@@ -1,4 +1,4 @@
-"""``hwsim train predictor``: a trace -> nets for the policy `predictor`."""
+"""``hwsim train predictor``: train the nets of the policy `predictor` on a trace."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def predictor(options: PredictorOptions) -> None:
             done = train(out, trace, settings, overwrite=options.overwrite, progress=progress, writes=writes)
     except KeyboardInterrupt as error:
         if (kept := partial_of(out)).exists():
-            told = f"finished layers are kept in {kept}; give the same command again to go on"
-            raise KeyboardInterrupt(told) from error
+            message = f"finished layers are kept in {kept}; give the same command again to go on"
+            raise KeyboardInterrupt(message) from error
         raise
     layers = len(done.header["layers"])
     if json:

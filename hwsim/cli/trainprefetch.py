@@ -75,10 +75,12 @@ def prefetch(options: PrefetchOptions) -> None:
     if out.is_file() and not options.overwrite:
         raise OutputError(f"{out}: exists; name another file with -o, or give --overwrite")
     _, rule, pairs = c.make_rule(options.eviction, pairs)
-    ((name, made),) = make_policies([policy], options.density, pairs)
+    ((name, policy_instance),) = make_policies([policy], options.density, pairs)
     with Trace(trace) as opened, progress_bar() as progress:
         conditions = Conditions(load_profile(hw), rule, options.run.settings())
-        header, arrays = train_prefetch(conditions.run(Source.of_trace(opened), made, name), [named(progress)])
+        header, arrays = train_prefetch(
+            conditions.run(Source.of_trace(opened), policy_instance, name), [named(progress)]
+        )
         tokens = opened.header.decoded
     if not arrays:
         raise SettingError(f"policy {name} has no groups, so there is nothing to guess")

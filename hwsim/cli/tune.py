@@ -60,7 +60,7 @@ def tune(options: TuneOptions) -> None:
     model, hw, text, tokens, out = options.model, options.hw, options.text, options.tokens, options.out
     study, json = options.study, options.json
     losses = _losses(options.loss)
-    names = {each: out if len(losses) == 1 else out.with_name(f"{out.stem}-{each:g}{out.suffix}") for each in losses}
+    names = {loss: out if len(losses) == 1 else out.with_name(f"{out.stem}-{loss:g}{out.suffix}") for loss in losses}
     read = [find_profile(hw), *o.model_files(model), *([Path(text)] if Path(text).is_file() else [])]
     read += options.run.files()
     written = [*names.values(), study]
@@ -73,29 +73,29 @@ def tune(options: TuneOptions) -> None:
     reading = Reading(tokens=tokens, context=options.context, device=options.device, dtype=options.dtype)
     goal = Goal(model, text, reading, load_profile(hw), settings, losses, options.least_density)
     with progress_bar() as progress:
-        found = run(goal, study, options.trials, seed=settings.seed, progress=progress)
-    for each, best in found.best.items():
+        tuned = run(goal, study, options.trials, seed=settings.seed, progress=progress)
+    for loss, best in tuned.best.items():
         if best:
-            about = f"hwsim tune: {model} on {hw}, {tokens} tokens of {Path(text).name}, at most +{each:g}"
-            write_settings(names[each], best, f"{about}\n{told(best)}")
+            about = f"hwsim tune: {model} on {hw}, {tokens} tokens of {Path(text).name}, at most +{loss:g}"
+            write_settings(names[loss], best, f"{about}\n{told(best)}")
     if json:
-        write_json(json, to_json({"format": "hwsim-tuned", "version": 1, **_plain(found)}))
+        write_json(json, to_json({"format": "hwsim-tuned", "version": 1, **_plain(tuned)}))
     if json != "-":
-        output().print(render_tuned(found))
-    for each, best in found.best.items():
-        note(f"+{each:g}: {names[each]}" if best else f"+{each:g}: no trial stays within it; give more --trials")
+        output().print(render_tuned(tuned))
+    for loss, best in tuned.best.items():
+        note(f"+{loss:g}: {names[loss]}" if best else f"+{loss:g}: no trial stays within it; give more --trials")
 
 
 def _losses(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
+        losses = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise SettingError(f"--loss {text}: must be numbers above 0, such as 0.1,0.5") from error
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(losses))
 
 
-def _plain(found: object) -> dict[str, object]:
+def _plain(tuned: object) -> dict[str, object]:
     from dataclasses import asdict
 
-    plain = asdict(found)  # type: ignore[call-overload]
-    return plain | {key: {f"{loss:g}": each for loss, each in plain[key].items()} for key in ("best", "base")}
+    plain = asdict(tuned)  # type: ignore[call-overload]
+    return plain | {key: {f"{loss:g}": trial for loss, trial in plain[key].items()} for key in ("best", "base")}

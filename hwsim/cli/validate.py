@@ -31,10 +31,10 @@ def validate(
     if markdown:
         check_new_file(markdown)
     listed = read_rows()
-    found = [predict(row) for row in listed.predicted]
-    summary = summarize(found)
+    predictions = [predict(row) for row in listed.predicted]
+    summary = summarize(predictions)
     if markdown:
-        write_atomic(markdown, page(found, summary, listed.left_out, listed.misses))
+        write_atomic(markdown, page(predictions, summary, listed.left_out, listed.misses))
         note(f"Written to {markdown}")
     if json:
         write_json(
@@ -42,12 +42,12 @@ def validate(
             to_json({
                 "format": "hwsim-validation",
                 "version": 1,
-                "errors": {name: each._asdict() for name, each in summary.items()},
-                "rows": [each.model_dump() for each in found],
-                "left_out": [each.model_dump() for each in listed.left_out],
+                "errors": {name: errors._asdict() for name, errors in summary.items()},
+                "rows": [prediction.model_dump() for prediction in predictions],
+                "left_out": [kind.model_dump() for kind in listed.left_out],
             }),
         )  # fmt: skip
     if json != "-":
         console = output()
-        console.print(render(found, summary, console.width))
+        console.print(render(predictions, summary, console.width))
         console.print(f"\n{len(listed.left_out)} kinds of rows are left out; --json and --markdown give the reasons.")

@@ -1,4 +1,4 @@
-"""``hwsim --version``: of the program; with ``--json`` of everything that results may depend on."""
+"""``hwsim --version``: the version of the program; with ``--json`` of everything that results may depend on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, Any]:
-    """What a report of a difference needs: versions of hwsim, Python, the machine and the packages; None: not there."""
+    """Versions of hwsim, Python, the machine and the packages (None if missing), for reports of differences."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
