@@ -1,4 +1,4 @@
-.PHONY: check format test
+.PHONY: check format quick test
 
 # everything that CI checks, in the environment that is active
 check:
@@ -14,3 +14,9 @@ format:
 
 test:
 	python -m pytest -n logical
+
+# the core's tests: no torch, no processes, no pages; within 90 s on two cores
+quick:
+	python -m pytest -q -n logical tests/test_api.py tests/analysis tests/cache tests/device tests/evictions tests/memory \
+		tests/model tests/policies tests/simulation tests/testing tests/timing tests/util \
+		tests/system/test_golden.py tests/system/test_rules.py
