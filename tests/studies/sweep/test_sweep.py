@@ -66,6 +66,14 @@ def test_a_renamed_trace_is_the_same_a_changed_one_is_not(here):
     assert swept("runs.db", grid(trace="u2.npz"))[0].done == 5
 
 
+@pytest.fixture(scope="module")
+def plain_keys(tmp_path_factory):
+    """Keys of a sweep, to be held against those of others."""
+    folder = tmp_path_factory.mktemp("plain")
+    trace = write_trace(folder / "t.npz")
+    return set(swept(folder / "runs.db", grid(policy="dip-ca", trace=str(trace)))[0].keys)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -74,15 +82,14 @@ def test_a_renamed_trace_is_the_same_a_changed_one_is_not(here):
         {"block": 2}, {"cache_scope": "layer", "eviction": "lru"}, {"cache_shares": "traffic"}, {"admission": "bypass"},
     ],
 )  # fmt: skip
-def test_every_setting_is_part_of_the_key(here, change):
-    first = set(swept("runs.db", grid(policy="dip-ca"))[0].keys)
+def test_every_setting_is_part_of_the_key(here, plain_keys, change):
     second = set(
         swept(
             "runs.db", grid(policy="dip-ca", **{k: ({"gamma": 0.3} if k == "set" else v) for k, v in change.items()})
         )[0].keys
     )
-    assert len(first) == len(second) == 2
-    assert first.isdisjoint(second)
+    assert len(plain_keys) == len(second) == 2
+    assert plain_keys.isdisjoint(second)
 
 
 def test_the_file_of_a_policy_is_part_of_the_key(here):

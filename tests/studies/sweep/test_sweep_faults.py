@@ -16,14 +16,15 @@ from hwsim.studies.sweep import Store
 from hwsim.studies.sweep.cells import expand
 from hwsim.studies.sweep.work import Task, perform
 from tests.conftest import write_trace
-from tests.studies.sweep.grid import SLOW, content, grid, here, swept
+from tests.studies.sweep.grid import SLOW, content, grid, here, run, swept
 
 __all__ = ["here"]
 
 
-def process(*arguments, cwd, wait=True):
+def process(*arguments, cwd):
+    """Begin hwsim as a process of its own."""
     command = [sys.executable, "-c", "from hwsim.cli import main; main()", *map(str, arguments)]
-    started = subprocess.Popen(
+    return subprocess.Popen(
         command,
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -34,10 +35,6 @@ def process(*arguments, cwd, wait=True):
         # where the tests run in the background of a shell, SIGINT is ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
-    if not wait:
-        return started
-    out, err = started.communicate(timeout=120)
-    return started.returncode, out, err
 
 
 # ---------------------------------------------------------------------- what goes wrong
@@ -118,17 +115,17 @@ def test_no_store_is_damaged_and_no_run_lost_by_ten_kills(here):
         "--dram",
         "50%,60%,70%",
     ]
-    assert process("sweep", *specs, "-o", "whole.db", cwd=here)[0] == 0
+    assert run("sweep", *specs, "-o", "whole.db", "--jobs", 1)[0] == 0
     draw = random.Random(0)
     for _ in range(10):
-        started = process("sweep", *specs, "-o", "killed.db", "--jobs", 2, cwd=here, wait=False)
+        started = process("sweep", *specs, "-o", "killed.db", "--jobs", 2, cwd=here)
         time.sleep(draw.uniform(0.3, 2.5))
         os.kill(started.pid, signal.SIGKILL)
         started.communicate()
         if Path("killed.db").exists():
             before = {key: rest for key, *rest in content("killed.db")}
             assert before.items() <= {key: rest for key, *rest in content("whole.db")}.items()
-    code, _, err = process("sweep", *specs, "-o", "killed.db", cwd=here)
+    code, _, err = run("sweep", *specs, "-o", "killed.db", "--jobs", 1)
     assert code == 0, err
     assert content("killed.db") == content("whole.db")
     assert _left_over(here) == []
@@ -138,11 +135,11 @@ def test_two_sweeps_may_fill_one_store(here):
     """At the same time, half of each grid the other's: together they hold what one sweep of all holds."""
     least = ["sweep", "--trace", "t.npz", "--hw", "pixel8", "--policy", "dip,dip-ca", "--density", "0.4,0.5,0.6"]
     drams = ("50%,60%,70%", "60%,70%,80%")
-    both = [process(*least, "--dram", dram, "-o", "both.db", "--jobs", 2, cwd=here, wait=False) for dram in drams]
+    both = [process(*least, "--dram", dram, "-o", "both.db", "--jobs", 2, cwd=here) for dram in drams]
     for started in both:
         _, err = started.communicate(timeout=240)
         assert started.returncode == 0, err
-    assert process(*least, "--dram", "50%,60%,70%,80%", "-o", "one.db", cwd=here)[0] == 0
+    assert run(*least, "--dram", "50%,60%,70%,80%", "-o", "one.db", "--jobs", 1)[0] == 0
     assert content("both.db") == content("one.db")
     assert len(content("one.db")) == 24
 
@@ -168,7 +165,7 @@ def test_a_full_disk_is_told_and_leaves_a_whole_store(here):
     assert len(done.stderr.splitlines()) == 1
     kept = content("runs.db")
     assert 0 < len(kept) < 60
-    assert process("sweep", *specs, "-o", "runs.db", cwd=here)[0] == 0
+    assert run("sweep", *specs, "-o", "runs.db", "--jobs", 1)[0] == 0
     assert len(content("runs.db")) == 60
     assert set(kept) <= set(content("runs.db"))
 
@@ -193,7 +190,7 @@ def test_ctrl_c_says_how_to_go_on(here):
     (here / "slow.py").write_text(SLOW)
     densities = ",".join(str(0.3 + n / 1000) for n in range(300))
     specs = ["--trace", "t.npz", "--hw", "pixel8", "--policy", "slow.py", "--density", densities]
-    started = process("sweep", *specs, "-o", "runs.db", "--jobs", 2, cwd=here, wait=False)
+    started = process("sweep", *specs, "-o", "runs.db", "--jobs", 2, cwd=here)
     for _ in range(1200):
         time.sleep(0.1)
         if Path("runs.db").exists() and len(content("runs.db")) > 5:
