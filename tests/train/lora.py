@@ -37,13 +37,18 @@ def train(
 
 
 def judge(model: Path, lora: Path | None, policy: str = "dip", *, merged: bool = False, batch: int = 1) -> Evaluation:
-    settings = Settings(dram="70%", lora=lora, lora_merged=merged)
-    return evaluate(
-        model, "persuasion", flat_profile(), [candidate(policy)], rule(), READING, settings, batch=batch
-    )[0]  # fmt: skip
+    return judge_all(model, lora, (policy,), merged=merged, batch=batch)[0]
 
 
-@pytest.fixture(scope="module")
+def judge_all(
+    model: Path, lora: Path | None, policies: tuple[str, ...], *, merged: bool = False, batch: int = 1
+) -> list[Evaluation]:
+    """Several policies, which share a dense pass."""
+    settings, candidates = Settings(dram="70%", lora=lora, lora_merged=merged), [candidate(name) for name in policies]
+    return evaluate(model, "persuasion", flat_profile(), candidates, rule(), READING, settings, batch=batch)
+
+
+@pytest.fixture(scope="session")
 def adapters(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A trained adapter for a model of each shape of MLP."""
     root = tmp_path_factory.mktemp("adapters")

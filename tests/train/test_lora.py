@@ -28,7 +28,7 @@ from tests.closed_loop.loops import candidate, generate, masking_of, rule
 from tests.conftest import flat_profile
 from tests.record.conftest import make_model, save
 from tests.runs import evaluate, replay
-from tests.train.lora import READING, adapters, judge, train
+from tests.train.lora import READING, adapters, judge, judge_all, train
 
 __all__ = ["adapters"]
 
@@ -93,19 +93,21 @@ def test_an_untrained_adapter_changes_nothing(
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "opt"])
-@pytest.mark.parametrize("policy", ["dip", "dip-ca", "noisy-oracle"])
 def test_it_acts_as_if_it_were_merged(
-    family: str, policy: str, checkpoints: dict[str, Path], adapters: dict[str, Path], tmp_path: Path
+    family: str, checkpoints: dict[str, Path], adapters: dict[str, Path], tmp_path: Path
 ) -> None:
     """y = (m x) W + (m x) A B is y = (m x)(W + A B): a model with the product in its weights is masked to the same losses."""
     import peft
 
+    policies = ("dip", "dip-ca", "noisy-oracle")
     model = peft.PeftModel.from_pretrained(make_model(family), adapters[family]).merge_and_unload()
-    merged = judge(save(model, tmp_path / "merged"), None, policy)
-    carried = judge(checkpoints[family], adapters[family], policy, merged=True)
-    assert carried.perplexity == pytest.approx(merged.perplexity, rel=1e-4)
-    assert (carried.unit_hits, carried.flash_bytes) == (merged.unit_hits, merged.flash_bytes)
-    assert carried.dense_perplexity == judge(checkpoints[family], None, policy).dense_perplexity
+    expected = judge_all(save(model, tmp_path / "merged"), None, policies)
+    results = judge_all(checkpoints[family], adapters[family], policies, merged=True)
+    dense = judge(checkpoints[family], None).dense_perplexity
+    for policy, carried, merged in zip(policies, results, expected, strict=True):
+        assert carried.perplexity == pytest.approx(merged.perplexity, rel=1e-4), policy
+        assert (carried.unit_hits, carried.flash_bytes) == (merged.unit_hits, merged.flash_bytes), policy
+        assert carried.dense_perplexity == dense, policy
 
 
 def test_windows_of_a_batch_are_judged_as_single_ones(checkpoints: dict[str, Path], adapters: dict[str, Path]) -> None:

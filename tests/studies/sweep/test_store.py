@@ -18,7 +18,10 @@ __all__ = ["here"]
 
 
 def test_the_store_is_asked_by_columns_without_the_groups(here):
-    run("sweep", *"--trace t.npz --hw pixel8 --policy dip,dip-ca --dram 60% -o r.db --jobs 1".split())
+    run(
+        "sweep",
+        *["--trace", "t.npz", "--hw", "pixel8", "--policy", "dip,dip-ca", "--dram", "60%", "-o", "r.db", "--jobs", "1"],
+    )
     with Store(Path("r.db")) as store:
         whole = list(store.results())
         assert list(store.find()) == whole
@@ -33,7 +36,23 @@ def test_the_store_is_asked_by_columns_without_the_groups(here):
 
 
 def test_the_numbers_that_are_shown_are_those_that_compare_finds(here):
-    run("sweep", *"--trace t.npz --hw pixel8 --policy dip-ca,dip --dram 60%,90% -o r.db --jobs 1".split())
+    run(
+        "sweep",
+        *[
+            "--trace",
+            "t.npz",
+            "--hw",
+            "pixel8",
+            "--policy",
+            "dip-ca,dip",
+            "--dram",
+            "60%,90%",
+            "-o",
+            "r.db",
+            "--jobs",
+            "1",
+        ],
+    )
     code, out, _ = run("runs", "r.db", "--where", "policy=dip-ca")
     with Store(Path("r.db")) as store:
         every = list(store.results())

@@ -30,34 +30,42 @@ def run(*arguments):
     return done.exit_code, done.stdout, done.stderr
 
 
-@pytest.fixture
-def words(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def command(checkpoints):
     common = [
         "--model",
         str(checkpoints["llama"]),
-        "--hw",
-        "pixel8",
-        "--dram",
-        "60%",
-        "--tokens",
-        "64",
-        "--context",
-        "32",
+        *["--hw", "pixel8", "--dram", "60%", "--tokens", "64", "--context", "32"],
     ]
     return ["tune", *common, "--study", "s.db", "-o", "tuned.yaml", "--loss", "0.3,50"]
 
 
-def test_a_study_finds_what_can_be_found_again(words):
-    code, out, err = run(*words, "--trials", 12, "--json", "found.json")
+@pytest.fixture
+def words(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return command(checkpoints)
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoints, tmp_path_factory):
+    """The folder of an undisturbed study of 14 trials, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code, out, err = run(*command(checkpoints), "--trials", 14, "--json", "found.json")
     assert code == 0, err
-    found = json.loads(Path("found.json").read_text())
-    assert found["trials"] <= 12
-    assert found["now"] == 12
+    return folder, out
+
+
+def test_a_study_finds_what_can_be_found_again(words, whole):
+    folder, out = whole
+    found = json.loads((folder / "found.json").read_text())
+    assert found["trials"] <= 14
+    assert found["now"] == 14
     best = found["best"]["50"]
     assert best["throughput_tok_s"] >= found["base"]["50"]["throughput_tok_s"]
     assert show_number(best["throughput_tok_s"]) in out
-    written = yaml.safe_load(Path("tuned-50.yaml").read_text())
+    tuned = folder / "tuned-50.yaml"
+    written = yaml.safe_load(tuned.read_text())
     assert written["density"] == [best["settings"]["density"]]
     assert written["set"]["gamma"] == [best["settings"]["set"]["gamma"]]
     front = found["front"]
@@ -67,28 +75,12 @@ def test_a_study_finds_what_can_be_found_again(words):
     assert max(speeds) >= best["throughput_tok_s"]
     # the file gives the numbers of the study: in eval, and in a sweep
     options = [*words[1:3], "--hw", "pixel8", "--tokens", "64", "--context", "32"]
-    code, out, err = run("eval", *options, "--settings", "tuned-50.yaml", "--json", "-")
+    code, out, err = run("eval", *options, "--settings", tuned, "--json", "-")
     assert code == 0, err
     again = json.loads(out)
     assert (again["perplexity"], again["throughput_tok_s"]) == (best["perplexity"], best["throughput_tok_s"])
-    code, out, err = run(
-        "sweep",
-        "tuned-50.yaml",
-        "--model",
-        words[2],
-        "--hw",
-        "pixel8",
-        "--tokens",
-        "64",
-        "--vary",
-        "context=32",
-        "-o",
-        "r.db",
-        "--jobs",
-        1,
-        "--json",
-        "-",
-    )
+    vary = ["--model", words[2], "--hw", "pixel8", "--tokens", "64", "--vary", "context=32"]
+    code, out, err = run("sweep", tuned, *vary, "-o", "r.db", "--jobs", 1, "--json", "-")
     assert code == 0, err
     (swept,) = json.loads(out)["results"]
     assert (swept["perplexity"], swept["throughput_tok_s"]) == (best["perplexity"], best["throughput_tok_s"])
@@ -127,9 +119,8 @@ def test_a_study_goes_on(words):
     assert json.loads(Path("found.json").read_text())["now"] == 0
 
 
-def test_a_killed_study_finds_what_an_undisturbed_one_does(words, monkeypatch):
+def test_a_killed_study_finds_what_an_undisturbed_one_does(words, whole, monkeypatch):
     """Killed in a trial of the base, before the first random one, and between two: no trial is lost or another one."""
-    assert run(*words, "--trials", 14, "--json", "found.json")[0] == 0
     real, begun = study._run, []
 
     class Killed(BaseException):
@@ -142,12 +133,11 @@ def test_a_killed_study_finds_what_an_undisturbed_one_does(words, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(study, "_run", mortal)
-    words[words.index("s.db")] = "other.db"
     for _ in range(3):
         with pytest.raises(Killed):
             run(*words, "--trials", 14)
     assert run(*words, "--trials", 14, "--json", "other.json")[0] == 0
-    first, second = (json.loads(Path(name).read_text()) for name in ("found.json", "other.json"))
+    first, second = (json.loads(path.read_text()) for path in (whole[0] / "found.json", Path("other.json")))
     assert first.pop("now") == 14
     assert second.pop("now") == 3
     assert first == second

@@ -67,11 +67,11 @@ def test_hits_are_drawn_at_their_rate():
 
 
 def test_the_command_tells_rows_and_errors(tmp_path):
-    found = json.loads(run_cli("validate", "--json", "-").stdout)
+    shown = run_cli("validate", "--json", tmp_path / "found.json", "--markdown", tmp_path / "page.md")
+    found = json.loads((tmp_path / "found.json").read_text())
     assert found["format"] == "hwsim-validation"
     assert len(found["rows"]) == found["errors"]["all"]["rows"]
     assert found["left_out"]
-    shown = run_cli("validate", "--markdown", tmp_path / "page.md")
     assert "absolute error over" in shown.stdout
     assert (tmp_path / "page.md").read_text() == (REPOSITORY / "docs" / "validation.md").read_text()
 
