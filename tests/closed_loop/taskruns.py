@@ -49,9 +49,9 @@ def conditions(settings: Settings, eviction: str = "lfu") -> Conditions:
     return Conditions(flat_profile(), rule(eviction), settings)
 
 
-def requests_of(*names: str) -> dict[str, list[Any]]:
+def requests_of(*names: str, questions: int = QUESTIONS) -> dict[str, list[Any]]:
     found = load_tasks(list(names), TASKS, None, lambda done, total: None)
-    return build_requests(found, QUESTIONS)[0]
+    return build_requests(found, questions)[0]
 
 
 def loop_of(
