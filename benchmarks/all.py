@@ -2,8 +2,8 @@
 
     python benchmarks/all.py WORK [--only selection,threads,replays,sweep,start,recording,closed-loop] [--large]
 
-Results are kept in docs/benchmarks.json with machine, date and commit, and docs/benchmarks.md is written from them; a
-part that is not run keeps its former figures. A quiet machine, please: medians forgive little.
+Results are kept in docs/project/benchmarks.json with machine, date and commit, and docs/project/benchmarks.md is
+written from them; a part that is not run keeps its former figures. A quiet machine, please: medians forgive little.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hwsim.simulation.run import Conditions, Source
 from hwsim.simulation.settings import Settings
 from hwsim.trace import Trace
 
-PAGE, KEPT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "benchmarks.json"
+PAGE, KEPT = ROOT / "docs" / "project" / "benchmarks.md", ROOT / "docs" / "project" / "benchmarks.json"
 
 
 def threads(work: Path) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def test_options_are_those_of_a_sweep():
 
 def test_the_page_is_run(here):
     pytest.importorskip("pandas")
-    for text in blocks(REPOSITORY / "docs" / "python.md", "python"):
+    for text in blocks(REPOSITORY / "docs" / "howto" / "python.md", "python"):
         if "closed_loop(" not in text:
             exec(text, {})
 

@@ -2,8 +2,8 @@
 
     python experiments/reliability/fuzz.py FILES [KIND ...]
 
-Needs a clone, as it uses tests/fuzz. Puts the table into docs/reliability.md where all kinds were asked for; files that
-did harm are written to fuzz-faults/ in the current folder, and the command ends with 1.
+Needs a clone, as it uses tests/fuzz. Puts the table into docs/project/reliability.md where all kinds were asked for;
+files that did harm are written to fuzz-faults/ in the current folder, and the command ends with 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tables import replaced  # noqa: E402
 from tests.fuzz.drive import HANG_S, drive  # noqa: E402
 from tests.fuzz.kinds import all_kinds  # noqa: E402
 
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "project" / "reliability.md"
 
 
 def main(files: int, only: list[str]) -> int:

@@ -5,7 +5,7 @@
 KIND is one of tests/fuzz/kinds.py. It begins with the kind's good files and with tests/fuzz/corpus/KIND, and puts there
 what reached something new, smallest first, `KEPT` files at most; the tests read those files again. A file that does
 harm is written to fuzz-faults/ in the current folder, and the command ends with an error; else the number of inputs
-goes into the table of docs/reliability.md.
+goes into the table of docs/project/reliability.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ with atheris.instrument_imports(include=["hwsim"]):
     from tests.fuzz.kinds import all_kinds
 
 KEPT, LARGEST = 30, 16_384
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "project" / "reliability.md"
 _INPUTS = re.compile(r"^Done (\d+) runs in", re.MULTILINE)
 
 

@@ -4,9 +4,9 @@
 
 Each command runs undisturbed first. Then, so many times: it is begun anew beside a file of before, killed at a random
 moment, looked at (what it writes is as before, or whole), and begun again; its result must be that of the undisturbed
-run, byte for byte. Puts the rows of the commands into the table of docs/reliability.md, and ends with 1 if anything was
-lost. Recordings and trainings are of a small random model, for which the extras `record`, `train` and `tune` must be
-there.
+run, byte for byte. Puts the rows of the commands into the table of docs/project/reliability.md, and ends with 1 if
+anything was lost. Recordings and trainings are of a small random model, for which the extras `record`, `train` and
+`tune` must be there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 from tables import replaced  # noqa: E402
 
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "project" / "reliability.md"
 HWSIM = [sys.executable, "-c", "from hwsim.cli import main; main()"]
 
 

@@ -5,8 +5,8 @@
 For each area, so many of its mutants are drawn (seed 0; of all that cosmic-ray can make, less those of annotations,
 which change nothing), each is tested in a clone of what is committed, and the tests that belong to the area are run
 until one fails. A mutant that only makes them take more than `LIMIT` is counted as killed, as cosmic-ray does. What is
-done is kept in WORK, so the same command goes on. Puts the table into docs/reliability.md, and what survived into
-docs/results/mutants.txt, to be read: some change nothing that counts.
+done is kept in WORK, so the same command goes on. Puts the table into docs/project/reliability.md, and what survived
+into docs/results/mutants.txt, to be read: some change nothing that counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 from tables import grid, replaced  # noqa: E402
 
-PAGE, SURVIVORS = ROOT / "docs" / "reliability.md", ROOT / "docs" / "results" / "mutants.txt"
+PAGE, SURVIVORS = ROOT / "docs" / "project" / "reliability.md", ROOT / "docs" / "results" / "mutants.txt"
 LIMIT = 240.0  # s
 
 

@@ -93,7 +93,7 @@ def device(options: DeviceOptions) -> None:
         if fit.left_out > _GOOD:
             console.print(
                 f"[yellow]warning: more than {_GOOD:.0%}; a table of the measured rates in the profile follows them "
-                "better (docs/profile.md)[/yellow]"
+                "better (docs/reference/profile.md)[/yellow]"
             )
     if out is None:
         return

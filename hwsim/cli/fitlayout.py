@@ -30,7 +30,8 @@ def layout(
 ) -> None:
     """Order the neurons so that those which are active together lie side by side in Flash.
 
-    A replay with --layout FILE and --block B reads blocks of B such neighbours. What it gives: docs/model.md.
+    A replay with --layout FILE and --block B reads blocks of B such neighbours. What it gives:
+    docs/explanation/model.md.
 
     Example: hwsim fit layout sample -o neurons.npz
     """

@@ -172,7 +172,7 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
         if key not in known:
             raise SettingError(f"{path}: {key} is not a known key{did_you_mean(str(key), known)}")
         if not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
-            raise SettingError(f"{path}: {key}: {shorten(repr(value))} is no value of this key; see docs/tune.md")
+            raise SettingError(f"{path}: {key}: {shorten(repr(value))} is no value of this key; see docs/howto/tune.md")
     pairs = [f"{key}={dumps(value)}" for key, value in kept.pop("set", {}).items()]
     own = {key: value for key, value in kept.items() if ctx.get_parameter_source(key).name == "DEFAULT"}  # type: ignore[union-attr]
     changes: dict[str, Any] = {"set_": pairs + (chosen.set_ or [])}

@@ -1,6 +1,6 @@
 """Placement: resident weights are put into DRAM first, in a fixed order, then the caches; the rest is streamed.
 
-All sizes are whole numbers of bytes; docs/model.md explains the rules.
+All sizes are whole numbers of bytes; docs/explanation/model.md explains the rules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predictions beside measurements: a table for the terminal, and the page docs/validation.md."""
+"""Predictions beside measurements: a table for the terminal, and the page docs/explanation/validation.md."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hwsim.report.columns import Column, fit, rows, table, widen
 
 _GAP = 2
 _METHOD = (
-    "Made by `hwsim validate --markdown docs/validation.md`. The rows, the conditions that each is predicted from, and "
-    "the reason of each row that is left out were committed before the first prediction was made "
+    "Made by `hwsim validate --markdown docs/explanation/validation.md`. The rows, the conditions that each is "
+    "predicted from, and the reason of each row that is left out were committed before the first prediction was made "
     "(`hwsim/studies/validate/rows.yaml`). No parameter is fitted on a row that it is judged by. A row goes through "
     "the same Flash model and the same engine as a replay: bytes, hit rate and, where the source gives it, compute "
     "time are its conditions; what Flash makes of them is predicted. Rows that give both bytes and rate are no test "

@@ -205,7 +205,7 @@ def kinds_of(spec: str) -> list[Kind[Any]]:
         return kinds
     if file:
         what = f"has no policy or eviction class {wanted!r}" if wanted else "defines no policy and no eviction rule"
-        raise PluginError(f"{file}: {what}; docs/policy.md tells how to write either")
+        raise PluginError(f"{file}: {what}; docs/howto/policy.md tells how to write either")
     known = {**POLICIES.names(), **EVICTIONS.names()}
     raise PluginError(f"no policy and no eviction {spec!r}{did_you_mean(spec, known)}; or give the path of a .py file")
 

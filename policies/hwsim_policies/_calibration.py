@@ -1,4 +1,4 @@
-"""What policies share that read a calibration, the file of ``hwsim calibrate`` (format: docs/calibration.md)."""
+"""What policies share that read a calibration, the file of ``hwsim calibrate`` (format: docs/howto/calibration.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DIP with thresholds from a calibration in place of top-k (method: docs/model.md)."""
+"""DIP with thresholds from a calibration in place of top-k (method: docs/explanation/model.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GLU pruning by magnitude: up and gate stay dense, columns of down are skipped (method: docs/model.md)."""
+"""GLU pruning by magnitude: up and gate stay dense, columns of down are skipped (method: docs/explanation/model.md)."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_a_section_that_assumes_says_so(name):
     ],
 )
 def test_facts(name, budget, dram, peak, flash, energy):
-    """docs/devices.md gives the sources of these."""
+    """docs/explanation/devices.md gives the sources of these."""
     profile = load_profile(name)
     assert (profile.dram.budget, profile.dram.bandwidth, profile.dram.peak_bandwidth) == (budget, dram, peak)
     assert profile.flash.read_bandwidth == flash

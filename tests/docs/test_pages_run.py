@@ -85,7 +85,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     for name in ("book.npz", "smollm2.npz", "other.npz"):
         if f"-o {name}" not in text:
             (tmp_path / name).symlink_to(trace)
-    policy = next(block for block in fences(REPOSITORY / "docs" / "policy.md") if block.title == "mine.py")
+    policy = next(block for block in fences(REPOSITORY / "docs" / "howto" / "policy.md") if block.title == "mine.py")
     (tmp_path / "mine.py").write_text(policy.text, encoding="utf-8")
     (tmp_path / "fio.json").write_text(json.dumps(_like_fio()), encoding="utf-8")
     yield tmp_path

@@ -45,7 +45,7 @@ def test_readme_shows_the_example_as_it_is() -> None:
 
 
 def test_examples_of_plugins_work(tmp_path: Path) -> None:
-    policy, both, test, rule = blocks(REPOSITORY / "docs" / "policy.md", "python")
+    policy, both, test, rule = blocks(REPOSITORY / "docs" / "howto" / "policy.md", "python")
     (tmp_path / "both.py").write_text(both)
     check_policy(POLICIES.find(str(tmp_path / "both.py"))[1])
     (tmp_path / "mine.py").write_text(policy)
@@ -65,7 +65,7 @@ def test_examples_of_plugins_work(tmp_path: Path) -> None:
 
 def test_profiles_in_the_docs_load(tmp_path: Path) -> None:
     (least,) = blocks(README, "yaml")
-    whole, table = blocks(REPOSITORY / "docs" / "profile.md", "yaml")
+    whole, table = blocks(REPOSITORY / "docs" / "reference" / "profile.md", "yaml")
     with_table = least.split("flash:")[0] + table
     for name, text in (("least", least), ("whole", whole), ("table", with_table)):
         (tmp_path / f"{name}.yaml").write_text(text)
@@ -123,7 +123,7 @@ def test_every_rule_has_its_page(rule: str) -> None:
     assert re.findall(r"^## (.*)", text, re.MULTILINE) == heads
     for name in EVICTIONS.find(rule)[1].model_fields:
         assert f"| `{name}` |" in text
-    assert f"evictions/{rule}.md" in (REPOSITORY / "docs" / "evictions.md").read_text()
+    assert f"evictions/{rule}.md" in (REPOSITORY / "docs" / "explanation" / "evictions.md").read_text()
 
 
 def test_readme_names_every_module() -> None:
@@ -137,13 +137,13 @@ def test_readme_names_every_module() -> None:
 def test_the_order_of_layers_is_the_one_that_is_checked() -> None:
     config = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     layers = config["tool"]["importlinter"]["contracts"][0]["layers"]
-    page = (REPOSITORY / "docs" / "design.md").read_text()
+    page = (REPOSITORY / "docs" / "project" / "design.md").read_text()
     shown = [line.split("  ")[0].strip() for line in blocks(page, "text")[0].splitlines()]
     assert shown == layers
 
 
 def test_the_page_of_devices_names_every_rule_and_mechanism() -> None:
-    page = (REPOSITORY / "docs" / "devices.md").read_text()
+    page = (REPOSITORY / "docs" / "explanation" / "devices.md").read_text()
     for name in PREFETCHES.names():
         assert f"| `{name}` |" in page
     assert ",".join(MECHANISMS) in page
@@ -152,7 +152,7 @@ def test_the_page_of_devices_names_every_rule_and_mechanism() -> None:
 
 
 def test_the_example_of_a_guess_works(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(blocks(REPOSITORY / "docs" / "devices.md", "python")[0])
+    (tmp_path / "mine.py").write_text(blocks(REPOSITORY / "docs" / "explanation" / "devices.md", "python")[0])
     name, rule = PREFETCHES.make(str(tmp_path / "mine.py"))
     last = np.array([[True, False, False, True]])
     guessed = rule.guess(Ahead(0, "down", 4, last, {}, ("glu",), None))
@@ -160,7 +160,9 @@ def test_the_example_of_a_guess_works(tmp_path: Path) -> None:
 
 
 def test_every_field_of_a_profile_is_on_its_page() -> None:
-    page = (REPOSITORY / "docs" / "profile.md").read_text() + (REPOSITORY / "docs" / "devices.md").read_text()
+    page = (REPOSITORY / "docs" / "reference" / "profile.md").read_text() + (
+        REPOSITORY / "docs" / "explanation" / "devices.md"
+    ).read_text()
     sections = (Dram, Flash, FlashTable, FlashQueue, Spread, Thermal, Compute, Energy, Profile)
     for field in {field for section in sections for field in section.model_fields}:
         assert re.search(rf"\b{field}\b", page), field

@@ -22,7 +22,7 @@ from tests.conftest import flat_profile, write_trace
 from tests.runs import layout, replay
 
 PHI3 = known_shape("phi3-medium")
-# docs/model.md: layers, vocabulary, hidden, intermediate, heads, KV heads (heads x head_dim = hidden)
+# docs/explanation/model.md: layers, vocabulary, hidden, intermediate, heads, KV heads (heads x head_dim = hidden)
 DIMENSIONS = {
     "phi3-medium": (40, 32064, 5120, 17920, 40, 10),
     "phi3-mini": (32, 32064, 3072, 8192, 32, 32),

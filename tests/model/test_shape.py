@@ -7,7 +7,7 @@ from hwsim.errors import ModelError
 from hwsim.model.catalog import MODELS, known_shape
 from hwsim.model.shape import Bits, ModelShape, footprint, stored_bytes
 
-# GB at 4-bit weights and an 8-bit KV cache of 2,048 tokens; B of one down and one up column (docs/model.md)
+# GB at 4-bit weights and an 8-bit KV cache of 2,048 tokens; B of one down and one up column (docs/explanation/model.md)
 FOOTPRINTS = {
     "phi3-medium": (5.505, 1.311, 0.082, 0.210, 2560, 8960),
     "phi3-mini": (1.208, 0.604, 0.049, 0.403, 1536, 4096),

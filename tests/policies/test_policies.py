@@ -42,7 +42,7 @@ def test_every_policy_keeps_the_contract(name, model, tmp_path):
     assert check_policy(found, model)
 
 
-# the authors' split (docs/model.md)
+# the authors' split (docs/explanation/model.md)
 SPLIT = {
     0.3: (0.3694, 0.1612),
     0.4: (0.4751, 0.2498),

@@ -91,7 +91,7 @@ def test_the_real_model(smollm2: Path, tmp_path: Path) -> None:
         settings = Reading(64, 64, device=device, dtype="float32")
         record(tmp_path / f"{device}.npz", str(smollm2), settings=settings)
     compare(tmp_path / "cpu.npz", tmp_path / "cuda.npz")
-    # rounding decides between nearly equal activations, and all later layers feel it: docs/limits.md
+    # rounding decides between nearly equal activations, and all later layers feel it: docs/explanation/limits.md
     for policy in ("dip", "dip-ca"):
         cpu, gpu = (
             judge(str(smollm2), device, policy, tokens=256, context=128, dtype="float32") for device in ("cpu", "cuda")

@@ -1,4 +1,4 @@
-"""Do the replays obey the laws that hold whatever the numbers are (docs/model.md)?
+"""Do the replays obey the laws that hold whatever the numbers are (docs/explanation/model.md)?
 
 Laws of single masks are tested with the policies, laws of a single cache with the cache; here whole replays are held to
 them, and to a twin in plain Python that recomputes every hit and byte from the masks.

@@ -116,7 +116,7 @@ def assert_same_counts(found: dict[str, Any], then: dict[str, Any]) -> None:
 
 
 def rows(members: dict[str, np.ndarray], name: str, encoding: str) -> np.ndarray:
-    """The values of a signal, float32, as docs/trace.md says that they are stored."""
+    """The values of a signal, float32, as docs/reference/trace.md says that they are stored."""
     values = members[name].astype(np.float32)
     if encoding == "int8":
         return values * members[f"{name}_scale"][:, None]

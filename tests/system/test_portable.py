@@ -1,4 +1,4 @@
-"""Reading, replaying and comparing traces do without what only POSIX systems have, as docs/limits.md says."""
+"""Reading, replaying and comparing traces do without what only POSIX systems have, as docs/explanation/limits.md says."""
 
 from __future__ import annotations
 

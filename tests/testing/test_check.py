@@ -148,7 +148,10 @@ def test_a_policy_with_a_file_is_checked_on_its_model(empty: Path) -> None:
     ("spec", "text"),
     [
         ("nothing.py", "file nothing.py does not exist"),
-        ("empty.py", "empty.py: defines no policy and no eviction rule; docs/policy.md tells how to write either"),
+        (
+            "empty.py",
+            "empty.py: defines no policy and no eviction rule; docs/howto/policy.md tells how to write either",
+        ),
         ("good.py:Bad", "good.py: has no policy or eviction class 'Bad'"),
         ("two.py", "two.py: defines several: Good, Better; choose one with two.py:Good"),
         ("broken.py", "broken.py: cannot be loaded: ZeroDivisionError"),

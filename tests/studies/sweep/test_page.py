@@ -7,7 +7,7 @@ from hwsim.studies.sweep.spec import read_spec
 from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks
 
-PAGE = REPOSITORY / "docs" / "sweep.md"
+PAGE = REPOSITORY / "docs" / "howto" / "sweep.md"
 
 
 def test_its_files_describe_sweeps(tmp_path, monkeypatch):

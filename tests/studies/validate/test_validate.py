@@ -30,14 +30,14 @@ def test_the_list_is_long_enough_and_every_row_says_what_it_is():
 
 
 def test_errors_are_what_the_page_says(predictions):
-    """The mean is within 20 %. The median was to be within 12 % and is not: docs/validation.md says why."""
+    """The mean is within 20 %. The median was to be within 12 % and is not: docs/explanation/validation.md says why."""
     errors = summarize(predictions)
     assert errors["all"].mean <= 0.20
     assert errors["all"].median <= 0.15
     listed = read_rows()
     page = markdown(predictions, errors, listed.left_out, listed.misses)
-    assert (REPOSITORY / "docs" / "validation.md").read_text() == page, (
-        "make it anew: hwsim validate --markdown docs/validation.md"
+    assert (REPOSITORY / "docs" / "explanation" / "validation.md").read_text() == page, (
+        "make it anew: hwsim validate --markdown docs/explanation/validation.md"
     )
 
 
@@ -73,7 +73,7 @@ def test_the_command_tells_rows_and_errors(tmp_path):
     assert len(found["rows"]) == found["errors"]["all"]["rows"]
     assert found["left_out"]
     assert "absolute error over" in shown.stdout
-    assert (tmp_path / "page.md").read_text() == (REPOSITORY / "docs" / "validation.md").read_text()
+    assert (tmp_path / "page.md").read_text() == (REPOSITORY / "docs" / "explanation" / "validation.md").read_text()
 
 
 def test_a_workload_takes_all_overlap_modes_that_guess_nothing():
