@@ -49,6 +49,7 @@ _SMALLER = [
     (r"(train predictor .*)", r"\1 --epochs 1"),
     (r"(tune .*)", r"\1 --trials 3"),
     (r"(sweep grid.yaml) ", r"\1 --hw pixel8 --dram 60% --density 0.5 "),  # some of its two hundred runs
+    (r"(sweep (?!.*--jobs).*)", r"\1 --jobs 1"),  # no processes: they are tested elsewhere
     (r"--chat ", ""),  # the small models have no template
 ]
 
