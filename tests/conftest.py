@@ -7,6 +7,8 @@ import os
 # one thread of torch for each process: small models gain nothing from more, and tests that run side by side on the same
 # cores, whose threads wait for each other's, take many times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# numpy's BLAS keeps its own number of threads, by which a sum may round: golden results are made with it
+os.environ.setdefault("OPENBLAS_NUM_THREADS", str(os.cpu_count() or 1))
 
 import subprocess
 import sys

@@ -73,8 +73,8 @@ def test_the_table_fits_the_width(here, width):
     from hwsim.device.profile import load_profile
     from hwsim.report.table import print_results
     from hwsim.simulation.plugins import EVICTIONS, POLICIES
-    from hwsim.simulation.replay import Settings
-    from hwsim.simulation.replay import replay as run_one
+    from hwsim.simulation.settings import Settings
+    from tests.runs import replay as run_one
 
     with Trace("t.npz") as trace:
         results = [

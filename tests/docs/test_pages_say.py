@@ -137,7 +137,7 @@ def test_readme_names_every_module() -> None:
 def test_the_order_of_layers_is_the_one_that_is_checked() -> None:
     config = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     layers = config["tool"]["importlinter"]["contracts"][0]["layers"]
-    page = (REPOSITORY / "docs" / "project" / "design.md").read_text()
+    page = (REPOSITORY / "docs" / "design.md").read_text()
     shown = [line.split("  ")[0].strip() for line in blocks(page, "text")[0].splitlines()]
     assert shown == layers
 

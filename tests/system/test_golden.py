@@ -1,4 +1,4 @@
-"""Exact totals on the recorded sample. A change here is a change of a promise: explain it in docs/project/log.md.
+"""Exact totals on the recorded sample. A change here is a change of a promise: explain it in docs/log.md.
 
 The first row can be checked with pencil and paper, see `test_dense_by_hand`; tests/system/test_invariants.py holds hits and
 bytes of all policies against a plain twin.
