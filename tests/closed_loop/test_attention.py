@@ -54,7 +54,9 @@ class Twin:
     """
 
     def __init__(self, family: str, calibration: Path, density: float, prompt: int) -> None:
-        self.model, self.prompt, self._file, self._keep = make_model(family), prompt, np.load(calibration), density
+        self.model, self.prompt, self._keep = make_model(family), prompt, density
+        with np.load(calibration) as file:
+            self._file = dict(file)
         self.masks: dict[tuple[int, str, int], np.ndarray] = {}
         inner = self.model.model
         for index, layer in enumerate(inner.decoder.layers if family == "opt" else inner.layers):
