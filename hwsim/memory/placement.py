@@ -236,7 +236,7 @@ def place(
         SettingError: the budget cannot hold the KV cache, or the shares do not match the groups.
     """
     sizes, layers, matrices = footprint(model, bits), model.num_hidden_layers, model.matrices()
-    kv_reserved = room.kv_tokens * sizes.kv_entry
+    kv_reserved = room.kv_tokens * sum(sizes.kv_entries)
     budget = dram_budget(room.budget, sizes.weights, kv_reserved) if isinstance(room.budget, str) else room.budget
     if budget < kv_reserved:
         raise SettingError(
@@ -253,7 +253,7 @@ def place(
     where = Bytes(
         budget=budget,
         kv_tokens=room.kv_tokens,
-        kv_entries=(sizes.kv_entry // layers,) * layers,
+        kv_entries=sizes.kv_entries,
         unmasked=Unmasked(
             attention=(sum(size for name, size in whole.items() if name in ATTENTION),) * layers,
             mlp=(sum(size for name, size in whole.items() if name not in ATTENTION),) * layers,

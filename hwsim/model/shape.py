@@ -169,7 +169,7 @@ class Footprint(NamedTuple):
     attention: int
     lm_head: int
     mlp: int
-    kv_entry: int  # one token's keys and values over all layers
+    kv_entries: tuple[int, ...]  # one token's keys and values, of each layer
 
     @property
     def weights(self) -> int:
@@ -184,5 +184,5 @@ def footprint(model: ModelShape, bits: Bits) -> Footprint:
         attention=layers * sum(stored_bytes(matrices[name].elements, bits.attention) for name in ATTENTION),
         lm_head=stored_bytes(model.vocab_size * model.hidden_size, bits.lm_head),
         mlp=layers * sum(stored_bytes(matrices[name].elements, bits.mlp) for name in model.mlp),
-        kv_entry=layers * stored_bytes(2 * model.num_key_value_heads * model.head_dim, bits.kv_cache),
+        kv_entries=(stored_bytes(2 * model.num_key_value_heads * model.head_dim, bits.kv_cache),) * layers,
     )

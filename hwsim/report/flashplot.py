@@ -7,7 +7,7 @@ from typing import Any
 
 from hwsim.device.profile import Profile
 from hwsim.errors import OutputError, SettingError, one_line
-from hwsim.report.page.figure import COLORS
+from hwsim.report.page.plotting import COLORS
 from hwsim.util.files import write_atomic
 from hwsim.util.units import printable
 

@@ -17,7 +17,7 @@ from hwsim.simulation.notes import notes
 from hwsim.simulation.provenance import provenance
 from hwsim.simulation.run import Run, Watched
 from hwsim.timing.closed_form import operations, prefill_seconds
-from hwsim.timing.flash_bytes import ReadAhead, flash_reads
+from hwsim.timing.flash_bytes import PrefetchTotals, flash_reads
 from hwsim.timing.moments import Beginning
 from hwsim.timing.time_of import time_of
 from hwsim.timing.times import Timing
@@ -122,7 +122,7 @@ def _groups(run: Run, counts: Counts, flash: np.ndarray, dram: np.ndarray) -> li
     ]
 
 
-def _prefetched(run: Run, ahead: ReadAhead | None) -> metrics.Prefetched | None:
+def _prefetched(run: Run, ahead: PrefetchTotals | None) -> metrics.Prefetched | None:
     """The prefetch of the run with the name of its rule, or None."""
     prefetch = run.settings.prefetch
     return None if ahead is None or prefetch is None else metrics.Prefetched(rule=prefetch[0], **asdict(ahead))

@@ -11,7 +11,7 @@ from hwsim.timing.work import Decode, unit_reads
 
 
 @dataclass(frozen=True)
-class ReadAhead:
+class PrefetchTotals:
     """Prefetch of a whole decode.
 
     Attributes:
@@ -27,7 +27,7 @@ class ReadAhead:
     wasted_bytes: int
 
 
-def flash_reads(decode: Decode, timing: Timing) -> tuple[int, ReadAhead | None]:
+def flash_reads(decode: Decode, timing: Timing) -> tuple[int, PrefetchTotals | None]:
     """Bytes that Flash reads, and the prefetch among them.
 
     Units that were read ahead but not needed count in addition to the misses; units that were read ahead in time and
@@ -59,7 +59,7 @@ def flash_reads(decode: Decode, timing: Timing) -> tuple[int, ReadAhead | None]:
     if guesses is None or timing.guessed is None:
         return total, None
     missed = int(misses.sum())
-    ahead_of_need = ReadAhead(
+    ahead_of_need = PrefetchTotals(
         precision=useful / guessed if guessed else None,
         recall=useful / missed if missed else None,
         read_bytes=round(read),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hwsim.report.page.digest import Named
-from hwsim.report.page.figure import COLORS, MARKS, Figure, axis
+from hwsim.report.page.plotting import COLORS, MARKS, Figure, axis
 from hwsim.util.units import show_number
 
 _PARTS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hwsim.errors import OutputError, SettingError, one_line
-from hwsim.report.page import digest, figure, figures
+from hwsim.report.page import digest, figures, plotting
 from hwsim.report.page.inputs import Inputs
 from hwsim.report.page.latex import latex
 from hwsim.simulation.frames import rows_of
@@ -92,7 +92,7 @@ def _parquet(rows: list[dict[str, Any]]) -> bytes:
     return text.getvalue()
 
 
-def _image(plot: figure.Figure, kind: str) -> bytes:
+def _image(plot: plotting.Figure, kind: str) -> bytes:
     try:
         import plotly.io
     except ImportError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hwsim.report.page.bars import energy, latency, time, traffic
 from hwsim.report.page.digest import Named
-from hwsim.report.page.figure import BARS, Figure
 from hwsim.report.page.inputs import Row
 from hwsim.report.page.lines import curve, hits, tokens
+from hwsim.report.page.plotting import BARS, Figure
 from hwsim.report.page.points import pareto, speed
 
 _OF_FEW = ("time", "bytes", "energy", "latency")

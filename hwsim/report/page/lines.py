@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hwsim.report.page.digest import Named
-from hwsim.report.page.figure import COLORS, Figure, axis
 from hwsim.report.page.inputs import Row
+from hwsim.report.page.plotting import COLORS, Figure, axis
 
 
 def tokens(found: list[Named]) -> Figure | None:

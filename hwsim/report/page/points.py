@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hwsim.report.page.digest import Named
-from hwsim.report.page.figure import BARS, COLORS, MARKS, Figure, axis, by_policy
+from hwsim.report.page.plotting import BARS, COLORS, MARKS, Figure, axis, by_policy
 from hwsim.util.units import show_number
 
 
