@@ -117,7 +117,7 @@ class Scores(NamedTuple):
 
 
 class Policy(BaseModel):
-    """Base of all policies: fields are parameters, the first line of the docstring is what ``hwsim policies`` prints.
+    """Base of all policies: fields are parameters; ``hwsim list policies`` prints the docstring's first line.
 
     A policy with a field called ``density`` takes ``--density``. Instances are frozen: state belongs in ``ctx.state``.
     """

@@ -87,12 +87,12 @@ class Layout:
             name = self.header.get("model", {}).get("name", "a model")
             raise SettingError(
                 f"--layout: was made for {name} with {layers} layers of {neurons} neurons; {model.name} has "
-                f"{model.num_hidden_layers} of {model.intermediate_size}; make one: hwsim layout TRACE"
+                f"{model.num_hidden_layers} of {model.intermediate_size}; make one: hwsim fit layout TRACE"
             )
 
 
 def read_layout(path: Path) -> Layout:
-    """Read a file of `hwsim layout`.
+    """Read a file of `hwsim fit layout`.
 
     Raises:
         PluginError: there is no such file, or it holds no orders.

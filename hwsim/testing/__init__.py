@@ -1,7 +1,7 @@
 """Contract checks for authors: ``check_policy(Mine)`` or ``check_eviction(Mine)`` in a test of your own.
 
 Each runs on synthetic signals in about a second, without a trace and without weights. `decide` returns the masks of a
-policy for your own signals, to test what it does. ``hwsim check`` runs the same rules and prints the verdict.
+policy for your own signals, to test what it does. ``hwsim plugin check`` runs the same rules and prints the verdict.
 """
 
 from hwsim.testing.drive import SMALL_MODEL, RandomSignals, decide

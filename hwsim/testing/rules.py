@@ -78,7 +78,7 @@ def _made(plugin: type[T] | T, base: type[T]) -> T:
         raise ContractError(f"{kind.__name__} is no subclass of {base.__module__}.{base.__name__}")
     if not (kind.__doc__ or "").strip() or kind.__doc__ == base.__doc__:
         listed = "policies" if base.__name__ == "Policy" else "evictions"
-        raise ContractError(f"{kind.__name__} has no docstring; its first line is what `hwsim {listed}` prints")
+        raise ContractError(f"{kind.__name__} has no docstring; its first line is what `hwsim list {listed}` prints")
     doing = "cannot be made with its defaults:"
     instance = call(kind.__name__, _with_defaults, kind, doing=doing) if isinstance(plugin, type) else plugin
     check_parameters(instance, kind.__name__)

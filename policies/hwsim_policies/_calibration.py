@@ -1,4 +1,4 @@
-"""What policies share that read a calibration, the file of ``hwsim calibrate`` (format: docs/howto/calibration.md)."""
+"""What policies that read a calibration share: the file of ``hwsim fit thresholds`` (docs/howto/calibration.md)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Calibration(NamedTuple):
     @property
     def anew(self) -> str:
         """The command that makes it anew."""
-        return f"hwsim calibrate TRACE -o {self.path}"
+        return f"hwsim fit thresholds TRACE -o {self.path}"
 
     def check(self, model: ModelShape, signals: list[str], part: str) -> None:
         """Refuse what was made for another model, or lacks `part` of one of the signals.
@@ -81,7 +81,7 @@ def member(layer: int, signal: str, part: str) -> str:
 class Calibrated(Policy):
     """A policy that reads a calibration."""
 
-    calibration: Path | None = Field(None, description="file of hwsim calibrate; must be given")
+    calibration: Path | None = Field(None, description="file of hwsim fit thresholds; must be given")
 
     @cached_property
     def calibrated(self) -> Calibration:
@@ -92,13 +92,13 @@ class Calibrated(Policy):
         """
         if self.calibration is None:
             raise PluginError(
-                "needs a calibration; make one from a trace: hwsim calibrate TRACE -o FILE, and give it: "
+                "needs a calibration; make one from a trace: hwsim fit thresholds TRACE -o FILE, and give it: "
                 "--set calibration=FILE"
             )
         try:
             return Calibration(self.calibration, *read_arrays(self.calibration, _KIND))
         except PluginError as error:
-            raise PluginError(f"{error}; make it anew: hwsim calibrate TRACE -o {self.calibration}") from error
+            raise PluginError(f"{error}; make it anew: hwsim fit thresholds TRACE -o {self.calibration}") from error
 
 
 class Thresholds(Calibrated):

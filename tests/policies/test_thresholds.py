@@ -188,7 +188,7 @@ def test_a_density_beyond_the_way_is_refused(calibrated: Path, tmp_path: Path) -
 def test_a_damaged_way_is_refused(calibrated: Path, tmp_path: Path, row: np.ndarray) -> None:
     path = allocation(calibrated, tmp_path / "a.npz", WAYS, **{"layers/001/input/keeps": row})
     with pytest.raises(
-        PluginError, match=r"input/keeps and its like must be .*anew: hwsim calibrate TRACE -o .*a\.npz"
+        PluginError, match=r"input/keeps and its like must be .*anew: hwsim fit thresholds TRACE -o .*a\.npz"
     ):
         make("teal", calibration=path).groups(SMALL_MODEL)
 
@@ -206,8 +206,8 @@ def test_a_calibration_is_needed_and_must_fit(calibrated: Path, tmp_path: Path, 
         assert "\n" not in str(found.value)
         return str(found.value)
 
-    assert "hwsim calibrate TRACE -o FILE, and give it: --set calibration=FILE" in refused(None)
-    mend = f"hwsim calibrate TRACE -o {calibrated}"
+    assert "hwsim fit thresholds TRACE -o FILE, and give it: --set calibration=FILE" in refused(None)
+    mend = f"hwsim fit thresholds TRACE -o {calibrated}"
     other, wide = (SMALL_MODEL.model_copy(update=change) for change in ({"name": "large"}, {"hidden_size": 60}))
     assert refused(calibrated, other) == (
         f"{calibrated}: was made for small, the model is large; make one from a trace of large: {mend}"
@@ -218,7 +218,7 @@ def test_a_calibration_is_needed_and_must_fit(calibrated: Path, tmp_path: Path, 
     path = tmp_path / "c.npz"
     write_calibration(path, signals=("up",))
     assert f"{path}: lacks the signal " in refused(path)
-    assert f"-o TRACE, then hwsim calibrate TRACE -o {path}" in refused(path)
+    assert f"-o TRACE, then hwsim fit thresholds TRACE -o {path}" in refused(path)
     header, arrays = read_arrays(calibrated, KIND)
     for broken in (
         {key: value for key, value in arrays.items() if not key.startswith("layers/002")},
@@ -227,13 +227,13 @@ def test_a_calibration_is_needed_and_must_fit(calibrated: Path, tmp_path: Path, 
         {key: value.astype(np.int32) for key, value in arrays.items()},
     ):
         write_arrays(path, KIND, header, broken)
-        assert refused(path).endswith(f"make it anew: hwsim calibrate TRACE -o {path}")
+        assert refused(path).endswith(f"make it anew: hwsim fit thresholds TRACE -o {path}")
     write_arrays(path, KIND, {}, arrays)
     assert "its header names no model" in refused(path)
     write_arrays(path, "hwsim-predictor", header, arrays)
-    assert f"needed is hwsim-calibration version 1; make it anew: hwsim calibrate TRACE -o {path}" in refused(path)
+    assert f"needed is hwsim-calibration version 1; make it anew: hwsim fit thresholds TRACE -o {path}" in refused(path)
     path.write_bytes(calibrated.read_bytes()[:-100])
-    assert f"make it anew: hwsim calibrate TRACE -o {path}" in refused(path)
+    assert f"make it anew: hwsim fit thresholds TRACE -o {path}" in refused(path)
 
 
 def test_cats_cannot_spare_the_gate(calibrated: Path) -> None:

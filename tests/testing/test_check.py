@@ -339,7 +339,7 @@ def _spoils(self: Any, units: int, capacity: int, future: Any) -> Any:
         ({"use": lambda self, state, use: use.mask.sort()}, "in caches of every size", "read-only"),
         ({"use": _counts}, "the same run gives the same cache", "first at token .*; keep counters in the state"),
         ({"needs_future": True, "start": _spoils}, "what it is shown", "changes the future that .* change a copy"),
-        ({"__doc__": None}, "it has a summary", "has no docstring; its first line is what `hwsim evictions` prints"),
+        ({"__doc__": None}, "it has a summary", "has no docstring; its first line is what `hwsim list evictions` prints"),
     ],
 )  # fmt: skip
 def test_check_eviction_finds(methods: dict[str, Any], rule: str, text: str) -> None:
