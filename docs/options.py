@@ -8,7 +8,8 @@ from hwsim.util.option import Declared, declared
 _HEAD = """# Options of a run
 
 Each option is declared once, in `hwsim/simulation/settings.py`. It has the same name and meaning on the command line,
-as a key of a sweep's YAML (`-` is `_` there), in a file of `--settings`, and as a keyword of `hwsim.replay` and
+as a key of a sweep's YAML (`-` is `_` there), in a file of `--settings` of a command that takes it (text, a whole
+number, true or false there, one value each), and as a keyword of `hwsim.replay` and
 `hwsim.closed_loop`. A result tells what was chosen under `provenance.settings`.
 
 | option | what it does | values | unit | default | commands |

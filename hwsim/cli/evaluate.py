@@ -77,9 +77,9 @@ def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
 
     model, hw, text, json, save_masks = options.model, options.hw, options.text, options.json, options.save_masks
     torch, rule = options.torch, options.rule
-    check_per_token(options.run, json)
     given = o.Chosen(options.policy, rule.density, rule.set_, rule.eviction, options.run)
     chosen = o.with_settings(ctx, options.settings_file, given)
+    check_per_token(chosen.run, json)
     policy, pairs = chosen.policy, chosen.set_ or []
     if not policy:
         raise typer.BadParameter("is missing; name one or several, such as dip,dip-ca", param_hint="--policy")

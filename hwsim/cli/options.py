@@ -160,6 +160,7 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
     Raises:
         SettingError: the file cannot be read, or has an unknown key or an invalid value.
     """
+    from hwsim.simulation.settings import Settings
     from hwsim.util.yamlfile import read_yaml
 
     if path is None:
@@ -169,10 +170,14 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
         kept["set"] = {key: _only(value) for key, value in kept["set"].items()}
     known = {"policy": str, "density": float | int | list, "set": dict, "eviction": str} | _kinds(chosen.run)
     for key, value in kept.items():
+        if key not in known and key in declared(Settings):
+            takers = ", ".join(declared(Settings)[key].option.commands)
+            raise SettingError(f"{path}: {key}: this command has no such option, only {takers}; leave the key out")
         if key not in known:
             raise SettingError(f"{path}: {key} is not a known key{did_you_mean(str(key), known)}")
         if not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
             raise SettingError(f"{path}: {key}: {shorten(repr(value))} is no value of this key; see docs/howto/tune.md")
+        _check_plain(path, key, value)
     pairs = [f"{key}={dumps(value)}" for key, value in kept.pop("set", {}).items()]
     own = {key: value for key, value in kept.items() if ctx.get_parameter_source(key).name == "DEFAULT"}  # type: ignore[union-attr]
     changes: dict[str, Any] = {"set_": pairs + (chosen.set_ or [])}
@@ -183,6 +188,19 @@ def with_settings(ctx: typer.Context, path: Path | None, chosen: Chosen) -> Chos
     if "eviction" in own:
         changes["eviction"] = own.pop("eviction")
     return replace(chosen, run=chosen.run.but(own), **changes)
+
+
+def _check_plain(path: Path, key: str, value: Any) -> None:
+    """Refuse a number out of bounds and an unknown word; what is to be read has messages of its own."""
+    from hwsim.simulation.settings import Settings
+
+    option = declared(Settings).get(key)
+    if option is None or option.option.read is not None:
+        return
+    try:
+        option.value(value)
+    except ValueError as error:
+        raise SettingError(f"{path}: {key}: {shorten(repr(value))} must be {option.rule}") from error
 
 
 def _kinds(run: RunOptions) -> dict[str, Any]:

@@ -88,9 +88,9 @@ def replay(ctx: typer.Context, options: ReplayOptions) -> None:
     from hwsim.simulation.run import Conditions
 
     json, save_cache, rule = options.json, options.save_cache, options.rule
-    check_per_token(options.run, json)
     given = o.Chosen(options.policy, rule.density, rule.set_, rule.eviction, options.run)
     chosen = o.with_settings(ctx, options.settings_file, given)
+    check_per_token(chosen.run, json)
     pairs, policy_options = chosen.set_ or [], chosen.policy or []
     trace = find_trace(options.trace)
     devices = [device for option in options.hw for device in ([option] if is_file(Path(option)) else listed(option))]

@@ -82,6 +82,8 @@ def _size(option: str) -> Callable[[Any], Any]:
     """A function that reads a text such as 256KiB as bytes, and returns other values unchanged."""
 
     def read(given: Any) -> Any:
+        if isinstance(given, bool):
+            raise ValueError
         if not isinstance(given, str):
             return given
         try:
@@ -208,7 +210,7 @@ class Settings(BaseModel):
         Option(
             "Bits of a number; also predictor=4, adapter=16.",
             read=read_bits, metavar="PART=BITS,...", text="mlp=4,attention=4,lm_head=4,kv_cache=8", unit="bits",
-            rule="hwsim.model.Bits", python="Bits", commands=(*RUNS, "tune", "train lora", *_STATISTICS),
+            rule="text or hwsim.model.Bits", python="Bits", commands=(*RUNS, "tune", "train lora", *_STATISTICS),
         ),
     ] = Bits()  # fmt: skip
     timing: Annotated[
@@ -287,14 +289,14 @@ class Settings(BaseModel):
         int | None,
         Option(
             "Entries of the KV cache that a token reads and DRAM holds at most.",
-            given=int, least=1, unit="tokens", shown="all", panel=_PANEL, commands=_REPLAYS,
+            given=int, least=1, most=10**9, unit="tokens", shown="all", panel=_PANEL, commands=_REPLAYS,
         ),
     ] = None  # fmt: skip
     prefill_chunk: Annotated[
         int | None,
         Option(
             "Tokens of a prompt that go through the model at once.",
-            given=int, least=1, unit="tokens", shown="the whole prompt", panel=_PANEL,
+            given=int, least=1, most=10**9, unit="tokens", shown="the whole prompt", panel=_PANEL,
         ),
     ] = None  # fmt: skip
     per_token: Annotated[
@@ -314,7 +316,7 @@ class Settings(BaseModel):
                 raise SettingError(f"{name}: is no setting{did_you_mean(name, options)}")
             try:
                 ready[name] = options[name].value(given)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise impossible(name, given, options[name].rule) from error
         parameters = ready.pop("prefetch_parameters", None) or {}
         if parameters or not isinstance(ready.get("prefetch"), tuple | None):

@@ -24,7 +24,7 @@ class Option:
             its final type already is not read.
         commands: commands that take it.
         least: smallest whole number; None: it is no number.
-        most: largest whole number on the command line.
+        most: largest whole number; None: no bound.
         unit: of the number, such as tokens.
         rule: what the value must be, for messages; None: it follows from the other fields.
         metavar: placeholder for the value in the help.
@@ -81,9 +81,10 @@ class Declared:
         if isinstance(option.given, tuple):
             rule = f"one of {', '.join(option.given)}"
         elif option.least is not None:
-            rule = f"a whole number from {option.least}"
+            rule = f"a whole number from {option.least}" + (f" to {option.most}" if option.most else "")
         else:
             rule = {bool: "True or False", int: "a whole number"}.get(option.given, "text")
+            rule = " or ".join([rule, *(part for part in (option.python or "").split(" | ") if part)])
         return f"{rule}, or None" if self.optional else rule
 
     @property
@@ -112,7 +113,7 @@ class Declared:
             return None
         if isinstance(option.given, tuple) and given not in option.given:
             raise ValueError(self.rule)
-        if option.least is not None and option.read is None and not is_whole(given, option.least):
+        if option.least is not None and option.read is None and not is_whole(given, option.least, option.most):
             raise ValueError(self.rule)
         if option.given is bool and not isinstance(given, bool):
             raise ValueError(self.rule)
@@ -130,6 +131,7 @@ def declared(model: type[BaseModel]) -> dict[str, Declared]:
     return options
 
 
-def is_whole(value: object, least: int) -> bool:
-    """Whether `value` is a whole number of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def is_whole(value: object, least: int, most: int | None = None) -> bool:
+    """Whether `value` is a whole number of at least `least`, and at most `most`, if there is a bound."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return whole and (most is None or value <= most)  # type: ignore[operator]

@@ -101,7 +101,7 @@ def test_in_the_python_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         parameter = inspect.signature(function).parameters["made_up"]
         assert (parameter.annotation, parameter.default, parameter.kind) == ("int | None", None, parameter.KEYWORD_ONLY)
         assert "made_up: What nobody knows." in function.__doc__
-    with pytest.raises(SettingError, match="setting made_up=1: must be a whole number from 2, or None"):
+    with pytest.raises(SettingError, match="setting made_up=1: must be a whole number from 2 to 9, or None"):
         functions.replay("sample", "pixel8", "dip", made_up=1)
 
 
@@ -125,7 +125,7 @@ def test_on_the_reference_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bounds_are_told_in_one_line() -> None:
-    with pytest.raises(SettingError, match=r"^setting made_up='x': must be a whole number from 2, or None$"):
+    with pytest.raises(SettingError, match=r"^setting made_up='x': must be a whole number from 2 to 9, or None$"):
         WithMadeUp(made_up="x")
     with pytest.raises(SettingError, match=r"^made_upp: is no setting; did you mean 'made_up'\?"):
         WithMadeUp(made_upp=3)  # type: ignore[call-arg]

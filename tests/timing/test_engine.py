@@ -180,10 +180,10 @@ def test_kv_cache_grows_by_one_entry_a_token_prompt_included(tmp_path):
         ("overlap", None, "overlap=None: must be one of none, group"),
         ("seed", -1, "seed=-1: must be a whole number from 0"),
         ("seed", 1.5, "seed=1.5: must be a whole number from 0"),
-        ("kv_tokens", 0, "kv_tokens=0: must be a whole number from 1, or None"),
+        ("kv_tokens", 0, "kv_tokens=0: must be a whole number from 1 to 1000000000, or None"),
         ("dram", -1, "dram=-1: must be bytes from 0, text such as '4 GB' or '50%', or None"),
         ("dram", 4e9, "dram=4000000000.0: must be bytes from 0"),
-        ("bits", {"mlp": 4}, "bits={'mlp': 4}: must be hwsim.model.Bits"),
+        ("bits", {"mlp": 4}, "bits={'mlp': 4}: must be text or hwsim.model.Bits"),
     ],
 )
 def test_impossible_settings_are_refused(field, value, rule):

@@ -98,12 +98,14 @@ def _values(option: Declared) -> Any:
     """The type of a list of values of one option, as YAML and the command line write them."""
     given: Any = option.option.given
     kind: Any = {bool: bool, int: int, dict: dict[str, Any]}.get(given, str)
+    if option.option.most is not None:
+        kind = Annotated[kind, Field(le=option.option.most)]
     readers = [BeforeValidator(_listed)]
-    if kind is str:
-        readers.insert(0, BeforeValidator(_words))
     if option.optional and option.option.text is None:
         kind = kind | None
         readers.insert(0, BeforeValidator(_some))
+    elif kind is str:
+        readers.insert(0, BeforeValidator(_words))
     return Annotated[(list[kind], *readers, Field(min_length=1))]
 
 
