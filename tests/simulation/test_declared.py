@@ -39,7 +39,7 @@ class WithMadeUp(Settings):
     made_up: Annotated[
         int | None,
         Option(
-            "What nobody knows.", given=int, least=2, most=9, unit="wonders", shown="none", commands=("replay", "sweep")
+            "Number of wonders.", given=int, least=2, most=9, unit="wonders", shown="none", commands=("replay", "sweep")
         ),
     ] = None
 
@@ -66,7 +66,7 @@ def test_on_the_command_line() -> None:
     assert given[0]["made_up"] == 3
     assert CliRunner().invoke(app, ["--made-up", "1"]).exit_code == 2
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120"}).stdout
-    assert "--made-up" in shown and "What nobody knows." in shown and "2<=x<=9" in shown
+    assert "--made-up" in shown and "Number of wonders." in shown and "2<=x<=9" in shown
 
 
 def test_in_the_yaml_of_a_sweep() -> None:
@@ -100,7 +100,7 @@ def test_in_the_python_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for function in (functions.replay, functions.closed_loop):
         parameter = inspect.signature(function).parameters["made_up"]
         assert (parameter.annotation, parameter.default, parameter.kind) == ("int | None", None, parameter.KEYWORD_ONLY)
-        assert "made_up: What nobody knows." in function.__doc__
+        assert "made_up: Number of wonders." in function.__doc__
     with pytest.raises(SettingError, match="setting made_up=1: must be a whole number from 2 to 9, or None"):
         functions.replay("sample", "pixel8", "dip", made_up=1)
 
@@ -119,7 +119,7 @@ def test_on_the_reference_page(monkeypatch: pytest.MonkeyPatch) -> None:
     page = importlib.import_module("options").page
     (row,) = [line for line in page(WithMadeUp).splitlines() if "--made-up" in line]
     assert row == (
-        "| `--made-up` | What nobody knows. | whole number from 2 to 9 | wonders | none | `replay`, `sweep` |"
+        "| `--made-up` | Number of wonders. | whole number from 2 to 9 | wonders | none | `replay`, `sweep` |"
     )
     assert "made-up" not in page()
 
