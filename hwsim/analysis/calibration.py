@@ -48,7 +48,7 @@ def calibrate(trace: Trace, *, progress: Progress | None = None) -> ArrayFile:
     header, signals = trace.header, [signal for signal in SIGNALS if trace.has(signal)]
     arrays: dict[str, np.ndarray] = {}
     for signal in signals:
-        for layer in range(header.model.num_hidden_layers):
+        for layer in header.model.layers_with(signal):
             quantiles, mean = _measure(trace, layer, signal)
             arrays[member(layer, signal, "quantiles")], arrays[member(layer, signal, "mean")] = quantiles, mean
             if progress:
@@ -72,7 +72,7 @@ def member(layer: int, signal: str, part: str) -> str:
 
 def _measure(trace: Trace, layer: int, signal: str) -> tuple[np.ndarray, np.ndarray]:
     """Quantiles, float32 ``[1001]``, and means, float32 ``[width]``, of one signal of one layer."""
-    counts, total = magnitude_counts(np.empty(0, np.float32)), np.zeros(trace.model.signal_width(signal))
+    counts, total = magnitude_counts(np.empty(0, np.float32)), np.zeros(trace.model.signal_width(signal, layer))
     for block in _decoded(trace, layer, signal):
         counts += magnitude_counts(block)
         total += np.abs(block).sum(axis=0, dtype=np.float64)
@@ -82,7 +82,7 @@ def _measure(trace: Trace, layer: int, signal: str) -> tuple[np.ndarray, np.ndar
 
 def _decoded(trace: Trace, layer: int, signal: str) -> Iterator[np.ndarray]:
     """The decoded tokens of a signal, float32 ``[tokens, width]``, in blocks."""
-    step = max(1, _BLOCK // trace.model.signal_width(signal))
+    step = max(1, _BLOCK // trace.model.signal_width(signal, layer))
     for part in Sequences(trace.header.sequences).decoded():
         for start in part.rows[::step]:
             yield trace.read(layer, signal, start, min(start + step, part.rows.stop))

@@ -55,6 +55,7 @@ def order_trace(trace: Trace, progress: Progress | None = None) -> tuple[Layout,
     """
     trace.check_whole("an order of neurons")
     model = trace.model
+    model.check_alike("an order of neurons")
     if not trace.has("glu"):
         raise TraceError(
             f"{trace.path}: lacks glu, which says which neurons are active; "

@@ -98,18 +98,17 @@ def trace_stats(
     if "glu" not in signals and trace.has("glu"):
         signals.append("glu")
     starts = _starts(trace, limit)
-    count = trace.model.num_hidden_layers
     totals: dict[str, SignalStats] = {}
     layers: dict[str, tuple[SignalStats, ...]] = {}
     for signal in signals:
-        parts = []
-        for layer in range(count):
-            part = _Layer(trace.model.signal_width(signal), keeps)
+        parts, numbers = [], trace.model.layers_with(signal)
+        for layer in numbers:
+            part = _Layer(trace.model.signal_width(signal, layer), keeps)
             for start, block in _blocks(trace, layer, signal, limit):
                 part.add(block, starts[start : start + len(block)])
             parts.append(part)
             if progress:
-                progress(f"statistics of {signal}", layer + 1, count)
+                progress(f"statistics of {signal}", len(parts), len(numbers))
         layers[signal] = tuple(part.result() for part in parts)
         totals[signal] = _together(parts, layers[signal], keeps)
     return TraceStats(limit, totals, layers)
@@ -123,7 +122,7 @@ def _starts(trace: Trace, limit: int) -> np.ndarray:
 
 
 def _blocks(trace: Trace, layer: int, signal: str, limit: int) -> Iterator[tuple[int, np.ndarray]]:
-    step = max(1, _BLOCK // trace.model.signal_width(signal))
+    step = max(1, _BLOCK // trace.model.signal_width(signal, layer))
     for start in range(0, limit, step):
         yield start, trace.read(layer, signal, start, min(start + step, limit))
 

@@ -9,7 +9,8 @@ from typing import Any
 from hwsim.errors import ModelError
 from hwsim.model.lora import WEIGHTS
 from hwsim.record.extras import told_as
-from hwsim.record.hooks import Layer, find_layers
+from hwsim.record.hooks import Layer, layers_of
+from hwsim.record.inventory import Inventory
 from hwsim.record.loading import Loaded
 
 
@@ -30,17 +31,17 @@ class Carried:
 
     Args:
         wrapped: peft's wrapper of the model.
-        count: number of decoder layers of the model.
+        inventory: of the model.
 
     Attributes:
         model: the model of transformers.
         layers: its layers, to attach masks to; with the adapter's modules where it has some.
     """
 
-    def __init__(self, wrapped: Any, count: int) -> None:
+    def __init__(self, wrapped: Any, inventory: Inventory) -> None:
         self.wrapped = wrapped
         self.model = wrapped.get_base_model()
-        self.layers: list[Layer] = find_layers(self.model, count)[1]
+        self.layers: list[Layer] = layers_of(self.model, inventory)
         self.__exit__()
 
     def __enter__(self) -> Carried:
@@ -79,7 +80,7 @@ def carry(loaded: Loaded, folder: Path | None, name: str) -> Carried | None:
         if odd := sorted(there ^ set(peft.get_peft_model_state_dict(wrapped))):
             which = "has" if odd[0] in there else "lacks"
             raise ModelError(f"--lora {folder}: {which} {odd[0]}, as {name} does not; it was trained for another model")
-        return Carried(wrapped.eval(), len(loaded.layers))
+        return Carried(wrapped.eval(), loaded.inventory)
 
 
 def check_in_memory(loaded: Loaded, name: str) -> None:

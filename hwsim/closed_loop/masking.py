@@ -4,7 +4,8 @@ The mask of layer l at token t depends on the cache of layer l after token t-1 a
 the inputs are known for all tokens once layer l-1 is done. So a whole window goes through the model at once, layer by
 layer: when a signal is computed, the scan of `hwsim.masking.scan` decides the masks of all tokens, and the matrices
 that follow see the signal masked. Columns are masked by zeroing inputs of attention and MLP; rows of gate and up by
-zeroing entries of the GLU, which gives the same as skipping the row.
+zeroing entries of their product, which gives the same as skipping the row; the product is the GLU itself unless a norm
+lies between.
 """
 
 from __future__ import annotations
@@ -22,26 +23,27 @@ from hwsim.masking.scan import SharedCaches, Tally, saved_streams
 from hwsim.masking.streams import Masking, PolicyStream
 from hwsim.memory.groups import GroupPlan, Place, Plans
 from hwsim.model.shape import NORMS
-from hwsim.record.hooks import Layer
+from hwsim.record.hooks import Layer, check_product
 from hwsim.trace import Sequence
 from hwsim.trace.sequences import Decoded, Sequences
 from hwsim.util.kernels import read_only
 
 # the points of a layer at which masks are decided, in the order in which a pass reaches them; the first point at which
 # each signal is known; and the last point at which each slice can be masked
-_QKV, _OUT, _UP, _DOWN = range(4)
-_KNOWN = {"attn_input": _QKV, "attn_output": _OUT, "input": _UP, "up": _DOWN, "gate": _DOWN, "glu": _DOWN}
+_QKV, _OUT, _UP, _PRODUCT, _DOWN = range(5)
+_KNOWN = {"attn_input": _QKV, "attn_output": _OUT, "input": _UP, "up": _PRODUCT, "gate": _PRODUCT, "glu": _DOWN}
 _MASKED = {
     "q.column": _QKV, "k.column": _QKV, "v.column": _QKV, "o.column": _OUT, "gate.column": _UP, "up.column": _UP,
     "gate.row": _DOWN, "up.row": _DOWN, "down.column": _DOWN, "down.row": _DOWN,
 }  # fmt: skip
+_ROWS = ("gate.row", "up.row")  # masked before the inner norm of an MLP that has one
 
 
 class ClosedLoop:
     """A policy and its caches, which inside the context are attached to the layers of a running model.
 
     Args:
-        layers: layers of the model, from `hwsim.record.hooks.find_layers`.
+        layers: layers of the model, from `hwsim.record.hooks.layers_of`.
         masking: the policy and its caches.
         observers: receive every mask.
         steps: whether each pass has one token, so that a policy may read shared caches.
@@ -63,7 +65,10 @@ class ClosedLoop:
             _check(groups, layer, masking.name)
         self._attention = _attention(plans)
         first = _QKV if self._attention else _UP  # the point at which groups without signals are decided
-        points = [[_known(plan, first) for plan in groups] for groups in plans.by_layer]
+        points = [
+            [_point(plan, first, layer) for plan in groups]
+            for groups, layer in zip(plans.by_layer, layers, strict=True)
+        ]
         self._caches = SharedCaches(masking) if shared else None
         self._later = shared is not None and not steps
         blind = ""
@@ -76,7 +81,7 @@ class ClosedLoop:
                 "tokens; choose matrix, or read a text"
             )
         self._streams: list[list[tuple[Place, PolicyStream]]] = [[] for _ in layers]
-        self._at: list[list[list[int]]] = [[[] for _ in range(4)] for _ in layers]  # slots by layer and point
+        self._at: list[list[list[int]]] = [[[] for _ in range(5)] for _ in layers]  # slots by layer and point
         for place in plans.places():
             part = self._caches.part(place) if self._caches and steps else None
             stream = PolicyStream(masking, place, cache=part, blind=blind, fast=fast)
@@ -86,6 +91,8 @@ class ClosedLoop:
         self._fresh = True
         self._sequences, self._tally = Sequences([]), Tally(Counts.none(0, plans))
         self._units: dict[Place, np.ndarray] = {}  # packed masks that shared caches serve later
+        self._current = -1  # the layer that runs
+        self._confirmed: set[int] = set()  # layers whose up and gate were seen to make what enters the next module
         self._signals: dict[str, Any] = {}  # of the current layer
         self._masks: dict[str, Any] = {}  # by slice, of the current layer: bool [tokens, indices]
         self._norms: dict[tuple[int, str], np.ndarray] = {}  # by layer and name, once they were needed
@@ -94,9 +101,10 @@ class ClosedLoop:
 
     def __enter__(self) -> ClosedLoop:
         """Attach the hooks to the model."""
-        self._signals, self._masks = {}, {}
+        self._current = -1
         for index, layer in enumerate(self._layers):
-            self._attach(index, layer)
+            if self._masking.plans[index]:
+                self._attach(index, layer)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -139,6 +147,7 @@ class ClosedLoop:
 
     def _begin_pass(self, sequences: list[Sequence]) -> None:
         self._token += self._tally.counts.tokens  # tokens of the pass before
+        self._current = -1
         self._sequences = Sequences(sequences)
         counts = Counts.none(self._sequences.decoded_tokens, self._masking.plans)
         self._tally = Tally(counts, self._observers, self._token)
@@ -175,29 +184,39 @@ class ClosedLoop:
         before(layer.up, lambda x: self._reach(index, _UP, "input", x, "up.column"))
         if layer.gate is not None:
             before(layer.gate, lambda x: self._reach(index, _UP, "input", x, "gate.column"))
-        needs = self._masking.plans.needs()
-        if needs & {"up", "gate"}:
-            after(layer.up, lambda y: self._signals.update(layer.signals_of("up", y)))
-            if layer.gate is not None:
-                after(layer.gate, lambda y: self._signals.update(layer.signals_of("gate", y)))
-        before(layer.down, lambda x: self._reach(index, _DOWN, "glu", x, "gate.row", "up.row", "down.column"))
-        after(layer.down, self._leave)
+        if self._masking.plans.needs() & {"up", "gate"}:
+            self._handles += layer.watch(lambda name, value: self._signals.update({name: value}))
+        if layer.inner is not None:
+            before(layer.inner, lambda x: self._reach(index, _PRODUCT, "product", x, *_ROWS))
+            before(layer.down, lambda x: self._reach(index, _DOWN, "glu", x, "down.column"))
+        else:
+            before(layer.down, lambda x: self._down(index, x))
+        after(layer.down, lambda y: self._masked("down.row", y))
 
     def _reach(self, index: int, point: int, signal: str, values: Any, *slices: str) -> Any:
-        """Hook before a matrix: decide the groups of this point once, and return the masked input."""
+        """Hook before a module: decide the groups of this point once, and return the masked input."""
+        if index != self._current:
+            self._current, self._signals, self._masks = index, {}, {}
         if signal not in self._signals:
             self._signals[signal] = values
+            if point == _PRODUCT:
+                self._confirm(index, values)
             for slot in self._at[index][point]:
                 self._decide(index, slot, values)
         for name in slices:
             values = self._masked(name, values)
         return values
 
-    def _leave(self, result: Any) -> Any:
-        """Hook after down, the last matrix of a layer: mask its output, and drop the state of the layer."""
-        result = self._masked("down.row", result)
-        self._signals, self._masks = {}, {}
-        return result
+    def _down(self, index: int, values: Any) -> Any:
+        """Hook before down, if what enters it is the product of gate and up itself."""
+        self._reach(index, _PRODUCT, "product", values)
+        return self._reach(index, _DOWN, "glu", values, *_ROWS, "down.column")
+
+    def _confirm(self, index: int, product: Any) -> None:
+        """Check in the first pass that up and gate, if masks are decided from them, make the product."""
+        if index not in self._confirmed and self._signals.keys() & {"up", "gate"}:
+            check_product(index, self._signals.get("up"), self._signals.get("gate"), product)
+            self._confirmed.add(index)
 
     def _masked(self, name: str, values: Any) -> Any:
         mask = self._masks.get(name)
@@ -278,6 +297,12 @@ def _known(plan: GroupPlan, first: int) -> int:
     return max((_KNOWN[signal] for signal in plan.group.needs if signal not in NORMS), default=first)
 
 
+def _point(plan: GroupPlan, first: int, layer: Layer) -> int:
+    """The point of a layer at which a group is decided."""
+    known = _known(plan, first)
+    return _DOWN if known == _PRODUCT and layer.inner is None else known
+
+
 def _attention(plans: Plans) -> bool:
     """Whether a group cuts attention or needs its signals."""
     points = [_KNOWN[signal] for plan in plans for signal in plan.group.needs if signal not in NORMS]
@@ -287,13 +312,19 @@ def _attention(plans: Plans) -> bool:
 
 def _check(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
     """Refuse groups that the hooks cannot mask."""
+    masked = _MASKED | (dict.fromkeys(_ROWS, _PRODUCT) if layer.inner is not None else {})
     for plan in plans:
         cut, needs = plan.group.slices, plan.group.needs
         if not layer.gated and {"up", "gate"} & set(needs):
             raise ModelError(f"policy {name}: needs up or gate; a model without a gate has input and glu only")
+        if layer.mlp and not layer.mlp.known and ({"up", "gate"} & set(needs) or set(_ROWS) & set(cut)):
+            raise ModelError(
+                f"policy {name}: layer {plan.layer}: {layer.mlp.up}: {layer.mlp.why}, so rows of gate and up cannot "
+                "be masked; choose a policy that cuts columns, such as dip"
+            )
         if rows := sorted(slice_name for slice_name in cut if slice_name not in _MASKED):
             raise ModelError(f"policy {name}: cuts {rows[0]}; of attention, the closed loop masks columns only")
-        if early := sorted(slice_name for slice_name in cut if _MASKED[slice_name] < _known(plan, _QKV)):
+        if early := sorted(slice_name for slice_name in cut if masked[slice_name] < _known(plan, _QKV)):
             raise ModelError(
                 f"policy {name}: decides {early[0]} from {', '.join(needs)}, which the running "
                 "model knows only after that matrix; such an oracle can be replayed, not run"

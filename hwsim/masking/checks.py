@@ -38,7 +38,11 @@ def check_trace(trace: Trace, policy: Policy, plans: Plans, name: str) -> None:
 def _needs_more(trace: Trace, policy: Policy, plan: GroupPlan) -> str:
     """Reason why a group may need values beyond the largest of their rows; empty if the stored values are enough."""
     signal, *others = plan.group.needs
-    width, wanted, stored = trace.model.signal_width(signal), plan.k, trace.header.encoding.kept(plan.indices)
+    width, wanted, stored = (
+        trace.model.signal_width(signal, plan.layer),
+        plan.k,
+        trace.header.encoding.kept(plan.indices),
+    )
     rules = {
         "makes its masks itself, of all values": type(policy).select is not Policy.select,
         "names no keep": plan.group.keep is None,

@@ -10,6 +10,7 @@ from hwsim.errors import ContractError
 from hwsim.masking.counts import Served
 from hwsim.masking.observers import Observer
 from hwsim.memory.groups import Place, Plans
+from hwsim.model.shape import ModelShape
 from hwsim.prefetch import Ahead, Prefetch
 from hwsim.trace.sequences import Sequences
 from hwsim.util.calls import call
@@ -23,6 +24,10 @@ class Signals(Protocol):
 
     def has(self, signal: str) -> bool:
         """Whether the source has a signal."""
+
+    @property
+    def model(self) -> ModelShape:
+        """The model, which tells the layers that have a signal."""
 
 
 class Guesses(Observer):
@@ -70,7 +75,7 @@ class Guesses(Observer):
         if layer and self._source is not None:
             row = int(self._rows[token])
             for name in rule.signals:
-                if self._source.has(name):
+                if self._source.has(name) and self._source.model.signal_width(name, layer - 1):
                     signals[name] = self._source.read(layer - 1, name, row, row + len(masks))
         truth = masks if rule.oracle else None
         ahead = Ahead(layer, plan.name, plan.units, last, signals, tuple(plan.group.needs), truth)

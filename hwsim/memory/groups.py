@@ -12,7 +12,7 @@ import numpy as np
 
 from hwsim.errors import ContractError
 from hwsim.memory.neuron_order import AXIS, Blocks, Layout
-from hwsim.model.shape import MADE_BY, MLP, NORMS, Bits, ModelShape, stored_bytes
+from hwsim.model.shape import MADE_BY, MLP, NORMS, Bits, Matrix, ModelShape, stored_bytes
 from hwsim.policy import Group
 from hwsim.util.kernels import kept
 
@@ -181,10 +181,11 @@ class Plans:
         return named
 
     def declared(self) -> tuple[list[Group], dict[str, list[float | None]]]:
-        """The groups of the first layer, and the keeps by layer of groups whose keep differs between layers."""
+        """The groups of the first layer that has any, and the keeps by layer of groups whose keep differs."""
         keeps = {name: [plan.group.keep for plan in plans] for name, plans in self.by_name().items()}
         differing = {name: values for name, values in keeps.items() if len(set(values)) > 1}
-        return [plan.group for plan in self.by_layer[0]] if self.by_layer else [], differing
+        first = next((layer for layer in self.by_layer if layer), ())
+        return [plan.group for plan in first], differing
 
     def needs(self) -> set[str]:
         """All signals and norms from which groups are decided."""
@@ -224,11 +225,12 @@ def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) ->
         value = getattr(group, name)
         if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
             raise ContractError(f"{where}: {name} {value!r}; must be a list of names")
+    own = model.by_layer[layer]
     axes = {
         "hidden": model.hidden_size,
-        "neuron": model.intermediate_size,
-        "attention": model.num_attention_heads * model.head_dim,
-        "kv": model.num_key_value_heads * model.head_dim,
+        "neuron": own.intermediate_size,
+        "attention": own.num_attention_heads * own.head_dim,
+        "kv": own.num_key_value_heads * own.head_dim,
     }
     if not isinstance(group.axis, str) or group.axis not in axes:
         raise ContractError(f"{where}: axis {group.axis!r}; must be one of {', '.join(axes)}")
@@ -238,12 +240,13 @@ def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) ->
     last = indices - (count - 1) * block
     if not group.slices:
         raise ContractError(f"{where}: slices is empty; name at least one, such as 'down.column'")
-    elements = [_elements(name, group, model, indices, where) for name in group.slices]
+    matrices_here = model.matrices(layer)
+    elements = [_elements(name, group, matrices_here, indices, f"layer {layer}: {where}") for name in group.slices]
     matrices = [name.partition(".")[0] for name in group.slices]
     bits = [units.bits.of(matrix) for matrix in matrices]
     if group.keep is not None and not (isinstance(group.keep, float | int | np.floating) and 0 < group.keep <= 1):
         raise ContractError(f"{where}: keep={group.keep!r}; must be more than 0 and at most 1")
-    _check_needs(group, where, model, indices)
+    _check_needs(group, where, model, indices, layer)
     ordered = units.layout is not None and group.axis == AXIS
     return GroupPlan(
         layer=layer,
@@ -262,9 +265,8 @@ def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) ->
     )
 
 
-def _elements(name: str, group: Group, model: ModelShape, indices: int, where: str) -> int:
+def _elements(name: str, group: Group, matrices: dict[str, Matrix], indices: int, where: str) -> int:
     """Number of weights of one index of a slice such as ``gate.column``."""
-    matrices = model.matrices()
     matrix, _, kind = name.partition(".")
     if matrix not in matrices or kind not in ("row", "column"):
         known = ", ".join(f"{m}.row, {m}.column" for m in matrices)
@@ -275,11 +277,13 @@ def _elements(name: str, group: Group, model: ModelShape, indices: int, where: s
     return elements
 
 
-def _check_needs(group: Group, where: str, model: ModelShape, indices: int) -> None:
+def _check_needs(group: Group, where: str, model: ModelShape, indices: int, layer: int) -> None:
     for signal in group.needs:
         if signal not in _MADE_BY:
             raise ContractError(f"{where}: needs {signal!r}; must be one of {', '.join(_MADE_BY)}")
-        width = model.signal_width(signal)
+        width = model.signal_width(signal, layer)
+        if not width:
+            raise ContractError(f"layer {layer}: {where}: needs {signal!r}, which {_lacks(model, layer)}")
         if signal in NORMS and width != indices:
             raise ContractError(f"{where}: needs {signal!r} of {width} units, axis {group.axis!r} has {indices}")
         producers = _MADE_BY[signal] & {name.partition(".")[0] for name in group.slices}
@@ -288,6 +292,11 @@ def _check_needs(group: Group, where: str, model: ModelShape, indices: int) -> N
                 f"{where}: is decided from {signal!r}, which {', '.join(sorted(producers))} must produce first, "
                 "and the mask cuts that; choose another signal, or say oracle=True"
             )
+
+
+def _lacks(model: ModelShape, layer: int) -> str:
+    own = model.by_layer[layer]
+    return f"this layer of {model.name} does not have: its attention is {own.attention}, without q, k, v and o"
 
 
 def plan_groups(
@@ -325,10 +334,10 @@ def plan_groups(
 
 
 def plan_layers(layers: list[list[Group]], model: ModelShape, units: Units | None = None) -> Plans:
-    """Make the groups of all layers concrete; only their keep may differ between layers.
+    """Make the groups of all layers concrete; only their keep may differ between layers that have groups.
 
     Args:
-        layers: groups of each layer, or one list for all layers.
+        layers: groups of each layer, which are none in a layer without an MLP, or one list for all layers alike.
         model: shape of the model.
         units: how indices become units.
 
@@ -344,9 +353,10 @@ def plan_layers(layers: list[list[Group]], model: ModelShape, units: Units | Non
     def but_for_keep(own: tuple[GroupPlan, ...]) -> list[Group]:
         return [replace(plan.group, keep=None) for plan in own]
 
+    first_with = next((layer for layer, own in enumerate(plans) if own), 0)
     for layer, layer_plans in enumerate(plans):
-        if but_for_keep(layer_plans) != but_for_keep(plans[0]):
-            raise ContractError(f"groups() of layer {layer} differ from layer 0's in more than keep")
+        if layer_plans and but_for_keep(layer_plans) != but_for_keep(plans[first_with]):
+            raise ContractError(f"groups() of layer {layer} differ from layer {first_with}'s in more than keep")
     return Plans(tuple(plans))
 
 

@@ -82,6 +82,7 @@ class Layout:
         Raises:
             SettingError: the number of layers or neurons differs.
         """
+        model.check_alike("--layout")
         layers, neurons = self.orders.shape
         if (layers, neurons) != (model.num_hidden_layers, model.intermediate_size):
             name = self.header.get("model", {}).get("name", "a model")

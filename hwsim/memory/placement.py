@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from hwsim.errors import SettingError, UnitError
 from hwsim.memory.groups import Plans
+from hwsim.memory.kv_cache import KVCache
 from hwsim.memory.shares import Scope, Shared, Shares, divide
 from hwsim.model.lora import Adapter
-from hwsim.model.shape import ATTENTION, Bits, ModelShape, footprint, stored_bytes
+from hwsim.model.shape import ATTENTION, MLP, Bits, ModelShape, footprint, stored_bytes
 from hwsim.util.units import parse, show_size
 
 _LARGEST = 10**18  # bytes of a DRAM budget: more is a typing error
@@ -54,28 +55,30 @@ class Bytes:
     Attributes:
         budget: DRAM that the model may use.
         kv_tokens: tokens that the KV cache is reserved for.
-        kv_entries: KV cache of one token in each layer.
+        kv: the KV cache and fixed states of the layers.
         unmasked: weights that no mask cuts, pinned or streamed.
+        looked_up: rows of embedding tables that each token reads from Flash.
         sparse: all matrices that masks cut.
         weights: all weights of the model.
     """
 
     budget: int
     kv_tokens: int
-    kv_entries: tuple[int, ...]
+    kv: KVCache
     unmasked: Unmasked
+    looked_up: int
     sparse: int
     weights: int
 
     @property
-    def kv_entry(self) -> int:
-        """KV cache of one token, all layers."""
-        return sum(self.kv_entries)
-
-    @property
     def kv_reserved(self) -> int:
         """KV cache of `kv_tokens` tokens."""
-        return self.kv_tokens * self.kv_entry
+        return self.kv.reserved(self.kv_tokens)
+
+    @property
+    def reserved(self) -> int:
+        """KV cache of `kv_tokens` tokens, and the fixed states."""
+        return self.kv_reserved + self.kv.state
 
     @property
     def resident(self) -> int:
@@ -85,7 +88,7 @@ class Bytes:
     @property
     def streamed(self) -> int:
         """Resident weights that do not fit and are read from Flash at every token."""
-        return max(0, self.kv_reserved + self.resident - self.budget)
+        return max(0, self.reserved + self.resident - self.budget)
 
     @property
     def pinned(self) -> int:
@@ -95,16 +98,16 @@ class Bytes:
     @property
     def cache(self) -> int:
         """Bytes of the budget that are left for the caches."""
-        return max(0, self.budget - self.kv_reserved - self.resident)
+        return max(0, self.budget - self.reserved - self.resident)
 
     @property
     def enough(self) -> bool:
-        """Whether the budget is as large as the KV cache and all weights; single caches may still be too small."""
-        return self.kv_reserved + self.resident + self.sparse <= self.budget
+        """Whether the budget is as large as KV cache, states and all weights; single caches may still be too small."""
+        return self.reserved + self.resident + self.sparse <= self.budget
 
     def by_step(self) -> tuple[list[int], list[int]]:
         """Bytes of unmasked weights by step, each layer and then the LM head: (pinned, streamed)."""
-        steps = len(self.kv_entries) + 1
+        steps = len(self.kv.stored) + 1
         pinned, streamed, room = [0] * steps, [0] * steps, self.pinned
         for step, size in self.unmasked.in_order():
             fits = min(size, room)
@@ -122,9 +125,8 @@ class Parameters:
         total: weights of all layers and the LM head, including masked ones.
         attention: unmasked weights of each layer's attention.
         mlp: unmasked weights of each layer's MLP.
-        lm_head: weights of the LM head.
+        lm_head: weights of the LM head and other matrices outside the layers.
         predictor: parameters of the policy itself in all layers.
-        macs_per_entry: multiplications of one token's attention for each KV entry, by layer.
     """
 
     total: int
@@ -132,7 +134,6 @@ class Parameters:
     mlp: tuple[int, ...]
     lm_head: int
     predictor: int
-    macs_per_entry: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Placement:
     @property
     def layers(self) -> int:
         """Layers of the model."""
-        return len(self.bytes.kv_entries)
+        return len(self.bytes.kv.stored)
 
     @property
     def everything_fits(self) -> bool:
@@ -208,6 +209,7 @@ class Room:
         budget: bytes, or the text of ``--dram``.
         kv_tokens: tokens that the KV cache is reserved for.
         longest: tokens of the longest sequence, the minimum of `kv_tokens`.
+        kv_window: most entries that a token reads in any layer, in place of the model's own windows.
         scope: which groups share a cache.
         shares: how cache bytes are divided over layers and groups; None: equally.
     """
@@ -215,6 +217,7 @@ class Room:
     budget: int | str
     kv_tokens: int
     longest: int | None = None
+    kv_window: int | None = None
     scope: Scope = "matrix"
     shares: Shares | None = None
 
@@ -235,8 +238,8 @@ def place(
     Raises:
         SettingError: the budget cannot hold the KV cache, or the shares do not match the groups.
     """
-    sizes, layers, matrices = footprint(model, bits), model.num_hidden_layers, model.matrices()
-    kv_reserved = room.kv_tokens * sum(sizes.kv_entries)
+    sizes, layers, kv = footprint(model, bits), model.num_hidden_layers, KVCache.of(model, bits, room.kv_window)
+    kv_reserved = kv.reserved(room.kv_tokens) + kv.state
     budget = dram_budget(room.budget, sizes.weights, kv_reserved) if isinstance(room.budget, str) else room.budget
     if budget < kv_reserved:
         raise SettingError(
@@ -244,36 +247,53 @@ def place(
             f"{show_size(kv_reserved)}: {show_size(kv_reserved - budget)} are missing; give more with --dram, store "
             f"it in fewer bits (--bits kv_cache={bits.kv_cache / 2:g}), or {_fewer(room.kv_tokens, room.longest)}"
         )
-    masked = {name.partition(".")[0] for plan in plans for name in plan.group.slices}
-    whole = {
-        name: stored_bytes(matrix.elements, bits.of(name)) for name, matrix in matrices.items() if name not in masked
-    }
+    dense, parameters_of = _unmasked(plans, model, bits)
     kept = stored_bytes(predictor_parameters, bits.predictor)
     kept += stored_bytes(adapter.counted, bits.adapter) if adapter else 0
     where = Bytes(
         budget=budget,
         kv_tokens=room.kv_tokens,
-        kv_entries=sizes.kv_entries,
+        kv=kv,
         unmasked=Unmasked(
-            attention=(sum(size for name, size in whole.items() if name in ATTENTION),) * layers,
-            mlp=(sum(size for name, size in whole.items() if name not in ATTENTION),) * layers,
+            attention=tuple(attention for attention, _ in dense),
+            mlp=tuple(mlp for _, mlp in dense),
             kept=tuple(kept // layers + (layer < kept % layers) for layer in range(layers)),
             lm_head=sizes.lm_head,
         ),
+        looked_up=stored_bytes(model.embedding_row, bits.lm_head),
         sparse=sum(plan.total_bytes for plan in plans),
         weights=sizes.weights,
     )
     shared, held = _caches(plans, where.cache, room.scope, room.shares)
-    head = model.vocab_size * model.hidden_size
+    head = model.head_parameters + model.outside_parameters
     parameters = Parameters(
-        total=layers * (model.attention_parameters + model.mlp_parameters) + head,
-        attention=(sum(matrices[name].elements for name in ATTENTION if name not in masked),) * layers,
-        mlp=(sum(matrices[name].elements for name in model.mlp if name not in masked),) * layers,
+        total=sum(map(model.attention_parameters, range(layers))) + model.all_mlp_parameters + head,
+        attention=tuple(attention for attention, _ in parameters_of),
+        mlp=tuple(mlp for _, mlp in parameters_of),
         lm_head=head,
         predictor=predictor_parameters,
-        macs_per_entry=(2 * model.num_attention_heads * model.head_dim,) * layers,
     )
     return Placement(where, parameters, plans.with_capacities(held), shared, adapter)
+
+
+def _unmasked(plans: Plans, model: ModelShape, bits: Bits) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """What no mask cuts, by layer: bytes of attention and MLP, and numbers of weights of both.
+
+    The arithmetic on a fixed state is two multiplications for each of its numbers, and counts as attention.
+    """
+    sizes, numbers = [], []
+    for layer, own in enumerate(model.by_layer):
+        masked = {name.partition(".")[0] for plan in plans[layer] for name in plan.group.slices} if plans else set()
+        left = {name: matrix.elements for name, matrix in model.matrices(layer).items() if name not in masked}
+        whole = {name: stored_bytes(elements, bits.of(name)) for name, elements in left.items()}
+        other = stored_bytes(own.other_parameters, bits.attention)
+        sizes.append((_sum(whole, ATTENTION) + other, _sum(whole, MLP)))
+        numbers.append((_sum(left, ATTENTION) + own.other_parameters + 2 * own.state_elements, _sum(left, MLP)))
+    return sizes, numbers
+
+
+def _sum(values: dict[str, int], names: tuple[str, ...]) -> int:
+    return sum(values[name] for name in names if name in values)
 
 
 def _caches(plans: Plans, size: int, scope: Scope, shares: Shares | None) -> tuple[Shared | None, list[int]]:

@@ -1,16 +1,30 @@
 """The shape of a model: layers, matrices, units, bytes. No weights and no torch.
 
-A layer has the matrices ``q k v o`` (attention) and ``gate up down`` (MLP; without a gate ``up down``), each stored
-as ``[rows, columns]`` = ``[outputs, inputs]``, as ``torch.nn.Linear`` does. Signals are what a trace records.
+A plain layer has the matrices ``q k v o`` (attention) and ``gate up down`` (MLP; without a gate ``up down``), each
+stored as ``[rows, columns]`` = ``[outputs, inputs]``, as ``torch.nn.Linear`` does. A layer with another kind of
+attention, or none, has other matrices, which no policy cuts; `hwsim.model.layers` describes it. Signals are what a
+trace records.
 """
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Annotated, NamedTuple
+from functools import lru_cache
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from hwsim.errors import ModelError
+from hwsim.model.layers import Layers, LayerShape, without_defaults
 
 ATTENTION = ("q", "k", "v", "o")
 MLP = ("gate", "up", "down")
@@ -47,10 +61,29 @@ class Matrix(NamedTuple):
 
 
 _Dimension = Annotated[int, Field(gt=0, le=10**8)]
+_Weights = Annotated[int, Field(ge=0, le=10**13)]
+
+# fields that tell where a model differs from a plain decoder, all of whose layers are alike; left out of a header that
+# does not need them, which other versions of hwsim then read, too
+_BEYOND_PLAIN = ("layers", "lm_head_parameters", "outside_parameters", "embedding_row", "inner_norm")
 
 
 class ModelShape(BaseModel):
-    """The fields of a Hugging Face config that decide which weights exist, under the same names."""
+    """The fields of a Hugging Face config that decide which weights exist, under the same names.
+
+    The fields from `layers` on describe what differs from a plain decoder; for layers that are not alike the others
+    name the largest: `intermediate_size` is that of the widest MLP.
+
+    Attributes:
+        layers: each layer, in order; empty: all layers are alike, with full attention.
+        lm_head_parameters: weights of the LM head; None: vocab_size x hidden_size.
+        outside_parameters: weights of other matrices outside the layers that every token reads, such as projections
+            between the embedding and the hidden size.
+        embedding_row: numbers that every token looks up in tables besides the embedding of its own width, such as
+            embeddings for each layer; they are read from Flash.
+        inner_norm: whether a norm lies between the product of gate and up and the down projection, so that `glu` is
+            not that product.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -65,6 +98,11 @@ class ModelShape(BaseModel):
     tie_word_embeddings: bool = False
     hidden_act: str = "silu"
     gated: bool = True
+    layers: Layers = ()
+    lm_head_parameters: _Weights | None = None
+    outside_parameters: _Weights = 0
+    embedding_row: _Weights = 0
+    inner_norm: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> ModelShape:
@@ -77,22 +115,97 @@ class ModelShape(BaseModel):
                 f"num_attention_heads {self.num_attention_heads} must be a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
+        if self.layers and len(self.layers) != self.num_hidden_layers:
+            raise ValueError(f"layers has {len(self.layers)} entries, num_hidden_layers is {self.num_hidden_layers}")
+        for number, layer in enumerate(self.layers):
+            self._check_layer(number, layer)
+        if self.layers and not any(layer.intermediate_size for layer in self.layers):
+            raise ValueError("layers: none has an MLP")
         return self
 
-    def matrices(self) -> dict[str, Matrix]:
-        """The matrices of one layer by name; all layers have the same."""
-        heads = self.num_attention_heads * self.head_dim
-        pairs = self.num_key_value_heads * self.head_dim
-        hidden, neurons = self.hidden_size, self.intermediate_size
-        matrices = {
-            "q": Matrix(heads, hidden),
-            "k": Matrix(pairs, hidden),
-            "v": Matrix(pairs, hidden),
-            "o": Matrix(hidden, heads),
-        }
-        if self.gated:
+    def _check_layer(self, number: int, layer: LayerShape) -> None:
+        where = f"layers.{number}"
+        if layer.intermediate_size > self.intermediate_size:
+            raise ValueError(
+                f"{where}: intermediate_size {layer.intermediate_size} is more than the model's "
+                f"{self.intermediate_size}"
+            )
+        if layer.intermediate_size and layer.gated != self.gated:
+            raise ValueError(f"{where}: gated differs from the model's")
+        if layer.kv_from is not None:
+            other = self.layers[layer.kv_from] if layer.kv_from < len(self.layers) else None
+            if other is None or not other.kv_elements:
+                raise ValueError(f"{where}: kv_from {layer.kv_from} names no layer with KV entries")
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(dump(self), ModelShape, _BEYOND_PLAIN)
+
+    # ------------------------------------------------------------------ layers
+
+    @property
+    def by_layer(self) -> tuple[LayerShape, ...]:
+        """Every layer, also if all are alike."""
+        if self.layers:
+            return self.layers
+        heads = self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        return (_plain_layer(*heads, self.intermediate_size, self.gated),) * self.num_hidden_layers
+
+    @property
+    def mlps_alike(self) -> bool:
+        """Whether all layers have an MLP of the same width."""
+        return all(layer.intermediate_size == self.intermediate_size for layer in self.layers)
+
+    def check_alike(self, purpose: str) -> None:
+        """Refuse a model whose MLPs differ between layers, for a `purpose` that needs one width.
+
+        Raises:
+            ModelError: the layers differ.
+        """
+        if not self.mlps_alike:
+            widths = sorted({layer.intermediate_size for layer in self.by_layer})
+            raise ModelError(
+                f"{self.name}: its layers have {' or '.join(map(str, widths))} neurons, and {purpose} needs the same "
+                "number in all layers; choose a model whose MLPs are alike"
+            )
+
+    def at(self, layer: int) -> ModelShape | None:
+        """The shape that a policy sees of one layer: a model whose layers are all like it; None without an MLP.
+
+        It has the number of layers of the whole model. Attention without matrices q, k, v and o keeps the sizes of
+        the model, but `matrices` of the layer lacks them.
+        """
+        if not self.layers:
+            return self
+        own = self.layers[layer]
+        if not own.intermediate_size:
+            return None
+        return self._like(own)
+
+    def _like(self, own: LayerShape) -> ModelShape:
+        fields: dict[str, Any] = {"intermediate_size": own.intermediate_size, "layers": ()}
+        if own.head_dim:
+            fields |= {name: getattr(own, name) for name in ("num_attention_heads", "num_key_value_heads", "head_dim")}
+        return self.model_copy(update=fields)
+
+    def matrices(self, layer: int = 0) -> dict[str, Matrix]:
+        """The matrices of a layer that a policy can cut, by name."""
+        own = self.by_layer[layer]
+        hidden, neurons = self.hidden_size, own.intermediate_size
+        heads, pairs = own.num_attention_heads * own.head_dim, own.num_key_value_heads * own.head_dim
+        matrices = {}
+        if heads:
+            matrices = {
+                "q": Matrix(heads, hidden),
+                "k": Matrix(pairs, hidden),
+                "v": Matrix(pairs, hidden),
+                "o": Matrix(hidden, heads),
+            }
+        if neurons and own.gated:
             matrices["gate"] = Matrix(neurons, hidden)
-        return matrices | {"up": Matrix(neurons, hidden), "down": Matrix(hidden, neurons)}
+        if neurons:
+            matrices |= {"up": Matrix(neurons, hidden), "down": Matrix(hidden, neurons)}
+        return matrices
 
     @property
     def mlp(self) -> tuple[str, ...]:
@@ -101,22 +214,62 @@ class ModelShape(BaseModel):
 
     @property
     def mlp_parameters(self) -> int:
-        """Weights of one layer's MLP."""
+        """Weights of one layer's MLP, of the widest one."""
         return len(self.mlp) * self.hidden_size * self.intermediate_size
 
     @property
-    def attention_parameters(self) -> int:
-        """Weights of one layer's attention."""
-        matrices = self.matrices()
-        return sum(matrices[name].elements for name in ATTENTION)
+    def all_mlp_parameters(self) -> int:
+        """Weights of the MLPs of all layers."""
+        return sum(len(self.mlp) * self.hidden_size * layer.intermediate_size for layer in self.by_layer)
 
-    def signal_width(self, signal: str) -> int:
-        """Width of a recorded signal, ``[tokens, width]``, or of a norm, ``[width]``."""
+    @property
+    def head_parameters(self) -> int:
+        """Weights of the LM head."""
+        return self.vocab_size * self.hidden_size if self.lm_head_parameters is None else self.lm_head_parameters
+
+    def attention_parameters(self, layer: int) -> int:
+        """Weights of one layer that a token reads outside its MLP."""
+        matrices = self.matrices(layer)
+        own = sum(matrices[name].elements for name in ATTENTION if name in matrices)
+        return own + self.by_layer[layer].other_parameters
+
+    def signal_width(self, signal: str, layer: int | None = None) -> int:
+        """Width of a recorded signal, ``[tokens, width]``, or of a norm, ``[width]``; 0 if the layer lacks it.
+
+        Args:
+            signal: its name.
+            layer: number of the layer; None: the largest width of any layer.
+        """
+        if layer is None or not self.layers:
+            if signal in ("up", "gate", "glu", "norm_down"):
+                return self.intermediate_size
+            return self.num_attention_heads * self.head_dim if signal == "attn_output" else self.hidden_size
+        own = self.layers[layer]
         if signal in ("up", "gate", "glu", "norm_down"):
-            return self.intermediate_size
+            return own.intermediate_size
         if signal == "attn_output":
-            return self.num_attention_heads * self.head_dim
-        return self.hidden_size
+            return own.num_attention_heads * own.head_dim
+        exists = own.head_dim if signal == "attn_input" else own.intermediate_size
+        return self.hidden_size if exists else 0
+
+    def layers_with(self, signal: str) -> list[int]:
+        """The layers that have a signal or norm."""
+        return [layer for layer in range(self.num_hidden_layers) if self.signal_width(signal, layer)]
+
+
+@lru_cache(maxsize=256)
+def _plain_layer(heads: int, key_value_heads: int, head_dim: int, neurons: int, gated: bool) -> LayerShape:
+    """A layer with full attention by the matrices q, k, v and o."""
+    return LayerShape(
+        attention="full",
+        kv_elements=2 * key_value_heads * head_dim,
+        macs_per_entry=2 * heads * head_dim,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=head_dim,
+        intermediate_size=neurons,
+        gated=gated,
+    )
 
 
 FORMATS: dict[str, float] = {
@@ -152,6 +305,11 @@ class Bits(BaseModel):
     kv_cache: _Bits = 8.0
     predictor: _Bits = 4.0
     adapter: _Bits = 16.0
+    state: _Bits = 16.0
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(dump(self), Bits, ("state",))  # few models have a state
 
     def of(self, matrix: str) -> float:
         """Bits of a layer's matrix."""
@@ -164,12 +322,11 @@ def stored_bytes(elements: int, bits: float) -> int:
 
 
 class Footprint(NamedTuple):
-    """Bytes of a model's parts, summed over all layers. Embedding and norms are not counted."""
+    """Bytes of a model's parts. Embedding, biases and norms are not counted."""
 
-    attention: int
-    lm_head: int
+    attention: int  # everything that a token reads in the layers outside their MLPs
+    lm_head: int  # and the other matrices outside the layers
     mlp: int
-    kv_entries: tuple[int, ...]  # one token's keys and values, of each layer
 
     @property
     def weights(self) -> int:
@@ -179,10 +336,14 @@ class Footprint(NamedTuple):
 
 def footprint(model: ModelShape, bits: Bits) -> Footprint:
     """Bytes of the parts of `model`, each matrix rounded up to whole bytes."""
-    layers, matrices = model.num_hidden_layers, model.matrices()
+    sizes = [
+        {name: stored_bytes(matrix.elements, bits.of(name)) for name, matrix in model.matrices(layer).items()}
+        for layer in range(model.num_hidden_layers)
+    ]
+    others = [stored_bytes(layer.other_parameters, bits.attention) for layer in model.by_layer]
     return Footprint(
-        attention=layers * sum(stored_bytes(matrices[name].elements, bits.attention) for name in ATTENTION),
-        lm_head=stored_bytes(model.vocab_size * model.hidden_size, bits.lm_head),
-        mlp=layers * sum(stored_bytes(matrices[name].elements, bits.mlp) for name in model.mlp),
-        kv_entries=(stored_bytes(2 * model.num_key_value_heads * model.head_dim, bits.kv_cache),) * layers,
+        attention=sum(size for own in sizes for name, size in own.items() if name in ATTENTION) + sum(others),
+        lm_head=stored_bytes(model.head_parameters, bits.lm_head)
+        + stored_bytes(model.outside_parameters, bits.attention),
+        mlp=sum(size for own in sizes for name, size in own.items() if name in MLP),
     )

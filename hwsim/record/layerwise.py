@@ -8,14 +8,12 @@ from typing import Any
 from hwsim.errors import ModelError
 
 
-def load_layerwise(
-    config: Any, transformers: Any, files: list[Path], layers_name: str, *, dtype: Any, device: str
-) -> Any:
+def load_layerwise(config: Any, loader: Any, files: list[Path], layers_name: str, *, dtype: Any, device: str) -> Any:
     """Load a model that keeps everything but its decoder layers in memory.
 
     Args:
         config: of the model.
-        transformers: the library.
+        loader: class of transformers that makes the model from its configuration.
         files: safetensors files with all weights.
         layers_name: name of the list of decoder layers among the model's modules.
         dtype: torch's type to compute in.
@@ -27,7 +25,7 @@ def load_layerwise(
     import torch
 
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = loader.from_config(config, dtype=dtype)
     _make_buffers(model, device)
     weights = _Weights(files, model.base_model_prefix, dtype, device)
     layers = model.get_submodule(layers_name)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from hwsim.errors import ModelError, SettingError
 from hwsim.model.shape import ModelShape
 from hwsim.record.extras import Libraries, no_bars, told_as
-from hwsim.record.hooks import Layer, find_layers
+from hwsim.record.hooks import Layer, layers_of
+from hwsim.record.inventory import Inventory, take_inventory
 from hwsim.record.layerwise import load_layerwise
 from hwsim.record.memory import available_bytes
 from hwsim.record.sources import Source
@@ -18,14 +19,33 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Structure(NamedTuple):
-    """A model without its weights."""
+    """A model without its weights.
+
+    Attributes:
+        config: its configuration.
+        inventory: what it has and what a token reads.
+        loader: class of transformers that loads it, such as ``AutoModelForCausalLM``.
+        outside: parameters outside the layers.
+        layer_parameters: parameters of each layer.
+        longest: tokens of the longest window that the model can read; None: unknown.
+    """
 
     config: Any
-    shape: ModelShape
-    layers_name: str  # name of the list of decoder layers among the model's modules
-    outside: int  # parameters outside the layers
+    inventory: Inventory
+    loader: Any
+    outside: int
     layer_parameters: list[int]
-    longest: int | None  # tokens of the longest window that the model can read
+    longest: int | None
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape of the model."""
+        return self.inventory.shape
+
+    @property
+    def layers_name(self) -> str:
+        """Name of the list of decoder layers among the model's modules."""
+        return self.inventory.layers_name
 
     @property
     def parameters(self) -> int:
@@ -34,48 +54,49 @@ class Structure(NamedTuple):
 
 
 def read_structure(source: Source, libraries: Libraries) -> Structure:
-    """Read a model's configuration and find its MLPs without loading weights.
+    """Read a model's configuration and take its inventory, without loading weights.
 
     Raises:
         ModelError: the configuration is damaged, or the model is not supported.
     """
     with told_as(f"--model {source.name}: its configuration cannot be used"):
         config = libraries.transformers.AutoConfig.from_pretrained(source.folder, **_gguf(source))
-        with libraries.torch.device("meta"):
-            empty = libraries.transformers.AutoModelForCausalLM.from_config(config)
-        text = config.get_text_config()
-        name, layers = find_layers(empty, text.num_hidden_layers)
-        shape = _shape(source.name, text, layers)
-        outside = sum(
-            parameter.numel() for key, parameter in empty.named_parameters() if not key.startswith(f"{name}.")
-        )
-        sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in empty.get_submodule(name)]
-        return Structure(config, shape, name, outside, sizes, getattr(text, "max_position_embeddings", None))
+        return structure_of(config, source.name, libraries)
+
+
+def structure_of(config: Any, name: str, libraries: Libraries) -> Structure:
+    """The structure of the model that a configuration describes.
+
+    Args:
+        config: of transformers.
+        name: what results call the model.
+        libraries: torch and transformers.
+
+    Raises:
+        ModelError: the model is not supported.
+    """
+    loader = _loader(config, libraries.transformers)
+    with libraries.torch.device("meta"):
+        empty = loader.from_config(config).eval()
+    inventory = take_inventory(empty, name, libraries.torch)
+    inside = f"{inventory.layers_name}."
+    outside = sum(parameter.numel() for key, parameter in empty.named_parameters() if not key.startswith(inside))
+    layers = empty.get_submodule(inventory.layers_name)
+    sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Structure(config, inventory, loader, outside, sizes, longest)
+
+
+def _loader(config: Any, transformers: Any) -> Any:
+    """The class that loads a model to generate text; a model that also sees images generates from text alone."""
+    for loader in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
+        if type(config) in loader._model_mapping:
+            return loader
+    return transformers.AutoModelForCausalLM  # custom code, or an error that names the types it knows
 
 
 def _gguf(source: Source) -> dict[str, str]:
     return {"gguf_file": source.gguf} if source.gguf else {}
-
-
-def _shape(name: str, config: Any, layers: list[Layer]) -> ModelShape:
-    widths = {layer.down.weight.shape[1] for layer in layers}
-    if len(widths) != 1:
-        raise ModelError(f"its layers have MLPs of different widths, {sorted(widths)}; a trace holds one width only")
-    heads = config.num_attention_heads
-    acts = (getattr(config, key, None) for key in ("hidden_activation", "hidden_act", "activation_function"))
-    return ModelShape(
-        name=name,
-        num_hidden_layers=config.num_hidden_layers,
-        hidden_size=config.hidden_size,
-        intermediate_size=int(widths.pop()),
-        num_attention_heads=heads,
-        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        vocab_size=config.vocab_size,
-        tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
-        hidden_act=next((act for act in acts if isinstance(act, str)), "unknown"),
-        gated=layers[0].gated,
-    )
 
 
 def load_tokenizer(source: Source, libraries: Libraries) -> Any:
@@ -129,6 +150,7 @@ class Loaded(NamedTuple):
 
     model: Any
     layers: list[Layer]
+    inventory: Inventory
     from_disk: bool  # each forward pass reads the layers one by one
 
 
@@ -159,16 +181,14 @@ def load_model(
         if from_disk:
             model = load_layerwise(
                 structure.config,
-                libraries.transformers,
+                structure.loader,
                 source.weights,
                 structure.layers_name,
                 dtype=getattr(torch, dtype),
                 device=device,
             )
         else:
-            model, info = libraries.transformers.AutoModelForCausalLM.from_pretrained(
-                source.folder, output_loading_info=True, **options
-            )
+            model, info = structure.loader.from_pretrained(source.folder, output_loading_info=True, **options)
             missing = sorted(info["missing_keys"])
             if missing:
                 raise ModelError(
@@ -176,7 +196,7 @@ def load_model(
                     "they belong to another model, or are incomplete"
                 )
         model.eval()
-        return Loaded(model, find_layers(model, structure.shape.num_hidden_layers)[1], from_disk)
+        return Loaded(model, layers_of(model, structure.inventory), structure.inventory, from_disk)
 
 
 def _free(torch: Any, device: str) -> int:

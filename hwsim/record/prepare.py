@@ -179,16 +179,35 @@ def _resolve(settings: Settings, structure: Structure, used: Libraries) -> Setti
     shape, longest = structure.shape, structure.longest
     if longest is not None and min(settings.context, settings.tokens) > longest:
         raise SettingError(f"--context {settings.context}: {shape.name} reads windows of at most {longest} tokens")
-    signals = settings.signals or (("input", "up", "gate") if shape.gated else ("input", "glu"))
-    wrong = {"up", "gate"} & set(signals) if not shape.gated else set()
-    if wrong:
-        raise SettingError(
-            f"--signals {','.join(signals)}: {shape.name} has no gate; it has input and glu, the activated fc1"
-        )
+    signals = _signals(settings.signals, structure)
     ordered = tuple(signal for signal in SIGNALS if signal in signals)
     device = find_device(settings.device, used.torch)
     dtype = find_dtype(settings.dtype, device, structure)
     return replace(settings, signals=ordered, device=device, dtype=dtype)
+
+
+def _signals(asked: tuple[str, ...] | None, structure: Structure) -> tuple[str, ...]:
+    """The signals to record: those that were asked for, checked, or all that describe the MLP."""
+    shape, mlps = structure.shape, [parts.mlp for parts in structure.inventory.parts if parts.mlp]
+    unknown = next((mlp for mlp in mlps if not mlp.known), None)
+    if asked is None:
+        if not shape.gated or unknown:
+            return ("input", "glu")
+        return ("input", "up", "gate", "glu") if shape.inner_norm else ("input", "up", "gate")
+    given = f"--signals {','.join(asked)}: {shape.name}"
+    if {"up", "gate"} & set(asked):
+        if not shape.gated:
+            raise SettingError(f"{given} has no gate; it has input and glu, the activated output of up")
+        if unknown:
+            raise SettingError(f"{given}: {unknown.up}: {unknown.why}; give --signals input,glu")
+    for signal in asked:
+        if not shape.layers_with(signal):
+            kinds = ", ".join(sorted({layer.attention for layer in shape.by_layer}))
+            raise SettingError(
+                f"{given} has no layer with {signal}: its attention ({kinds}) has no matrices q, k, v and o of plain "
+                f"sizes; leave {signal} out"
+            )
+    return asked
 
 
 def _header(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hwsim.errors import OutputError, TraceError
+from hwsim.errors import ModelError, OutputError, TraceError
 from hwsim.record.extras import told_as
 from hwsim.record.hooks import Taps
 from hwsim.record.loading import Loaded
@@ -95,6 +95,8 @@ def _run(ready: Prepared, loaded: Loaded, writer: TraceWriter, tell: Progress) -
     settings, at, length = ready.settings, writer.done, 0
 
     def emit(layer: int, signal: str, values: np.ndarray) -> None:
+        if len(values) != length:
+            raise ModelError(f"layer {layer}: computed {signal} of {len(values)} tokens, the pass has {length}")
         writer.write(layer, signal, at, values)
         tell("recording", at + length * layer // len(loaded.layers), settings.tokens)
 
@@ -108,6 +110,7 @@ def _run(ready: Prepared, loaded: Loaded, writer: TraceWriter, tell: Progress) -
             length = windows * window_tokens
             part = ready.ids[at : at + length]
             nats = runner.losses(part.reshape(windows, window_tokens))
+            taps.check_pass()
             writer.write_tokens(at, part)
             writer.write_nll(at, nats.reshape(-1))
             writer.commit(at + length)

@@ -18,18 +18,25 @@ _LOGITS = 2**26  # values of a block of logits: 256 MiB in float32
 class Runner:
     """Runs a causal language model over windows.
 
-    Logits are computed here from the last hidden states, in blocks. The model itself computes only the logits of the
-    last token; those computed here for that token are checked against them.
+    The logits of a pass are computed in blocks, by the model's own forward function, whose decoder returns hidden
+    states that were computed before. So logits are scaled, capped and biased as the model does it.
     """
 
     def __init__(self, model: Any, libraries: Libraries) -> None:
         self.model, self.torch = model, libraries.torch
         self._hidden: Any = None
-        self._handle = model.get_decoder().register_forward_hook(self._keep)
+        self._given: Any = None  # hidden states that the decoder returns in place of its own
+        self._output: Any = None  # what the decoder returned last
+        self._body: Any = None  # the module whose hidden states the LM head takes: of all bodies the outermost that ran
+        bodies = {id(body): body for body in (model.base_model, model.get_decoder()) if body is not model}
+        self._handles = [body.register_forward_hook(self._keep) for body in bodies.values()]
+        keep = inspect.signature(type(model).forward).parameters
+        self._last = "logits_to_keep" in keep
 
     def remove(self) -> None:
         """Take the hook off."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     def tensor(self, ids: np.ndarray) -> Any:
         """Token ids as a tensor on the model's device."""
@@ -73,7 +80,7 @@ class Runner:
             for length, context in pieces:
                 tokens = self.tensor(ids[None, start : start + length])
                 with context:
-                    past = self.model(input_ids=tokens, **{kv: past}, use_cache=True, logits_to_keep=1)[kv]
+                    past = self.model(input_ids=tokens, **{kv: past}, use_cache=True, **self._only_last(length))[kv]
                 hidden_states.append(self._hidden)
                 self._hidden, start = None, start + length
             return self.torch.cat(hidden_states, 1)
@@ -87,21 +94,25 @@ class Runner:
         Returns:
             The last hidden states, ``[windows, tokens, hidden]``, and the logits of the last token.
         """
-        last = self.model(input_ids=self.tensor(ids), use_cache=False, logits_to_keep=1).logits[:, -1]
+        tokens = self.tensor(ids)
+        last = self.model(input_ids=tokens, use_cache=False, **self._only_last(tokens.shape[1])).logits[:, -1]
         hidden, self._hidden = self._hidden, None
         return hidden, last
 
     def logits(self, hidden: Any) -> Any:
-        """Logits of some hidden states."""
-        config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-            logits = cap * self.torch.tanh(logits / cap)
-        if (scale := getattr(config, "logit_scale", None) or 1.0) != 1.0:  # Cohere
-            logits = logits * scale
-        if (scaling := getattr(config, "logits_scaling", None) or 1.0) != 1.0:  # Granite
-            logits = logits / scaling
-        return logits
+        """Logits of some hidden states, ``[..., hidden]``, by the model's own function: ``[..., vocabulary]``."""
+        flat = hidden.reshape(1, -1, hidden.shape[-1])
+        ids = self.torch.zeros(flat.shape[:2], dtype=self.torch.long, device=flat.device)
+        if self._output is None:  # nothing has run yet: see what the decoder returns
+            self.model(input_ids=ids[:, :1], use_cache=False)
+        self._given = type(self._output)(last_hidden_state=flat)
+        forward = self._body.forward
+        self._body.forward = self._give
+        try:
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            self._body.forward, self._given = forward, None
+        return logits.reshape(*hidden.shape[:-1], logits.shape[-1])
 
     def blocks(self, tokens: int) -> Iterator[slice]:
         """Consecutive slices of `tokens` tokens; the logits of one slice fit in memory."""
@@ -132,8 +143,19 @@ class Runner:
         first = np.full((len(ids), 1), np.nan, np.float32)
         return np.concatenate([first, nats.reshape(len(ids), -1)], axis=1)
 
+    def _only_last(self, tokens: int) -> dict[str, Any]:
+        """Arguments by which the model computes the logits of the last token only, if it can leave the others out.
+
+        The token is named by its number: given a count, some models leave the others out of their last layers, too.
+        """
+        return {"logits_to_keep": self.torch.tensor([tokens - 1])} if self._last else {}
+
+    def _give(self, *args: Any, **options: Any) -> Any:
+        return self._given
+
     def _keep(self, module: Any, args: Any, output: Any) -> None:
-        self._hidden = output[0]
+        if self._given is None:
+            self._hidden, self._output, self._body = output[0], output, module
 
 
 def kv_argument(model: Any) -> str:

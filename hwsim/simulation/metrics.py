@@ -119,6 +119,8 @@ class Result(_Record):
     dram_bytes: int
     resident_bytes: int
     kv_cache_bytes: int
+    state_bytes: int = 0  # fixed states of linear attention and convolutions, which lie in DRAM beside the KV cache
+    looked_up_bytes: int = 0  # rows of embedding tables that each token reads from Flash
     streamed_bytes: int
     cache_bytes: int
     budget_bytes: int

@@ -38,7 +38,7 @@ def measure(
     settings, watched = run.settings, watched or Watched()
     decode = Decode(
         counts, run.placement, run.hardware, run.sequences, settings.bits, settings.reads, settings.fills,
-        settings.kv_window, *watched,
+        *watched,
     )  # fmt: skip
     about = {
         "policy": run.names.policy, "device": run.hardware.name, "trace": run.source.origin,
@@ -55,8 +55,9 @@ def _result(run: Run, decode: Decode, timing: Timing) -> metrics.Result:
     settings, placement, counts, hardware = run.settings, run.placement, decode.counts, run.hardware
     plans, where, tokens = placement.plans, placement.bytes, counts.tokens
     flash, dram = counts.miss_bytes(plans), counts.hit_bytes(plans)
-    flash_token = flash.sum(axis=(1, 2)) + where.streamed
-    dram_token = dram.sum(axis=(1, 2)) + where.pinned + decode.kv_lengths * where.kv_entry
+    flash_token = flash.sum(axis=(1, 2)) + where.streamed + where.looked_up
+    kv_token = where.kv.read_bytes(decode.kv_lengths) + where.kv.state_traffic
+    dram_token = dram.sum(axis=(1, 2)) + where.pinned + kv_token
     requests, hits = int(counts.requests.sum()), int(counts.hits.sum())
     flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
     flash_read, ahead = flash_bytes, None
@@ -88,8 +89,10 @@ def _result(run: Run, decode: Decode, timing: Timing) -> metrics.Result:
         flash_bytes=flash_bytes,
         flash_read_bytes=flash_read,
         dram_bytes=dram_bytes,
-        resident_bytes=where.kv_reserved + where.pinned,
+        resident_bytes=where.reserved + where.pinned,
         kv_cache_bytes=where.kv_reserved,
+        state_bytes=where.kv.state,
+        looked_up_bytes=where.looked_up,
         streamed_bytes=where.streamed,
         cache_bytes=where.cache if plans else 0,
         budget_bytes=where.budget,
@@ -134,7 +137,7 @@ def _density(model: ModelShape, placement: Placement, counts: Counts, tokens: in
     read = int((counts.indices(placement.plans).sum(axis=0) * per_index).sum())
     every_token = sum(placement.parameters.mlp) + placement.parameters.predictor
     every_token += placement.adapter.counted_mlp if placement.adapter else 0
-    return (read + tokens * every_token) / (tokens * model.num_hidden_layers * model.mlp_parameters)
+    return (read + tokens * every_token) / (tokens * model.all_mlp_parameters)
 
 
 def _energy(

@@ -25,7 +25,7 @@ from hwsim.memory.groups import Plans, Units, plan_layers
 from hwsim.memory.placement import Placement, Room, place
 from hwsim.model.lora import read_adapter
 from hwsim.model.shape import ModelShape
-from hwsim.policy import Policy
+from hwsim.policy import Group, Policy
 from hwsim.simulation.settings import Settings, impossible, shown
 from hwsim.timing import overlap as overlaps
 from hwsim.timing.reads import ReadCounts
@@ -175,7 +175,7 @@ class Run:
                 "--cache-shares traffic: is measured by a replay of a trace; give the file of its --json"
             )
         plans = self._plans()
-        parameters = self._ask("predictor_parameters", self.policy.predictor_parameters)
+        parameters = self._ask("predictor_parameters", self.policy.predictor_parameters, model)
         if not is_whole(parameters, 0) or parameters > _MOST_PARAMETERS:
             raise ContractError(
                 f"policy {self.names.policy}: predictor_parameters() returned {shown(parameters)}, "
@@ -196,25 +196,29 @@ class Run:
         budget = self.device.dram.budget if settings.dram is None and self.device else settings.dram
         if budget is None:
             raise impossible("dram", None, "given where there is no device")
-        return Room(budget, kv_tokens, longest, settings.cache_scope, settings.cache_shares)
+        return Room(budget, kv_tokens, longest, settings.kv_window, settings.cache_scope, settings.cache_shares)
 
     def _plans(self) -> Plans:
         """The policy's groups in every layer."""
         model, policy, settings = self.header.model, self.policy, self.settings
-        groups = [self._ask("groups", policy.groups)]
-        if policy.in_layer(0) is not policy:
-            layers = range(model.num_hidden_layers)
-            groups = [self._ask("groups", policy.in_layer(layer).groups, f"layer {layer}: ") for layer in layers]
+        groups = [self._ask("groups", policy.groups, model)]
+        if policy.in_layer(0) is not policy or model.layers:
+            groups = [self._groups(layer) for layer in range(model.num_hidden_layers)]
         try:
             return plan_layers(groups, model, Units(settings.bits, settings.block, settings.layout))
         except ContractError as error:
             raise ContractError(f"policy {self.names.policy}: {error}") from error
 
-    def _ask(self, name: str, method: Callable[[ModelShape], Any], where: str = "") -> Any:
-        """Call a method of the policy with the model."""
-        return call(
-            f"{where}policy {self.names.policy}", method, self.header.model, doing=f"{name}() raised", named=True
+    def _groups(self, layer: int) -> list[Group]:
+        """The policy's groups in one layer, which has none without an MLP."""
+        shape = self.header.model.at(layer)
+        return (
+            [] if shape is None else self._ask("groups", self.policy.in_layer(layer).groups, shape, f"layer {layer}: ")
         )
+
+    def _ask(self, name: str, method: Callable[[ModelShape], Any], model: ModelShape, where: str = "") -> Any:
+        """Call a method of the policy with a model."""
+        return call(f"{where}policy {self.names.policy}", method, model, doing=f"{name}() raised", named=True)
 
     @cached_property
     def masking(self) -> Masking:

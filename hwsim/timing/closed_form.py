@@ -28,8 +28,8 @@ def closed_form(decode: Decode, rule: ClosedForm) -> Timing:
     """
     counts, where, plans = decode.counts, decode.placement.bytes, decode.placement.plans
     dram, flash = decode.device.dram.bandwidth, decode.device.flash.read_bandwidth
-    kv = decode.kv_lengths * where.kv_entry / dram
-    resident, streamed = where.pinned / dram, where.streamed / flash
+    kv = (where.kv.read_bytes(decode.kv_lengths) + where.kv.state_traffic) / dram
+    resident, streamed = where.pinned / dram, (where.streamed + where.looked_up) / flash
     from_flash, from_dram = counts.miss_bytes(plans) / flash, counts.hit_bytes(plans) / dram
     masked = {"sum": np.add, "larger": np.maximum}[rule](from_flash, from_dram)
     token_s = resident + kv + streamed + masked.sum(axis=1).sum(axis=1)
@@ -67,11 +67,10 @@ def _by_part(placement: Placement, seconds: np.ndarray) -> dict[str, float]:
 
 def operations(decode: Decode) -> float:
     """Arithmetic operations of a decode: two for each weight that is read, and attention over the KV cache."""
-    lengths, placement, parameters = decode.kv_lengths, decode.placement, decode.placement.parameters
+    placement, parameters, tokens = decode.placement, decode.placement.parameters, decode.counts.tokens
     weights = sum(parameters.attention) + parameters.lm_head + sum(parameters.mlp) + parameters.predictor
     weights += placement.adapter.counted if placement.adapter else 0
-    pairs = 2.0 * float(lengths.mean()) * sum(parameters.macs_per_entry)
-    unmasked = len(lengths) * (2.0 * weights + pairs)
+    unmasked = tokens * (2.0 * weights + 2.0 * placement.bytes.kv.mean_macs(decode.kv_lengths))
     per_index = placement.plans.table(lambda plan: plan.parameters)
     return unmasked + 2.0 * float((decode.counts.indices(placement.plans).sum(axis=0) * per_index).sum())
 
@@ -89,8 +88,8 @@ def prefill_seconds(
 
     The prompt goes through the model in chunks. Each chunk is one dense pass that reads every weight once, pinned
     weights from DRAM and all others from Flash, and the KV entries up to its end from DRAM. If the profile gives the
-    compute rate, arithmetic is added: two operations for each weight and prompt token, attention over the entries up to
-    each token, and one kernel for each layer and chunk. No masks are applied to a prompt.
+    compute rate, arithmetic is added: two operations for each weight and prompt token, attention over the entries that
+    each token reads, and one kernel for each layer and chunk. No masks are applied to a prompt.
 
     Args:
         placement: where the bytes lie.
@@ -105,16 +104,16 @@ def prefill_seconds(
         return None
     where, parameters = placement.bytes, placement.parameters
     weights = where.pinned / profile.dram.bandwidth
-    from_flash = where.streamed + where.sparse
+    from_flash = where.streamed + where.looked_up + where.sparse
     weights += from_flash / profile.flash.read_bandwidth if flat else stream_seconds(profile.flash, from_flash)
 
     def one(prompt: int) -> float:
         total = 0.0
         for start in range(0, prompt, chunk or prompt):
             end = min(start + (chunk or prompt), prompt)
-            reading = weights + end * where.kv_entry / profile.dram.bandwidth
-            pairs = (end * (end + 1) - start * (start + 1)) // 2
-            count = 2.0 * (end - start) * parameters.total + 2.0 * pairs * sum(parameters.macs_per_entry)
+            entries, pairs = where.kv.chunk(start, end)
+            reading = weights + (entries + where.kv.state_traffic) / profile.dram.bandwidth
+            count = 2.0 * (end - start) * parameters.total + 2.0 * pairs
             arithmetic = compute_seconds(profile, count, placement.layers)
             total += max(reading, arithmetic) if beside else reading + arithmetic
         return total
@@ -125,9 +124,8 @@ def prefill_seconds(
 def fastest_token(placement: Placement, profile: Profile, kv_tokens: int = 0) -> float:
     """Seconds of a token with empty masks: no policy can be faster on this placement."""
     where = placement.bytes
-    return (where.pinned + kv_tokens * where.kv_entry) / profile.dram.bandwidth + (
-        where.streamed / profile.flash.read_bandwidth
-    )
+    kept = where.pinned + where.kv.reserved(kv_tokens) + where.kv.state_traffic
+    return kept / profile.dram.bandwidth + (where.streamed + where.looked_up) / profile.flash.read_bandwidth
 
 
 def uniform_hit_rate(capacity: int, units: int) -> float:

@@ -13,6 +13,7 @@ from hwsim.device.profile import Flash, Profile
 from hwsim.masking.counts import Counts
 from hwsim.masking.guesses import Guesses
 from hwsim.memory.groups import GroupPlan
+from hwsim.memory.kv_cache import KVCache
 from hwsim.memory.placement import Placement
 from hwsim.model.shape import Bits
 from hwsim.timing.reads import ReadCounts, ReadSetup
@@ -31,7 +32,6 @@ class Decode:
         bits: bits of weights, on which the rate of arithmetic may depend.
         setup: how units lie in Flash and are read.
         fills: whether units from Flash are written to DRAM and read from there.
-        kv_window: most entries of the KV cache that a token reads; None: all.
         reads: counted reads of Flash; None: units are read one by one.
         guesses: predictions of a prefetch rule, or None.
     """
@@ -43,14 +43,13 @@ class Decode:
     bits: Bits
     setup: ReadSetup
     fills: bool = False
-    kv_window: int | None = None
     reads: ReadCounts | None = None
     guesses: Guesses | None = None
 
     @cached_property
     def kv_lengths(self) -> np.ndarray:
-        """KV entries that each decoded token reads: int64 ``[tokens]``."""
-        return self.sequences.kv_lengths(self.kv_window)
+        """KV entries up to each decoded token and its own, int64 ``[tokens]``; a layer may read fewer of them."""
+        return self.sequences.kv_lengths()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,11 +110,12 @@ class Work:
 def make_work(decode: Decode, rows: slice | None = None) -> Work:
     """Return the work of a decode, or of some of its tokens (`rows`)."""
     rows = slice(None) if rows is None else rows
-    counts, lengths = decode.counts.part(rows), decode.kv_lengths[rows]
-    placement, device = decode.placement, decode.device
+    placement, device, kv = decode.placement, decode.device, decode.placement.bytes.kv
+    counts, lengths = decode.counts.part(rows), kv.lengths(decode.kv_lengths[rows])
     plans, dram, arithmetic = placement.plans, device.dram.bandwidth, Arithmetic(device.compute)
     shape = counts.requests.shape
     pinned, streamed = placement.bytes.by_step()
+    streamed[0] += placement.bytes.looked_up
     missed, cached = counts.miss_bytes(plans), counts.hit_bytes(plans)
     pace = arithmetic.seconds_per_operation
     per_index = plans.table(lambda plan: 2.0 * plan.parameters * pace(plan.bits), float)
@@ -131,7 +131,7 @@ def make_work(decode: Decode, rows: slice | None = None) -> Work:
     return Work(
         resident=np.array(pinned) / dram,
         streamed=np.array([stream_seconds(device.flash, size) for size in streamed]),
-        kv_cache=lengths[:, None] * (np.array(placement.bytes.kv_entries) / dram),
+        kv_cache=_kv_seconds(kv, lengths, dram),
         unmasked=_unmasked(placement, arithmetic, decode.bits, lengths),
         selection=selection,
         flash=flash,
@@ -146,8 +146,14 @@ def make_work(decode: Decode, rows: slice | None = None) -> Work:
     )
 
 
+def _kv_seconds(kv: KVCache, lengths: np.ndarray, dram: float) -> np.ndarray:
+    """DRAM seconds of KV entries, and of reading and writing the fixed states: ``[tokens, layers]``."""
+    seconds: np.ndarray = lengths * (np.array(kv.read) / dram)
+    return seconds + 2 * np.array(kv.states) / dram if kv.state else seconds
+
+
 def _unmasked(placement: Placement, arithmetic: Arithmetic, bits: Bits, lengths: np.ndarray) -> np.ndarray:
-    """Seconds of arithmetic outside the groups, ``[tokens, layers + 1]``.
+    """Seconds of arithmetic outside the groups, ``[tokens, layers + 1]``; `lengths` are entries, ``[tokens, layers]``.
 
     Two operations for each weight, attention over the KV cache, and one kernel for each layer. A layer's time is
     computed for a model with all layers like it and divided by their number, so that it is rounded like the sum.
@@ -158,13 +164,13 @@ def _unmasked(placement: Placement, arithmetic: Arithmetic, bits: Bits, lengths:
         for numbers, width in (
             (parameters.attention, bits.attention),
             (parameters.mlp, bits.mlp),
-            (parameters.macs_per_entry, bits.kv_cache),
+            (placement.bytes.kv.macs_per_entry, bits.kv_cache),
         )
     )
     extra = 2.0 * parameters.predictor * pace(bits.predictor)
     extra += 2.0 * (placement.adapter.counted if placement.adapter else 0) * pace(bits.adapter)
     seconds = np.empty((len(lengths), layers + 1))
-    seconds[:, :layers] = ((attention + mlp + extra) + lengths[:, None] * pairs) / layers + arithmetic.overhead
+    seconds[:, :layers] = ((attention + mlp + extra) + lengths * pairs) / layers + arithmetic.overhead
     seconds[:, layers] = 2.0 * parameters.lm_head * pace(bits.lm_head)
     return seconds
 

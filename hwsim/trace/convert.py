@@ -66,9 +66,9 @@ def convert(
         # nothing is committed before the end: an interrupted conversion leaves no file, and begins anew
         for layer in range(layers):
             for signal in signal_names:
-                for start, stop in steps:
+                for start, stop in steps if source.model.signal_width(signal, layer) else ():
                     writer.write(layer, signal, start, source.read(layer, signal, start, stop))
-            for name in NORMS if norms else ():
+            for name in NORMS if norms and source.model.at(layer) else ():
                 writer.write_norm(layer, name, source.norm(layer, name))
             tell("converting", layer + 1, layers)
         if ids is not None:

@@ -56,6 +56,8 @@ class TraceHeader(BaseModel):
             raise ValueError(f"signals {self.signals} name one twice")
         if not self.model.gated and {"up", "gate"} & set(self.signals):
             raise ValueError(f"signals {self.signals}: a model without a gate has input and glu only")
+        if absent := [signal for signal in self.signals if not self.model.layers_with(signal)]:
+            raise ValueError(f"signals {self.signals}: no layer of the model has {absent[0]}")
         return self
 
     @property
@@ -80,7 +82,8 @@ class TraceHeader(BaseModel):
             member_name(layer, signal) + part: ((tokens, *shape), dtype)
             for layer in range(self.model.num_hidden_layers)
             for signal in self.signals
-            for part, (shape, dtype) in self.encoding.parts(self.model.signal_width(signal)).items()
+            if (width := self.model.signal_width(signal, layer))  # a layer without an MLP has none
+            for part, (shape, dtype) in self.encoding.parts(width).items()
         }
 
     def to_array(self) -> np.ndarray:

@@ -108,9 +108,10 @@ class Trace:
     def has(self, signal: str) -> bool:
         """Whether the trace has a signal or norm, or can compute it (``glu`` = ``up`` x ``gate``)."""
         if signal in NORMS:
-            return member_name(0, signal) in self._members
+            return member_name(self.model.layers_with(signal)[0], signal) in self._members
         recorded = self.header.signals
-        return signal in recorded or (signal == "glu" and "up" in recorded and "gate" in recorded)
+        product = signal == "glu" and not self.model.inner_norm
+        return signal in recorded or (product and "up" in recorded and "gate" in recorded)
 
     def read(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Tokens `start` to `stop` of a layer's signal: float32 ``[stop - start, width]``.
@@ -126,7 +127,7 @@ class Trace:
             return self.read(layer, "up", start, stop) * self.read(layer, "gate", start, stop)
         if not self.has(signal):
             raise TraceError(f"{self.path}: has no signal {signal!r}; it holds {', '.join(self.header.signals)}")
-        width, encoding = self.model.signal_width(signal), self.header.encoding
+        width, encoding = self._width(layer, signal), self.header.encoding
         with self._located(layer, signal, start):
             return encoding.decode(self._parts(layer, signal, start, stop), width)
 
@@ -140,6 +141,7 @@ class Trace:
         self._check_range(layer, start, stop)
         if signal not in self.header.signals or self.header.encoding.name != "float16":
             return None
+        self._width(layer, signal)
         with self._located(layer, signal, start):
             return self.header.encoding.halves(self._parts(layer, signal, start, stop))
 
@@ -165,7 +167,7 @@ class Trace:
         if not self.has(name):
             raise TraceError(f"{self.path}: has no {name}; record it with --norms")
         member = member_name(layer, name)
-        values = self._rows(member, 0, self.model.signal_width(name)).astype(np.float32)
+        values = self._rows(member, 0, self._width(layer, name)).astype(np.float32)
         wrong = ~np.isfinite(values) | (values < 0)
         self._refuse(member, values, wrong, "must be a finite norm from 0", "unit")
         return values
@@ -225,8 +227,11 @@ class Trace:
         step = max(1, _CHUNK // (2 * max(self.model.hidden_size, self.model.intermediate_size)))
         for layer in range(self.model.num_hidden_layers):
             for name in filter(self.has, NORMS):
-                self.norm(layer, name)
+                if self.model.signal_width(name, layer):
+                    self.norm(layer, name)
             for signal in self.header.signals:
+                if not self.model.signal_width(signal, layer):
+                    continue
                 for start in range(0, self.header.tokens, step):
                     self.read(layer, signal, start, min(start + step, self.header.tokens))
 
@@ -254,6 +259,16 @@ class Trace:
         if not 0 <= start <= stop <= tokens:
             raise TraceError(f"{self.path}: has no tokens {start} to {stop}; give 0 <= start <= stop <= {tokens}")
 
+    def _width(self, layer: int, signal: str) -> int:
+        """Width of a signal or norm of a layer.
+
+        Raises:
+            TraceError: the layer has no such signal.
+        """
+        if width := self.model.signal_width(signal, layer):
+            return width
+        raise TraceError(f"{self.path}: layer {layer} of {self.model.name} has no {signal}")
+
     def _refuse(self, name: str, values: np.ndarray, wrong: np.ndarray, rule: str, item: str = "token") -> None:
         """Refuse the first wrong value; `values` has one for each `item`, a token or a unit."""
         if wrong.any():
@@ -262,7 +277,7 @@ class Trace:
 
     def _parts(self, layer: int, signal: str, start: int, stop: int) -> dict[str, np.ndarray]:
         """The stored parts of some rows of a signal, by suffix."""
-        name, parts = member_name(layer, signal), self.header.encoding.parts(self.model.signal_width(signal))
+        name, parts = member_name(layer, signal), self.header.encoding.parts(self.model.signal_width(signal, layer))
         return {part: self._rows(name + part, start, stop) for part in parts}
 
     @contextmanager
@@ -378,11 +393,11 @@ class Trace:
         for name, kind in (("tokens", "<i4"), ("nll", "<f4")):
             if name in self._members:
                 expected[name] = ((self.header.tokens,), kind)
-        layers = range(self.model.num_hidden_layers)
         for norm in NORMS:
-            names = [member_name(layer, norm) for layer in layers]
-            if any(name in self._members for name in names):  # all layers, or none
-                expected |= dict.fromkeys(names, ((self.model.signal_width(norm),), "<f4"))
+            widths = {member_name(layer, norm): self.model.signal_width(norm, layer)
+                      for layer in self.model.layers_with(norm)}  # fmt: skip
+            if any(name in self._members for name in widths):  # all layers, or none
+                expected |= {name: ((width,), "<f4") for name, width in widths.items()}
         for name, (shape, kind) in expected.items():
             member = self._members.get(name)
             if member is None:

@@ -92,7 +92,8 @@ class TraceWriter:
             self._place("nll", (header.tokens,), np.dtype("<f4"))
         for layer in range(header.model.num_hidden_layers) if norms else ():
             for name in NORMS:
-                self._place(member_name(layer, name), (header.model.signal_width(name),), np.dtype("<f4"))
+                if units := header.model.signal_width(name, layer):
+                    self._place(member_name(layer, name), (units,), np.dtype("<f4"))
         self._open()
 
     # ------------------------------------------------------------------ writing
@@ -107,7 +108,7 @@ class TraceWriter:
             OutputError: the disk is full; a later call may raise it, at the latest `commit`.
         """
         name = member_name(layer, signal)
-        self._check_shape(name, (self.header.model.signal_width(signal),), start, values)
+        self._check_shape(name, (self.header.model.signal_width(signal, layer),), start, values)
         half = values.dtype == np.float16
         worst = 0.0 if half else float(np.abs(values).max(initial=0.0))
         if not (kernels.all_finite(values) if half else np.isfinite(worst)):
@@ -136,7 +137,7 @@ class TraceWriter:
         Raises:
             TraceError: the shape is wrong, or one is negative or not finite.
         """
-        slot, units = self._slots[member_name(layer, name)], self.header.model.signal_width(name)
+        slot, units = self._slots[member_name(layer, name)], self.header.model.signal_width(name, layer)
         if values.shape != (units,) or not np.isfinite(values).all() or (values < 0).any():
             raise TraceError(f"{slot.name}: needs {units} finite norms from 0, got {values.dtype} {values.shape}")
         self._put(slot, 0, values)

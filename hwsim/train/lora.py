@@ -180,7 +180,7 @@ def _about(ready: Prepared, run: Run, training: Training, capacities: list[int])
 def _new_adapter(loaded: Loaded, ready: Prepared, training: Training, seed: int) -> Carried:
     import peft
 
-    modules = [module for layer in loaded.layers for module in (layer.up, layer.gate, layer.down) if module is not None]
+    modules = [module for layer in loaded.layers for module in (layer.gate, layer.up, layer.down) if module is not None]
     names = {id(module): name for name, module in loaded.model.named_modules()}
     ready.libraries.torch.manual_seed(seed)
     config = peft.LoraConfig(
@@ -194,4 +194,4 @@ def _new_adapter(loaded: Loaded, ready: Prepared, training: Training, seed: int)
     config.base_model_name_or_path = ready.source.name
     wrapped = peft.get_peft_model(loaded.model, config)
     wrapped.peft_config["default"].base_model_name_or_path = ready.source.name
-    return Carried(wrapped.eval(), len(loaded.layers))
+    return Carried(wrapped.eval(), loaded.inventory)

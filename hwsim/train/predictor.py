@@ -100,6 +100,7 @@ def plan(model: ModelShape, settings: Settings) -> Plan:
         raise SettingError(f"--density {settings.density:g}: must be above 0 and at most 1")
     if not 0 < settings.learning_rate <= 1:
         raise SettingError(f"--learning-rate {settings.learning_rate:g}: must be above 0 and at most 1")
+    model.check_alike("training a predictor")
     hidden, units = model.hidden_size, model.intermediate_size
     rank = settings.rank or max(1, hidden // 16)
     layers = model.num_hidden_layers

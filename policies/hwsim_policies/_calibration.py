@@ -45,8 +45,8 @@ class Calibration(NamedTuple):
                 f"{wanted[other[0]]}; make one from its own trace: {self.anew}"
             )
         for signal in signals:
-            widths = {"quantiles": None, "mean": model.signal_width(signal)}
-            for layer in range(model.num_hidden_layers):
+            for layer in model.layers_with(signal):
+                widths = {"quantiles": None, "mean": model.signal_width(signal, layer)}
                 self._check_member(member(layer, signal, part), widths[part], signal, ",".join(signals))
 
     def _check_member(self, name: str, width: int | None, signal: str, needed: str) -> None:

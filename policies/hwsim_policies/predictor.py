@@ -50,6 +50,7 @@ class Predictor(Policy):
             raise PluginError(
                 f"{self.predictor}: has nets for {len(self._nets)} layers, the model has {model.num_hidden_layers}"
             )
+        model.check_alike("--policy predictor")
         for layer, (w1, b1, w2, b2) in enumerate(self._nets):
             rank = len(b1)
             wanted = [(model.hidden_size, rank), (rank,), (rank, model.intermediate_size), (model.intermediate_size,)]

@@ -15,12 +15,12 @@ from hwsim.closed_loop.harness import build_requests, load_tasks
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.masking.observers import Observer
 from hwsim.memory.groups import Plans
-from hwsim.record.hooks import find_layers
 from hwsim.simulation.metrics import TaskEvaluation
 from hwsim.simulation.run import Conditions
 from hwsim.simulation.settings import Settings
 from tests.closed_loop.loops import candidate, masking_of, rule, shape_of
 from tests.conftest import flat_profile
+from tests.record.conftest import layers_in
 
 TASKS = Path(__file__).parent / "tasks"
 SCORED = ("persuasion_endings", "persuasion_letters", "persuasion_sentences")
@@ -60,7 +60,7 @@ def loop_of(
     """A policy with caches that evict, on a model."""
     shape, settings = shape_of(folder), Settings(dram="70%", seed=seed)
     masking = masking_of(candidate(policy).policy, shape, longest, settings, name=policy)
-    return ClosedLoop(find_layers(model, shape.num_hidden_layers)[1], masking, observers), masking.plans
+    return ClosedLoop(layers_in(model), masking, observers), masking.plans
 
 
 def silent() -> None:

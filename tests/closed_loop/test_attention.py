@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from hwsim.errors import ModelError
 from hwsim.masking.mask_file import MaskFile, MaskWriter
 from hwsim.record import Settings as Reading
 from hwsim.record import record
-from hwsim.record.hooks import find_layers
 from hwsim.simulation.plugins import POLICIES
 from hwsim.simulation.settings import Settings
 from hwsim.testing.drive import MaskCollector
@@ -26,7 +26,7 @@ from hwsim.trace import Trace
 from hwsim.util.arrayfile import write_arrays
 from tests.closed_loop.loops import masking_of, rule
 from tests.conftest import flat_profile
-from tests.record.conftest import make_model
+from tests.record.conftest import layers_in, make_model
 from tests.runs import evaluate, replay
 
 SIGNALS = ("attn_input", "attn_output", "input", "glu")
@@ -125,7 +125,7 @@ def test_attention_masks_are_those_of_a_plain_decoder(
         losses += twin.nll(words)
         assert len(twin.masks) == 3 * 4 * decoded
         running, stepped = make_model(family), MaskCollector()
-        stepper = Stepper(running, torch, ClosedLoop(find_layers(running, 3)[1], masking, [stepped]))
+        stepper = Stepper(running, torch, ClosedLoop(layers_in(running), masking, [stepped]))
         stepper.prefill(words[:3].tolist())
         for word in words[3:].tolist():
             stepper.step(word)
@@ -169,6 +169,6 @@ def test_attention_that_is_not_found_is_refused(calibrated: dict[str, tuple[Path
         shape = trace.model
     policy = POLICIES.make("teal", {"calibration": str(calibrated["llama"][1])})[1]
     masking = masking_of(policy, shape, 17, Settings(), name="teal")
-    layers = [layer._replace(value=None) for layer in find_layers(make_model("llama"), 3)[1]]
+    layers = [replace(layer, value=None) for layer in layers_in(make_model("llama"))]
     with pytest.raises(ModelError, match="policy teal: works on attention, whose projections hwsim does not find"):
         ClosedLoop(layers, masking)

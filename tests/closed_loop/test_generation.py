@@ -17,13 +17,12 @@ from hwsim.errors import SettingError
 from hwsim.masking.mask_file import MaskFile, MaskWriter
 from hwsim.record import Settings as Reading
 from hwsim.record import record
-from hwsim.record.hooks import find_layers
 from hwsim.simulation.settings import Settings
 from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Trace
 from tests.closed_loop.loops import candidate, generate, masking_of, rule
 from tests.conftest import flat_profile
-from tests.record.conftest import make_model, make_tokenizer
+from tests.record.conftest import layers_in, make_model, make_tokenizer
 from tests.runs import evaluate
 
 
@@ -43,7 +42,7 @@ def test_token_by_token_gives_the_masks_of_the_evaluation(
 
     running, stepped = make_model(family), MaskCollector()
     masking = masking_of(made.policy, shape, 40, settings, name=policy)
-    stepper = Stepper(running, torch, ClosedLoop(find_layers(running, 3)[1], masking, [stepped]))
+    stepper = Stepper(running, torch, ClosedLoop(layers_in(running), masking, [stepped]))
     stepper.prefill(ids[:5])
     for token in ids[5:]:
         stepper.step(token)

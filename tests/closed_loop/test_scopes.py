@@ -25,7 +25,6 @@ from hwsim.memory.neuron_order import Layout
 from hwsim.model.shape import ModelShape
 from hwsim.policy import Context, Group, Policy
 from hwsim.record import Settings as Reading
-from hwsim.record.hooks import find_layers
 from hwsim.simulation.run import Conditions
 from hwsim.simulation.settings import Settings
 from hwsim.testing.drive import MaskCollector
@@ -33,7 +32,7 @@ from hwsim.trace import Sequence
 from hwsim.trace.sequences import Sequences
 from tests.closed_loop.loops import candidate, generate, masking_of, rule, shape_of
 from tests.conftest import flat_profile
-from tests.record.conftest import make_model
+from tests.record.conftest import layers_in, make_model
 from tests.runs import evaluate, replay_masks
 
 TASKS = Path(__file__).parent / "tasks"
@@ -205,7 +204,7 @@ def test_steps_go_through_shared_caches_in_the_order_of_a_device(
     settings = settings_of(cache_scope=scope, block=block)
     masking = masking_of(Attends(aware=aware), shape_of(checkpoints["llama"]), 20, settings, name="a")
     assert masking.shared
-    stepper = Stepper(model, torch, ClosedLoop(find_layers(model, 3)[1], masking, [stepped], steps=True))
+    stepper = Stepper(model, torch, ClosedLoop(layers_in(model), masking, [stepped], steps=True))
     stepper.prefill([1, 2, 3])
     for token in range(5, 20):
         stepper.step(token)

@@ -74,7 +74,7 @@ def test_sizes_by_hand(name):
 def test_phi3_medium_to_the_byte():
     found = lay("dip")
     assert found.bytes.weights == 5_505_024_000 + 1_310_720_000 + 82_083_840
-    assert found.bytes.kv_entry == 40 * 2 * 10 * 128
+    assert sum(found.bytes.kv.stored) == 40 * 2 * 10 * 128
     assert found.bytes.kv_reserved == 209_715_200
     assert found.bytes.resident == 1_310_720_000 + 82_083_840
     assert found.bytes.cache == 4_000_000_000 - 209_715_200 - 1_392_803_840 == 2_397_480_960
@@ -235,7 +235,7 @@ def test_fractional_bits_round_each_matrix_and_each_unit_up():
     inputs, down = found.plans[0]
     assert (inputs.slice_bytes, down.slice_bytes) == ((2, 2), (3,))
     assert found.bytes.resident == 2 * 4 * math.ceil(25 * 4.5 / 8) + math.ceil(35 * 4.5 / 8)
-    assert found.bytes.kv_entry == 2 * math.ceil(10 * 4.5 / 8)
+    assert sum(found.bytes.kv.stored) == 2 * math.ceil(10 * 4.5 / 8)
     # the units of a cut matrix are stored apart: 5 columns of 2 x 2 B and 3 of 3 B in each of 2 layers
     assert found.bytes.sparse == 2 * (5 * 4 + 3 * 3)
 

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from hwsim.errors import ModelError
+from hwsim.memory.kv_cache import KVCache
 from hwsim.model.catalog import MODELS, known_shape
 from hwsim.model.shape import Bits, ModelShape, footprint, stored_bytes
 
@@ -20,7 +21,7 @@ FOOTPRINTS = {
 def test_published_footprints(name):
     shape, bits = known_shape(name), Bits()
     found = footprint(shape, bits)
-    sizes = [found.mlp, found.attention, found.lm_head, 2048 * sum(found.kv_entries)]
+    sizes = [found.mlp, found.attention, found.lm_head, 2048 * sum(KVCache.of(shape, bits).stored)]
     assert [round(size / 1e9, 3) for size in sizes] == list(FOOTPRINTS[name][:4])
     matrices = shape.matrices()
     columns = [stored_bytes(matrices[matrix].rows, bits.mlp) for matrix in ("down", "up")]

@@ -29,6 +29,16 @@ _SMALL: dict[str, Any] = {
 FAMILIES = ("llama", "mistral", "qwen2", "gemma", "phi3", "opt")
 
 
+def layers_in(model: Any) -> list[Any]:
+    """The layers of a model that was made here, to attach a closed loop to."""
+    import torch
+
+    from hwsim.record.hooks import layers_of
+    from hwsim.record.inventory import take_inventory
+
+    return layers_of(model, take_inventory(model, "model", torch))
+
+
 def make_tokenizer() -> Any:
     """Byte-level BPE, trained on the bundled text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from hwsim.record import Settings, record
 from hwsim.trace import Trace
-from tests.record.conftest import FAMILIES, make_model, save
+from tests.record.conftest import FAMILIES, layers_in, make_model, save
 
 TOKENS, CONTEXT = 70, 32  # two whole windows and one of 6
 
@@ -161,12 +162,12 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path: Path, checkpo
     import torch
 
     from hwsim.errors import ModelError
-    from hwsim.record.hooks import Taps, find_layers
+    from hwsim.record.hooks import Taps
 
     model = make_model("phi3")
-    name, layers = find_layers(model, 3)
-    assert name == "model.layers"
-    swapped = [layer._replace(act=torch.nn.Identity()) for layer in layers]
+    layers = layers_in(model)
+    assert {layer.mlp.fused for layer in layers} == {"gate-up"}
+    swapped = [replace(layer, mlp=layer.mlp._replace(fused="up-gate")) for layer in layers]
 
     def forward() -> None:
         with torch.inference_mode():

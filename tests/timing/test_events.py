@@ -188,7 +188,7 @@ def test_events_equal_the_closed_form_for_any_model_device_and_counts(data):
         for sequence in sequences:
             for length in range(sequence.prompt + 1, sequence.tokens + 1):
                 seconds = (placement.bytes.resident - placement.bytes.streamed) / device.dram.bandwidth
-                seconds += length * placement.bytes.kv_entry / device.dram.bandwidth
+                seconds += length * sum(placement.bytes.kv.stored) / device.dram.bandwidth
                 seconds += placement.bytes.streamed / device.flash.read_bandwidth
                 for layer in range(model.num_hidden_layers):
                     for index, plan in enumerate(plans[layer]):
@@ -291,7 +291,7 @@ def test_no_policy_is_faster_than_a_token_that_asks_for_nothing(trace):
     policy, rule = POLICIES.make("dip-ca")[1], EVICTIONS.make("lfu")[1]
     result = replay(trace, flat_profile(), policy, rule, Settings(dram="60%", per_token=True))
     placement = placed(policy.groups(SMALL_MODEL), SMALL_MODEL, Bits(), Room("60%", 40))
-    fastest = (placement.bytes.pinned + placement.bytes.kv_entry) / 50e9
+    fastest = (placement.bytes.pinned + sum(placement.bytes.kv.stored)) / 50e9
     assert bounds.fastest_token(placement, flat_profile(), 1) == pytest.approx(fastest, rel=1e-12)
     assert min(times(result)) > fastest
     # 60 of 160 resident bytes streamed, as in the toy

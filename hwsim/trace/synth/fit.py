@@ -65,6 +65,7 @@ class Fitter:
 
     def __init__(self, trace: Trace) -> None:
         trace.check_whole("a fit")
+        trace.model.check_alike("a fit")
         self._trace = trace
         self._found: dict[tuple[int, str], SignalFit] = {}
         self._runs = _runs(trace)

@@ -109,8 +109,9 @@ def synthesize(
             # the law is drawn in order, so an interrupted file cannot be gone on with: begin again
             for layer in range(model.num_hidden_layers):
                 for signal in wanted:
-                    fit = fitter.at(layer / max(1, model.num_hidden_layers - 1), signal)
-                    _write(writer, layer, signal, Stream(seed, layer, signal, model.signal_width(signal), fit))
+                    if width := model.signal_width(signal, layer):
+                        fit = fitter.at(layer / max(1, model.num_hidden_layers - 1), signal)
+                        _write(writer, layer, signal, Stream(seed, layer, signal, width, fit))
                     done += 1
                     if progress:
                         progress("drawing", done, steps)

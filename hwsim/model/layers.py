@@ -1,0 +1,86 @@
+"""The layers of a model whose layers differ: attention, KV entries, states and MLP of each."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+KINDS = ("full", "window", "latent", "linear", "convolution", "shared", "none")
+"""Kinds of attention: all earlier tokens; the last n tokens; compressed keys and values (MLA); a recurrent state
+(linear attention, Mamba); a short convolution; the KV entries of another layer; no mixing of tokens at all. A layer
+that has two, such as attention beside Mamba, joins their names with ``+``."""
+
+_MOST = 10**13
+_Count = Annotated[int, Field(ge=0, le=_MOST)]
+
+
+def without_defaults(dumped: dict[str, Any], model: type[BaseModel], names: Collection[str]) -> dict[str, Any]:
+    """The dump of a model, without those of the fields `names` that have their default."""
+    defaults = {name: model.model_fields[name].get_default(call_default_factory=True) for name in names}
+    return {name: value for name, value in dumped.items() if name not in defaults or value != defaults[name]}
+
+
+class LayerShape(BaseModel):
+    """One decoder layer, in numbers of weights and of stored numbers.
+
+    Attributes:
+        attention: kinds of attention, see `KINDS`.
+        window: most KV entries that a token reads, its own included; None: all.
+        kv_elements: numbers that each token adds to this layer's KV cache.
+        kv_from: layer whose KV entries this layer reads; None: its own.
+        state_elements: numbers of the fixed state, which every token reads and writes.
+        macs_per_entry: multiplications of one token's attention for each KV entry.
+        num_attention_heads, num_key_value_heads, head_dim: of the matrices q, k, v and o; 0 if the layer's attention
+            has other matrices.
+        other_parameters: weights of all other matrices that a token reads, except those of the MLP.
+        intermediate_size: neurons of the MLP; 0 if the layer has none.
+        gated: whether the MLP has a gate.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    attention: str = Field("full", min_length=1)
+    window: int | None = Field(None, gt=0)
+    kv_elements: _Count = 0
+    kv_from: int | None = Field(None, ge=0)
+    state_elements: _Count = 0
+    macs_per_entry: _Count = 0
+    num_attention_heads: _Count = 0
+    num_key_value_heads: _Count = 0
+    head_dim: _Count = 0
+    other_parameters: _Count = 0
+    intermediate_size: _Count = 0
+    gated: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> LayerShape:
+        if unknown := [kind for kind in self.attention.split("+") if kind not in KINDS]:
+            raise ValueError(f"attention {unknown[0]!r} is not one of {', '.join(KINDS)}")
+        heads = (self.num_attention_heads, self.num_key_value_heads, self.head_dim)
+        if any(heads) and not all(heads):
+            raise ValueError("num_attention_heads, num_key_value_heads and head_dim must all be given, or none")
+        if self.kv_from is not None and self.kv_elements:
+            raise ValueError("kv_from and kv_elements: a layer that reads another layer's entries adds none")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(dump(self), LayerShape, LayerShape.model_fields.keys() - {"attention"})
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Layers = Annotated[tuple[LayerShape, ...], BeforeValidator(_tuple)]
+"""Layers in order; JSON gives a list."""

@@ -1,0 +1,325 @@
+"""The inventory of a model: each parameter is counted, or named as one that no token reads as a matrix."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from hwsim.errors import ModelError
+from hwsim.model.layers import LayerShape
+from hwsim.model.shape import ModelShape
+from hwsim.record.inventory.attention import KVOfLayer, Projections, find_projections, kv_of_layers
+from hwsim.record.inventory.matrices import matrix_modules
+from hwsim.record.inventory.mlp import Mlp, find_mlp
+from hwsim.record.inventory.reading import Reads, read_once
+
+_ACTS = ("hidden_activation", "hidden_act", "activation_function", "mlp_hidden_act")
+_EXPERTS = ("experts", "expert")
+
+
+class LayerParts(NamedTuple):
+    """The modules of one decoder layer that signals are taken from and masks are applied to, by name.
+
+    Attributes:
+        mlp: the MLP; None if the layer has none.
+        attention: the matrices of plain attention; None for any other kind.
+    """
+
+    mlp: Mlp | None
+    attention: Projections | None
+
+
+class Inventory(NamedTuple):
+    """What a model has.
+
+    Attributes:
+        shape: its layers, matrices and KV entries.
+        layers_name: name of the list of decoder layers among the model's modules.
+        parts: the modules of each layer.
+        uncounted: numbers of parameters that are not counted, by the reason: norms, biases and scales; embeddings, of
+            which a token reads one row; what a text never uses, such as a vision tower.
+        parameters: all parameters of the model.
+    """
+
+    shape: ModelShape
+    layers_name: str
+    parts: list[LayerParts]
+    uncounted: dict[str, int]
+    parameters: int
+
+
+def take_inventory(model: Any, name: str, torch: Any) -> Inventory:
+    """Take the inventory of a model.
+
+    Args:
+        model: a causal language model of transformers; its weights may be on the meta device.
+        name: what results call the model.
+        torch: the library.
+
+    Raises:
+        ModelError: the model is not a decoder that hwsim knows, or has parameters that it cannot account for.
+    """
+    kind = type(model).__name__
+    _refuse_experts(model, kind)
+    reads = read_once(model, torch)
+    layers_name, layers = _decoder_layers(model, reads, kind)
+    hidden = _hidden_size(model, layers)
+    kv = kv_of_layers(layers, reads.cache, kind)
+    parts = [
+        _parts(layer, f"{layers_name}.{number}", hidden, kv[number], reads, torch)
+        for number, layer in enumerate(layers)
+    ]
+    if not any(part.mlp for part in parts):
+        raise ModelError(_no_mlp(layers, layers_name))
+    _refuse_repeats(reads, layers_name, len(layers), kind)
+    uncounted, outside, row, per_layer = _sort(model, reads, layers_name, parts, hidden)
+    shape = _shape(name, model, hidden, parts, kv, per_layer, outside, row)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    _check_sum(shape, uncounted, total, kind)
+    return Inventory(shape, layers_name, parts, uncounted, total)
+
+
+# ---------------------------------------------------------------------- the layers
+
+
+def _refuse_experts(model: Any, kind: str) -> None:
+    for name, module in model.named_modules():
+        routed = name.rpartition(".")[2] in _EXPERTS and any(True for _ in module.parameters())
+        stacked = "expert" in type(module).__name__.lower() and any(
+            parameter.ndim == 3 for parameter in module.parameters(recurse=False)
+        )
+        if routed or stacked:
+            raise ModelError(
+                f"{name} ({type(module).__name__}): {kind} is a mixture of experts, whose matrices a router chooses; "
+                "hwsim counts decoders whose MLPs are read by every token; choose a dense model"
+            )
+
+
+def _decoder_layers(model: Any, reads: Reads, kind: str) -> tuple[str, Any]:
+    """The list of decoder layers: of all lists whose modules ran, the one with the most parameters that were read."""
+    used = {name for name, _ in model.named_parameters() if name in reads}
+    lists = {
+        name: sum(parameter.numel() for key, parameter in module.named_parameters() if f"{name}.{key}" in used)
+        for name, module in model.named_modules()
+        if type(module).__name__ == "ModuleList"
+        # a text skips layers that look at an image
+        and any(f"{name}.{index}" in reads.calls for index in range(len(module)))
+    }
+    lists = {name: size for name, size in lists.items() if size}
+    if not lists:
+        raise ModelError(f"{kind}: has no list of decoder layers that a text runs through; choose a decoder")
+    name = max(lists, key=lists.__getitem__)
+    return name, model.get_submodule(name)
+
+
+def _hidden_size(model: Any, layers: Any) -> int:
+    """Width of the hidden states: the number of inputs of most matrices."""
+    config = model.config.get_text_config()
+    for key in ("hidden_size", "n_embd", "d_model", "dim"):
+        if isinstance(size := getattr(config, key, None), int):
+            return size
+    sizes = [matrix.inputs for layer in layers for matrix in matrix_modules(layer)]
+    return max(set(sizes), key=sizes.count)
+
+
+def _parts(layer: Any, where: str, hidden: int, kv: KVOfLayer, reads: Reads, torch: Any) -> LayerParts:
+    def read(name: str) -> bool:
+        return f"{where}.{name}.weight" in reads
+
+    mlp = find_mlp(layer, hidden, read, torch)
+    return LayerParts(mlp, find_projections(layer, hidden, kv, mlp.names() if mlp else []))
+
+
+def _no_mlp(layers: Any, layers_name: str) -> str:
+    matrices = ", ".join(f"{matrix.name} {matrix.inputs}x{matrix.outputs}" for matrix in matrix_modules(layers[0]))
+    return (
+        f"{layers_name}.0 ({type(layers[0]).__name__}): has no MLP that hwsim knows, which is one or two matrices to n "
+        f"neurons and one back; its matrices are {matrices[:200] or 'none'}; choose another model"
+    )
+
+
+def _refuse_repeats(reads: Reads, layers_name: str, count: int, kind: str) -> None:
+    """Refuse a model that runs a layer, or a part of one, more than once for each token."""
+    times = {f"{layers_name}.{number}": reads.calls.get(f"{layers_name}.{number}", 0) for number in range(count)}
+    times |= {name: len(items) for name, items in reads.within.items()}
+    name = max(times, key=times.__getitem__)
+    if times[name] > 1:
+        raise ModelError(
+            f"{name}: {kind} uses it {times[name]} times for each token; hwsim counts one read of each matrix; choose "
+            "a model that does not repeat its layers"
+        )
+
+
+# ---------------------------------------------------------------------- the sums
+
+
+def _sort(
+    model: Any, reads: Reads, layers_name: str, parts: list[LayerParts], hidden: int
+) -> tuple[dict[str, int], int, int, list[int]]:
+    """Sort all parameters.
+
+    Returns:
+        Numbers of those that are not counted, by the reason; weights of matrices outside the layers, without the LM
+        head; numbers of the rows that a token looks up besides its embedding; weights of each layer's matrices except
+        those of the MLP.
+    """
+    uncounted: dict[str, int] = {}
+    outside = row = 0
+    per_layer = [0] * len(parts)
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        raise ModelError(f"{type(model).__name__}: has no LM head, so it cannot be a causal language model")
+    mlps = {
+        f"{layers_name}.{number}.{name}.weight"
+        for number, part in enumerate(parts)
+        if part.mlp
+        for name in part.mlp.names()
+    }
+
+    def leave(reason: str, count: int) -> None:
+        uncounted[reason] = uncounted.get(reason, 0) + count
+
+    for name, parameter in model.named_parameters():
+        count = int(parameter.numel())
+        if parameter is head.weight:
+            continue  # counted as the LM head, which reads all of it
+        if name not in reads:
+            leave("never used by a text", count)
+        elif parameter.ndim < 2:
+            leave("norms, biases and scales", count)
+        elif name in reads.looked_up and name not in reads.products and name not in reads.other:
+            leave("embeddings, of which a token reads a row", count)
+            width = int(parameter.shape[-1])
+            row += width if parameter is not table.weight and width > hidden else 0
+        elif name.startswith(f"{layers_name}."):
+            if name not in mlps:
+                per_layer[int(name[len(layers_name) + 1 :].partition(".")[0])] += count
+        else:
+            outside += count
+    return {reason: count for reason, count in uncounted.items() if count}, outside, row, per_layer
+
+
+def _shape(
+    name: str,
+    model: Any,
+    hidden: int,
+    parts: list[LayerParts],
+    kv: list[KVOfLayer],
+    per_layer: list[int],
+    outside: int,
+    row: int,
+) -> ModelShape:
+    """The shape; what is as in a plain decoder is left out."""
+    config = model.config.get_text_config()
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    mlps = [part.mlp for part in parts if part.mlp]
+    widest = max(mlp.neurons for mlp in mlps)
+    gated = {mlp.gated for mlp in mlps}
+    if len(gated) > 1:
+        raise ModelError(f"{type(model).__name__}: some of its MLPs have a gate and others none; choose another model")
+    heads, pairs, size = _heads(config, parts, hidden)
+    fields: dict[str, Any] = {
+        "name": name,
+        "num_hidden_layers": len(parts),
+        "hidden_size": hidden,
+        "intermediate_size": widest,
+        "num_attention_heads": heads,
+        "num_key_value_heads": pairs,
+        "head_dim": size,
+        "vocab_size": int(table.weight.shape[0]),
+        "tie_word_embeddings": head.weight is table.weight,
+        "hidden_act": next((act for key in _ACTS if isinstance(act := getattr(config, key, None), str)), "unknown"),
+        "gated": gated.pop(),
+        "outside_parameters": outside,
+        "embedding_row": row,
+        "inner_norm": any(mlp.inner for mlp in mlps),
+    }
+    if head.weight.numel() != table.weight.shape[0] * hidden:
+        fields["lm_head_parameters"] = int(head.weight.numel())
+    total_heads = getattr(config, "num_attention_heads", None)
+    layers = [
+        _layer(number, part, kv, others, hidden, total_heads if isinstance(total_heads, int) else heads)
+        for number, (part, others) in enumerate(zip(parts, per_layer, strict=True))
+    ]
+    plain = ModelShape(**fields)
+    return plain if tuple(layers) == plain.by_layer else ModelShape(**fields, layers=tuple(layers))
+
+
+def _heads(config: Any, parts: list[LayerParts], hidden: int) -> tuple[int, int, int]:
+    """Heads, KV heads and their size: of the first layer with plain attention, else what the configuration says."""
+    found = next((part.attention for part in parts if part.attention), None)
+    if found is not None:
+        return found.heads, found.key_value_heads, found.head_dim
+    heads = getattr(config, "num_attention_heads", None)
+    heads = heads if isinstance(heads, int) and heads > 0 else 1
+    pairs = getattr(config, "num_key_value_heads", None)
+    pairs = pairs if isinstance(pairs, int) and pairs > 0 and heads % pairs == 0 else heads
+    size = getattr(config, "head_dim", None)
+    return heads, pairs, size if isinstance(size, int) and size > 0 else max(1, hidden // heads)
+
+
+def _layer(number: int, part: LayerParts, kv: list[KVOfLayer], others: int, hidden: int, heads: int) -> LayerShape:
+    """The shape of one layer.
+
+    Args:
+        number: of the layer.
+        part: its modules.
+        kv: KV entries and states of all layers.
+        others: weights of its matrices outside the MLP.
+        hidden: the model's hidden size.
+        heads: heads of attention that has no matrices q, k, v and o.
+    """
+    own, attention = kv[number], part.attention
+    read = own if own.source is None else kv[own.source]
+    latent = read.keys != read.values and read.heads == 1
+    kinds = list(own.states)[-1:]  # a recurrent state comes with a convolution of its own
+    if own.source is not None:
+        kinds.insert(0, "shared")
+    elif own.keys:
+        kinds.insert(0, "latent" if latent else "full" if own.window is None else "window")
+    cut = 0  # weights of q, k, v and o
+    if attention is not None:
+        heads = attention.heads
+        cut = 2 * hidden * attention.head_dim * (heads + attention.key_value_heads)
+    return LayerShape(
+        attention="+".join(kinds) or "none",
+        window=own.window,
+        kv_elements=own.keys + own.values,
+        kv_from=own.source,
+        state_elements=sum(own.states.values()),
+        macs_per_entry=_macs(read, heads, latent=latent),
+        num_attention_heads=attention.heads if attention else 0,
+        num_key_value_heads=attention.key_value_heads if attention else 0,
+        head_dim=attention.head_dim if attention else 0,
+        other_parameters=others - cut,
+        intermediate_size=part.mlp.neurons if part.mlp else 0,
+        gated=part.mlp.gated if part.mlp else True,
+    )
+
+
+def _macs(read: KVOfLayer, heads: int, *, latent: bool) -> int:
+    """Multiplications of one token's attention for each entry that it reads.
+
+    Every head multiplies a key and adds up a value. With compressed entries, which hold a shared vector c and a
+    rotated key r, it multiplies c and r and adds up c, after its matrices were absorbed into query and output.
+    """
+    if not read.keys:
+        return 0
+    if latent:
+        return heads * (2 * max(read.keys, read.values) + min(read.keys, read.values))
+    return heads * (read.keys + read.values) // read.heads
+
+
+def _check_sum(shape: ModelShape, uncounted: dict[str, int], total: int, kind: str) -> None:
+    """Refuse a model whose counted parameters and named others are not all that it has.
+
+    Raises:
+        ModelError: some are missing or counted twice.
+    """
+    layers = range(shape.num_hidden_layers)
+    counted = shape.all_mlp_parameters + sum(map(shape.attention_parameters, layers))
+    counted += shape.head_parameters + shape.outside_parameters
+    if counted + sum(uncounted.values()) != total:
+        raise ModelError(
+            f"{kind}: has {total} parameters, of which hwsim counts {counted} and names {sum(uncounted.values())} as "
+            "never read in full; it cannot account for the rest; please report this model"
+        )

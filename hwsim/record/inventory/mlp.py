@@ -1,0 +1,294 @@
+"""The MLP of a decoder layer: found by its structure, and tried on numbers.
+
+An MLP is a module, or a layer itself, with two or three matrices of its own: one that leads from n neurons back to the
+hidden size (down), and one or two that lead to n neurons (up and gate), or one to 2 n (both, fused). Which of two is
+the gate, and by which function, no name tells for sure. So a small copy of the module runs on random numbers, and what
+enters down is compared with act(gate) * up for every activation that transformers has.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from hwsim.record.inventory.matrices import MatrixModule, matrix_modules
+
+_NOT_MLP = ("attn", "attention", "mixer", "mamba", "conv", "recurrent", "temporal", "rnn", "ssm", "expert")
+_SMALL = {"hidden": 8, "neurons": 12}  # sizes of the copy
+_TOKENS = 5
+_CLOSE = 1e-5  # relative
+_IN_LAYER = "its matrices lie in the decoder layer itself, which does not run alone"
+
+
+class Mlp(NamedTuple):
+    """The parts of an MLP; names are dotted, within the decoder layer.
+
+    Attributes:
+        up: module of the up projection; of the fused one, if `fused`.
+        gate: module of the gate projection; empty if there is none, or it is fused.
+        down: module of the down projection.
+        act: module that activates the gate, or, without a gate, up; empty if it is a function.
+        function: name in transformers' table of the function that activates the gate; empty if `act` is a module, or
+            nothing was found.
+        fused: how `up` holds both: ``gate-up``, ``up-gate``, or ``pairs`` (they alternate); empty if it does not.
+        inner: module between the product of gate and up and down, such as a norm; empty without one.
+        gated: whether the MLP has a gate.
+        known: whether the trial has shown what enters down; otherwise only the inputs of matrices can be recorded.
+        neurons: length of what enters down.
+        why: reason, if it is not known.
+    """
+
+    up: str
+    gate: str
+    down: str
+    gated: bool
+    neurons: int
+    act: str = ""
+    function: str = ""
+    fused: str = ""
+    inner: str = ""
+    known: bool = False
+    why: str = ""
+
+    def names(self) -> list[str]:
+        """The names of the modules with matrices."""
+        return [name for name in (self.gate, self.up, self.down) if name]
+
+
+def find_mlp(layer: Any, hidden: int, read: Callable[[str], bool], torch: Any) -> Mlp | None:
+    """The MLP of a decoder layer; None if there is none that hwsim knows.
+
+    Args:
+        layer: the decoder layer.
+        hidden: the model's hidden size.
+        read: tells whether a forward pass multiplies by the matrix of a module, by its name within the layer.
+        torch: the library.
+    """
+    candidates = [
+        (mlp, sum(matrix.inputs * matrix.outputs for matrix in matrices), name, parent)
+        for name, parent in layer.named_modules()
+        if not any(part in name.lower() for part in _NOT_MLP)
+        for matrices in [[matrix for matrix in matrix_modules(parent, direct=True) if read(_join(name, matrix.name))]]
+        if (mlp := _shaped(matrices, hidden, name)) is not None
+    ]
+    if not candidates:
+        return None
+    mlp, _, name, parent = max(candidates, key=lambda candidate: candidate[1])
+    return _tried(mlp, name, parent, hidden, torch)
+
+
+def _join(parent: str, name: str) -> str:
+    return f"{parent}.{name}" if parent else name
+
+
+def _shaped(matrices: list[MatrixModule], hidden: int, parent: str) -> Mlp | None:
+    """An MLP if the matrices of a module have the sizes of one."""
+    for down in matrices:
+        if down.outputs != hidden:
+            continue
+        others = [matrix for matrix in matrices if matrix is not down]
+        if not others or any(matrix.inputs != hidden for matrix in others):
+            continue
+        widths = [matrix.outputs for matrix in others]
+        names = [_join(parent, matrix.name) for matrix in others]
+        end = _join(parent, down.name)
+        if widths == [down.inputs] and (down.inputs != hidden or others[0] is matrices[0]):
+            return Mlp(names[0], "", end, gated=False, neurons=down.inputs)
+        if widths == [2 * down.inputs]:
+            return Mlp(names[0], "", end, gated=True, neurons=down.inputs, fused="gate-up")
+        if widths == [down.inputs] * 2:
+            gate, up = names
+            return Mlp(up, gate, end, gated=True, neurons=down.inputs)
+    return None
+
+
+# ---------------------------------------------------------------------- the trial
+
+
+class _Seen(NamedTuple):
+    """What a run of the copy has shown: tensors ``[tokens, width]``."""
+
+    outputs: dict[str, Any]  # of the matrices, by name
+    between: dict[str, tuple[Any, Any]]  # input and output of the other modules, by name
+    enters_down: Any
+
+
+def _tried(mlp: Mlp, name: str, parent: Any, hidden: int, torch: Any) -> Mlp:
+    """The MLP with what the trial shows about it."""
+    if not name:  # the matrices lie in the layer itself, beside its attention: there is nothing to run alone
+        return mlp._replace(known=not mlp.gated, why=_IN_LAYER if mlp.gated else "")
+    inside = mlp._replace(up=mlp.up[len(name) + 1 :], gate=mlp.gate[len(name) + 1 :], down=mlp.down[len(name) + 1 :])
+    try:
+        seen = _run_small(parent, inside, hidden, torch)
+    except Exception as error:
+        return mlp._replace(why=f"{type(parent).__name__} does not run alone ({type(error).__name__})")
+    for trial in _trials(inside, seen):
+        found = _explained(trial, seen, torch)
+        if found is not None:
+            return _named(found, name)
+    if not mlp.gated and _by_element(parent, inside, hidden, torch):
+        return mlp._replace(known=True)
+    return mlp._replace(why=f"what enters {mlp.down} is no activation of gate times up that transformers has")
+
+
+def _named(mlp: Mlp, parent: str) -> Mlp:
+    """The MLP with names within the decoder layer, in place of names within its own module."""
+    up, gate, down, act, inner = (
+        _join(parent, part) if part else "" for part in (mlp.up, mlp.gate, mlp.down, mlp.act, mlp.inner)
+    )
+    return mlp._replace(up=up, gate=gate, down=down, act=act, inner=inner)
+
+
+def _trials(mlp: Mlp, seen: _Seen) -> Iterator[Mlp]:
+    """The MLP in each way that its parts may play."""
+    if mlp.fused:
+        for fused in ("gate-up", "up-gate", "pairs"):
+            yield mlp._replace(fused=fused)
+    elif mlp.gated:
+        yield mlp
+        yield mlp._replace(up=mlp.gate, gate=mlp.up)
+    else:
+        yield mlp
+
+
+def split(mlp: Mlp, value: Any) -> tuple[Any, Any]:
+    """Gate before its activation, and up, of a fused output ``[..., 2 n]``."""
+    if mlp.fused == "pairs":
+        return value[..., ::2], value[..., 1::2]
+    first, second = value.chunk(2, dim=-1)
+    return (first, second) if mlp.fused == "gate-up" else (second, first)
+
+
+def _explained(mlp: Mlp, seen: _Seen, torch: Any) -> Mlp | None:
+    """The MLP with activation and inner module, if they explain what enters down."""
+    if mlp.fused:
+        raw, up = split(mlp, seen.outputs[mlp.up])
+    else:
+        raw, up = seen.outputs.get(mlp.gate), seen.outputs[mlp.up]
+    ends = [("", seen.enters_down)]
+    ends += [(name, before) for name, (before, after) in seen.between.items() if _same(after, seen.enters_down, torch)]
+    for inner, product in ends:
+        for act, (before, after) in seen.between.items():
+            start = raw if mlp.gated else up
+            if (
+                act != inner
+                and _same(after * up if mlp.gated else after, product, torch)
+                and before.shape == start.shape
+            ):
+                return mlp._replace(act=act, inner=inner, known=True)
+        for function, activated in _activations(raw if mlp.gated else up):
+            if _same(activated * up if mlp.gated else activated, product, torch):
+                return mlp._replace(function=function, inner=inner, known=True)
+    return None
+
+
+def _activations(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every activation of transformers without parameters: its name, and its result."""
+    from transformers.activations import ACT2CLS
+
+    for name in ACT2CLS:
+        try:
+            yield name, activation(name)(value)
+        except Exception:
+            continue
+
+
+def activation(name: str) -> Callable[[Any], Any]:
+    """An activation function of transformers by its name."""
+    from transformers.activations import ACT2FN
+
+    function: Callable[[Any], Any] = ACT2FN[name]
+    return function
+
+
+def _same(value: Any, other: Any, torch: Any) -> bool:
+    return value.shape == other.shape and bool(
+        (value - other).abs().max() <= _CLOSE * max(1.0, float(other.abs().max()))
+    )
+
+
+def _run_small(parent: Any, mlp: Mlp, hidden: int, torch: Any, nudge: int | None = None) -> _Seen:
+    """Run a small copy of a module on random numbers; `nudge` adds 1 to one output of up."""
+    small = _shrunk(parent, hidden, mlp.neurons, torch)
+    matrices = {name for name in (mlp.up, mlp.gate, mlp.down) if name}
+    outputs: dict[str, Any] = {}
+    between: dict[str, tuple[Any, Any]] = {}
+    entered: list[Any] = []
+    for name, module in small.named_modules():
+        if name == mlp.down:
+            module.register_forward_pre_hook(lambda _, args: entered.append(args[0].detach().clone()))
+        elif name in matrices:
+
+            def keep(_: Any, __: Any, result: Any, name: str = name) -> Any:
+                if nudge is not None and name == mlp.up:
+                    result = result.clone()
+                    result[..., nudge] += 1
+                outputs[name] = result.detach().clone()
+                return result
+
+            module.register_forward_hook(keep)
+        elif name and not any(True for _ in module.children()):
+
+            def note(_: Any, args: Any, result: Any, name: str = name) -> None:
+                if args and hasattr(args[0], "shape") and hasattr(result, "shape"):
+                    between[name] = (args[0].detach().clone(), result.detach().clone())
+
+            module.register_forward_hook(note)
+    generator = torch.Generator().manual_seed(1)
+    size = _SMALL["hidden"]
+    with torch.no_grad():
+        value = torch.randn((1, _TOKENS, size), generator=generator)
+        takes = [
+            parameter
+            for parameter in inspect.signature(small.forward).parameters.values()
+            if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
+        small(*[value] * len(takes))  # BLOOM and MPT also take the residual
+    return _Seen(outputs, between, entered[0])
+
+
+def _by_element(parent: Any, mlp: Mlp, hidden: int, torch: Any) -> bool:
+    """Whether each neuron that enters down depends on its own output of up alone."""
+    plain = _run_small(parent, mlp, hidden, torch).enters_down
+    moved = _run_small(parent, mlp, hidden, torch, nudge=3).enters_down
+    other = [index for index in range(plain.shape[-1]) if index != 3]
+    return bool((plain[..., other] == moved[..., other]).all())
+
+
+def _shrunk(parent: Any, hidden: int, neurons: int, torch: Any) -> Any:
+    """A small copy of a module on the CPU, with random weights; small sizes replace the module's wherever they are."""
+    sizes = {2 * neurons: 2 * _SMALL["neurons"], neurons: _SMALL["neurons"], hidden: _SMALL["hidden"]}
+    small = copy.deepcopy(parent).to(torch.float32) if _is_meta(parent) else _meta_copy(parent, torch)
+    generator = torch.Generator().manual_seed(0)
+    for module in small.modules():
+        for name, value in list(vars(module).items()):
+            if type(value) is int and value in sizes:
+                setattr(module, name, sizes[value])
+            elif type(value) is tuple and value and all(type(part) is int for part in value):  # normalized_shape
+                setattr(module, name, tuple(sizes.get(part, part) for part in value))
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            shape = [sizes.get(size, size) for size in parameter.shape]
+            value = (
+                torch.randn(shape, generator=generator)
+                if parameter.ndim > 1
+                else 0.5 + torch.rand(shape, generator=generator)
+            )
+            setattr(module, name, torch.nn.Parameter(value, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            shape = [sizes.get(size, size) for size in buffer.shape]
+            module.register_buffer(name, torch.ones(shape, dtype=buffer.dtype))
+    return small.eval()
+
+
+def _is_meta(module: Any) -> bool:
+    return all(parameter.is_meta for parameter in module.parameters())
+
+
+def _meta_copy(module: Any, torch: Any) -> Any:
+    """A copy of a module that has weights, without them."""
+    weights = {id(parameter): torch.empty_like(parameter, device="meta") for parameter in module.parameters()}
+    return copy.deepcopy(
+        module, memo={key: torch.nn.Parameter(value, requires_grad=False) for key, value in weights.items()}
+    ).to(torch.float32)
