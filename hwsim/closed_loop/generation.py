@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import libraries, require_extra, told_as
 from hwsim.record.loading import find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
-from hwsim.record.runner import kv_argument
+from hwsim.record.runner import kv_argument, positions
 from hwsim.record.sources import find_source
 from hwsim.simulation.metrics import Result
 from hwsim.simulation.result import measure
@@ -48,7 +49,11 @@ class Stepper:
     def __init__(self, model: Any, torch: Any, loop: ClosedLoop, carried: Carried | None = None) -> None:
         self._model, self._torch, self._loop, self._carried = model, torch, loop, carried
         self._past: Any = None
+        self._read = 0  # tokens
         self._kv = kv_argument(model)
+        self._keep = (
+            {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(model).forward).parameters else {}
+        )
         self.counts: list[Counts] = []
 
     def prefill(self, ids: list[int]) -> Any:
@@ -68,8 +73,9 @@ class Stepper:
         device = self._model.get_input_embeddings().weight.device
         with self._torch.inference_mode():
             tokens = self._torch.as_tensor([ids], dtype=self._torch.long, device=device)
-            out = self._model(tokens, **{self._kv: self._past}, use_cache=True, logits_to_keep=1)
-        self._past = out[self._kv]
+            options = {self._kv: self._past, **positions(self._model, self._read, len(ids)), **self._keep}
+            out = self._model(tokens, use_cache=True, **options)
+        self._past, self._read = out[self._kv], self._read + len(ids)
         return out.logits[0, -1].float()
 
 

@@ -89,10 +89,11 @@ def structure_of(config: Any, name: str, libraries: Libraries) -> Structure:
 
 def _loader(config: Any, transformers: Any) -> Any:
     """The class that loads a model to generate text; a model that also sees images generates from text alone."""
-    for loader in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
-        if type(config) in loader._model_mapping:
-            return loader
-    return transformers.AutoModelForCausalLM  # custom code, or an error that names the types it knows
+    text, whole = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
+    sees_images = config.get_text_config() is not config and type(config) in whole._model_mapping
+    return (
+        whole if sees_images else text
+    )  # whole: as its checkpoints are; else text refuses types that it does not know
 
 
 def _gguf(source: Source) -> dict[str, str]:

@@ -28,7 +28,8 @@ class Runner:
         self._given: Any = None  # hidden states that the decoder returns in place of its own
         self._output: Any = None  # what the decoder returned last
         self._body: Any = None  # the module whose hidden states the LM head takes: of all bodies the outermost that ran
-        bodies = {id(body): body for body in (model.base_model, model.get_decoder()) if body is not model}
+        others = (model, model.get_output_embeddings())  # what some models call their base or decoder
+        bodies = {id(body): body for body in (model.base_model, model.get_decoder()) if body not in others}
         self._handles = [body.register_forward_hook(self._keep) for body in bodies.values()]
         keep = inspect.signature(type(model).forward).parameters
         self._last = "logits_to_keep" in keep
@@ -79,8 +80,9 @@ class Runner:
         with self.torch.inference_mode():
             for length, context in pieces:
                 tokens = self.tensor(ids[None, start : start + length])
+                options = {kv: past, **positions(self.model, start, length), **self._only_last(length)}
                 with context:
-                    past = self.model(input_ids=tokens, **{kv: past}, use_cache=True, **self._only_last(length))[kv]
+                    past = self.model(input_ids=tokens, use_cache=True, **options)[kv]
                 hidden_states.append(self._hidden)
                 self._hidden, start = None, start + length
             return self.torch.cat(hidden_states, 1)
@@ -156,6 +158,19 @@ class Runner:
     def _keep(self, module: Any, args: Any, output: Any) -> None:
         if self._given is None:
             self._hidden, self._output, self._body = output[0], output, module
+
+
+def positions(model: Any, start: int, tokens: int) -> dict[str, Any]:
+    """The places of some tokens in their sequence as an argument of a forward pass, if the model takes it.
+
+    Some models derive them wrongly from a cache whose first layer has a fixed state.
+    """
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        return {}
+    import torch
+
+    device = model.get_input_embeddings().weight.device
+    return {"position_ids": torch.arange(start, start + tokens, device=device)[None]}
 
 
 def kv_argument(model: Any) -> str:

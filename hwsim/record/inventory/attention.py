@@ -98,9 +98,11 @@ def _kept(part: Any, number: int, where: str) -> KVOfLayer:
             "choose another model"
         )
     keys = values = heads = 0
+    window = getattr(part, "sliding_window", None) if tensors else None
+    entries = TOKENS if window is None else min(TOKENS, window - 1)  # the next token's own is the last of a window
     if tensors:
         shapes = [tuple(tensors[name].shape) for name in ("keys", "values")]
-        if any(len(shape) != 4 or shape[-2] != TOKENS for shape in shapes):
+        if any(len(shape) != 4 or shape[-2] != entries for shape in shapes):
             raise ModelError(
                 f"{where}: layer {number}: {TOKENS} tokens fill its cache with keys {list(shapes[0])} and values "
                 f"{list(shapes[1])}; hwsim knows one entry for each token; choose another model"
@@ -113,7 +115,6 @@ def _kept(part: Any, number: int, where: str) -> KVOfLayer:
         numbers = sum(int(state.numel()) for state in found.values() if state is not None)
         if numbers:
             states[label] = numbers
-    window = getattr(part, "sliding_window", None) if tensors else None
     return KVOfLayer(keys, values, heads, window, states)
 
 

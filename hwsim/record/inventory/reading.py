@@ -18,7 +18,9 @@ _LOOK_UPS = frozenset({"embedding", "index_select"})
 _NO_USE = frozenset({"dim", "size", "numel", "element_size", "is_floating_point", "__len__", "__hash__"})
 _TRANSPOSES = frozenset({"T", "mT", "H", "data"})  # attributes whose value is used in place of the parameter
 # what a model asks a tensor for that has no values; the answer is that of a text without images and padding
-_ANSWERS: dict[str, Any] = {"item": 0, "__bool__": False, "__int__": 0, "__float__": 0.0}
+_ANSWERS: dict[str, Any] = {
+    "item": 0, "__bool__": False, "__contains__": False, "equal": False, "__int__": 0, "__float__": 0.0,
+}  # fmt: skip
 
 
 @dataclass

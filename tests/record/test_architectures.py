@@ -1,0 +1,302 @@
+"""Every architecture against transformers itself: what is counted, recorded and masked, and the losses.
+
+The expected values come from hooks of this file, which know from the source of transformers where a model keeps its
+MLPs, and from plain forward passes; what is counted is held against the parameters that get a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="recording needs the extra `record`")
+pytest.importorskip("transformers", reason="recording needs the extra `record`")
+
+from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.memory.kv_cache import KVCache
+from hwsim.model.shape import Bits
+from hwsim.record import Settings, record
+from hwsim.record.extras import Libraries, libraries
+from hwsim.record.hooks import layers_of
+from hwsim.record.inventory import Inventory
+from hwsim.record.loading import read_structure
+from hwsim.record.runner import Runner, kv_argument
+from hwsim.record.sources import find_source
+from hwsim.simulation.plugins import POLICIES
+from hwsim.simulation.settings import Settings as SimulationSettings
+from hwsim.trace import Sequence, Trace
+from tests.closed_loop.loops import masking_of
+from tests.record.architectures import CONFIGS, VOCABULARY, Where, make_architecture, where
+from tests.record.conftest import make_tokenizer
+from tests.record.test_signals import assert_same
+
+TOKENS = 21  # beyond the windows of 8 and 16 tokens
+KEEP_INPUT = 1 / (1 + np.exp(-0.2997647759))  # DIP's split at density 0.5
+
+
+class Made(NamedTuple):
+    """A model on disk and in memory, its inventory, and a text."""
+
+    folder: Path
+    model: Any
+    inventory: Inventory
+    ids: np.ndarray  # [1, tokens]
+
+
+_PARENT: list[Path] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _parent(tmp_path_factory: pytest.TempPathFactory) -> None:
+    _PARENT.append(tmp_path_factory.mktemp("architectures"))
+
+
+@lru_cache(maxsize=2)
+def made(name: str) -> Made:
+    folder = _PARENT[-1] / name
+    make_architecture(name).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    structure = read_structure(find_source(str(folder)), libraries())
+    model = structure.loader.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = np.random.default_rng(3).integers(2, VOCABULARY, (1, TOKENS))
+    return Made(folder, model, structure.inventory, ids)
+
+
+@pytest.fixture(params=CONFIGS)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+# ---------------------------------------------------------------------- what is expected, by plain transformers
+
+
+def activated(act: str, value: Any, layer: Any) -> Any:
+    from transformers.activations import ACT2FN
+
+    if act == "xielu":
+        return layer.mlp.act_fn(value)
+    if sparsity := getattr(layer.mlp if hasattr(layer, "mlp") else None, "activation_sparsity", 0.0):  # Gemma 3n
+        spread = value.std(-1, keepdim=True, unbiased=False)
+        limit = value.mean(-1, keepdim=True) + spread * torch.distributions.Normal(0, 1).icdf(torch.tensor(sparsity))
+        value = torch.relu(value - limit)
+    if act == "bloom":
+        return 0.5 * value * (1 + torch.tanh(0.79788456 * value * (1 + 0.044715 * value * value)))
+    return ACT2FN[act](value)
+
+
+@contextmanager
+def hooked(model: Any, place: Where, on: Callable[[int, str, Any], Any]) -> Iterator[None]:
+    """Hooks at the MLPs: `on` gets (layer, point, tensor), and may return another one."""
+    handles = []
+
+    def before(module: Any, layer: int, point: str) -> None:
+        def hook(_: Any, args: Any) -> Any:
+            changed = on(layer, point, args[0])
+            return None if changed is None else (changed, *args[1:])
+
+        handles.append(module.register_forward_pre_hook(hook))
+
+    def after(module: Any, layer: int, point: str) -> None:
+        handles.append(module.register_forward_hook(lambda _, __, result: on(layer, point, result)))
+
+    for number, layer in enumerate(model.get_submodule(place.layers)):
+        if not hasattr(layer, place.up.partition(".")[0]):
+            continue
+        ups = [layer.get_submodule(name) for name in (place.gate, place.up) if name]
+        for module, point in zip(ups, ("gate", "up")[-len(ups) :], strict=True):
+            before(module, number, "input")
+            after(module, number, point)
+        before(layer.get_submodule(place.down), number, "glu")
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def logits_of(model: Any, ids: np.ndarray) -> Any:
+    with torch.no_grad():
+        return model(input_ids=torch.as_tensor(ids).long(), use_cache=False).logits[0].float()
+
+
+def losses_of(model: Any, ids: np.ndarray) -> np.ndarray:
+    logits = logits_of(model, ids)
+    return torch.nn.functional.cross_entropy(logits[:-1], torch.as_tensor(ids[0, 1:]).long(), reduction="none").numpy()
+
+
+def signals_of(model: Any, place: Where, ids: np.ndarray) -> dict[tuple[int, str], np.ndarray]:
+    """All signals of all layers, float32 ``[tokens, width]``."""
+    seen: dict[tuple[int, str], Any] = {}
+    layers = model.get_submodule(place.layers)
+
+    def keep(layer: int, point: str, value: Any) -> None:
+        value = value[0] if value.ndim == 3 else value
+        if point == "gate":
+            value = activated(place.act, value, layers[layer])
+        if point == "up" and place.half:
+            first, second = value.chunk(2, -1)
+            seen[layer, "gate"], value = activated(place.act, first, layers[layer]), second
+        seen[layer, point] = value.clone()
+
+    with hooked(model, place, keep):
+        logits_of(model, ids)
+    return {key: value.reshape(-1, value.shape[-1]).numpy() for key, value in seen.items()}
+
+
+def top(value: Any, k: int) -> Any:
+    """The value, of whose entries all but the k largest of each row are zero."""
+    kept = value.abs().topk(k, dim=-1).indices
+    return value * torch.zeros_like(value).scatter(-1, kept, 1.0)
+
+
+# ---------------------------------------------------------------------- the tests
+
+
+def test_what_is_counted_is_what_a_token_reads(architecture: str) -> None:
+    """The matrices with a gradient, but tables of which a token reads a row; every other parameter is named."""
+    _, model, inventory, ids = made(architecture)
+    shape = inventory.shape
+    model.requires_grad_(True)
+    model(input_ids=torch.as_tensor(ids).long(), use_cache=False).logits.float().square().mean().backward()
+    head = model.get_output_embeddings().weight
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} - {id(head)}
+    read = [
+        parameter.numel() for parameter in model.parameters()
+        if parameter.grad is not None and parameter.ndim > 1 and id(parameter) not in tables
+    ]  # fmt: skip
+    model.zero_grad(set_to_none=True)
+    model.requires_grad_(False)
+    layers = range(shape.num_hidden_layers)
+    counted = shape.all_mlp_parameters + sum(map(shape.attention_parameters, layers))
+    assert counted + shape.head_parameters + shape.outside_parameters == sum(read)
+    assert sum(read) + sum(inventory.uncounted.values()) == sum(p.numel() for p in model.parameters())
+    place = where(architecture)
+    for number, layer in enumerate(model.get_submodule(place.layers)):
+        matrices = [layer.get_submodule(n).weight.numel() for n in (place.gate, place.up, place.down)
+                    if n and hasattr(layer, n.partition(".")[0])]  # fmt: skip
+        used = sum(matrices) if shape.by_layer[number].intermediate_size else 0
+        assert used == len(shape.mlp) * shape.hidden_size * shape.by_layer[number].intermediate_size
+    assert any(layer.intermediate_size for layer in shape.by_layer)
+
+
+def test_kv_entries_are_those_of_the_cache(architecture: str) -> None:
+    """At 8 bits a byte for each number; a window of transformers' cache leaves room for the token that comes."""
+    _, model, inventory, ids = made(architecture)
+    with torch.no_grad():
+        cache = model(input_ids=torch.as_tensor(ids), use_cache=True)[kv_argument(model)]
+    kv = KVCache.of(inventory.shape, Bits())
+    entries = kv.lengths(np.array([TOKENS]))[0]
+    expected = states = 0
+    for number, layer in enumerate(cache.layers):
+        if isinstance(getattr(layer, "keys", None), torch.Tensor) and layer.keys.ndim == 4:
+            held = layer.keys.shape[-2]
+            window = kv.windows[number]
+            assert held == (entries[number] if window is None or window > TOKENS else entries[number] - 1)
+            each = (layer.keys.numel() + layer.values.numel()) // held
+            assert kv.stored[number] == each
+            expected += each * entries[number]
+        else:
+            assert kv.stored[number] == 0
+        for state in (*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()):
+            states += 0 if state is None else state.numel()
+    assert kv.reserved(TOKENS) == expected
+    assert kv.state == 2 * states  # 16 bits
+    shared = [layer.kv_from for layer in inventory.shape.by_layer if layer.kv_from is not None]
+    assert all(kv.read[number] == kv.stored[source] for number, source in
+               enumerate(layer.kv_from for layer in inventory.shape.by_layer) if source is not None)  # fmt: skip
+    assert len(shared) == (2 if architecture in ("gemma3n_text", "gemma4_text") else 0)
+
+
+def test_recorded_signals_and_losses_are_the_models_own(architecture: str, tmp_path: Path) -> None:
+    """By the files on disk, from the configuration to the trace."""
+    folder, model, inventory, _ = made(architecture)
+    shape = inventory.shape
+    record(tmp_path / "t.npz", str(folder), "persuasion", Settings(TOKENS, TOKENS))
+    with Trace(tmp_path / "t.npz") as trace:
+        ids = trace.tokens()
+        assert ids is not None
+        expected = signals_of(model, where(architecture), ids[None])
+        for signal in trace.header.signals:
+            for layer in shape.layers_with(signal):
+                assert_same(trace.read(layer, signal), expected[layer, signal], f"layer {layer}, {signal}")
+        assert {signal for _, signal in expected} - set(trace.header.signals) <= {"glu", "up"}
+        nll = trace.nll()
+        assert nll is not None
+        np.testing.assert_allclose(nll[1:], losses_of(model, ids[None]), rtol=2e-3, atol=2e-4)
+        assert trace.model == shape
+
+
+def closed_loop(made_: Made, **parameters: Any) -> tuple[Runner, ClosedLoop]:
+    policy = POLICIES.make("dip", parameters)[1]
+    masking = masking_of(policy, made_.inventory.shape, TOKENS, SimulationSettings(dram="60%"))
+    used = libraries()
+    layers = layers_of(made_.model, made_.inventory)
+    return Runner(made_.model, Libraries(used.torch, used.transformers)), ClosedLoop(layers, masking)
+
+
+def masked_losses(made_: Made, **parameters: Any) -> np.ndarray:
+    """Losses in the closed loop under DIP."""
+    runner, loop = closed_loop(made_, **parameters)
+    try:
+        runner.hidden(made_.ids)  # as an evaluation: a dense pass comes first
+        loop.window([Sequence(tokens=TOKENS)], 0)
+        with loop:
+            return runner.losses(made_.ids)[0, 1:]
+    finally:
+        runner.remove()
+
+
+def test_all_columns_are_the_dense_model(architecture: str) -> None:
+    found = masked_losses(made(architecture), density=1.0)
+    np.testing.assert_allclose(found, losses_of(made(architecture).model, made(architecture).ids), rtol=1e-4, atol=1e-5)
+
+
+def test_half_of_the_columns_are_a_plain_masked_pass(architecture: str) -> None:
+    _, model, inventory, ids = made(architecture)
+    shape, place = inventory.shape, where(architecture)
+    down = (len(shape.mlp) * 0.5 - (len(shape.mlp) - 1) * KEEP_INPUT) if shape.gated else 2 * 0.5 - KEEP_INPUT
+
+    def mask(layer: int, point: str, value: Any) -> Any:
+        if point in ("up", "gate"):
+            return None
+        return top(value, int((KEEP_INPUT if point == "input" else down) * value.shape[-1] + 1e-9))
+
+    with hooked(model, place, mask):
+        expected = losses_of(model, ids)
+    found = masked_losses(made(architecture), density=0.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(expected - losses_of(model, ids)).max() > 1e-3  # the masks do something
+
+
+def test_token_by_token_is_the_whole_window(architecture: str) -> None:
+    """With the KV cache or the fixed states that transformers keeps."""
+    prepared = made(architecture)
+    runner, loop = closed_loop(prepared, density=0.5)
+    try:
+        loop.window([Sequence(tokens=TOKENS)], 0)
+        with loop:
+            whole = runner.hidden(prepared.ids)
+        requests = loop.counts().hits.sum(axis=0)
+        runner.remove()
+        runner, loop = closed_loop(prepared, density=0.5)
+        loop.begin(0)
+        hits = np.zeros_like(requests)
+
+        @contextmanager
+        def step() -> Iterator[None]:
+            loop.continued(1)
+            with loop:
+                yield
+            hits[...] += loop.counts().hits.sum(axis=0)
+
+        stepped = runner.in_pieces(prepared.ids[0], ((1, step()) for _ in range(TOKENS)))
+    finally:
+        runner.remove()
+    np.testing.assert_allclose(stepped.numpy(), whole.numpy(), rtol=5e-3, atol=5e-3 * float(whole.abs().max()))
+    assert np.array_equal(hits, requests)
