@@ -16,6 +16,7 @@ from hwsim.errors import SettingError
 from hwsim.masking.counts import Counts
 from hwsim.model.shape import ModelShape
 from hwsim.record import Settings as TextSettings
+from hwsim.record.custom import code_provenance
 from hwsim.record.extras import libraries, require_extra, told_as
 from hwsim.record.loading import find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
@@ -115,7 +116,8 @@ def generate(
         conditions: as for `hwsim.closed_loop.evaluate`.
         candidate: the policy.
         writing: number of tokens, and how they are chosen.
-        reading: device, dtype and memory for the model; its other fields are not used.
+        reading: device, dtype and memory for the model, and whether its own code may run; its other fields are not
+            used.
         on_text: callback, receives each new piece of text.
         progress: callback, receives the progress of loading.
 
@@ -130,7 +132,7 @@ def generate(
     require_extra()
     if settings.lora:
         require_peft()
-    source = find_source(model)
+    source = find_source(model, reading.trust_remote_code)
     used = libraries()
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
@@ -142,7 +144,8 @@ def generate(
             f"{structure.longest} tokens"
         )
     # the KV cache is reserved for the longest possible text
-    expected = _run(conditions, candidate, structure.shape, len(ids), writing.tokens - 1)
+    origin = {"name": "a prompt", "origin": "generated", **code_provenance(source)}
+    expected = _run(conditions, candidate, structure.shape, origin, len(ids), writing.tokens - 1)
     expected.check()
     device = find_device(reading.device, used.torch)
     dtype = find_dtype(reading.dtype, device, structure)
@@ -159,15 +162,16 @@ def generate(
     if not stepper.counts:
         return Generated(text, generated, None)
     reserved = replace(conditions, settings=settings.but(kv_tokens=expected.placement.bytes.kv_tokens))
-    run = _run(reserved, candidate, structure.shape, len(ids), len(stepper.counts))
+    run = _run(reserved, candidate, structure.shape, origin, len(ids), len(stepper.counts))
     return Generated(text, generated, measure(run, Counts.joined(stepper.counts)))
 
 
-def _run(conditions: Conditions, candidate: Candidate, shape: ModelShape, prompt: int, decoded: int) -> Run:
+def _run(
+    conditions: Conditions, candidate: Candidate, shape: ModelShape, origin: dict[str, Any], prompt: int, decoded: int
+) -> Run:
     """The run of one sequence that continues a prompt."""
     header = recorded(shape, [Sequence(tokens=prompt + decoded, prompt=prompt)])
-    source = Source(header, {"name": "a prompt", "origin": "generated"})
-    return conditions.run(source, candidate.policy, candidate.name)
+    return conditions.run(Source(header, origin), candidate.policy, candidate.name)
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, chat: bool, name: str) -> list[int]:

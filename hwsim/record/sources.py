@@ -22,17 +22,22 @@ class Source(NamedTuple):
     weights: list[Path]
     origin: str  # for provenance: no path of this machine
     gguf: str | None = None  # name of the GGUF file in `folder`, if the weights are one
+    trusted: bool = False  # whether code that the folder brings along may run
 
 
-def find_source(spec: str) -> Source:
+def find_source(spec: str, trust: bool = False) -> Source:
     """The weights of ``--model``; tries a path first, then a short name, then a hub id.
+
+    Args:
+        spec: the value of ``--model``.
+        trust: whether code that the model brings along may run.
 
     Raises:
         ModelError: there are none, or they cannot be downloaded.
     """
     path = Path(spec)
     if path.is_dir():
-        return _folder(path, path.resolve().name, f"folder {path.resolve().name}")
+        return _folder(path, path.resolve().name, f"folder {path.resolve().name}", trust)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"--model {spec}: is a file but no .gguf; name a .gguf file or a folder with config.json")
@@ -42,9 +47,9 @@ def find_source(spec: str) -> Source:
         if files:
             return _gguf(files[0], spec, f"file {files[0].name} of the package {_BUNDLED_GGUF[spec].replace('_', '-')}")
     if spec in MODELS:
-        return _hub(spec, MODELS[spec].hub)
+        return _hub(spec, MODELS[spec].hub, trust)
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.endswith(("/", ".gguf")):
-        return _hub(spec.partition("/")[2], spec)
+        return _hub(spec.partition("/")[2], spec, trust)
     raise ModelError(
         f"--model {spec}: no such file or folder, and no known name{did_you_mean(spec, MODELS)}; "
         "or give a hub id such as Qwen/Qwen2.5-0.5B"
@@ -70,7 +75,7 @@ def _gguf(path: Path, name: str, origin: str) -> Source:
     return Source(name, path.parent, [path], origin, path.name)
 
 
-def _folder(folder: Path, name: str, origin: str) -> Source:
+def _folder(folder: Path, name: str, origin: str, trust: bool) -> Source:
     if not (folder / "config.json").is_file():
         ggufs = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f"; it holds {ggufs[0]}: name that file" if ggufs else "; give a folder that transformers can load"
@@ -78,10 +83,10 @@ def _folder(folder: Path, name: str, origin: str) -> Source:
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:
         raise ModelError(f"--model {folder}: has no weights: neither *.safetensors nor *.bin")
-    return Source(name, folder, weights, origin)
+    return Source(name, folder, weights, origin, trusted=trust)
 
 
-def _hub(name: str, hub_id: str) -> Source:
+def _hub(name: str, hub_id: str, trust: bool) -> Source:
     """A model of the Hugging Face hub, from its cache on disk or downloaded."""
-    folder = download(name, hub_id)
-    return _folder(folder, name, f"hub {hub_id}, revision {folder.name}")
+    folder = download(name, hub_id, code=trust)
+    return _folder(folder, name, f"hub {hub_id}, revision {folder.name}", trust)
