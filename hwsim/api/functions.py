@@ -131,15 +131,15 @@ def closed_loop(
     model: str | Path, hw: str | Path | Profile, policy: PolicyLike, *, text: str | Path = ..., tokens: int = ...,
     context: int = ..., prompt: int = ..., density: float | str | Path | None = ...,
     eviction: str | Path | type[Eviction] | Eviction = ..., device: str = ..., dtype: str = ...,
-    admission: str | None = ..., pin: str | Path | UnitSets | None = ..., warm: str | Path | UnitSets | None = ...,
-    lora: str | Path | None = ..., lora_merged: bool = ..., cache_scope: str = ...,
-    cache_shares: str | Path | Shares | None = ..., block: int = ..., layout: str | Path | Layout | None = ...,
-    dram: str | int | None = ..., kv_tokens: int | None = ..., bits: str | Bits = ..., timing: str = ...,
-    overlap: str = ..., seed: int = ..., bundle: bool = ..., packed: bool = ..., merge: str | int | None = ...,
-    gap: str | int | None = ..., prefetch: str | Path | Prefetch | None = ...,
-    prefetch_parameters: Mapping[str, Any] | None = ..., fills: bool = ..., engine: str | None = ...,
-    ignore: str | Sequence[str] = ..., kv_window: int | None = ..., prefill_chunk: int | None = ...,
-    per_token: bool = ..., **parameters: Any,
+    trust_remote_code: bool = ..., admission: str | None = ..., pin: str | Path | UnitSets | None = ...,
+    warm: str | Path | UnitSets | None = ..., lora: str | Path | None = ..., lora_merged: bool = ...,
+    cache_scope: str = ..., cache_shares: str | Path | Shares | None = ..., block: int = ...,
+    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., kv_tokens: int | None = ...,
+    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ..., bundle: bool = ...,
+    packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
+    prefetch: str | Path | Prefetch | None = ..., prefetch_parameters: Mapping[str, Any] | None = ...,
+    fills: bool = ..., engine: str | None = ..., ignore: str | Sequence[str] = ..., kv_window: int | None = ...,
+    prefill_chunk: int | None = ..., per_token: bool = ..., **parameters: Any,
 ) -> Evaluation: ...  # fmt: skip
 
 
@@ -148,15 +148,15 @@ def closed_loop(
     model: str | Path, hw: str | Path | Profile, policy: Sequence[PolicyLike], *, text: str | Path = ...,
     tokens: int = ..., context: int = ..., prompt: int = ..., density: float | str | Path | None = ...,
     eviction: str | Path | type[Eviction] | Eviction = ..., device: str = ..., dtype: str = ...,
-    admission: str | None = ..., pin: str | Path | UnitSets | None = ..., warm: str | Path | UnitSets | None = ...,
-    lora: str | Path | None = ..., lora_merged: bool = ..., cache_scope: str = ...,
-    cache_shares: str | Path | Shares | None = ..., block: int = ..., layout: str | Path | Layout | None = ...,
-    dram: str | int | None = ..., kv_tokens: int | None = ..., bits: str | Bits = ..., timing: str = ...,
-    overlap: str = ..., seed: int = ..., bundle: bool = ..., packed: bool = ..., merge: str | int | None = ...,
-    gap: str | int | None = ..., prefetch: str | Path | Prefetch | None = ...,
-    prefetch_parameters: Mapping[str, Any] | None = ..., fills: bool = ..., engine: str | None = ...,
-    ignore: str | Sequence[str] = ..., kv_window: int | None = ..., prefill_chunk: int | None = ...,
-    per_token: bool = ..., **parameters: Any,
+    trust_remote_code: bool = ..., admission: str | None = ..., pin: str | Path | UnitSets | None = ...,
+    warm: str | Path | UnitSets | None = ..., lora: str | Path | None = ..., lora_merged: bool = ...,
+    cache_scope: str = ..., cache_shares: str | Path | Shares | None = ..., block: int = ...,
+    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., kv_tokens: int | None = ...,
+    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ..., bundle: bool = ...,
+    packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
+    prefetch: str | Path | Prefetch | None = ..., prefetch_parameters: Mapping[str, Any] | None = ...,
+    fills: bool = ..., engine: str | None = ..., ignore: str | Sequence[str] = ..., kv_window: int | None = ...,
+    prefill_chunk: int | None = ..., per_token: bool = ..., **parameters: Any,
 ) -> Results[Evaluation]: ...  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def closed_loop(
     model: str | Path, hw: str | Path | Profile, policy: PolicyLike | Sequence[PolicyLike], *,
     text: str | Path = "persuasion", tokens: int = 2048, context: int = 512, prompt: int = 0,
     density: float | str | Path | None = None, eviction: str | Path | type[Eviction] | Eviction = "lfu",
-    device: str = "cpu", dtype: str = "auto", admission: str | None = None,
+    device: str = "cpu", dtype: str = "auto", trust_remote_code: bool = False, admission: str | None = None,
     pin: str | Path | UnitSets | None = None, warm: str | Path | UnitSets | None = None,
     lora: str | Path | None = None, lora_merged: bool = False, cache_scope: str = "matrix",
     cache_shares: str | Path | Shares | None = "equal", block: int = 1, layout: str | Path | Layout | None = None,
@@ -190,6 +190,7 @@ def closed_loop(
         eviction: what picks the units that leave a full cache.
         device: of torch.
         dtype: of torch, or auto.
+        trust_remote_code: whether code that the model brings along may run.
         admission: always: what a token needs enters the cache first. bypass: only if the eviction ranks it above
             what is there.
         pin: Units that are in the caches from the start and never leave, as --save-cache.
@@ -238,5 +239,5 @@ def closed_loop(
         prefill_chunk=prefill_chunk, per_token=per_token,
     )  # fmt: skip
     asked = Asked(hw, policy, density, eviction, settings, parameters)
-    results = closed_loops(model, text, asked, (tokens, context, prompt, device, dtype))
+    results = closed_loops(model, text, asked, (tokens, context, prompt, device, dtype, trust_remote_code))
     return results if asked.several else results[0]

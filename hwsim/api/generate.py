@@ -72,6 +72,7 @@ Args:
     eviction: what picks the units that leave a full cache.
     device: of torch.
     dtype: of torch, or auto.
+    trust_remote_code: whether code that the model brings along may run.
 {options}
     parameters: of the policies, as with ``--set``.
 
@@ -101,6 +102,7 @@ def source(model: type[Settings] = Settings) -> str:
     loop = [
         ("text", "str | Path", '"persuasion"'), ("tokens", "int", "2048"), ("context", "int", "512"),
         ("prompt", "int", "0"), _DENSITY, _EVICTION, ("device", "str", '"cpu"'), ("dtype", "str", '"auto"'),
+        ("trust_remote_code", "bool", "False"),
     ]  # fmt: skip
     head = _HEAD
     if model is not Settings:
@@ -124,7 +126,7 @@ def source(model: type[Settings] = Settings) -> str:
     return "\n\n".join(parts)
 
 
-_CLOSED_LOOP = "closed_loops(model, text, asked, (tokens, context, prompt, device, dtype))"
+_CLOSED_LOOP = "closed_loops(model, text, asked, (tokens, context, prompt, device, dtype, trust_remote_code))"
 
 
 def _signature(name: str, first: str, policy: str, own: Iterable[Parameter], result: str, *, stub: bool) -> str:

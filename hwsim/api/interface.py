@@ -97,17 +97,19 @@ def replays(trace: Trace | str | Path, asked: Asked, threads: int | None) -> Res
 
 
 def closed_loops(
-    model: str | Path, text: str | Path, asked: Asked, reading: tuple[int, int, int, str, str]
+    model: str | Path, text: str | Path, asked: Asked, reading: tuple[int, int, int, str, str, bool]
 ) -> Results[Evaluation]:
     """Run a model over a text under each policy.
 
-    `reading` holds tokens, context and prompt, and the device and dtype of torch.
+    `reading` holds tokens, context and prompt, the device and dtype of torch, and whether the model's own code may run.
     """
     from hwsim.closed_loop import Candidate, evaluate
     from hwsim.record import Settings as Reading
 
-    tokens, context, prompt, device, dtype = reading
-    settings = Reading(tokens=tokens, context=context, prompt=prompt, device=device, dtype=dtype)
+    tokens, context, prompt, device, dtype, trusted = reading
+    settings = Reading(
+        tokens=tokens, context=context, prompt=prompt, device=device, dtype=dtype, trust_remote_code=trusted
+    )
     candidates = [Candidate(name, policy) for name, policy in asked.policies()]
     return Results(evaluate(str(model), str(text), asked.conditions(), candidates, settings))
 

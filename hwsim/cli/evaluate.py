@@ -94,7 +94,8 @@ def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
     check_closed(chosen.run)
     settings = chosen.run.settings()
     reading = Reading(
-        options.tokens, options.context, options.prompt, None, torch.device, torch.dtype, torch.memory
+        options.tokens, options.context, options.prompt, None, torch.device, torch.dtype, torch.memory,
+        trust_remote_code=torch.trust_remote_code,
     )  # fmt: skip
     rule_name, eviction, pairs = c.make_rule(chosen.eviction, pairs)
     conditions = Conditions(load_profile(hw), eviction, settings, rule_name)

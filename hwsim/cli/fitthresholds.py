@@ -58,7 +58,9 @@ def thresholds(options: ThresholdsOptions) -> None:
     trace, model, torch, json = find_trace(options.trace), options.model, options.torch, options.json
     check_target(json, trace)
     if model is None and torch != o.TorchOptions():
-        raise SettingError("--device, --dtype and --max-memory are for the --model, and none is given")
+        raise SettingError(
+            "--device, --dtype, --max-memory and --trust-remote-code are for the --model, and none is given"
+        )
     memory = torch.memory
     with Trace(trace) as opened:
         path = options.out or Path(f"{opened.model.name}-calibration.npz")
@@ -74,7 +76,8 @@ def thresholds(options: ThresholdsOptions) -> None:
                 from hwsim.train.allocation import allocate
 
                 fitted = allocate(
-                    model, opened, fitted, device=torch.device, dtype=torch.dtype, max_memory=memory, progress=progress
+                    model, opened, fitted, device=torch.device, dtype=torch.dtype, max_memory=memory,
+                    trust_remote_code=torch.trust_remote_code, progress=progress,
                 )  # fmt: skip
     write_arrays(path, KIND, fitted.header, fitted.arrays)
     summary = {"format": KIND, "version": 1, "file": str(path), "bytes": path.stat().st_size, **fitted.header}

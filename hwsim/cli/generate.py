@@ -64,7 +64,9 @@ def generate(options: GenerateOptions) -> None:
     check_target(json, *read, *o.model_files(options.model))
     check_closed(options.run)
     settings = options.run.settings()
-    reading = Reading(device=torch.device, dtype=torch.dtype, max_memory=torch.memory)
+    reading = Reading(
+        device=torch.device, dtype=torch.dtype, max_memory=torch.memory, trust_remote_code=torch.trust_remote_code
+    )
     rule_name, rule, pairs = c.make_rule(caching.eviction, pairs)
     policies = make_policies([options.policy], caching.density, pairs)
     if len(policies) != 1:

@@ -43,15 +43,19 @@ MaxMemory = Annotated[
         show_default="what is free",
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that the model's folder or repository brings along.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchOptions:
-    """Options of torch: device, dtype and memory of a model."""
+    """Options of torch and transformers: device, dtype and memory of a model, and whether its own code may run."""
 
     device: Device = "cpu"
     dtype: Dtype = "auto"
     max_memory: MaxMemory = None
+    trust_remote_code: TrustRemoteCode = False
 
     @property
     def memory(self) -> int | None:

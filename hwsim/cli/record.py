@@ -65,6 +65,7 @@ def record(options: RecordOptions) -> None:
         device=torch.device,
         dtype=torch.dtype,
         max_memory=torch.memory,
+        trust_remote_code=torch.trust_remote_code,
         norms=options.norms,
         encoding=o.read_encoding(options.encoding, options.keep_share),
     )

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hwsim.cli import options as o
 from hwsim.cli.common import (
     JsonOption,
     check_target,
@@ -69,6 +70,7 @@ class SweepOptions:
         list[str] | None,
         typer.Option(metavar="KEY=A,B,...", help="Values of any other key of SPEC.yaml, such as overlap or block."),
     ] = None
+    trust_remote_code: o.TrustRemoteCode = False
     per_token: Annotated[bool, typer.Option("--per-token", help="Keep every token in the results.")] = False
     jobs: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Processes of this machine.", show_default="all cores")
@@ -102,6 +104,8 @@ def sweep(options: SweepOptions) -> None:
         wanted["set"] = parameters
     if options.per_token:
         wanted["per_token"] = True
+    if options.trust_remote_code:
+        wanted["trust_remote_code"] = True
     specs = read_spec(spec, wanted) if spec else [make_spec(wanted, "options")]
     check_new_file(store)
     read = [spec] if spec else []

@@ -80,7 +80,9 @@ def lora(options: LoraOptions) -> None:
         options.tokens, options.validation, options.context, options.batch, options.epochs, options.rank,
         options.learning_rate, options.every,
     )  # fmt: skip
-    reading = Reading(device=torch.device, dtype=torch.dtype, max_memory=torch.memory)
+    reading = Reading(
+        device=torch.device, dtype=torch.dtype, max_memory=torch.memory, trust_remote_code=torch.trust_remote_code
+    )
     _, rule, pairs = make_rule(options.eviction, pairs)
     policies = make_policies([options.policy], options.density, pairs)
     if len(policies) != 1:

@@ -37,6 +37,7 @@ class TuneOptions:
     run: Run
     device: o.Device = "cpu"
     dtype: o.Dtype = "auto"
+    trust_remote_code: o.TrustRemoteCode = False
     json: JsonOption = None
 
 
@@ -70,7 +71,10 @@ def tune(options: TuneOptions) -> None:
     check_target(json, *read, *written)
     check_closed(options.run)
     settings = options.run.settings()
-    reading = Reading(tokens=tokens, context=options.context, device=options.device, dtype=options.dtype)
+    reading = Reading(
+        tokens=tokens, context=options.context, device=options.device, dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )  # fmt: skip
     goal = Goal(model, text, reading, load_profile(hw), settings, losses, options.least_density)
     with progress_bar() as progress:
         tuned = run(goal, study, options.trials, seed=settings.seed, progress=progress)

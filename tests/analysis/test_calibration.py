@@ -109,7 +109,10 @@ def test_the_command(tmp_path: Path, hwsim: Hwsim) -> None:
         (("t.npz", "-o", "t.npz", "--overwrite"), "t.npz: cannot be written: the command reads it"),
         (("t.npz", "-o", "no/c.npz"), "the folder no does not exist"),
         (("no.npz",), "no.npz: cannot be opened"),
-        (("t.npz", "--device", "cuda"), "--device, --dtype and --max-memory are for the --model, and none is given"),
+        (
+            ("t.npz", "--device", "cuda"),
+            "--device, --dtype, --max-memory and --trust-remote-code are for the --model, and none is given",
+        ),
         (("t.npz", "-o", "d.npz", "--json", "d.npz"), "the command writes the calibration to it"),
         (
             ("t.npz", "--model", "x"),

@@ -16,6 +16,7 @@ from hwsim.evictions import Eviction
 from hwsim.masking.streams import Masking
 from hwsim.model.shape import ModelShape
 from hwsim.policy import Policy
+from hwsim.record import Settings as Reading
 from hwsim.record.extras import libraries
 from hwsim.record.loading import read_structure
 from hwsim.record.sources import find_source
@@ -58,8 +59,10 @@ def generate(
     eviction: str = "lfu",
     *,
     temperature: float = 0.0,
+    reading: Reading | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> Generated:
     """A generation on a flat device."""
     conditions = Conditions(flat_profile(), rule(eviction), settings or Settings(), eviction)
-    return write(str(model), prompt, conditions, candidate, Writing(tokens, temperature=temperature), on_text=on_text)
+    writing = Writing(tokens, temperature=temperature)
+    return write(str(model), prompt, conditions, candidate, writing, reading, on_text=on_text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,40 @@ def test_dense_text_is_the_models_own(checkpoints: dict[str, Path]) -> None:
     assert written.result is not None
     assert written.result.tokens == len(own) - 1
     assert written.result.ttft_s is not None
+
+
+@pytest.mark.parametrize("memory", [None, 165_000], ids=["in memory", "layer by layer"])
+@pytest.mark.parametrize("ends", [7, [1, 7], [7, 1], None], ids=str)
+def test_a_text_ends_where_transformers_ends_it(
+    ends: int | list[int] | None, memory: int | None, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """At each of the end tokens that the model's generation_config names; at the tokenizer's where it names none."""
+    import torch
+    import transformers
+
+    prompt, folder = "Anne hoped she had", tmp_path / "m"
+    shutil.copytree(checkpoints["llama"], folder)
+    ids = torch.as_tensor([make_tokenizer()(prompt)["input_ids"]])
+    own = make_model("llama").generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist()
+    at = next(at for at in range(3, 20) if own[at] not in own[:at])
+    ends = own[at] if ends == 7 else [own[at] if end == 7 else end for end in ends] if ends else None
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
+    if ends is None:
+        change_end(folder, make_tokenizer().convert_ids_to_tokens(own[at]))
+    reading = Reading(max_memory=memory)
+    written = generate(folder, prompt, candidate("dense"), 20, Settings(dram="50%"), reading=reading)
+    assert written.ids == own[: at + 1]
+    if ends is not None:
+        with torch.no_grad():
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            assert model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist() == written.ids
+
+
+def change_end(folder: Path, token: str) -> None:
+    """Make another token the tokenizer's end of a text."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": token}))
 
 
 def test_drawn_text_follows_the_seed(checkpoints: dict[str, Path]) -> None:

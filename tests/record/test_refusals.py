@@ -1,4 +1,4 @@
-"""Texts, models from wherever they come, and what is refused."""
+"""Models from wherever they come, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,49 +14,7 @@ import pytest
 from hwsim.errors import HwsimError, ModelError, OutputError, SettingError
 from hwsim.record import Settings, record
 from hwsim.trace import Trace
-from tests.record.conftest import make_model, make_tokenizer, save
-
-
-def test_text_is_read_as_a_whole_text_would_be(tmp_path: Path) -> None:
-    """However little of a long file is read, its first tokens are those of the whole."""
-    from hwsim.record.text import find_text, read_windows
-
-    tokenizer = make_tokenizer()
-    content = "Anne hoped she had outlived the age of blushing, é 漢字. " * 4000
-    (tmp_path / "long.txt").write_text(content)
-    whole = tokenizer(content)["input_ids"]
-    for wanted in (1, 100, 20_000):
-        tokens, prefix = read_windows(find_text(str(tmp_path / "long.txt")), tokenizer, wanted, wanted)
-        assert prefix == []
-        assert tokens.dtype == np.int32
-        assert tokens.tolist() == whole[:wanted]
-
-
-def test_every_window_begins_as_a_text_does(tmp_path: Path) -> None:
-    """With BOS where the tokenizer has one: each window is a sequence of its own."""
-    from tokenizers.processors import TemplateProcessing
-
-    from hwsim.record.text import find_text, read_windows
-
-    tokenizer = make_tokenizer()
-    (tmp_path / "text.txt").write_text("Anne hoped she had outlived the age of blushing. " * 20)
-    plain, _ = read_windows(find_text(str(tmp_path / "text.txt")), tokenizer, 100, 100)
-    bos = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
-    tokenizer.backend_tokenizer.post_processor = bos
-    tokens, prefix = read_windows(find_text(str(tmp_path / "text.txt")), tokenizer, 40, 16)
-    assert prefix == [0]
-    assert tokens.tolist() == [0, *plain[:15], 0, *plain[15:30], 0, *plain[30:37]]
-    with pytest.raises(SettingError, match="--context 1: each window begins with 1 token"):
-        read_windows(find_text(str(tmp_path / "text.txt")), tokenizer, 40, 1)
-
-
-def test_a_file_comes_before_a_bundled_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hwsim.record.text import find_text
-
-    monkeypatch.chdir(tmp_path)
-    assert find_text("persuasion").name == "persuasion.txt"
-    (tmp_path / "persuasion").write_text("mine")
-    assert find_text("persuasion").name == "persuasion"
+from tests.record.conftest import make_model, save
 
 
 def damaged(folder: Path, target: Path, change: Callable[[Path], None]) -> str:
@@ -140,18 +98,6 @@ def test_impossible_settings(settings: Settings, message: str, checkpoints: dict
 def test_signals_that_a_model_without_a_gate_lacks(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="opt has no gate; it has input and glu"):
         record(tmp_path / "t.npz", str(checkpoints["opt"]), settings=Settings(16, 16, signals=("up",)))
-
-
-def test_texts_that_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 100)
-    (tmp_path / "short.txt").write_text("Anne")
-    for text, message in (
-        ("latin.txt", "byte 3 is no UTF-8"),
-        ("short.txt", "has [0-9]+ tokens, --tokens asks for 16"),
-        ("emma.txt", "neither a file nor a bundled text"),
-    ):
-        with pytest.raises(SettingError, match=message):
-            record(tmp_path / "t.npz", str(checkpoints["llama"]), str(tmp_path / text), Settings(16, 16))
 
 
 def test_a_place_that_cannot_be_written(checkpoints: dict[str, Path], tmp_path: Path) -> None:

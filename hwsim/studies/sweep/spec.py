@@ -46,6 +46,7 @@ class Spec(BaseModel):
         policy: names or files.
         set: values by parameter: ``KEY``, ``POLICY.KEY`` or ``eviction.KEY``. A policy without a parameter is not
             varied by it.
+        trust_remote_code: whether code that models bring along may run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -62,13 +63,15 @@ class Spec(BaseModel):
     set: Parameters = Field(default_factory=dict)
     eviction: Words = ["lfu"]
     per_token: bool = False
+    trust_remote_code: bool = False
 
     @property
     def sources(self) -> list[dict[str, Any]]:
         """The sources of runs, each ``{"trace": ...}`` or ``{"model": ..., "text": ..., ...}``."""
         sources: list[dict[str, Any]] = [{"trace": trace} for trace in self.trace or ()]
         axes = (self.model or [], self.text, self.tokens, self.context, self.prompt)
-        return sources + [dict(zip(("model", *_READING), values, strict=True)) for values in product(*axes)]
+        trust = {"trust_remote_code": True} if self.trust_remote_code else {}
+        return sources + [dict(zip(("model", *_READING), values, strict=True)) | trust for values in product(*axes)]
 
     @property
     def settings(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from hwsim.studies.sweep.backends import run_tasks
 from hwsim.studies.sweep.cells import Cell, expand, key_of, resolve
 from hwsim.studies.sweep.spec import Spec
 from hwsim.studies.sweep.store import Store
-from hwsim.studies.sweep.work import Outcome, Task, loop_source, open_trace, told
+from hwsim.studies.sweep.work import Outcome, Task, loop_source, open_trace, reading_of, told
 
 _TOGETHER = 4  # closed loops that share a dense pass: with more, the first results would come late
 
@@ -106,11 +106,9 @@ def _source(run: Cell) -> Source:
     """The source of a run: a trace, or the tokens of a closed loop."""
     if not run.closed:
         return Source.of_trace(open_trace(run.source["trace"]))
-    from hwsim.record import Settings
     from hwsim.record.prepare import prepare
 
-    wanted = Settings(tokens=run.source["tokens"], context=run.source["context"], prompt=run.source["prompt"])
-    header = prepare(run.source["model"], run.source["text"], wanted, lambda *_: None).header
+    header = prepare(run.source["model"], run.source["text"], reading_of(run.source), lambda *_: None).header
     return loop_source(header)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hwsim.errors import HwsimError, TraceError, one_line
 from hwsim.simulation.options import find_trace
@@ -13,6 +13,9 @@ from hwsim.simulation.replay import replay
 from hwsim.simulation.run import Conditions, Source
 from hwsim.studies.sweep.cells import Cell, key_of, resolve
 from hwsim.trace import Trace, TraceHeader
+
+if TYPE_CHECKING:
+    from hwsim.record import Settings as Reading
 
 _OPEN = 4  # traces that a worker keeps open
 
@@ -65,11 +68,9 @@ def _replay(key: str, cell: Cell) -> dict[str, Any]:
 
 def _closed(task: Task) -> list[dict[str, Any]]:
     from hwsim.closed_loop import Candidate, Loops
-    from hwsim.record import Settings as Reading
 
     source_values = task.runs[0][1].source
-    reading = Reading(tokens=source_values["tokens"], context=source_values["context"], prompt=source_values["prompt"])
-    with Loops(source_values["model"], source_values["text"], reading) as loops:
+    with Loops(source_values["model"], source_values["text"], reading_of(source_values)) as loops:
         source = loop_source(loops.ready.header)
         runs = [resolve(cell, source) for _, cell in task.runs]
         for (key, cell), run in zip(task.runs, runs, strict=True):
@@ -78,6 +79,14 @@ def _closed(task: Task) -> list[dict[str, Any]]:
         conditions = Conditions(first.device, first.eviction, first.settings, first.names.eviction)
         results = loops.run(conditions, [Candidate(run.names.policy, run.policy) for run in runs])
     return [result.plain() for result in results]
+
+
+def reading_of(source: dict[str, Any]) -> Reading:
+    """How a closed loop reads its text, by the source of its cell."""
+    from hwsim.record import Settings
+
+    wanted = {name: source[name] for name in ("tokens", "context", "prompt")}
+    return Settings(**wanted, trust_remote_code=source.get("trust_remote_code", False))
 
 
 def loop_source(header: TraceHeader) -> Source:
