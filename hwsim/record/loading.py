@@ -6,6 +6,16 @@ from typing import Any, NamedTuple
 
 from hwsim.errors import ModelError, SettingError
 from hwsim.model.shape import ModelShape
+from hwsim.record.checkpoint import (
+    check_complete,
+    check_loaded,
+    check_places,
+    check_quantisation,
+    check_taken,
+    place,
+    read_tensors,
+    that_matter,
+)
 from hwsim.record.extras import Libraries, no_bars, told_as
 from hwsim.record.hooks import Layer, find_layers
 from hwsim.record.layerwise import load_layerwise
@@ -150,33 +160,53 @@ def load_model(
     free = _free(torch, device) if max_memory is None else max_memory
     need = structure.parameters * itemsize
     from_disk = need * (_GGUF_PEAK if source.gguf else 1) > free
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), **_gguf(source)}
-    if device != "cpu":
-        options["device_map"] = {"": device}
-    if from_disk:
-        _check_from_disk(source, structure, itemsize, free, given=max_memory is not None)
+    kind = getattr(torch, dtype)
     with told_as(f"--model {source.name}: its weights cannot be loaded"), no_bars():
         if from_disk:
-            model = load_layerwise(
-                structure.config,
-                libraries.transformers,
-                source.weights,
-                structure.layers_name,
-                dtype=getattr(torch, dtype),
-                device=device,
-            )
+            _check_from_disk(source, structure, itemsize, free, given=max_memory is not None)
+            model = _from_disk(source, structure, libraries, kind, device)
         else:
-            model, info = libraries.transformers.AutoModelForCausalLM.from_pretrained(
-                source.folder, output_loading_info=True, **options
-            )
-            missing = sorted(info["missing_keys"])
-            if missing:
-                raise ModelError(
-                    f"--model {source.name}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
-                    "they belong to another model, or are incomplete"
-                )
+            model = _whole(source, structure, libraries, kind, device)
         model.eval()
         return Loaded(model, find_layers(model, structure.shape.num_hidden_layers)[1], from_disk)
+
+
+def _empty(structure: Structure, libraries: Libraries, dtype: Any) -> Any:
+    """The model on the meta device."""
+    with libraries.torch.device("meta"):
+        return libraries.transformers.AutoModelForCausalLM.from_config(structure.config, dtype=dtype)
+
+
+def _from_disk(source: Source, structure: Structure, libraries: Libraries, dtype: Any, device: str) -> Any:
+    """The model whose layers are read when they run."""
+    check_quantisation(source.name, structure.config, from_disk=True)
+    model, tensors = _empty(structure, libraries, dtype), read_tensors(source, libraries.torch)
+    placed = place(model, tensors)
+    check_places(source.name, model, tensors, placed)
+    return load_layerwise(source.name, model, tensors, placed, structure.layers_name, dtype=dtype, device=device)
+
+
+def _whole(source: Source, structure: Structure, libraries: Libraries, dtype: Any, device: str) -> Any:
+    """The model with all weights in memory; whatever transformers would leave out in silence is refused."""
+    transformers = libraries.transformers
+    options: dict[str, Any] = {"dtype": dtype, **_gguf(source)}
+    if device != "cpu":
+        options["device_map"] = {"": device}
+    empty = _empty(structure, libraries, dtype)
+    ties = dict(empty.all_tied_weights_keys)
+    if not source.gguf:
+        tensors = read_tensors(source, libraries.torch)
+        if check_quantisation(source.name, structure.config, from_disk=False):
+            options["quantization_config"] = transformers.FineGrainedFP8Config(dequantize=True)
+        else:
+            check_places(source.name, empty, tensors, place(empty, tensors))
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        source.folder, config=structure.config, output_loading_info=True, **options
+    )
+    check_complete(source.name, set(info["missing_keys"]))
+    check_taken(source.name, that_matter(model, set(info["unexpected_keys"])))
+    check_loaded(source.name, model, ties)
+    return model
 
 
 def _free(torch: Any, device: str) -> int:
