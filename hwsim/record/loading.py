@@ -17,6 +17,7 @@ from hwsim.record.checkpoint import (
     that_matter,
 )
 from hwsim.record.extras import Libraries, no_bars, told_as
+from hwsim.record.gguf_file import check_tensors, complete_config
 from hwsim.record.hooks import Layer, find_layers
 from hwsim.record.layerwise import load_layerwise
 from hwsim.record.memory import available_bytes
@@ -51,6 +52,8 @@ def read_structure(source: Source, libraries: Libraries) -> Structure:
     """
     with told_as(f"--model {source.name}: its configuration cannot be used"):
         config = libraries.transformers.AutoConfig.from_pretrained(source.folder, **_gguf(source))
+        if source.gguf:
+            complete_config(source.weights[0], config)
         with libraries.torch.device("meta"):
             empty = libraries.transformers.AutoModelForCausalLM.from_config(config)
         text = config.get_text_config()
@@ -194,7 +197,9 @@ def _whole(source: Source, structure: Structure, libraries: Libraries, dtype: An
         options["device_map"] = {"": device}
     empty = _empty(structure, libraries, dtype)
     ties = dict(empty.all_tied_weights_keys)
-    if not source.gguf:
+    if source.gguf:
+        check_tensors(source.name, source.weights[0], empty)
+    else:
         tensors = read_tensors(source, libraries.torch)
         if check_quantisation(source.name, structure.config, from_disk=False):
             options["quantization_config"] = transformers.FineGrainedFP8Config(dequantize=True)
