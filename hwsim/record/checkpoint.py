@@ -120,10 +120,21 @@ def open_weights(path: Path) -> Any:
     return safe_open(path, framework="pt", device="cpu", backend="pread")
 
 
-def place(model: Any, tensors: dict[str, Stored]) -> Placed:
+def check_scales(name: str, tensors: dict[str, Stored]) -> None:
+    """Refuse fp8 weights without the scale that their quantisation needs; transformers would take them as they are."""
+    for key, stored in tensors.items():
+        if stored.dtype not in _FLOATS and f"{key}_scale_inv" not in tensors:
+            raise ModelError(
+                f"--model {name}: {stored.file.name}: {key} has the type {stored.dtype}, and no {key}_scale_inv is "
+                f"there to scale it; {_PLAIN}"
+            )
+
+
+def place(name: str, model: Any, tensors: dict[str, Stored]) -> Placed:
     """Find the places of a checkpoint's tensors, as transformers' loader does and with its own rules of renaming.
 
     Args:
+        name: name of the model, for messages.
         model: the model; its weights may be on the meta device.
         tensors: from `read_tensors`.
 
@@ -148,7 +159,10 @@ def place(model: Any, tensors: dict[str, Stored]) -> Placed:
         elif pattern is not None:
             converted.append(key)
         elif target in names:
-            raise ModelError(f"its tensors {names[target]} and {key} have the same place in the model, {target}")
+            raise ModelError(
+                f"--model {name}: its tensors {names[target]} and {key} have the same place in the model, {target}; "
+                "save the model anew with save_pretrained"
+            )
         else:
             names[target] = key
     return Placed(names, converted, [unexpected[target] for target in that_matter(model, set(unexpected))])

@@ -59,9 +59,10 @@ def check_copy(name: str, tensors: dict[str, Stored], copy: str, original: str) 
     pair = [tensors[copy], tensors[original]]
     with open_weights(pair[0].file) as first, open_weights(pair[1].file) as second:
         one, other = first.get_slice(copy), second.get_slice(original)
-        rows = range(0, pair[1].shape[0] if pair[1].shape else 1, _ROWS)
+        count = pair[1].shape[0]
         same = pair[0].shape == pair[1].shape and all(
-            torch.equal(one[row : row + _ROWS], other[row : row + _ROWS]) for row in rows
+            torch.equal(one[row : min(row + _ROWS, count)].float(), other[row : min(row + _ROWS, count)].float())
+            for row in range(0, count, _ROWS)
         )
     if not same:
         refuse_untied(name, copy, original)

@@ -11,6 +11,7 @@ from hwsim.record.checkpoint import (
     check_loaded,
     check_places,
     check_quantisation,
+    check_scales,
     check_taken,
     place,
     read_tensors,
@@ -184,7 +185,7 @@ def _from_disk(source: Source, structure: Structure, libraries: Libraries, dtype
     """The model whose layers are read when they run."""
     check_quantisation(source.name, structure.config, from_disk=True)
     model, tensors = _empty(structure, libraries, dtype), read_tensors(source, libraries.torch)
-    placed = place(model, tensors)
+    placed = place(source.name, model, tensors)
     check_places(source.name, model, tensors, placed)
     return load_layerwise(source.name, model, tensors, placed, structure.layers_name, dtype=dtype, device=device)
 
@@ -202,9 +203,10 @@ def _whole(source: Source, structure: Structure, libraries: Libraries, dtype: An
     else:
         tensors = read_tensors(source, libraries.torch)
         if check_quantisation(source.name, structure.config, from_disk=False):
+            check_scales(source.name, tensors)
             options["quantization_config"] = transformers.FineGrainedFP8Config(dequantize=True)
         else:
-            check_places(source.name, empty, tensors, place(empty, tensors))
+            check_places(source.name, empty, tensors, place(source.name, empty, tensors))
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         source.folder, config=structure.config, output_loading_info=True, **options
     )

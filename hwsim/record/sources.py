@@ -122,14 +122,19 @@ def weight_map(index: Path) -> dict[str, str]:
         ModelError: the index is damaged.
     """
     try:
-        entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if entries and all(isinstance(file, str) and Path(file).name == file for file in entries.values()):
+        content = json.loads(index.read_text(encoding="utf-8"))
+        entries = content["weight_map"]
+        if (
+            content["metadata"] is not None
+            and entries
+            and all(isinstance(file, str) and Path(file).name == file for file in entries.values())
+        ):
             return dict(entries)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ModelError(
-        f"--model {index.parent}: {index.name} is damaged: weight_map must map names of tensors to files beside it; "
-        "copy it anew"
+        f"--model {index.parent}: {index.name} is damaged: it must have metadata and a weight_map from names of "
+        "tensors to files beside it; copy it anew"
     )
 
 
