@@ -236,7 +236,7 @@ def test_a_tensor_in_two_shards(folder: Path, state: dict[str, Any]) -> None:
     assert f"says that {first} holds {name}, but {last} holds it, too" in refused(folder)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where | {name: last}}))
     assert torch.equal(embedding(folder), state[name] + 1)
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where | {"model.novel": last}}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where | {name: last, "model.novel": last}}))
     assert f"says that {last} holds model.novel; it does not" in refused(folder)
 
 
