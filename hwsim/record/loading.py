@@ -165,6 +165,11 @@ def load_model(
     need = structure.parameters * itemsize
     from_disk = need * (_GGUF_PEAK if source.gguf else 1) > free
     kind = getattr(torch, dtype)
+    if elsewhere := getattr(structure.config, "transformers_weights", None):
+        raise ModelError(
+            f"--model {source.name}: config.json: transformers_weights {elsewhere}: hwsim reads model.safetensors or "
+            "the shards of its index; give the file that name, and take the field out"
+        )
     with told_as(f"--model {source.name}: its weights cannot be loaded"), no_bars():
         if from_disk:
             _check_from_disk(source, structure, itemsize, free, given=max_memory is not None)

@@ -240,6 +240,13 @@ def test_a_tensor_in_two_shards(folder: Path, state: dict[str, Any]) -> None:
     assert f"says that {last} holds model.novel; it does not" in refused(folder)
 
 
+def test_a_configuration_that_names_other_weights(folder: Path, state: dict[str, Any]) -> None:
+    write(folder / SINGLE, state)
+    write(folder / "other.safetensors", other(state))
+    configure(folder, transformers_weights="other.safetensors")
+    assert "config.json: transformers_weights other.safetensors: hwsim reads model.safetensors" in refused(folder)
+
+
 def test_a_folder_with_an_adapter(folder: Path, state: dict[str, Any]) -> None:
     """transformers adds it if peft is there."""
     write(folder / SINGLE, state)
