@@ -18,6 +18,15 @@ from hwsim.model.shape import MLP, Matrix, ModelShape
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "hwsim.json"
 _LONGEST_HEADER = 10**8  # bytes, the limit of the safetensors library
 _NAME = re.compile(r"\.(\d+)\.(?:\w+\.)*?(\w+)\.lora_([AB])(?:\.\w+)?\.weight$")
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_APPLIED = {  # fields that peft applies when it puts an adapter on a model, and those that change no result
+    "peft_type", "r", "target_modules", "exclude_modules", "lora_alpha", "alpha_pattern", "use_rslora",
+    "layers_to_transform", "layers_pattern", "fan_in_fan_out", "bias", "task_type", "init_lora_weights",
+    "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
+    "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config",  # of initialisations, see _INITIALISED
+}  # fmt: skip
+_INITIALISED = {True, False, None, "gaussian", "eva", "orthogonal"}  # others, such as pissa, change the model's weights
 _MODULES = {  # modules of transformers -> matrices of the model's shape
     "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",), "qkv_proj": ("q", "k", "v"),
     "o_proj": ("o",), "out_proj": ("o",), "dense": ("o",),
@@ -79,11 +88,7 @@ def read_adapter(folder: Path, model: ModelShape, *, merged: bool = False) -> Ad
     rank = config.get("r")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise SettingError(f"{where}: {CONFIG} has r={rank!r}; it must be a whole number from 1")
-    unsupported = [key for key in ("use_dora", "modules_to_save", "rank_pattern") if config.get(key)]
-    if unsupported or config.get("bias") not in (None, "none"):
-        raise SettingError(
-            f"{where}: {CONFIG} has {(unsupported or ['bias'])[0]}; hwsim knows plain LoRA of one rank, without biases"
-        )
+    _check_fields(config, where)
     weights = folder / WEIGHTS
     shapes = _shapes(weights, where)
     parameters = of_mlp = 0
@@ -95,6 +100,26 @@ def read_adapter(folder: Path, model: ModelShape, *, merged: bool = False) -> Ad
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Adapter(folder, rank, parameters, of_mlp, digest, about, merged)
+
+
+def _check_fields(config: dict[str, Any], where: str) -> None:
+    """Refuse fields of peft's LoraConfig that make something else of an adapter than hwsim and peft compute here."""
+    odd = sorted(key for key, value in config.items() if value and key not in _APPLIED)
+    if config.get("bias") not in (None, "none"):
+        odd.append("bias")
+    if odd:
+        raise SettingError(
+            f"{where}: {CONFIG} has {odd[0]}; hwsim knows plain LoRA of one rank, without biases; merge the adapter "
+            "into the model instead (peft's merge_and_unload) and give the merged model"
+        )
+    start = config.get("init_lora_weights")
+    if not isinstance(start, bool | str | None) or start not in _INITIALISED:
+        raise SettingError(
+            f"{where}: {CONFIG} has init_lora_weights={start!r}, which changes the model's own weights; convert the "
+            "adapter (peft's save_pretrained with path_initial_model_for_weight_conversion), or merge it into the model"
+        )
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise SettingError(f"{where}: {CONFIG} has task_type={config['task_type']!r}; it must be CAUSAL_LM")
 
 
 def _json(path: Path, where: str) -> dict[str, Any]:
@@ -121,6 +146,7 @@ def _shapes(path: Path, where: str) -> dict[str, tuple[int, int]]:
                 raise damaged
             header = json.loads(file.read(length))
             tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            types = {name: str(entry["dtype"]) for name, entry in tensors.items()}
             shapes = {name: (int(entry["shape"][0]), int(entry["shape"][1])) for name, entry in tensors.items()}
             end = max(int(entry["data_offsets"][1]) for entry in tensors.values())
     except OSError as error:
@@ -131,6 +157,11 @@ def _shapes(path: Path, where: str) -> dict[str, tuple[int, int]]:
         raise damaged from error
     if path.stat().st_size != 8 + length + end:
         raise damaged
+    if packed := sorted(name for name, kind in types.items() if kind not in _FLOATS):
+        raise SettingError(
+            f"{where}: {path.name}: {packed[0]} has the type {types[packed[0]]}; hwsim knows float weights only; save "
+            "the adapter as float16 or float32"
+        )
     return shapes
 
 

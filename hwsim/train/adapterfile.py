@@ -15,7 +15,7 @@ from typing import Any
 
 from hwsim.errors import OutputError, one_line
 from hwsim.model.lora import ABOUT
-from hwsim.util.files import lock, write_atomic
+from hwsim.util.files import is_at, lock, write_atomic
 
 _STATE = "state.pt"
 
@@ -87,30 +87,55 @@ class Partial:
     def __init__(self, folder: Path, about: dict[str, Any], *, overwrite: bool) -> None:
         self._folder, self._about, self._overwrite = folder, about, overwrite
         self.path = partial_of(folder)
-        stored = _read(self.path) if self.path.exists() else None
-        if self.path.exists() and stored is None:
+        if self.path.exists() and _read(self.path) is None:
             raise OutputError(f"{self.path}: is in the way and is no unfinished training; move it, or name another -o")
-        if stored and (differences := _differences(about, stored)):
-            if not overwrite:
-                raise OutputError(
-                    f"{self.path}: was begun with other settings ({differences[0]}); give the same ones to go on, "
-                    "--overwrite to begin anew, or another -o"
-                )
-            shutil.rmtree(self.path)
+        self._is_another()
+
+    def _is_another(self) -> bool:
+        """Whether the folder holds a training with other settings, which may be replaced.
+
+        Raises:
+            OutputError: it may not be replaced.
+        """
+        stored = _read(self.path)
+        differences = _differences(self._about, stored) if stored else []
+        if differences and not self._overwrite:
+            raise OutputError(
+                f"{self.path}: was begun with other settings ({differences[0]}); give the same ones to go on, "
+                "--overwrite to begin anew, or another -o"
+            )
+        return bool(differences)
 
     def __enter__(self) -> Partial:
-        """Make the folder and lock it."""
+        """Make the folder, lock it and, only then, delete an old training in it."""
         try:
             self.path.mkdir(exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY)
             alone = self._try_lock()
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
-        if not alone:
+        try:
+            # a process that held the lock until now may have finished, which renames or deletes the folder
+            if not alone or not is_at(self._lock, self.path):
+                raise OutputError(f"{self.path}: another process is training there; wait for it, or name another -o")
+            if self._is_another():
+                self._empty()
+            write_atomic(self.path / ABOUT, _text(self._about))
+        except BaseException:
             os.close(self._lock)
-            raise OutputError(f"{self.path}: another process is training there; wait for it, or name another -o")
-        write_atomic(self.path / ABOUT, _text(self._about))
+            raise
         return self
+
+    def _empty(self) -> None:
+        """Delete what is in the folder; the folder stays, because the lock is on it."""
+        try:
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror or one_line(error)}") from error
 
     def _try_lock(self) -> bool:
         """Whether this process could lock the folder; if locking is impossible, an empty folder is removed."""

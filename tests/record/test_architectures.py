@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="recording needs the extra `record`")
+pytest.importorskip("torch", reason="recording needs the extra `record`")
 pytest.importorskip("transformers", reason="recording needs the extra `record`")
+
+import torch
 
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.memory.kv_cache import KVCache
