@@ -72,11 +72,12 @@ class Stepper:
 
     def _forward(self, ids: list[int]) -> Any:
         device = self._model.get_input_embeddings().weight.device
+        start = 0 if self._past is None else self._read
         with self._torch.inference_mode():
             tokens = self._torch.as_tensor([ids], dtype=self._torch.long, device=device)
-            options = {self._kv: self._past, **positions(self._model, self._read, len(ids)), **self._keep}
+            options = {self._kv: self._past, **positions(self._model, start, len(ids)), **self._keep}
             out = self._model(tokens, use_cache=True, **options)
-        self._past, self._read = out[self._kv], self._read + len(ids)
+        self._past, self._read = out[self._kv], start + len(ids)
         return out.logits[0, -1].float()
 
 

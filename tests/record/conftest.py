@@ -29,14 +29,21 @@ _SMALL: dict[str, Any] = {
 FAMILIES = ("llama", "mistral", "qwen2", "gemma", "phi3", "opt")
 
 
-def layers_in(model: Any) -> list[Any]:
-    """The layers of a model that was made here, to attach a closed loop to."""
+def loaded(model: Any) -> Any:
+    """A model that was made here, as if it had been loaded."""
     import torch
 
     from hwsim.record.hooks import layers_of
     from hwsim.record.inventory import take_inventory
+    from hwsim.record.loading import Loaded
 
-    return layers_of(model, take_inventory(model, "model", torch))
+    inventory = take_inventory(model, "model", torch)
+    return Loaded(model, layers_of(model, inventory), inventory, from_disk=False)
+
+
+def layers_in(model: Any) -> list[Any]:
+    """The layers of a model that was made here, to attach a closed loop to."""
+    return list(loaded(model).layers)
 
 
 def make_tokenizer() -> Any:

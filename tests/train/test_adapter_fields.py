@@ -15,10 +15,8 @@ from hwsim.closed_loop.carried import carry
 from hwsim.errors import OutputError, SettingError
 from hwsim.model.lora import read_adapter
 from hwsim.model.shape import ModelShape
-from hwsim.record.hooks import find_layers
-from hwsim.record.loading import Loaded
 from hwsim.train.adapterfile import Partial, partial_of
-from tests.record.conftest import make_model
+from tests.record.conftest import loaded, make_model
 
 SHAPE = ModelShape(
     name="m", num_hidden_layers=3, hidden_size=32, intermediate_size=88, num_attention_heads=4, num_key_value_heads=2,
@@ -66,7 +64,7 @@ def test_fields_that_are_applied(fields: dict[str, Any], tmp_path: Path) -> None
     theirs = adapter(tmp_path / "a", **fields)
     assert read_adapter(tmp_path / "a", SHAPE).rank == 4
     model = make_model("llama")
-    carried = carry(Loaded(model, find_layers(model, 3)[1], from_disk=False), tmp_path / "a", "m")
+    carried = carry(loaded(model), tmp_path / "a", "m")
     assert carried is not None
     with torch.no_grad():
         dense = make_model("llama")(ids).logits
