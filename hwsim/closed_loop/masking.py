@@ -92,6 +92,7 @@ class ClosedLoop:
         self._sequences, self._tally = Sequences([]), Tally(Counts.none(0, plans))
         self._units: dict[Place, np.ndarray] = {}  # packed masks that shared caches serve later
         self._current = -1  # the layer that runs
+        self._ran: set[int] = set()  # layers that the pass has reached
         self._confirmed: set[int] = set()  # layers whose up and gate were seen to make what enters the next module
         self._signals: dict[str, Any] = {}  # of the current layer
         self._masks: dict[str, Any] = {}  # by slice, of the current layer: bool [tokens, indices]
@@ -140,7 +141,19 @@ class ClosedLoop:
         self._begin_pass([Sequence(tokens=tokens)])
 
     def counts(self) -> Counts:
-        """Return requests and hits of the last pass."""
+        """Return requests and hits of the last pass.
+
+        Raises:
+            ModelError: the model did not run a layer that has groups, so its masks were not decided.
+        """
+        missed = [
+            index for index, groups in enumerate(self._masking.plans.by_layer) if groups and index not in self._ran
+        ]
+        if missed and self._sequences.tokens:
+            raise ModelError(
+                f"layer {missed[0]}: the model did not run its MLP, so no mask was decided there; it runs other "
+                "modules than hwsim takes for its layers; please report this model"
+            )
         if self._caches and self._units:
             self._serve_later(self._caches)
         return self._tally.counts
@@ -148,6 +161,7 @@ class ClosedLoop:
     def _begin_pass(self, sequences: list[Sequence]) -> None:
         self._token += self._tally.counts.tokens  # tokens of the pass before
         self._current = -1
+        self._ran = set()
         self._sequences = Sequences(sequences)
         counts = Counts.none(self._sequences.decoded_tokens, self._masking.plans)
         self._tally = Tally(counts, self._observers, self._token)
@@ -197,6 +211,7 @@ class ClosedLoop:
         """Hook before a module: decide the groups of this point once, and return the masked input."""
         if index != self._current:
             self._current, self._signals, self._masks = index, {}, {}
+            self._ran.add(index)
         if signal not in self._signals:
             self._signals[signal] = values
             if point == _PRODUCT:

@@ -96,7 +96,7 @@ class SharedCaches:
         shared, plans = masking.shared, masking.plans
         assert shared is not None
         check_shared(masking.eviction, shared.scope)
-        members = [None] if shared.scope == "global" else [[layer] for layer in range(plans.layers)]
+        members = [None] if shared.scope == "global" else [[layer] for layer in range(plans.layers) if plans[layer]]
         self.rounds = [plans.places(layers) for layers in members]
         self._caches = [
             SharedCache([place.plan.sizes() for place in places], size, masking.eviction)

@@ -300,17 +300,20 @@ def _caches(plans: Plans, size: int, scope: Scope, shares: Shares | None) -> tup
     """Divide the bytes of the caches: the shared caches, if any, and the capacity of each group in units."""
     if not plans:
         return None, []
-    layers, totals = plans.layers, [plan.total_bytes for plan in plans]
-    weights = shares.of(layers, list(plans.by_name())) if shares else None
+    totals = [plan.total_bytes for plan in plans]
+    weights = shares.of([[plan.name for plan in layer] for layer in plans.by_layer]) if shares else None
     if scope != "matrix":
-        whole = [sum(plan.total_bytes for plan in layer) for layer in plans.by_layer]
+        layers = [layer for layer, groups in enumerate(plans.by_layer) if groups]
+        whole = [sum(plan.total_bytes for plan in plans[layer]) for layer in layers]
         if scope == "global":
             sizes: tuple[int, ...] = (min(size, sum(whole)),)
-        elif weights is None:
-            sizes = tuple(min(size // layers, most) for most in whole)
+            return Shared(scope, sizes), [plan.held(sizes[0]) for plan in plans]
+        if weights is None:
+            sizes = tuple(min(size // len(layers), most) for most in whole)
         else:
-            sizes = tuple(divide(size, [sum(row) for row in weights], whole))
-        return Shared(scope, sizes), [plan.held(sizes[plan.layer % len(sizes)]) for plan in plans]
+            sizes = tuple(divide(size, [sum(weights[layer]) for layer in layers], whole))
+        size_of = dict(zip(layers, sizes, strict=True))
+        return Shared(scope, sizes), [plan.held(size_of[plan.layer]) for plan in plans]
     if weights is None:
         # each masked matrix of each layer gets the same bytes, in whole numbers so that the floor is exact. One slice
         # of one group cuts a matrix, so a group's share is proportional to its slices

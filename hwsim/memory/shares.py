@@ -27,7 +27,7 @@ class Shared:
 
     Attributes:
         scope: ``layer`` or ``global``.
-        sizes: bytes of each cache: one for each layer, or one for all.
+        sizes: bytes of each cache: one for each layer that has groups, or one for all.
     """
 
     scope: Scope
@@ -47,26 +47,32 @@ class Shares:
     weights: dict[tuple[int, str], int] | dict[str, int] | None
     source: str
 
-    def of(self, layers: int, groups: list[str]) -> list[list[int]]:
-        """Return the weights as ``[layers][groups]``.
+    def of(self, groups: list[list[str]]) -> list[list[int]]:
+        """Return the weight of each group of each layer.
+
+        Args:
+            groups: names of the groups, by layer.
 
         Raises:
             SettingError: weights of a layer or group are missing or unknown, or all weights are 0.
         """
-        wanted = {(layer, group) for layer in range(layers) for group in groups}
+        wanted = {(layer, group) for layer, names in enumerate(groups) for group in names}
         weights: dict[tuple[int, str], int] = {}
         for key, weight in (self.weights or {}).items():
-            weights |= {key: weight} if isinstance(key, tuple) else {(layer, key): weight for layer in range(layers)}
+            if isinstance(key, tuple):
+                weights[key] = weight
+            else:  # of all layers that have groups
+                weights |= {(layer, key): weight for layer, names in enumerate(groups) if names}
         for what, keys in (("lacks", wanted - weights.keys()), ("names", weights.keys() - wanted)):
             if keys:
                 layer, group = min(keys)
                 raise SettingError(
                     f"--cache-shares {self.source}: {what} layer {layer}, group {group}; it must name exactly the "
-                    f"policy's groups, {', '.join(groups)}, in each of {layers} layers"
+                    f"policy's groups, {', '.join(max(groups, key=lambda names: len(names)))}, in each of {sum(map(bool, groups))} layers"
                 )
         if not any(weights.values()):
             raise SettingError(f"--cache-shares {self.source}: all shares are 0; use equal")
-        return [[weights[layer, group] for group in groups] for layer in range(layers)]
+        return [[weights[layer, group] for group in names] for layer, names in enumerate(groups)]
 
 
 def divide(total: int, weights: list[int], most: list[int]) -> list[int]:

@@ -139,7 +139,10 @@ class ModelShape(BaseModel):
 
     @model_serializer(mode="wrap")
     def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(dump(self), ModelShape, _BEYOND_PLAIN)
+        dumped = without_defaults(dump(self), ModelShape, _BEYOND_PLAIN)
+        if "layers" in dumped:
+            dumped["layers"] = list(dumped["layers"])  # as JSON has it, so that a dump can be compared with a file
+        return dumped
 
     # ------------------------------------------------------------------ layers
 

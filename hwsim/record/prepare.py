@@ -231,6 +231,7 @@ def _header(
         "signals": list(settings.signals or ()),
         "sequences": [Sequence(tokens=length, prompt=settings.prompt) for length in lengths],
         "encoding": settings.encoding,
+        "uncounted": structure.inventory.uncounted,
         "provenance": {
             "hwsim": hwsim.__version__,
             "python": platform.python_version(),

@@ -94,6 +94,7 @@ def device_line(result: Result) -> str:
         f"Flash {show_rate(device['flash']['read_bandwidth'])}{_confidence(device['flash'])}, "
         f"DRAM {show_rate(_dram(device, settings))}{_confidence(device['dram'])}, "
         f"budget {show_size(result.budget_bytes)}, {show_size(result.kv_cache_bytes)} of it KV cache"
+        + (f", {show_size(result.state_bytes)} fixed states" if result.state_bytes else "")
     )
 
 

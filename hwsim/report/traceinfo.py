@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwsim.analysis.tracestats import SignalStats, TraceStats
+from hwsim.model.shape import ModelShape
 from hwsim.report.columns import Column, fit, table, widen
 from hwsim.report.columns import rows as rows_of
 from hwsim.trace import Trace
@@ -73,12 +75,32 @@ def _head(trace: Trace) -> ConsoleRenderable:
     rows = {
         "model": f"{model.name}: {model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
         f"intermediate size {model.intermediate_size}, {model.hidden_act}{'' if model.gated else ', no gate'}",
+        **_layers(model),
+        **({"not counted": _uncounted(header.uncounted)} if header.uncounted else {}),
         "tokens": f"{header.tokens} in {sequences}, prompt {_span(prompts)}; {header.decoded} are decoded",
         "signals": f"{', '.join(header.signals)}; {header.encoding}",
         "file": f"{trace.path}, {show_size(trace.size)}, {header.origin}",
         "dense model": f"perplexity {show_number(perplexity)}" if perplexity is not None else unknown,
     }
     return _grid(rows.items())
+
+
+def _layers(model: ModelShape) -> dict[str, str]:
+    """Rows about the layers of a model whose layers differ from plain ones; none for others."""
+    if not model.layers:
+        return {}
+    kinds = Counter(f"{layer.attention} {layer.window or ''}".strip() for layer in model.layers)
+    entry = sum(layer.kv_elements for layer in model.layers)
+    state = sum(layer.state_elements for layer in model.layers)
+    return {
+        "attention": ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+        + f"; {entry} numbers a token in the KV cache"
+        + (f", {state} in fixed states" if state else "")
+    }
+
+
+def _uncounted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
 
 
 def _span(values: list[int]) -> str:

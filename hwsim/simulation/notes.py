@@ -8,6 +8,7 @@ from hwsim.device.flash_times import flash_seconds, read_sizes
 from hwsim.device.profile import Profile
 from hwsim.memory.groups import GroupPlan
 from hwsim.memory.placement import Placement
+from hwsim.model.shape import ModelShape
 from hwsim.simulation.metrics import Prefetched
 from hwsim.simulation.run import Run
 from hwsim.timing.reads import ReadSetup
@@ -31,6 +32,7 @@ def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
     if run.header.origin == "synthetic":
         sentences.append("The trace is synthetic: no model produced it.")
     sentences += _encoding_notes(run.header.encoding)
+    sentences += _layer_notes(run.header.model, settings.kv_window)
     sentences += _fitting_notes(placement, name, equal=settings.cache_shares is None)
     sentences += _streaming_notes(placement, name)
     if placement.plans and run.eviction.caches and not placement.bytes.streamed:
@@ -41,6 +43,23 @@ def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
     if settings.timing == "events" and settings.reads.plain:
         sentences += _small_reads(placement, profile, name, settings.reads)
     return sentences + _prefetch_notes(prefetched, run.sequences.decoded_tokens, name)
+
+
+def _layer_notes(model: ModelShape, kv_window: int | None) -> list[str]:
+    """Notes on layers that are not plain, where a reader must know how they are counted."""
+    sentences = []
+    if any("latent" in layer.attention for layer in model.layers):
+        sentences.append(
+            "Attention is latent: the KV cache holds compressed entries, and arithmetic is counted as if its matrices "
+            "were absorbed into query and output."
+        )
+    if any(layer.state_elements for layer in model.layers):
+        sentences.append("Layers with a fixed state read and write all of it at every token, at --bits state.")
+    if model.embedding_row:
+        sentences.append("Every token reads a row of the embeddings for each layer from Flash.")
+    if kv_window is not None and any(layer.window for layer in model.layers):
+        sentences.append(f"--kv-window {kv_window} takes the place of the model's own windows.")
+    return sentences
 
 
 def _fitting_notes(placement: Placement, name: str, *, equal: bool) -> list[str]:

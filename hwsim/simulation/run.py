@@ -315,7 +315,9 @@ def check_closed(settings: Settings) -> None:
             f"{refused[0]}: is for replays; write the masks with hwsim eval --save-masks FILE, then hwsim replay FILE"
         )
     if settings.kv_window is not None:
-        raise SettingError("--kv-window: is for replays; a model that runs reads all entries")
+        raise SettingError(
+            "--kv-window: is for replays; a model that runs reads what its own windows say, which counts; leave it out"
+        )
 
 
 def check_parameters(plugin: BaseModel, who: str) -> None:

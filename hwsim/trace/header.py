@@ -37,7 +37,12 @@ class Sequence(BaseModel):
 
 
 class TraceHeader(BaseModel):
-    """What a trace holds. Fields that later versions add are kept and ignored."""
+    """What a trace holds. Fields that later versions add are kept and ignored.
+
+    Attributes:
+        uncounted: numbers of the model's parameters that `model` does not count, by the reason: norms, biases and
+            scales, tables of which a token reads a row, and what a text never uses.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
@@ -48,6 +53,7 @@ class TraceHeader(BaseModel):
     signals: list[_Signal] = Field(min_length=1)
     sequences: list[Sequence] = Field(min_length=1)
     encoding: Encoding = FLOAT16
+    uncounted: dict[str, int] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -90,6 +96,8 @@ class TraceHeader(BaseModel):
         """The member ``header``: a 0-d unicode array of JSON; equal headers give equal bytes."""
         data = self.model_dump()
         del data["encoding"]
+        if not self.uncounted:  # left out, as before it existed
+            del data["uncounted"]
         if self.encoding != FLOAT16:  # left out, as before other encodings existed
             data["encoding"] = self.encoding.model_dump(exclude_none=True)
         return np.array(json.dumps(data, sort_keys=True, ensure_ascii=True, allow_nan=False))

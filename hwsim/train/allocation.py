@@ -81,6 +81,13 @@ def allocate(
     weights = weights_hash(source)
     if shape != trace.model or recorded not in (None, weights):
         raise ModelError(f"--model {source.name}: is not the model that {trace.path} was recorded from; name that one")
+    whole = set(shape.layers_with("attn_output")) & set(shape.layers_with("glu"))
+    if lacking := sorted(set(range(shape.num_hidden_layers)) - whole):
+        raise ModelError(
+            f"--model {source.name}: layer {lacking[0]} has no MLP or no matrices q, k, v and o "
+            f"(attention {shape.by_layer[lacking[0]].attention}), and an allocation needs both in every layer; "
+            "leave --model out, which gives thresholds without one"
+        )
     device = find_device(device, used.torch)
     dtype = find_dtype(dtype, device, structure)
     loaded = load_model(source, structure, used, device, dtype, max_memory)
