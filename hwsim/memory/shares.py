@@ -66,9 +66,10 @@ class Shares:
         for what, keys in (("lacks", wanted - weights.keys()), ("names", weights.keys() - wanted)):
             if keys:
                 layer, group = min(keys)
+                names = next(names for names in groups if names)
                 raise SettingError(
                     f"--cache-shares {self.source}: {what} layer {layer}, group {group}; it must name exactly the "
-                    f"policy's groups, {', '.join(max(groups, key=lambda names: len(names)))}, in each of {sum(map(bool, groups))} layers"
+                    f"policy's groups, {', '.join(names)}, in each of {sum(map(bool, groups))} layers"
                 )
         if not any(weights.values()):
             raise SettingError(f"--cache-shares {self.source}: all shares are 0; use equal")

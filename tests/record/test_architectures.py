@@ -22,7 +22,8 @@ import torch
 
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.memory.kv_cache import KVCache
-from hwsim.model.shape import Bits
+from hwsim.model.shape import Bits, ModelShape
+from hwsim.policy import Context, Group, Policy
 from hwsim.record import Settings, record
 from hwsim.record.extras import Libraries, libraries
 from hwsim.record.hooks import layers_of
@@ -234,17 +235,35 @@ def test_recorded_signals_and_losses_are_the_models_own(architecture: str, tmp_p
         assert trace.model == shape
 
 
-def closed_loop(made_: Made, **parameters: Any) -> tuple[Runner, ClosedLoop]:
-    policy = POLICIES.make("dip", parameters)[1]
+class Rows(Policy):
+    """Rows of up and columns of down by the largest activated gates; without a gate, by a fixed order."""
+
+    gated: bool
+
+    def groups(self, model: ModelShape) -> list[Group]:
+        needs = ["gate"] if self.gated else []
+        return [Group("rows", axis="neuron", slices=["up.row", "down.column"], keep=0.5, needs=needs)]
+
+    def score(self, ctx: Context) -> np.ndarray:
+        return np.abs(ctx.signals["gate"]) if self.gated else fixed_order(ctx.units, ctx.layer)
+
+
+def fixed_order(units: int, layer: int) -> np.ndarray:
+    """A score for each unit that no two share."""
+    return np.random.default_rng(layer).permutation(units).astype(np.float32)
+
+
+def closed_loop(made_: Made, policy: Policy | None = None, **parameters: Any) -> tuple[Runner, ClosedLoop]:
+    policy = policy or POLICIES.make("dip", parameters)[1]
     masking = masking_of(policy, made_.inventory.shape, TOKENS, SimulationSettings(dram="60%"))
     used = libraries()
     layers = layers_of(made_.model, made_.inventory)
     return Runner(made_.model, Libraries(used.torch, used.transformers)), ClosedLoop(layers, masking)
 
 
-def masked_losses(made_: Made, **parameters: Any) -> np.ndarray:
-    """Losses in the closed loop under DIP."""
-    runner, loop = closed_loop(made_, **parameters)
+def masked_losses(made_: Made, policy: Policy | None = None, **parameters: Any) -> np.ndarray:
+    """Losses in the closed loop under a policy, or DIP."""
+    runner, loop = closed_loop(made_, policy, **parameters)
     try:
         runner.hidden(made_.ids)  # as an evaluation: a dense pass comes first
         loop.window([Sequence(tokens=TOKENS)], 0)
@@ -274,6 +293,36 @@ def test_half_of_the_columns_are_a_plain_masked_pass(architecture: str) -> None:
     found = masked_losses(made(architecture), density=0.5)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert np.abs(expected - losses_of(model, ids)).max() > 1e-3  # the masks do something
+
+
+def test_half_of_the_rows_are_a_pass_that_skips_them(architecture: str) -> None:
+    """A norm between the product of gate and up and down sees the zeros of the rows that are skipped."""
+    _, model, inventory, ids = made(architecture)
+    shape, place = inventory.shape, where(architecture)
+    layers, masks = model.get_submodule(place.layers), {}
+
+    def skip(layer: int, point: str, value: Any) -> Any:
+        units = shape.by_layer[layer].intermediate_size
+        if point == "input" or not units:
+            return None
+        if point == "gate" or (point == "up" and place.half):
+            raw = value.chunk(2, -1)[0] if place.half else value
+            chosen = activated(place.act, raw, layers[layer]).abs().topk(units // 2, dim=-1).indices
+            masks[layer] = torch.zeros_like(raw).scatter(-1, chosen, 1.0)
+        elif not shape.gated and point == "up":
+            order = torch.as_tensor(fixed_order(units, layer))
+            masks[layer] = (order >= order.sort().values[-(units // 2)]).float()
+        if point == "up" and layer not in masks:  # up comes first: its rows are skipped where the product is
+            return None
+        if point == "up" and shape.gated:
+            return torch.cat([raw, value.chunk(2, -1)[1] * masks[layer]], -1) if place.half else value * masks[layer]
+        return value * masks[layer] if point == "glu" else None
+
+    with hooked(model, place, skip):
+        expected = losses_of(model, ids)
+    found = masked_losses(made(architecture), Rows(gated=shape.gated))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(expected - losses_of(model, ids)).max() > 1e-3
 
 
 def test_token_by_token_is_the_whole_window(architecture: str) -> None:
