@@ -138,6 +138,35 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+_EXPERTS = "is a mixture of experts, whose matrices a router chooses"
+_NO_MLP = "has no MLP that hwsim knows"
+_NO_CACHE = "keeps no KV cache that transformers can show"
+_REPEATS = "choose a model that does not repeat its layers"
+
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # the reason, and fields of a configuration
+    "mixtral": (_EXPERTS, {"num_local_experts": 2}),
+    "qwen3_moe": (_EXPERTS, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    "gpt_oss": (_EXPERTS, {"num_local_experts": 4, "head_dim": 8}),
+    "granitemoe": (_EXPERTS, {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "jetmoe": (_EXPERTS, {"num_local_experts": 2, "num_experts_per_tok": 1, "kv_channels": 8}),
+    "deepseek_v3": (_EXPERTS, {**_LATENT, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
+                               "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}),
+    "zamba": (_REPEATS, {"mamba_d_state": 8, "n_mamba_heads": 2, "mamba_dt_rank": 4, "use_mamba_kernels": False,
+                         "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}),
+    "hrm_text": (_REPEATS, {}),
+    "mamba": (_NO_MLP, {"state_size": 8}),
+    "mamba2": (_NO_MLP, {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2}),
+    "falcon_mamba": (_NO_MLP, {"state_size": 8}),
+    "git": (_NO_MLP, {}),
+    "recurrent_gemma": (_NO_CACHE, {"lru_width": 32, "attention_window_size": 8}),
+    "rwkv": (_NO_CACHE, {"attention_hidden_size": 32, "context_length": 64}),
+    "openai-gpt": (_NO_CACHE, {**_OLD}),
+    "bert": (_NO_CACHE, {}),
+    "cpmant": ("hwsim knows one entry for each token", {}),
+    "xlstm": ("its forward pass cannot be followed", {}),
+}  # fmt: skip
+
+
 class Where(NamedTuple):
     """Where a model keeps its MLPs, as read in the source of transformers; names of modules within a layer."""
 
@@ -223,7 +252,7 @@ def make_config(name: str) -> Any:
     """The configuration of an architecture."""
     import transformers
 
-    fields = {**_SMALL, **CONFIGS[name]}
+    fields = {**_SMALL, **(CONFIGS[name] if name in CONFIGS else REFUSED[name][1])}
     kind = fields.pop("model_type", name)
     if "text_config" in fields:
         fields = CONFIGS[name]

@@ -21,6 +21,7 @@ pytest.importorskip("transformers", reason="recording needs the extra `record`")
 import torch
 
 from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.errors import ModelError
 from hwsim.memory.kv_cache import KVCache
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Context, Group, Policy
@@ -28,15 +29,16 @@ from hwsim.record import Settings, record
 from hwsim.record.extras import Libraries, libraries
 from hwsim.record.hooks import layers_of
 from hwsim.record.inventory import Inventory
-from hwsim.record.loading import read_structure
+from hwsim.record.loading import read_structure, structure_of
 from hwsim.record.runner import Runner, kv_argument
 from hwsim.record.sources import find_source
 from hwsim.simulation.plugins import POLICIES
 from hwsim.simulation.settings import Settings as SimulationSettings
 from hwsim.trace import Sequence, Trace
 from tests.closed_loop.loops import masking_of
-from tests.record.architectures import CONFIGS, VOCABULARY, Where, make_architecture, where
+from tests.record.architectures import CONFIGS, REFUSED, VOCABULARY, Where, make_architecture, make_config, where
 from tests.record.conftest import make_tokenizer
+from tests.record.models_page import PAGE, refusal, row
 from tests.record.test_signals import assert_same
 
 TOKENS = 21  # beyond the windows of 8 and 16 tokens
@@ -159,6 +161,24 @@ def top(value: Any, k: int) -> Any:
 
 
 # ---------------------------------------------------------------------- the tests
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_counted_is_refused_in_one_line(kind: str) -> None:
+    with pytest.raises(ModelError, match=REFUSED[kind][0]) as refusal:
+        structure_of(make_config(kind), kind, libraries())
+    assert "; " in str(refusal.value)  # the reason, and the way out
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_page_of_models_is_made_of_these(architecture: str) -> None:
+    assert row(architecture, made(architecture).inventory, made(architecture).model) in PAGE.read_text().splitlines()
+
+
+def test_the_page_of_models_names_no_other() -> None:
+    lines = PAGE.read_text().splitlines()
+    assert len([line for line in lines if line.startswith("| `")]) == len(CONFIGS) + len(REFUSED)
+    assert all(refusal(kind) in lines for kind in REFUSED)
 
 
 def test_what_is_counted_is_what_a_token_reads(architecture: str) -> None:
