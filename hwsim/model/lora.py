@@ -17,7 +17,7 @@ from hwsim.model.shape import MLP, Matrix, ModelShape
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "hwsim.json"
 _LONGEST_HEADER = 10**8  # bytes, the limit of the safetensors library
-_NAME = re.compile(r"\.(\d+)\.(?:\w+\.)*?(\w+)\.lora_([AB])(?:\.\w+)?\.weight$")
+_NAME = re.compile(r"\.(\d+)\.((?:[A-Za-z_]\w*\.)*)(\w+)\.lora_([AB])(?:\.\w+)?\.weight$")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _APPLIED = {  # fields that peft applies when it puts an adapter on a model, and those that change no result
     "peft_type", "r", "target_modules", "exclude_modules", "lora_alpha", "alpha_pattern", "use_rslora",
@@ -31,8 +31,24 @@ _MODULES = {  # modules of transformers -> matrices of the model's shape
     "q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",), "qkv_proj": ("q", "k", "v"),
     "o_proj": ("o",), "out_proj": ("o",), "dense": ("o",),
     "gate_proj": ("gate",), "up_proj": ("up",), "gate_up_proj": ("gate", "up"), "down_proj": ("down",),
-    "fc1": ("up",), "fc2": ("down",),
+    "fc1": ("up",), "fc2": ("down",), "fc_in": ("up",), "fc_out": ("down",), "c_fc": ("up",),
+    "dense_h_to_4h": ("up",), "dense_4h_to_h": ("down",), "w1": ("gate",), "w3": ("up",), "w2": ("down",),
+    "Wi": ("gate", "up"), "input_linear": ("gate", "up"), "output_linear": ("down",),
+    "query_key_value": ("q", "k", "v"), "c_attn": ("q", "k", "v"), "Wqkv": ("q", "k", "v"),
 }  # fmt: skip
+_EITHER = {"c_proj", "Wo"}  # of attention or of the MLP, by the module that they lie in
+
+
+def matrices_of(parents: str, module: str) -> tuple[str, ...] | None:
+    """The matrices of the model's shape that a module of a decoder layer stores; None if its name does not tell.
+
+    Args:
+        parents: dotted names of the modules within the layer that it lies in.
+        module: its own name.
+    """
+    if module in _EITHER:
+        return ("o",) if "attn" in parents else ("down",)
+    return _MODULES.get(module)
 
 
 class Adapter(NamedTuple):
@@ -93,9 +109,9 @@ def read_adapter(folder: Path, model: ModelShape, *, merged: bool = False) -> Ad
     shapes = _shapes(weights, where)
     parameters = of_mlp = 0
     for name, shape in shapes.items():
-        module = _check(name, shape, rank, model, where)
+        stored = _check(name, shape, rank, model, where)
         parameters += shape[0] * shape[1]
-        of_mlp += shape[0] * shape[1] if set(_MODULES[module]) & set(MLP) else 0
+        of_mlp += shape[0] * shape[1] if set(stored) & set(MLP) else 0
     about = _json(folder / ABOUT, where) if (folder / ABOUT).exists() else {}
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -165,27 +181,31 @@ def _shapes(path: Path, where: str) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def _check(name: str, shape: tuple[int, int], rank: int, model: ModelShape, where: str) -> str:
-    """Check that one tensor fits the model; returns the name of its module."""
+def _check(name: str, shape: tuple[int, int], rank: int, model: ModelShape, where: str) -> tuple[str, ...]:
+    """Check that one tensor fits the model; returns the matrices that its module stores."""
     match = _NAME.search(name)
-    if match is None or match[2] not in _MODULES:
-        raise SettingError(f"{where}: {name}: hwsim knows adapters of a decoder layer's linear modules only")
-    layer, module, part = int(match[1]), match[2], match[3]
+    stored = matrices_of(match[2], match[3]) if match else None
+    if match is None or stored is None:
+        raise SettingError(
+            f"{where}: {name}: hwsim knows adapters of a decoder layer's q, k, v, o and MLP only; merge this one into "
+            "the model (peft's merge_and_unload) and give the merged model"
+        )
+    layer, part = int(match[1]), match[4]
     own = 0 if part == "A" else 1
     if shape[own] != rank:
         raise SettingError(
             f"{where}: {name} has rank {shape[own]}, {CONFIG} says r={rank}; they belong to two adapters"
         )
-    matrices = model.matrices()
-    parts = [matrices[matrix_name] for matrix_name in _MODULES[module] if matrix_name in matrices]
+    matrices = model.matrices(layer) if layer < model.num_hidden_layers else {}
+    parts = [matrices[matrix] for matrix in stored if matrix in matrices]
     size = _outer(parts, part)
-    if layer >= model.num_hidden_layers or not parts or shape[1 - own] != size:
+    if not parts or shape[1 - own] != size:
         raise SettingError(
             f"{where}: {name} is {list(shape)}, which does not fit {model.name} "
             f"({model.num_hidden_layers} layers, hidden {model.hidden_size}, intermediate {model.intermediate_size}); "
             "it was trained for another model"
         )
-    return module
+    return stored
 
 
 def _outer(parts: list[Matrix], part: str) -> int:

@@ -15,8 +15,9 @@ import hwsim
 from hwsim.closed_loop.carried import Carried, check_in_memory, require_peft
 from hwsim.closed_loop.evaluation import Candidate
 from hwsim.closed_loop.masking import ClosedLoop
-from hwsim.errors import SettingError
+from hwsim.errors import ModelError, SettingError
 from hwsim.masking.streams import worth_compiling
+from hwsim.model.lora import matrices_of
 from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import told_as
 from hwsim.record.loading import Loaded
@@ -178,16 +179,39 @@ def _about(ready: Prepared, run: Run, training: Training, capacities: list[int])
     }
 
 
+def _modules(loaded: Loaded, name: str) -> list[str]:
+    """The names of the MLPs' modules as peft takes them: short where no other module has the same.
+
+    Raises:
+        ModelError: one has a name by which the adapter could not be read again.
+    """
+    wanted = {
+        id(module) for layer in loaded.layers for module in (layer.gate, layer.up, layer.down) if module is not None
+    }
+    modules = dict(loaded.model.named_modules())
+    names = [path for path, module in modules.items() if id(module) in wanted]
+    inside = loaded.inventory.layers_name
+    for path in names:
+        parents, _, own = path.removeprefix(f"{inside}.").partition(".")[2].rpartition(".")
+        if matrices_of(parents, own) is None:
+            raise ModelError(
+                f"--model {name}: {path}: hwsim knows no adapter of a module of this name; choose a model whose MLP "
+                "has other names, such as up_proj or fc1"
+            )
+    short = {path.rpartition(".")[2] for path in names}
+    alone = all(id(module) in wanted for path, module in modules.items() if path.rpartition(".")[2] in short)
+    return sorted(short) if alone else sorted(names)
+
+
 def _new_adapter(loaded: Loaded, ready: Prepared, training: Training, seed: int) -> Carried:
     import peft
 
-    modules = [module for layer in loaded.layers for module in (layer.gate, layer.up, layer.down) if module is not None]
-    names = {id(module): name for name, module in loaded.model.named_modules()}
+    names = _modules(loaded, ready.source.name)
     ready.libraries.torch.manual_seed(seed)
     config = peft.LoraConfig(
         r=training.rank,
         lora_alpha=training.rank,  # y = x W + (x A) B, without a factor
-        target_modules=sorted({names[id(module)].rpartition(".")[2] for module in modules}),
+        target_modules=names,
         init_lora_weights="gaussian",
         task_type="CAUSAL_LM",
     )
