@@ -160,6 +160,8 @@ class Loops:
             masks.begin(ready.header, runs[0].masking, runs[0].placement)
         if self._runner is None:
             self._runner = Runner(self._loaded.model, ready.libraries)
+            with told_as(f"--model {ready.source.name}: cannot be run"):
+                self._runner.check_causal()
         try:
             with told_as(f"--model {ready.source.name}: cannot be run"):
                 carried = self._carried if settings.lora else None

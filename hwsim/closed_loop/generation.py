@@ -21,7 +21,7 @@ from hwsim.record.custom import code_provenance
 from hwsim.record.extras import libraries, require_extra, told_as
 from hwsim.record.loading import find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
-from hwsim.record.runner import kv_argument, positions
+from hwsim.record.runner import check_causal, kv_argument, positions
 from hwsim.record.sources import find_source
 from hwsim.simulation.metrics import Result
 from hwsim.simulation.result import measure
@@ -162,6 +162,7 @@ def generate(
     loop = ClosedLoop(carried.layers if carried else loaded.layers, expected.masking, steps=True)
     stepper = Stepper(loaded.model, used.torch, loop, carried)
     with told_as(f"--model {source.name}: cannot be run"):
+        check_causal(loaded.model, used)
         choose = _chooser(writing.temperature, settings.seed)
         ends = _ends(loaded.model, tokenizer)
         generated = _decode(stepper, tokenizer, ids, writing.tokens, ends, choose, on_text)

@@ -23,7 +23,7 @@ from hwsim.masking.scan import SharedCaches, Tally, saved_streams
 from hwsim.masking.streams import Masking, PolicyStream
 from hwsim.memory.groups import GroupPlan, Place, Plans
 from hwsim.model.shape import NORMS
-from hwsim.record.hooks import Layer, check_product
+from hwsim.record.hooks import Layer, check_plain, check_product, first
 from hwsim.trace import Sequence
 from hwsim.trace.sequences import Decoded, Sequences
 from hwsim.util.kernels import read_only
@@ -184,7 +184,9 @@ class ClosedLoop:
 
     def _attach(self, index: int, layer: Layer) -> None:
         def before(module: Any, action: Callable[[Any], Any]) -> None:
-            self._handles.append(module.register_forward_pre_hook(lambda _, args: (action(args[0]), *args[1:])))
+            self._handles.append(
+                module.register_forward_pre_hook(lambda module, args: (action(first(module, args)), *args[1:]))
+            )
 
         def after(module: Any, action: Callable[[Any], Any]) -> None:
             self._handles.append(module.register_forward_hook(lambda _, __, result: action(result)))
@@ -200,6 +202,8 @@ class ClosedLoop:
             before(layer.gate, lambda x: self._reach(index, _UP, "input", x, "gate.column"))
         if self._masking.plans.needs() & {"up", "gate"}:
             self._handles += layer.watch(lambda name, value: self._signals.update({name: value}))
+        if layer.mlp is not None and layer.mlp.unseen:
+            self._handles.append(layer.up.register_forward_hook(lambda _, __, y: self._signals.update(raw=y)))
         if layer.inner is not None:
             before(layer.inner, lambda x: self._reach(index, _PRODUCT, "product", x, *_ROWS))
             before(layer.down, lambda x: self._reach(index, _DOWN, "glu", x, "down.column"))
@@ -229,6 +233,9 @@ class ClosedLoop:
 
     def _confirm(self, index: int, product: Any) -> None:
         """Check in the first pass that up and gate, if masks are decided from them, make the product."""
+        if index not in self._confirmed and "raw" in self._signals:
+            check_plain(index, self._signals["raw"], product)
+            self._confirmed.add(index)
         if index not in self._confirmed and self._signals.keys() & {"up", "gate"}:
             check_product(index, self._signals.get("up"), self._signals.get("gate"), product)
             self._confirmed.add(index)

@@ -23,6 +23,7 @@ from hwsim.record.custom import code_provenance
 from hwsim.record.extras import Libraries, libraries, require_extra, told_as
 from hwsim.record.loading import Loaded, Structure, find_device, find_dtype, load_model, load_tokenizer, read_structure
 from hwsim.record.prepare import Progress
+from hwsim.record.runner import check_causal
 from hwsim.record.sources import Source as ModelSource
 from hwsim.record.sources import find_source, weights_hash
 from hwsim.simulation.metrics import TaskEvaluation
@@ -184,6 +185,8 @@ def _load(source: ModelSource, used: Libraries, reading: Reading, lora: Path | N
     dtype = find_dtype(reading.dtype, device, structure)
     tokenizer = load_tokenizer(source, used)
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
+    with told_as(f"--model {source.name}: cannot be run"):
+        check_causal(loaded.model, used)
     carried = carry(loaded, lora, source.name)
     tell("loading the model", 1, 1)
     return _Model(source, used, structure, tokenizer, loaded, carried)

@@ -296,7 +296,10 @@ def _check_needs(group: Group, where: str, model: ModelShape, indices: int, laye
 
 def _lacks(model: ModelShape, layer: int) -> str:
     own = model.by_layer[layer]
-    return f"this layer of {model.name} does not have: its attention is {own.attention}, without q, k, v and o"
+    return (
+        f"this layer of {model.name} does not have: its attention is {own.attention}, without q, k, v and o; choose a "
+        "policy that cuts MLPs only"
+    )
 
 
 def plan_groups(

@@ -18,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
@@ -103,6 +104,7 @@ class ModelShape(BaseModel):
     outside_parameters: _Weights = 0
     embedding_row: _Weights = 0
     inner_norm: bool = False
+    _whole: ModelShape | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check(self) -> ModelShape:
@@ -175,21 +177,25 @@ class ModelShape(BaseModel):
     def at(self, layer: int) -> ModelShape | None:
         """The shape that a policy sees of one layer: a model whose layers are all like it; None without an MLP.
 
-        It has the number of layers of the whole model. Attention without matrices q, k, v and o keeps the sizes of
-        the model, but `matrices` of the layer lacks them.
+        It has the number of layers of the whole model, which is its `whole`. Attention without matrices q, k, v and o
+        keeps the sizes of the model, but `matrices` of the layer lacks them.
         """
         if not self.layers:
             return self
         own = self.layers[layer]
         if not own.intermediate_size:
             return None
-        return self._like(own)
-
-    def _like(self, own: LayerShape) -> ModelShape:
         fields: dict[str, Any] = {"intermediate_size": own.intermediate_size, "layers": ()}
         if own.head_dim:
             fields |= {name: getattr(own, name) for name in ("num_attention_heads", "num_key_value_heads", "head_dim")}
-        return self.model_copy(update=fields)
+        view = self.model_copy(update=fields)
+        view._whole = self
+        return view
+
+    @property
+    def whole(self) -> ModelShape:
+        """The model that this is the view of one layer of; the model itself otherwise."""
+        return self._whole or self
 
     def matrices(self, layer: int = 0) -> dict[str, Matrix]:
         """The matrices of a layer that a policy can cut, by name."""

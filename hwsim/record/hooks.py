@@ -11,7 +11,7 @@ import numpy as np
 
 from hwsim.errors import ModelError
 from hwsim.model.shape import NORMS
-from hwsim.record.inventory import Inventory, LayerParts, Mlp, activation, base, split, transposed
+from hwsim.record.inventory import Inventory, LayerParts, Mlp, activation, activations, base, split, transposed
 from hwsim.trace.encoding import FLOAT16_MAX
 
 Emit = Callable[[int, str, np.ndarray], None]
@@ -23,6 +23,7 @@ Values of a signal are float32 [tokens, width], or float16 if requested; those o
 Put = Callable[[str, Any], None]
 """Callback: receives (``up`` or ``gate``, tensor ``[..., neurons]``)."""
 
+_ROWS = 8  # tokens that show an activation
 _APART = 1e-2  # they differ by one rounding at most: ample for bfloat16, and it still distinguishes gate from up
 
 
@@ -137,6 +138,25 @@ def check_product(index: int, up: Any, gate: Any, product: Any) -> None:
         )
 
 
+def check_plain(index: int, up: Any, glu: Any) -> None:
+    """Check that what enters down, without a gate, is an activation of the output of up.
+
+    Args:
+        index: number of the layer.
+        up, glu: tensors of one shape.
+
+    Raises:
+        ModelError: no activation of transformers makes it.
+    """
+    rows, wanted = up.reshape(-1, up.shape[-1])[:_ROWS], glu.reshape(-1, glu.shape[-1])[:_ROWS]
+    limit = _APART * largest(wanted)
+    if not any(largest(value - wanted) <= limit for _, value in activations(rows)):
+        raise ModelError(
+            f"layer {index}: what enters the down projection is no activation of the up projection's output; the "
+            "model's MLP is not the one that hwsim takes it for; please report this model"
+        )
+
+
 class Taps:
     """Hooks on all layers that pass the requested signals of every forward pass to `emit`.
 
@@ -158,6 +178,7 @@ class Taps:
         self._emit, self._signals, self._on_norm, self._half = emit, set(signals), on_norm, half
         self._weighed: set[int] = set()  # layers whose norms were passed to on_norm
         self._made: dict[str, Any] = {}  # up and gate of the current layer, until their product has confirmed them
+        self._plainly: set[int] = set()  # layers whose up was seen to make the GLU
         self._handles: list[Any] = []
         self._expected: set[tuple[int, str]] = set()
         self._emitted: set[tuple[int, str]] = set()
@@ -194,6 +215,9 @@ class Taps:
         if self._signals & {"up", "gate"}:
             self._handles += layer.watch(lambda name, value: self._made.update({name: value}))
             self._before(layer.product, lambda product: self._product(index, product))
+        if layer.mlp is not None and layer.mlp.unseen:
+            self._handles.append(_after(layer.up, lambda value: self._made.update(raw=value)))
+            self._before(layer.down, lambda glu: self._plain(index, glu))
         if self._on_norm is not None:
             self._before(layer.down, lambda _: self._norms(index, layer))
         if "glu" in self._signals:
@@ -208,6 +232,11 @@ class Taps:
             self._weighed.add(index)
             for name in NORMS:
                 self._on_norm(index, name, layer.norm(name))
+
+    def _plain(self, index: int, glu: Any) -> None:
+        if index not in self._plainly:
+            self._plainly.add(index)
+            check_plain(index, self._made.pop("raw"), glu)
 
     def _product(self, index: int, product: Any) -> None:
         check_product(index, self._made.get("up"), self._made.get("gate"), product)
@@ -225,7 +254,18 @@ class Taps:
 
 
 def _before(module: Any, action: Callable[[Any], None]) -> Any:
-    return module.register_forward_pre_hook(lambda _, args: action(args[0]))
+    return module.register_forward_pre_hook(lambda module, args: action(first(module, args)))
+
+
+def first(module: Any, args: tuple[Any, ...]) -> Any:
+    """The input of a module, from the arguments of its call.
+
+    Raises:
+        ModelError: it was called with keywords only.
+    """
+    if not args:
+        raise ModelError(f"a {type(module).__name__} is called with keywords; hwsim knows calls by place")
+    return args[0]
 
 
 def _after(module: Any, action: Callable[[Any], None]) -> Any:

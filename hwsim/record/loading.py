@@ -107,9 +107,9 @@ def structure_of(config: Any, name: str, libraries: Libraries, *, trusted: bool 
 def _loader(config: Any, transformers: Any) -> Any:
     """The class that loads a model to generate text; a model that also sees images generates from text alone."""
     text, whole = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText
-    sees_images = config.get_text_config() is not config and type(config) in whole._model_mapping
+    nested = config.get_text_config() is not config or type(config) not in text._model_mapping
     # whole, as its checkpoints are; text refuses the types that it does not know
-    return whole if sees_images else text
+    return whole if nested and type(config) in whole._model_mapping else text
 
 
 def _options(source: Source) -> dict[str, Any]:

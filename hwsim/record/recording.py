@@ -103,8 +103,10 @@ def _run(ready: Prepared, loaded: Loaded, writer: TraceWriter, tell: Progress) -
     tell("recording", at, settings.tokens)
     # a resumed trace has its norms already: they are written in the first pass
     on_norm = writer.write_norm if settings.norms and not writer.done else None
-    taps = Taps(loaded.layers, list(settings.signals or ()), emit, on_norm, half=True)
     runner = Runner(loaded.model, ready.libraries)
+    if not writer.done:
+        runner.check_causal()
+    taps = Taps(loaded.layers, list(settings.signals or ()), emit, on_norm, half=True)
     try:
         for at, windows, window_tokens in passes(writer.done, settings, loaded.from_disk):
             length = windows * window_tokens

@@ -12,6 +12,7 @@ import numpy as np
 from hwsim.errors import ModelError
 from hwsim.record.extras import Libraries
 
+_CAUSAL = 16  # tokens that show whether a model is causal
 _LOGITS = 2**26  # values of a block of logits: 256 MiB in float32
 
 
@@ -28,8 +29,8 @@ class Runner:
         self._given: Any = None  # hidden states that the decoder returns in place of its own
         self._output: Any = None  # what the decoder returned last
         self._body: Any = None  # the module whose hidden states the LM head takes: of all bodies the outermost that ran
-        others = (model, model.get_output_embeddings())  # what some models call their base or decoder
-        bodies = {id(body): body for body in (model.base_model, model.get_decoder()) if body not in others}
+        parts = (model.base_model, model.get_decoder(), *model.children())
+        bodies = {id(part): part for part in parts if part not in (model, model.get_output_embeddings())}
         self._handles = [body.register_forward_hook(self._keep) for body in bodies.values()]
         keep = inspect.signature(type(model).forward).parameters
         self._last = "logits_to_keep" in keep
@@ -60,11 +61,33 @@ class Runner:
             hidden, model_logits = self.forward(ids)
             logits = self.logits(hidden[:, -1])
             # they may differ by rounding, as the matrices are cut into other blocks; 2 % covers bfloat16
-            if float((logits - model_logits).abs().max()) > 0.02 * float(model_logits.abs().max()):
+            apart, size = float((logits - model_logits).abs().max()), float(model_logits.abs().max())
+            if not np.isfinite(size):
+                raise ModelError("the model's logits hold NaN or infinity, so its losses are no numbers")
+            if not apart <= 0.02 * size:
                 raise ModelError(
                     "the model makes its logits in a way that hwsim does not know, so losses would be wrong"
                 )
         return hidden
+
+    def check_causal(self) -> None:
+        """Check that hidden states do not depend on what follows, on a few tokens read with and without the last half.
+
+        Raises:
+            ModelError: they do, so the model sees the tokens that it should predict.
+        """
+        half = _CAUSAL // 2
+        ids = np.arange(_CAUSAL)[None] % self.model.get_input_embeddings().weight.shape[0]
+        with self.torch.inference_mode():
+            whole, part = (self.forward(ids[:, :count])[0][0, :half] for count in (_CAUSAL, half))
+            apart, size = float((whole - part).abs().max()), float(part.abs().max())
+        close = 1e-3 if whole.dtype == self.torch.float32 else 5e-2  # rounding, in another order of the sums
+        if not apart <= close * size:
+            raise ModelError(
+                f"{type(self.model).__name__}: the hidden states of a text's first {half} tokens change with what "
+                "follows, so it sees what it should predict (bidirectional attention); take is_causal or "
+                "use_bidirectional_attention out of config.json, or choose a causal model"
+            )
 
     def in_pieces(self, ids: np.ndarray, pieces: Iterable[tuple[int, AbstractContextManager[Any]]]) -> Any:
         """As `hidden`, for one window that is read in pieces, with a KV cache.
@@ -142,6 +165,10 @@ class Runner:
                 logits = self.logits(flat[block]).float()
                 loss = self.torch.nn.functional.cross_entropy(logits, targets[block], reduction="none")
                 nats[block] = loss.cpu().numpy()
+        if not np.isfinite(nats).all():
+            raise ModelError(
+                "the model's losses hold NaN or infinity; its weights are damaged, or --dtype is too small"
+            )
         first = np.full((len(ids), 1), np.nan, np.float32)
         return np.concatenate([first, nats.reshape(len(ids), -1)], axis=1)
 
@@ -156,8 +183,17 @@ class Runner:
         return self._given
 
     def _keep(self, module: Any, args: Any, output: Any) -> None:
-        if self._given is None:
+        if self._given is None and hasattr(output, "last_hidden_state"):
             self._hidden, self._output, self._body = output[0], output, module
+
+
+def check_causal(model: Any, libraries: Libraries) -> None:
+    """Check that a model is causal, see `Runner.check_causal`."""
+    runner = Runner(model, libraries)
+    try:
+        runner.check_causal()
+    finally:
+        runner.remove()
 
 
 def positions(model: Any, start: int, tokens: int) -> dict[str, Any]:

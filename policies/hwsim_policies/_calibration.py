@@ -31,6 +31,7 @@ class Calibration(NamedTuple):
         Raises:
             PluginError: with the command that makes one that fits.
         """
+        model = model.whole
         made, wanted = self.header.get("model"), model.model_dump()
         if not isinstance(made, dict) or not isinstance(made.get("name"), str):
             raise PluginError(f"{self.path}: its header names no model; make it anew: {self.anew}")
@@ -40,9 +41,10 @@ class Calibration(NamedTuple):
                 f"{model.name}: {self.anew}"
             )
         if other := [field for field in wanted if made.get(field) != wanted[field]]:
+            of_both = f"{other[0]} {made.get(other[0])}, the model has {wanted[other[0]]}"
+            what = "other layers than the model" if other[0] == "layers" else of_both
             raise PluginError(
-                f"{self.path}: was made for a {model.name} with {other[0]} {made.get(other[0])}, the model has "
-                f"{wanted[other[0]]}; make one from its own trace: {self.anew}"
+                f"{self.path}: was made for a {model.name} with {what}; make one from its own trace: {self.anew}"
             )
         for signal in signals:
             for layer in model.layers_with(signal):

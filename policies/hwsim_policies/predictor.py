@@ -30,6 +30,7 @@ class Predictor(Policy):
 
     def groups(self, model: ModelShape) -> list[Group]:
         """One group: the bundle of a neuron's slices."""
+        model = model.whole
         parameters = self.predictor_parameters(model)
         self._check_density()
         share = parameters / (model.num_hidden_layers * model.mlp_parameters)
@@ -45,6 +46,7 @@ class Predictor(Policy):
             raise PluginError(
                 "give --set predictor=FILE (made by `hwsim train predictor`), or use noisy-oracle, which needs no file"
             )
+        model = model.whole
         self._check_model(model)
         if len(self._nets) != model.num_hidden_layers:
             raise PluginError(

@@ -3,7 +3,7 @@
 from hwsim.record.inventory.attention import Projections
 from hwsim.record.inventory.inventory import Inventory, LayerParts, take_inventory
 from hwsim.record.inventory.matrices import base, transposed
-from hwsim.record.inventory.mlp import Mlp, activation, split
+from hwsim.record.inventory.mlp import Mlp, activation, activations, split
 
 __all__ = [
     "Inventory",
@@ -11,6 +11,7 @@ __all__ = [
     "Mlp",
     "Projections",
     "activation",
+    "activations",
     "base",
     "split",
     "take_inventory",

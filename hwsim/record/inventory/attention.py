@@ -64,6 +64,7 @@ def kv_of_layers(layers: Any, cache: Any, where: str) -> list[KVOfLayer]:
     Raises:
         ModelError: the model keeps no cache, or one that hwsim does not know.
     """
+    cache = getattr(cache, "self_attention_cache", cache)  # of a decoder that could also look at an encoder
     parts = getattr(cache, "layers", None)
     if not parts:
         raise ModelError(
@@ -154,7 +155,7 @@ def find_projections(layer: Any, hidden: int, kv: KVOfLayer, taken: list[str]) -
         return None
     head_dim = kv.keys // kv.heads
     matrices = [matrix for matrix in matrix_modules(layer) if matrix.name not in taken]
-    for parent in dict.fromkeys(matrix.name.rpartition(".")[0] for matrix in matrices):
+    for parent in _parents(matrices):
         own = {
             matrix.name.rpartition(".")[2]: matrix for matrix in matrices if matrix.name.rpartition(".")[0] == parent
         }
@@ -173,6 +174,16 @@ def find_projections(layer: Any, hidden: int, kv: KVOfLayer, taken: list[str]) -
             query, key, value = (part.name for part in parts if part)
             return _checked(Projections(query, key, value, out.name, heads, kv.heads, head_dim))
     return None
+
+
+def _parents(matrices: list[MatrixModule]) -> list[str]:
+    """The modules that hold a matrix, and those that hold them, the deepest first."""
+    parents: dict[str, None] = {}
+    for matrix in matrices:
+        name = matrix.name.rpartition(".")[0]
+        while name:
+            parents[name], name = None, name.rpartition(".")[0]
+    return sorted([*parents, ""], key=lambda name: -name.count("."))
 
 
 def _checked(found: Projections) -> Projections | None:

@@ -10,7 +10,7 @@ from hwsim.model.shape import ModelShape
 from hwsim.record.inventory.attention import KVOfLayer, Projections, find_projections, kv_of_layers
 from hwsim.record.inventory.matrices import matrix_modules
 from hwsim.record.inventory.mlp import Mlp, find_mlp
-from hwsim.record.inventory.reading import Reads, read_once
+from hwsim.record.inventory.reading import TOKENS, Reads, read_once
 
 _ACTS = ("hidden_activation", "hidden_act", "activation_function", "mlp_hidden_act")
 _EXPERTS = ("experts", "expert")
@@ -63,6 +63,7 @@ def take_inventory(model: Any, name: str, torch: Any) -> Inventory:
     reads = read_once(model, torch)
     layers_name, layers = _decoder_layers(model, reads, kind)
     hidden = _hidden_size(model, layers)
+    _refuse_repeats(reads, layers_name, len(layers), kind)
     kv = kv_of_layers(layers, reads.cache, kind)
     parts = [
         _parts(layer, f"{layers_name}.{number}", hidden, kv[number], reads, torch)
@@ -70,7 +71,7 @@ def take_inventory(model: Any, name: str, torch: Any) -> Inventory:
     ]
     if not any(part.mlp for part in parts):
         raise ModelError(_no_mlp(layers, layers_name))
-    _refuse_repeats(reads, layers_name, len(layers), kind)
+    _check_calls(reads, layers_name, parts, kind)
     uncounted, outside, row, per_layer = _sort(model, reads, layers_name, parts, hidden)
     shape = _shape(name, model, hidden, parts, kv, per_layer, outside, row)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -149,6 +150,19 @@ def _refuse_repeats(reads: Reads, layers_name: str, count: int, kind: str) -> No
         )
 
 
+def _check_calls(reads: Reads, layers_name: str, parts: list[LayerParts], kind: str) -> None:
+    """Refuse an MLP that does not see each token once."""
+    for number, part in enumerate(parts):
+        for name in part.mlp.names() if part.mlp else ():
+            module = f"{layers_name}.{number}.{name}"
+            calls, rows = reads.products.get(f"{module}.weight", 1), reads.rows.get(module, TOKENS)
+            if calls > 1 or rows != TOKENS:
+                raise ModelError(
+                    f"{module}: {kind} multiplies by it {calls} times for a text, with {rows} vectors for {TOKENS} "
+                    "tokens; hwsim knows MLPs that see each token once; choose another model"
+                )
+
+
 # ---------------------------------------------------------------------- the sums
 
 
@@ -189,7 +203,8 @@ def _sort(
         elif name in reads.looked_up and name not in reads.products and name not in reads.other:
             leave("embeddings, of which a token reads a row", count)
             width = int(parameter.shape[-1])
-            row += width if parameter is not table.weight and width > hidden else 0
+            # tables of positions have the width of the hidden states, and count as the embedding does: not
+            row += width if parameter is not table.weight and width != hidden else 0
         elif name.startswith(f"{layers_name}."):
             if name not in mlps:
                 per_layer[int(name[len(layers_name) + 1 :].partition(".")[0])] += count

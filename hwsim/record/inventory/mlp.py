@@ -13,13 +13,16 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from hwsim.errors import ModelError
 from hwsim.record.inventory.matrices import MatrixModule, matrix_modules
 
 _NOT_MLP = ("attn", "attention", "mixer", "mamba", "conv", "recurrent", "temporal", "rnn", "ssm", "expert")
+_MLP = ("mlp", "ffn", "feed_forward")
 _SMALL = {"hidden": 8, "neurons": 12}  # sizes of the copy
 _TOKENS = 5
 _CLOSE = 1e-5  # relative
 _IN_LAYER = "its matrices lie in the decoder layer itself, which does not run alone"
+_AMBIGUOUS = "which of its matrices leads back to the hidden size is not known, since all have the same sizes"
 
 
 class Mlp(NamedTuple):
@@ -37,6 +40,7 @@ class Mlp(NamedTuple):
         gated: whether the MLP has a gate.
         known: whether the trial has shown what enters down; otherwise only the inputs of matrices can be recorded.
         neurons: length of what enters down.
+        seen: whether the trial has shown it.
         why: reason, if it is not known.
     """
 
@@ -50,7 +54,13 @@ class Mlp(NamedTuple):
     fused: str = ""
     inner: str = ""
     known: bool = False
+    seen: bool = False
     why: str = ""
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the model's first pass must show that what enters down is an activation of up."""
+        return self.known and not self.gated and not self.seen
 
     def names(self) -> list[str]:
         """The names of the modules with matrices."""
@@ -60,32 +70,54 @@ class Mlp(NamedTuple):
 def find_mlp(layer: Any, hidden: int, read: Callable[[str], bool], torch: Any) -> Mlp | None:
     """The MLP of a decoder layer; None if there is none that hwsim knows.
 
+    Of several modules that have the sizes of an MLP, one that the trial explains comes first, then one that is called
+    so, then the largest.
+
     Args:
         layer: the decoder layer.
         hidden: the model's hidden size.
         read: tells whether a forward pass multiplies by the matrix of a module, by its name within the layer.
         torch: the library.
+
+    Raises:
+        ModelError: which of its matrices leads back to the hidden size is not known.
     """
-    candidates = [
-        (mlp, sum(matrix.inputs * matrix.outputs for matrix in matrices), name, parent)
-        for name, parent in layer.named_modules()
-        if not any(part in name.lower() for part in _NOT_MLP)
-        for matrices in [[matrix for matrix in matrix_modules(parent, direct=True) if read(_join(name, matrix.name))]]
-        if (mlp := _shaped(matrices, hidden, name)) is not None
+    found: list[tuple[tuple[bool, bool, int], Mlp]] = []
+    for name, parent in layer.named_modules():
+        matrices = [matrix for matrix in matrix_modules(parent, direct=True) if read(_join(name, matrix.name))]
+        roles = list(_shaped(matrices, hidden, name))
+        if not roles:
+            continue
+        mlp = _tried(roles, name, parent, hidden, torch)
+        if any(part in name.lower() for part in _NOT_MLP) and not mlp.known:
+            continue
+        size = sum(matrix.inputs * matrix.outputs for matrix in matrices)
+        found.append(((mlp.known and bool(name), any(part in name.lower() for part in _MLP), size), mlp))
+    if not found:
+        return _apart(layer, hidden, read)
+    mlp = max(found, key=lambda candidate: candidate[0])[1]
+    if mlp.why == _AMBIGUOUS:
+        raise ModelError(f"{mlp.down}: {_AMBIGUOUS}; choose another model")
+    return mlp
+
+
+def _apart(layer: Any, hidden: int, read: Callable[[str], bool]) -> Mlp | None:
+    """An MLP whose two matrices lie in two modules, as BERT's do; all others of the layer are of attention."""
+    others = [
+        matrix
+        for matrix in matrix_modules(layer)
+        if read(matrix.name) and not any(part in matrix.name.lower() for part in _NOT_MLP)
     ]
-    if not candidates:
-        return None
-    mlp, _, name, parent = max(candidates, key=lambda candidate: candidate[1])
-    return _tried(mlp, name, parent, hidden, torch)
+    return next(_shaped(others, hidden, ""), None) if len(others) == 2 else None
 
 
 def _join(parent: str, name: str) -> str:
     return f"{parent}.{name}" if parent else name
 
 
-def _shaped(matrices: list[MatrixModule], hidden: int, parent: str) -> Mlp | None:
-    """An MLP if the matrices of a module have the sizes of one."""
-    for down in matrices:
+def _shaped(matrices: list[MatrixModule], hidden: int, parent: str) -> Iterator[Mlp]:
+    """The MLPs that the matrices of a module may be, by their sizes."""
+    for down in reversed(matrices):
         if down.outputs != hidden:
             continue
         others = [matrix for matrix in matrices if matrix is not down]
@@ -94,14 +126,14 @@ def _shaped(matrices: list[MatrixModule], hidden: int, parent: str) -> Mlp | Non
         widths = [matrix.outputs for matrix in others]
         names = [_join(parent, matrix.name) for matrix in others]
         end = _join(parent, down.name)
-        if widths == [down.inputs] and (down.inputs != hidden or others[0] is matrices[0]):
-            return Mlp(names[0], "", end, gated=False, neurons=down.inputs)
-        if widths == [2 * down.inputs]:
-            return Mlp(names[0], "", end, gated=True, neurons=down.inputs, fused="gate-up")
-        if widths == [down.inputs] * 2:
+        known = not parent  # there is nothing to run alone: the first pass of the model shows it
+        if widths == [down.inputs]:
+            yield Mlp(names[0], "", end, gated=False, neurons=down.inputs, known=known)
+        elif widths == [2 * down.inputs]:
+            yield Mlp(names[0], "", end, gated=True, neurons=down.inputs, fused="gate-up", why=_IN_LAYER)
+        elif widths == [down.inputs] * 2:
             gate, up = names
-            return Mlp(up, gate, end, gated=True, neurons=down.inputs)
-    return None
+            yield Mlp(up, gate, end, gated=True, neurons=down.inputs, why=_IN_LAYER)
 
 
 # ---------------------------------------------------------------------- the trial
@@ -110,27 +142,41 @@ def _shaped(matrices: list[MatrixModule], hidden: int, parent: str) -> Mlp | Non
 class _Seen(NamedTuple):
     """What a run of the copy has shown: tensors ``[tokens, width]``."""
 
-    outputs: dict[str, Any]  # of the matrices, by name
+    inputs: dict[str, Any]  # of the matrices, by name
+    outputs: dict[str, Any]
     between: dict[str, tuple[Any, Any]]  # input and output of the other modules, by name
     enters_down: Any
 
 
-def _tried(mlp: Mlp, name: str, parent: Any, hidden: int, torch: Any) -> Mlp:
-    """The MLP with what the trial shows about it."""
-    if not name:  # the matrices lie in the layer itself, beside its attention: there is nothing to run alone
-        return mlp._replace(known=not mlp.gated, why=_IN_LAYER if mlp.gated else "")
-    inside = mlp._replace(up=mlp.up[len(name) + 1 :], gate=mlp.gate[len(name) + 1 :], down=mlp.down[len(name) + 1 :])
-    try:
-        seen = _run_small(parent, inside, hidden, torch)
-    except Exception as error:
-        return mlp._replace(why=f"{type(parent).__name__} does not run alone ({type(error).__name__})")
-    for trial in _trials(inside, seen):
-        found = _explained(trial, seen, torch)
-        if found is not None:
-            return _named(found, name)
-    if not mlp.gated and _by_element(parent, inside, hidden, torch):
-        return mlp._replace(known=True)
-    return mlp._replace(why=f"what enters {mlp.down} is no activation of gate times up that transformers has")
+def _tried(roles: list[Mlp], name: str, parent: Any, hidden: int, torch: Any) -> Mlp:
+    """The MLP whose roles the trial explains; otherwise the first, with the reason why it is not known."""
+    if not name:
+        return roles[0]
+    why = ""
+    for role in roles:
+        inside = _inside(role, name)
+        try:
+            seen = _run_small(parent, inside, hidden, torch)
+        except Exception as error:
+            why = why or f"{type(parent).__name__} does not run alone ({type(error).__name__})"
+            continue
+        for trial in _trials(inside):
+            found = _explained(trial, seen, torch)
+            if found is not None:
+                return _named(found, name)
+        if not role.gated and _by_element(parent, inside, hidden, torch):
+            return role._replace(known=True, seen=True)
+    if len(roles) > 1:
+        return roles[0]._replace(why=_AMBIGUOUS)
+    return roles[0]._replace(
+        why=why or f"what enters {roles[0].down} is no activation of gate times up that transformers has"
+    )
+
+
+def _inside(mlp: Mlp, parent: str) -> Mlp:
+    """The MLP with names within its own module, in place of names within the decoder layer."""
+    up, gate, down = (part.removeprefix(f"{parent}.") for part in (mlp.up, mlp.gate, mlp.down))
+    return mlp._replace(up=up, gate=gate, down=down, why="")
 
 
 def _named(mlp: Mlp, parent: str) -> Mlp:
@@ -141,7 +187,7 @@ def _named(mlp: Mlp, parent: str) -> Mlp:
     return mlp._replace(up=up, gate=gate, down=down, act=act, inner=inner)
 
 
-def _trials(mlp: Mlp, seen: _Seen) -> Iterator[Mlp]:
+def _trials(mlp: Mlp) -> Iterator[Mlp]:
     """The MLP in each way that its parts may play."""
     if mlp.fused:
         for fused in ("gate-up", "up-gate", "pairs"):
@@ -163,6 +209,8 @@ def split(mlp: Mlp, value: Any) -> tuple[Any, Any]:
 
 def _explained(mlp: Mlp, seen: _Seen, torch: Any) -> Mlp | None:
     """The MLP with activation and inner module, if they explain what enters down."""
+    if mlp.gate and not _same(seen.inputs[mlp.gate], seen.inputs[mlp.up], torch):
+        return None
     if mlp.fused:
         raw, up = split(mlp, seen.outputs[mlp.up])
     else:
@@ -177,14 +225,14 @@ def _explained(mlp: Mlp, seen: _Seen, torch: Any) -> Mlp | None:
                 and _same(after * up if mlp.gated else after, product, torch)
                 and before.shape == start.shape
             ):
-                return mlp._replace(act=act, inner=inner, known=True)
-        for function, activated in _activations(raw if mlp.gated else up):
+                return mlp._replace(act=act, inner=inner, known=True, seen=True)
+        for function, activated in activations(raw if mlp.gated else up):
             if _same(activated * up if mlp.gated else activated, product, torch):
-                return mlp._replace(function=function, inner=inner, known=True)
+                return mlp._replace(function=function, inner=inner, known=True, seen=True)
     return None
 
 
-def _activations(value: Any) -> Iterator[tuple[str, Any]]:
+def activations(value: Any) -> Iterator[tuple[str, Any]]:
     """Every activation of transformers without parameters: its name, and its result."""
     from transformers.activations import ACT2CLS
 
@@ -213,6 +261,7 @@ def _run_small(parent: Any, mlp: Mlp, hidden: int, torch: Any, nudge: int | None
     """Run a small copy of a module on random numbers; `nudge` adds 1 to one output of up."""
     small = _shrunk(parent, hidden, mlp.neurons, torch)
     matrices = {name for name in (mlp.up, mlp.gate, mlp.down) if name}
+    inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
     between: dict[str, tuple[Any, Any]] = {}
     entered: list[Any] = []
@@ -221,7 +270,8 @@ def _run_small(parent: Any, mlp: Mlp, hidden: int, torch: Any, nudge: int | None
             module.register_forward_pre_hook(lambda _, args: entered.append(args[0].detach().clone()))
         elif name in matrices:
 
-            def keep(_: Any, __: Any, result: Any, name: str = name) -> Any:
+            def keep(_: Any, args: Any, result: Any, name: str = name) -> Any:
+                inputs[name] = args[0].detach().clone()
                 if nudge is not None and name == mlp.up:
                     result = result.clone()
                     result[..., nudge] += 1
@@ -246,7 +296,7 @@ def _run_small(parent: Any, mlp: Mlp, hidden: int, torch: Any, nudge: int | None
             if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
         small(*[value] * len(takes))  # BLOOM and MPT also take the residual
-    return _Seen(outputs, between, entered[0])
+    return _Seen(inputs, outputs, between, entered[0])
 
 
 def _by_element(parent: Any, mlp: Mlp, hidden: int, torch: Any) -> bool:
@@ -254,12 +304,12 @@ def _by_element(parent: Any, mlp: Mlp, hidden: int, torch: Any) -> bool:
     plain = _run_small(parent, mlp, hidden, torch).enters_down
     moved = _run_small(parent, mlp, hidden, torch, nudge=3).enters_down
     other = [index for index in range(plain.shape[-1]) if index != 3]
-    return bool((plain[..., other] == moved[..., other]).all())
+    return bool((plain[..., other] == moved[..., other]).all() and (plain[..., 3] != moved[..., 3]).any())
 
 
 def _shrunk(parent: Any, hidden: int, neurons: int, torch: Any) -> Any:
     """A small copy of a module on the CPU, with random weights; small sizes replace the module's wherever they are."""
-    sizes = {2 * neurons: 2 * _SMALL["neurons"], neurons: _SMALL["neurons"], hidden: _SMALL["hidden"]}
+    sizes = _small_sizes(hidden, neurons)
     small = copy.deepcopy(parent).to(torch.float32) if _is_meta(parent) else _meta_copy(parent, torch)
     generator = torch.Generator().manual_seed(0)
     for module in small.modules():
@@ -280,6 +330,13 @@ def _shrunk(parent: Any, hidden: int, neurons: int, torch: Any) -> Any:
             shape = [sizes.get(size, size) for size in buffer.shape]
             module.register_buffer(name, torch.ones(shape, dtype=buffer.dtype))
     return small.eval()
+
+
+def _small_sizes(hidden: int, neurons: int) -> dict[int, int]:
+    """The small size in place of each size of a module; sizes that are equal stay equal."""
+    width = _SMALL["hidden"]
+    small = {hidden: width, hidden // 2: width // 2, 2 * hidden: 2 * width}.get(neurons, _SMALL["neurons"])
+    return {2 * neurons: 2 * small, neurons: small, hidden: width}
 
 
 def _is_meta(module: Any) -> bool:

@@ -34,6 +34,7 @@ class Reads:
         within: items of lists of modules, such as decoder layers, that were running when each parameter entered a
             product, by name.
         calls: how often each module was called, by name.
+        rows: number of vectors that entered each module, by name.
         cache: the KV cache that the pass filled with `TOKENS` tokens; None if the model keeps none.
     """
 
@@ -42,6 +43,7 @@ class Reads:
     other: set[str] = field(default_factory=set)
     within: dict[str, set[str]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
     cache: Any = None
 
     def __contains__(self, parameter: str) -> bool:
@@ -62,8 +64,10 @@ def read_once(model: Any, torch: Any) -> Reads:
     reads, running, handles = Reads(), [], []
 
     def enter(name: str) -> Callable[..., None]:
-        def count(*_: Any) -> None:
+        def count(_: Any, args: Any) -> None:
             reads.calls[name] = reads.calls.get(name, 0) + 1
+            if args and getattr(args[0], "ndim", 0):
+                reads.rows[name] = args[0].numel() // args[0].shape[-1]
             running.append(name)
 
         return count
