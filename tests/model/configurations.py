@@ -1,7 +1,10 @@
 """The public configuration of every model of the catalogue: the fields of its config.json that decide its shape.
 
-`PARAMETERS` holds the number of parameters of each checkpoint, tied matrices counted once, as the hub shows it. Of the
-models in `COUNTED_HERE` no such number was at hand: theirs was counted from the configuration.
+No hub could be reached when this was written: fields were compared with other public tables where there was one.
+`PARAMETERS` holds the known number of parameters of each checkpoint, tied matrices counted once, written down before
+anything was counted here. Of the models in `COUNTED_HERE` no such number was known: theirs is what the configuration
+gives. Nothing but that of Mistral-7B-v0.1 backs the window of TurboSparse-Mistral, nothing but its published
+size of 1.2 billion the key-value heads of MobiLlama-1B.
 """
 
 from __future__ import annotations
