@@ -19,11 +19,12 @@ from hwsim.cli.common import (
     to_json,
     write_json,
 )
-from hwsim.errors import OutputError
+from hwsim.errors import ModelError, OutputError
 from hwsim.util.files import check_new_file, spare
 
 if TYPE_CHECKING:
     from hwsim.analysis.tracestats import TraceStats
+    from hwsim.model.shape import ModelShape
 
 _COMPARED = 128  # tokens: enough for the statistics, few enough for a large model
 
@@ -32,7 +33,13 @@ _COMPARED = 128  # tokens: enough for the statistics, few enough for a large mod
 class SynthOptions:
     """Options of ``hwsim synth``."""
 
-    model: Annotated[str, typer.Option(metavar="NAME", help="Model whose shape to take, such as phi3-medium.")]
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="Model whose shape to take: a short name such as phi3-medium, or a config.json or its folder.",
+        ),
+    ]
     tokens: Annotated[int, typer.Option(help="Tokens to draw.")] = 512
     like: Annotated[
         Path,
@@ -62,19 +69,21 @@ def synth(options: SynthOptions) -> None:
     Example: hwsim synth --model phi3-medium --tokens 200
     """
     from hwsim.analysis.tracestats import trace_stats
-    from hwsim.model.catalog import known_shape
     from hwsim.report.traceinfo import render_comparison
     from hwsim.trace import Trace
     from hwsim.trace.synth import Windows, synthesize
     from hwsim.trace.writer import unfinished
     from hwsim.util.units import printable, show_size
 
-    model, tokens, json, overwrite = options.model, options.tokens, options.json, options.overwrite
-    shape = known_shape(model)
+    tokens, json, overwrite = options.tokens, options.json, options.overwrite
+    shape, configurations = _shape(options.model)
+    model = shape.name
     path = options.out or Path(f"{model}-synthetic.npz")
     like = find_trace(options.like)
     check_new_file(path)
-    check_target(json, like)
+    check_target(json, like, *configurations)
+    for target in (path, *unfinished(path)):
+        spare(target, configurations)
     if json and json != "-":
         spare(Path(json), [path, *unfinished(path)], "writes the trace to")
     if path.is_file() and not overwrite:
@@ -108,7 +117,8 @@ def synth(options: SynthOptions) -> None:
         console = output()
         signal_names = ", ".join(header.signals)
         console.print(
-            f"{printable(str(path))}, {show_size(size)}, synthetic: {tokens} tokens of {model}, signals {signal_names}",
+            f"{printable(str(path))}, {show_size(size)}, synthetic: {tokens} tokens of {printable(model)}, "
+            f"signals {signal_names}",
             markup=False,
             soft_wrap=True,
         )
@@ -117,6 +127,34 @@ def synth(options: SynthOptions) -> None:
         console.print(render_comparison(fitted, synthetic, console.width))
     if json and json != "-":
         note(f"Written to {json}")
+
+
+def _shape(model: str) -> tuple[ModelShape, list[Path]]:
+    """The shape that ``--model`` names, and the files that it was read from.
+
+    Raises:
+        ModelError: it is neither a short name nor the path of a configuration that can be counted.
+    """
+    from hwsim.model.catalog import MODELS, known_shape
+    from hwsim.record.configuration import find_configuration, shape_of_configuration
+
+    if model in MODELS:
+        return MODELS[model].shape, []
+    if not _is_path(model):
+        try:
+            return known_shape(model), []
+        except ModelError as error:
+            raise ModelError(f"{error}; or give a config.json, or a folder that holds one") from error
+    path = find_configuration(model)
+    return shape_of_configuration(path), [path]
+
+
+def _is_path(model: str) -> bool:
+    """Whether a value is meant as a path: it exists, has a separator, or ends as a file of a model does."""
+    try:
+        return "/" in model or "\\" in model or model.endswith((".json", ".gguf")) or Path(model).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _plain(stats: TraceStats) -> object:

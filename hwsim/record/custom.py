@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from hwsim.errors import ModelError
@@ -21,11 +22,24 @@ def custom_classes(source: Source) -> list[str]:
         auto_map = _read(source, file).get("auto_map")
         if isinstance(auto_map, list | tuple):  # of old tokenizers
             auto_map = {"AutoTokenizer": auto_map}
-        for entry in _USED:
-            named = auto_map.get(entry) if isinstance(auto_map, dict) else None
-            names = named if isinstance(named, list | tuple) else [named]
-            classes |= dict.fromkeys(str(name) for name in names if name)
+        classes |= dict.fromkeys(named_classes(auto_map, _USED))
     return list(classes)
+
+
+def named_classes(auto_map: Any, entries: Sequence[str]) -> list[str]:
+    """The classes, each ``module.Class``, that the given entries of an `auto_map` name; it may be damaged or None."""
+    classes: dict[str, None] = {}
+    for entry in entries:
+        named = auto_map.get(entry) if isinstance(auto_map, dict) else None
+        names = named if isinstance(named, list | tuple) else [named]
+        classes |= dict.fromkeys(str(name) for name in names if name)
+    return list(classes)
+
+
+def unknown_classes(classes: list[str], kind: object, transformers: Any) -> list[str]:
+    """Those of the `classes` that transformers does not have; `kind` is the model_type of the configuration."""
+    known = kind in transformers.CONFIG_MAPPING
+    return [name for name in classes if not (known and hasattr(transformers, name.rpartition(".")[2]))]
 
 
 def check_code(source: Source, transformers: Any) -> None:
@@ -46,8 +60,7 @@ def check_code(source: Source, transformers: Any) -> None:
                 f"into the model's folder and write {own} in auto_map"
             )
         return
-    known = _read(source, "config.json").get("model_type") in transformers.CONFIG_MAPPING
-    needed = [name for name in classes if not (known and hasattr(transformers, name.rpartition(".")[2]))]
+    needed = unknown_classes(classes, _read(source, "config.json").get("model_type"), transformers)
     if needed:
         raise ModelError(
             f"--model {source.name}: {source.origin} needs code of its own, {needed[0]}, and hwsim runs none unasked; "

@@ -25,8 +25,11 @@ class Libraries(NamedTuple):
     transformers: Any
 
 
-def require_extra() -> None:
+def require_extra(what: str = "recording") -> None:
     """Check, without importing anything, that the extra is installed.
+
+    Args:
+        what: the activity that needs it, for the message.
 
     Raises:
         ModelError: it is not.
@@ -34,7 +37,7 @@ def require_extra() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelError(
-            f"recording needs libraries that are not installed, {', '.join(missing)}; "
+            f"{what} needs libraries that are not installed, {', '.join(missing)}; "
             "install them with: pip install 'hwsim[record]'"
         )
 

@@ -22,17 +22,18 @@ from tests.conftest import flat_profile, write_trace
 from tests.runs import layout, replay
 
 PHI3 = known_shape("phi3-medium")
-# docs/explanation/model.md: layers, vocabulary, hidden, intermediate, heads, KV heads (heads x head_dim = hidden)
+# layers, vocabulary, hidden, intermediate, heads, KV heads (heads x head_dim = hidden)
 DIMENSIONS = {
     "phi3-medium": (40, 32064, 5120, 17920, 40, 10),
     "phi3-mini": (32, 32064, 3072, 8192, 32, 32),
     "llama3-8b": (32, 128256, 4096, 14336, 32, 8),
     "mistral-7b": (32, 32000, 4096, 14336, 32, 8),
 }
+WINDOW = {"phi3-medium": 2047, "phi3-mini": 2047, "mistral-7b": 4096}  # KV entries that a layer holds at most
 # GB at 4 bits and 8 bits of KV cache for 2,048 tokens: MLP, attention, LM head, KV; B of a down and an up column
 TABLE = {
     "phi3-medium": ("5.505", "1.311", "0.082", "0.210", 2560, 8960),
-    "phi3-mini": ("1.208", "0.604", "0.049", "0.403", 1536, 4096),
+    "phi3-mini": ("1.208", "0.604", "0.049", "0.402", 1536, 4096),
     "llama3-8b": ("2.819", "0.671", "0.263", "0.134", 2048, 7168),
     "mistral-7b": ("2.819", "0.671", "0.066", "0.134", 2048, 7168),
 }
@@ -61,7 +62,7 @@ def test_sizes_by_hand(name):
     mlp = layers * 3 * hidden * neurons // 2
     attention = layers * (2 * hidden * hidden + 2 * hidden * (hidden * pairs // heads)) // 2
     head = vocabulary * hidden // 2
-    kv = 2048 * layers * 2 * (hidden * pairs // heads)
+    kv = min(2048, WINDOW.get(name, 2048)) * layers * 2 * (hidden * pairs // heads)
     found = lay("dense", known_shape(name), budget=100 * 10**9)
     assert (found.bytes.weights, found.bytes.kv_reserved) == (mlp + attention + head, kv)
     assert footprint(known_shape(name), Bits())[:3] == (attention, head, mlp)
@@ -75,20 +76,20 @@ def test_phi3_medium_to_the_byte():
     found = lay("dip")
     assert found.bytes.weights == 5_505_024_000 + 1_310_720_000 + 82_083_840
     assert sum(found.bytes.kv.stored) == 40 * 2 * 10 * 128
-    assert found.bytes.kv_reserved == 209_715_200
+    assert found.bytes.kv_reserved == 2047 * 40 * 2 * 10 * 128 == 209_612_800  # of 2,048 tokens, 2,047 in the window
     assert found.bytes.resident == 1_310_720_000 + 82_083_840
-    assert found.bytes.cache == 4_000_000_000 - 209_715_200 - 1_392_803_840 == 2_397_480_960
+    assert found.bytes.cache == 4_000_000_000 - 209_612_800 - 1_392_803_840 == 2_397_583_360
     assert found.bytes.sparse == 5_505_024_000
-    # 120 matrices share the cache: 19,979,008 B each. Two of them hold units of 17,920 B, one holds units of 2,560 B
-    assert 2_397_480_960 // 120 == 19_979_008
-    assert [plan.capacity for plan in found.plans[0]] == [2 * 19_979_008 // 17_920, 19_979_008 // 2_560] == [2229, 7804]
+    # 120 matrices share the cache: 19,979,861 B each. Two of them hold units of 17,920 B, one holds units of 2,560 B
+    assert 2_397_583_360 // 120 == 19_979_861
+    assert [plan.capacity for plan in found.plans[0]] == [2 * 19_979_861 // 17_920, 19_979_861 // 2_560] == [2229, 7804]
 
 
 # ---------------------------------------------------------------------- order of residency
 
 
 def test_the_budget_goes_to_kv_first_then_to_resident_weights_then_to_the_cache():
-    kv, resident = 209_715_200, 1_392_803_840
+    kv, resident = 209_612_800, 1_392_803_840
     exact = lay(budget=kv + resident).bytes
     assert (exact.streamed, exact.cache, exact.pinned) == (0, 0, resident)
     one_less = lay(budget=kv + resident - 1).bytes

@@ -59,7 +59,8 @@ def synthesize(
         tokens: tokens in all, one sequence; or how they fall into sequences.
         like: a recorded trace whose statistics to take, layer by layer at equal relative depth; the bundled sample of
             SmolLM2-135M by default.
-        signals: what to write; what `like` has by default. ``up`` and ``gate`` are drawn independently of each other.
+        signals: what to write; what `like` has by default, and glu in place of up and gate for a model whose glu is not
+            their product. ``up`` and ``gate`` are drawn independently of each other.
         seed: of the random numbers.
         overwrite: write also where a recording was begun and not finished.
         progress: called as f(what, done, total).
@@ -130,7 +131,7 @@ def synthesize(
 def _signals(asked: Iterable[str] | None, model: ModelShape, like: Trace) -> list[str]:
     if asked is None:
         wanted: list[str] = list(like.header.signals)
-        if not model.gated:
+        if not model.gated or model.inner_norm:  # glu is not the product of up and gate
             wanted = ["glu" if name in ("up", "gate") else name for name in wanted]
         return list(dict.fromkeys(wanted))
     wanted = list(asked)
