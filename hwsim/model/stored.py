@@ -139,7 +139,7 @@ class StoredBits(Bits):
         sizes: bytes of its matrices.
     """
 
-    given: tuple[str, ...] = ()
+    given: list[str] = Field(default_factory=list)
     model: ModelShape = Field(exclude=True)
     sizes: StoredBytes = Field(exclude=True)
 
@@ -170,7 +170,7 @@ def bits_of(bits: Bits, model: ModelShape, stored: StoredBytes | None) -> Bits:
         return bits
     if stored is None:
         raise ModelError(f"bits: stored: nothing says how the weights of {model.name} are stored; give numbers of bits")
-    given = tuple(sorted(WEIGHTS & bits.model_fields_set))
+    given = sorted(WEIGHTS & bits.model_fields_set)
     means = {part: float(mean) for part, mean in stored.mean_bits(model).items() if part not in given}
     values = {name: getattr(bits, name) for name in Bits.model_fields}
     return StoredBits(**values | means, given=given, model=model, sizes=stored)
