@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from hwsim.errors import one_line
@@ -32,6 +33,14 @@ class Found(NamedTuple):
     why: str = ""
 
 
+class _Tensor(NamedTuple):
+    """A tensor of the files: its numbers and bytes; and the reason if its bytes are unknown."""
+
+    numbers: int
+    nbytes: int
+    unknown: str = ""
+
+
 class _UnknownError(Exception):
     """Something that makes the bytes unknown."""
 
@@ -48,65 +57,66 @@ def find_stored(source: Source, structure: Structure, libraries: Libraries) -> F
         libraries: torch and transformers.
     """
     try:
-        sizes, sources = _gguf(source, structure) if source.gguf else _checkpoint(source, structure, libraries)
-        parameters = _parameters(structure.empty, sizes, sources, list(structure.inventory.counted))
+        tensors, sources = _gguf(source, structure) if source.gguf else _checkpoint(source, structure, libraries)
+        parameters = _parameters(structure.empty, tensors, sources, list(structure.inventory.counted))
         return Found(_sorted(structure, parameters))
     except Exception as error:  # damaged files, and formats that a library does not know
         return Found(None, one_line(error)[:_LONGEST])
 
 
-def _gguf(source: Source, structure: Structure) -> tuple[dict[str, tuple[int, int]], dict[str, list[str]]]:
-    """The tensors of a GGUF file, each (numbers, bytes); and the tensors of each parameter."""
+def _gguf(source: Source, structure: Structure) -> tuple[dict[str, _Tensor], dict[str, list[str]]]:
+    """The tensors of a GGUF file, and the names of the tensors of each parameter."""
     path = source.weights[0]
-    return tensor_sizes(path), tensor_places(path, structure.empty)
+    tensors = {key: _Tensor(count, size) for key, (count, size) in tensor_sizes(path).items()}
+    return tensors, tensor_places(path, structure.empty)
 
 
 def _checkpoint(
     source: Source, structure: Structure, libraries: Libraries
-) -> tuple[dict[str, tuple[int, int]], dict[str, list[str]]]:
-    """The tensors of a folder, each (numbers, bytes); and the tensors of each parameter.
+) -> tuple[dict[str, _Tensor], dict[str, list[str]]]:
+    """The tensors of a folder, and the names of the tensors of each parameter.
 
     Scales of fp8 weights count to the bytes of their weights.
     """
-    tensors = read_tensors(source, libraries.torch)
-    sizes = {}
-    for key, tensor in tensors.items():
-        count = 1
-        for length in tensor.shape:
-            count *= length
-        item = _ITEM_BYTES.get(tensor.dtype)
-        sizes[key] = count, -1 if item is None else item * count
-    placed = place(source.name, structure.empty, tensors)
-    for key in [key for keys in placed.sources.values() for key in keys]:
-        if (scale := sizes.get(f"{key}_scale_inv")) is not None:
-            sizes[key] = sizes[key][0], sizes[key][1] + scale[1]
-        if sizes[key][1] < 0:
-            raise _UnknownError(f"{tensors[key].file.name}: {key} has the type {tensors[key].dtype}")
-    return sizes, placed.sources
+    files = read_tensors(source, libraries.torch)
+    sources = place(source.name, structure.empty, files).sources
+    tensors = {}
+    for key, entry in files.items():
+        count, item = math.prod(entry.shape), _ITEM_BYTES.get(entry.dtype)
+        unknown = "" if item else f"{entry.file.name}: {key} has the type {entry.dtype}"
+        tensors[key] = _Tensor(count, count * (item or 0), unknown)
+    for key in [key for keys in sources.values() for key in keys]:
+        if (scale := tensors.get(f"{key}_scale_inv")) is not None:
+            own = tensors[key]
+            tensors[key] = _Tensor(own.numbers, own.nbytes + scale.nbytes, own.unknown or scale.unknown)
+    return tensors, sources
 
 
 def _parameters(
-    model: Any, sizes: dict[str, tuple[int, int]], sources: dict[str, list[str]], wanted: list[str]
+    model: Any, tensors: dict[str, _Tensor], sources: dict[str, list[str]], wanted: list[str]
 ) -> dict[str, tuple[int, int]]:
-    """Numbers and bytes of each of the wanted parameters; that of tied ones is either's tensor."""
+    """Weights and bytes of each of the wanted parameters; of tied ones, the tensor of either is that of both."""
     names: dict[int, list[str]] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
         names.setdefault(id(parameter), []).append(name)
-    found = {}
+    sizes = {}
     for name in wanted:
         aliases = [name, *names[id(parameters[name])]]
         keys = next((sources[alias] for alias in aliases if alias in sources), None)
         if keys is None:
             raise _UnknownError(f"hwsim does not find which tensor holds {name}")
-        count, size = (sum(sizes[key][part] for key in keys) for part in (0, 1))
+        own = [tensors[key] for key in keys]
+        if unknown := next((tensor.unknown for tensor in own if tensor.unknown), ""):
+            raise _UnknownError(unknown)
+        count = sum(tensor.numbers for tensor in own)
         if count != parameters[name].numel():
             raise _UnknownError(
                 f"{name} has {parameters[name].numel()} weights, its tensor {keys[0]} has {count}, and hwsim cannot "
                 "tell its parts apart"
             )
-        found[name] = count, size
-    return found
+        sizes[name] = count, sum(tensor.nbytes for tensor in own)
+    return sizes
 
 
 def _sorted(structure: Structure, parameters: dict[str, tuple[int, int]]) -> StoredBytes:
