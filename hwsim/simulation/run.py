@@ -175,8 +175,8 @@ class Run:
         elif header.origin == "synthetic":
             why = f"it is synthetic, and no weights are stored for it; {numbers}"
         else:
-            again = "make the masks again (hwsim eval --save-masks)" if self.source.masks else "record it again"
-            why = f"it does not state the stored bytes of its weights; {again} with this version of hwsim, or {numbers}"
+            again = "make the masks again" if self.source.masks else "record it again with --overwrite"
+            why = f"it does not state the stored bytes of its weights; {again} (this version writes them), or {numbers}"
         raise SettingError(f"--bits stored: {name}: {why}")
 
     @cached_property

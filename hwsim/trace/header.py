@@ -95,6 +95,11 @@ class TraceHeader(BaseModel):
         """Tokens of the longest sequence: what the KV cache must hold."""
         return Sequences(self.sequences).longest
 
+    def without_stored(self) -> TraceHeader:
+        """The header without stored bytes, which earlier versions did not write and the hash of the weights decides."""
+        provenance = {name: value for name, value in self.provenance.items() if name != STORED_UNKNOWN}
+        return self.model_copy(update={"stored": None, "provenance": provenance})
+
     def members(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Names, shapes ``[tokens, ...]`` and types of the signals' members."""
         tokens = self.tokens

@@ -174,7 +174,7 @@ def test_a_damaged_file_of_masks_is_refused(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({}, "it does not state the stored bytes of its weights; record it again with this version of hwsim, or give"),
+        ({}, "it does not state the stored bytes of its weights; record it again with --overwrite .*, or give"),
         ({"origin": "synthetic"}, "it is synthetic, and no weights are stored for it; give numbers, such as --bits"),
         ({"provenance": {"stored_unknown": "odd tensors"}}, "the stored bytes of its weights are unknown: odd tensors"),
     ],

@@ -265,3 +265,20 @@ def test_a_model_whose_bytes_are_unknown(tmp_path: Path, monkeypatch: pytest.Mon
             conditions.run(Source.of_trace(trace), policy)
     with pytest.raises(SettingError, match=r"^--bits stored: persuasion\.txt: .* unknown: odd tensors; give numbers"):
         evaluate(str(folder), "persuasion", conditions, [Candidate("dip", policy)], TextSettings(tokens=12, context=12))
+
+
+def test_a_trace_of_an_earlier_version_is_complete(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """It is left alone, and an interrupted one goes on; --overwrite makes it anew, with stored bytes."""
+    path, words = tmp_path / "t.npz", TextSettings(tokens=12, context=12)
+    record(path, str(checkpoints["llama"]), settings=words)
+    with np.load(path) as archive:
+        members = {name: archive[name] for name in archive.files}
+    header = json.loads(str(members["header"]))
+    assert header.pop("stored")
+    np.savez(path, **members | {"header": np.array(json.dumps(header))})
+    assert record(path, str(checkpoints["llama"]), settings=words).resumed == 12
+    with Trace(path) as trace:
+        assert trace.header.stored is None
+    assert record(path, str(checkpoints["llama"]), settings=words, overwrite=True).resumed == 0
+    with Trace(path) as trace:
+        assert trace.header.stored is not None
