@@ -15,7 +15,6 @@ from hwsim.closed_loop.evaluation import Candidate
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.errors import SettingError
 from hwsim.masking.counts import Counts
-from hwsim.model.shape import ModelShape
 from hwsim.record import Settings as TextSettings
 from hwsim.record.custom import code_provenance
 from hwsim.record.extras import libraries, require_extra, told_as
@@ -23,10 +22,11 @@ from hwsim.record.loading import find_device, find_dtype, load_model, load_token
 from hwsim.record.prepare import Progress
 from hwsim.record.runner import check_causal, kv_argument, positions
 from hwsim.record.sources import find_source
+from hwsim.record.stored import Found, find_stored
 from hwsim.simulation.metrics import Result
 from hwsim.simulation.result import measure
-from hwsim.simulation.run import Conditions, Run, Source, check_closed, recorded
-from hwsim.trace import Sequence
+from hwsim.simulation.run import Conditions, Source, check_closed, recorded
+from hwsim.trace import Sequence, TraceHeader
 
 
 class Generated(NamedTuple):
@@ -152,7 +152,12 @@ def generate(
         )
     # the KV cache is reserved for the longest possible text
     origin = {"name": "a prompt", "origin": "generated", **code_provenance(source)}
-    expected = _run(conditions, candidate, structure.shape, origin, len(ids), writing.tokens - 1)
+    found = find_stored(source, structure, used) if settings.bits.stored else Found(None)
+
+    def header(decoded: int) -> TraceHeader:
+        return recorded(structure.shape, [Sequence(tokens=len(ids) + decoded, prompt=len(ids))], *found)
+
+    expected = conditions.run(Source(header(writing.tokens - 1), origin), candidate.policy, candidate.name)
     expected.check()
     device = find_device(reading.device, used.torch)
     dtype = find_dtype(reading.dtype, device, structure)
@@ -170,16 +175,8 @@ def generate(
     if not stepper.counts:
         return Generated(text, generated, None)
     reserved = replace(conditions, settings=settings.but(kv_tokens=expected.placement.bytes.kv_tokens))
-    run = _run(reserved, candidate, structure.shape, origin, len(ids), len(stepper.counts))
+    run = reserved.run(Source(header(len(stepper.counts)), origin), candidate.policy, candidate.name)
     return Generated(text, generated, measure(run, Counts.joined(stepper.counts)))
-
-
-def _run(
-    conditions: Conditions, candidate: Candidate, shape: ModelShape, origin: dict[str, Any], prompt: int, decoded: int
-) -> Run:
-    """The run of one sequence that continues a prompt."""
-    header = recorded(shape, [Sequence(tokens=prompt + decoded, prompt=prompt)])
-    return conditions.run(Source(header, origin), candidate.policy, candidate.name)
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, chat: bool, name: str) -> list[int]:

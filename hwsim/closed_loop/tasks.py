@@ -26,9 +26,11 @@ from hwsim.record.prepare import Progress
 from hwsim.record.runner import check_causal
 from hwsim.record.sources import Source as ModelSource
 from hwsim.record.sources import find_source, weights_hash
+from hwsim.record.stored import Found, find_stored
 from hwsim.simulation.metrics import TaskEvaluation
 from hwsim.simulation.result import measure
 from hwsim.simulation.run import Conditions, Source, check_closed, recorded
+from hwsim.simulation.settings import Settings
 from hwsim.trace import Sequence
 
 
@@ -61,6 +63,7 @@ class _Model(NamedTuple):
     tokenizer: Any
     loaded: Loaded
     carried: Carried | None  # an adapter, which is on while tokens are masked
+    found: Found  # stored bytes of the weights, if the run needs them
 
 
 class _Answered(NamedTuple):
@@ -106,7 +109,7 @@ def evaluate_tasks(
     used, source = libraries(), find_source(model, reading.trust_remote_code)
     loaded_tasks = load_tasks(list(tasks.names), tasks.folder, tasks.num_fewshot, partial(tell, "loading tasks"))
     requests, hashes = build_requests(loaded_tasks, tasks.limit)
-    ready = _load(source, used, reading, settings.lora, tell)
+    ready = _load(source, used, reading, settings, tell)
     with told_as("--tasks: cannot be asked"), quiet_model():
         plan = plan_requests(ready.loaded.model, ready.tokenizer, requests)
     _check_plan(plan, tasks, conditions.eviction, ready)
@@ -152,7 +155,7 @@ def evaluate_tasks(
 
 
 def _source(ready: _Model, sequences: list[Sequence], origin: dict[str, Any]) -> Source:
-    return Source(recorded(ready.structure.shape, sequences), origin)
+    return Source(recorded(ready.structure.shape, sequences, *ready.found), origin)
 
 
 def _check(tasks: TaskSettings) -> None:
@@ -178,18 +181,19 @@ def _check_plan(plan: Plan, tasks: TaskSettings, eviction: Eviction, ready: _Mod
         raise SettingError("--dense-prompt: is for tasks that generate, and none of these does; leave it out")
 
 
-def _load(source: ModelSource, used: Libraries, reading: Reading, lora: Path | None, tell: Progress) -> _Model:
+def _load(source: ModelSource, used: Libraries, reading: Reading, settings: Settings, tell: Progress) -> _Model:
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
+    found = find_stored(source, structure, used) if settings.bits.stored else Found(None)
     device = find_device(reading.device, used.torch)
     dtype = find_dtype(reading.dtype, device, structure)
     tokenizer = load_tokenizer(source, used)
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
     with told_as(f"--model {source.name}: cannot be run"):
         check_causal(loaded.model, used)
-    carried = carry(loaded, lora, source.name)
+    carried = carry(loaded, settings.lora, source.name)
     tell("loading the model", 1, 1)
-    return _Model(source, used, structure, tokenizer, loaded, carried)
+    return _Model(source, used, structure, tokenizer, loaded, carried, found)
 
 
 def _ask_all(

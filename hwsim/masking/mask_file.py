@@ -1,8 +1,9 @@
 """Files of masks that a closed loop decided, to be replayed exactly on any device with any cache.
 
 A ``.npz`` without compression: ``header``, JSON with ``format`` "hwsim-masks" and ``version`` 1, the model, the
-sequences, the policy and its groups; and for each layer and group ``masks/000/NAME``, uint8
-``[decoded tokens, ceil(indices / 8)]``, the bits of ``numpy.packbits`` along the group's axis.
+sequences, the policy and its groups, and the stored bytes of the weights if they are known; and for each layer and
+group ``masks/000/NAME``, uint8 ``[decoded tokens, ceil(indices / 8)]``, the bits of ``numpy.packbits`` along the
+group's axis.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from hwsim.memory.groups import GroupPlan, Place
 from hwsim.memory.placement import Placement
 from hwsim.model.lora import Adapter
 from hwsim.model.shape import ModelShape
+from hwsim.model.stored import StoredBytes
 from hwsim.policy import Field, Group, Policy
 from hwsim.trace import Sequence, TraceHeader
 from hwsim.trace.sequences import Sequences
@@ -98,6 +100,7 @@ class MaskWriter(Observer):
             "provenance": header.provenance,
         }
         about |= {"keeps": keeps} if keeps else {}
+        about |= {"stored": header.stored.model_dump()} if header.stored else {}
         adapter = placement.adapter
         about |= {"adapter": {"name": adapter.folder.name, "sha256": adapter.sha256}} if adapter else {}
         try:
@@ -160,6 +163,7 @@ class MaskFile:
     Attributes:
         model: shape of the model.
         sequences: windows of the text.
+        stored: bytes of the model's matrices in its files; None: unknown.
         policy: stands for the policy that decided them.
 
     Raises:
@@ -172,6 +176,9 @@ class MaskFile:
             about = json.loads(str(self._member("header")))
             self.model = ModelShape.model_validate(about["model"])
             self.sequences = [Sequence.model_validate(entry) for entry in about["sequences"]]
+            self.stored = StoredBytes.model_validate(about["stored"]) if about.get("stored") else None
+            if self.stored:
+                self.stored.check(self.model)
             policy = about["policy"]
             self.policy = SavedPolicy(
                 name=policy["name"],

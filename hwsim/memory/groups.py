@@ -33,7 +33,7 @@ class GroupPlan:
         last_slice_bytes: bytes of each slice of the last unit, which may have fewer indices.
         parameters: weights of one index of the axis.
         mlp_parameters: weights of one index that belong to the MLP.
-        bits: bits of one stored weight.
+        bits: bits of one weight, on which the rate of arithmetic may depend; the mean of the part where bits differ.
         indices: size of the axis.
         block: indices of a unit.
         order: int ``[indices]``: index at each place in Flash; None: the model's own order.
@@ -243,7 +243,7 @@ def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) ->
     matrices_here = model.matrices(layer)
     elements = [_elements(name, group, matrices_here, indices, f"layer {layer}: {where}") for name in group.slices]
     matrices = [name.partition(".")[0] for name in group.slices]
-    bits = [units.bits.of(matrix) for matrix in matrices]
+    bits = [units.bits.of(matrix, layer) for matrix in matrices]
     if group.keep is not None and not (isinstance(group.keep, float | int | np.floating) and 0 < group.keep <= 1):
         raise ContractError(f"{where}: keep={group.keep!r}; must be more than 0 and at most 1")
     _check_needs(group, where, model, indices, layer)
@@ -258,7 +258,7 @@ def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) ->
         last_slice_bytes=tuple(stored_bytes(last * size, width) for size, width in zip(elements, bits, strict=True)),
         parameters=sum(elements),
         mlp_parameters=sum(size for size, matrix in zip(elements, matrices, strict=True) if matrix in MLP),
-        bits=bits[0],
+        bits=units.bits.mean(matrices[0]),
         indices=indices,
         block=block,
         order=units.layout.orders[layer] if units.layout and ordered else None,
@@ -348,6 +348,8 @@ def plan_layers(layers: list[list[Group]], model: ModelShape, units: Units | Non
         ContractError: as `plan_groups`; two layers differ in more than the keep of their groups.
     """
     units, numbers = units or Units(), range(model.num_hidden_layers)
+    if len(layers) == 1 and units.bits.stored:
+        layers = layers * model.num_hidden_layers  # bytes of units differ between layers
     if len(layers) == 1:
         first = plan_groups(layers[0], model, units)
         return Plans(tuple(tuple(_in_layer(plan, layer, units.layout) for plan in first) for layer in numbers))

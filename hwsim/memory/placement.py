@@ -260,7 +260,7 @@ def place(
             kept=tuple(kept // layers + (layer < kept % layers) for layer in range(layers)),
             lm_head=sizes.lm_head,
         ),
-        looked_up=stored_bytes(model.embedding_row, bits.lm_head),
+        looked_up=stored_bytes(model.embedding_row, bits.of("embedding_row")),
         sparse=sum(plan.total_bytes for plan in plans),
         weights=sizes.weights,
     )
@@ -285,8 +285,8 @@ def _unmasked(plans: Plans, model: ModelShape, bits: Bits) -> tuple[list[tuple[i
     for layer, own in enumerate(model.by_layer):
         masked = {name.partition(".")[0] for plan in plans[layer] for name in plan.group.slices} if plans else set()
         left = {name: matrix.elements for name, matrix in model.matrices(layer).items() if name not in masked}
-        whole = {name: stored_bytes(elements, bits.of(name)) for name, elements in left.items()}
-        other = stored_bytes(own.other_parameters, bits.attention)
+        whole = {name: stored_bytes(elements, bits.of(name, layer)) for name, elements in left.items()}
+        other = stored_bytes(own.other_parameters, bits.of("other", layer))
         sizes.append((_sum(whole, ATTENTION) + other, _sum(whole, MLP)))
         numbers.append((_sum(left, ATTENTION) + own.other_parameters + 2 * own.state_elements, _sum(left, MLP)))
     return sizes, numbers

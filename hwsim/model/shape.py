@@ -304,7 +304,18 @@ _Bits = Annotated[float, BeforeValidator(_bits), Field(ge=0.01, le=64)]
 
 
 class Bits(BaseModel):
-    """Bits of one stored number, by part of the model; may be fractional where groups carry scales (Q4_0: 4.5)."""
+    """Bits of one stored number, by part of the model; may be fractional where groups carry scales (Q4_0: 4.5).
+
+    Attributes:
+        mlp: the matrices of the MLPs.
+        attention: all other matrices, except the LM head.
+        lm_head: the LM head, and rows of embeddings that a token looks up.
+        kv_cache: the KV cache.
+        predictor: parameters of the policy itself.
+        adapter: a LoRA adapter.
+        state: fixed states of layers.
+        stored: whether the matrices lie as the model's files store them; a part that is given, too, has its own bits.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -315,19 +326,51 @@ class Bits(BaseModel):
     predictor: _Bits = 4.0
     adapter: _Bits = 16.0
     state: _Bits = 16.0
+    stored: bool = False
 
     @model_serializer(mode="wrap")
     def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(dump(self), Bits, ("state",))  # few models have a state
+        short = without_defaults(dump(self), Bits, ("state", "stored"))  # few models have a state
+        unsaid = WEIGHTS - self.model_fields_set if self.stored else frozenset()  # their bits are those of a model
+        return {name: value for name, value in short.items() if name not in unsaid}
 
-    def of(self, matrix: str) -> float:
-        """Bits of a layer's matrix."""
-        return self.mlp if matrix in MLP else self.attention
+    def of(self, name: str, layer: int = 0) -> float | Fraction:
+        """Bits of one weight of a matrix.
+
+        Args:
+            name: a matrix of a layer, or one of the other names of `PART_OF`.
+            layer: number of the layer; it counts only for bits that differ between layers.
+
+        Raises:
+            ModelError: the weights lie as they were stored, and nothing says how; see `hwsim.model.stored.bits_of`.
+        """
+        if self.stored:
+            raise ModelError("bits: stored: needs the stored bytes of a model; make them with hwsim.model.stored")
+        return self.mean(name)
+
+    def mean(self, name: str) -> float:
+        """Mean bits of a weight of the part that a matrix belongs to; names as for `of`."""
+        mean: float = getattr(self, PART_OF[name])
+        return mean
 
 
-def stored_bytes(elements: int, bits: float) -> int:
+WEIGHTS = frozenset({"mlp", "attention", "lm_head"})
+"""The parts of `Bits` that are weights of the model."""
+
+PART_OF = (
+    dict.fromkeys(MLP, "mlp")
+    | dict.fromkeys((*ATTENTION, "other", "outside"), "attention")
+    | dict.fromkeys(("lm_head", "embedding_row"), "lm_head")
+)
+"""Names of matrices, each with its part of the model in `Bits`. Besides the matrices that a policy can cut: ``other``,
+all other matrices of a layer; ``lm_head``; ``outside``, other matrices outside the layers; ``embedding_row``, the rows
+that a token looks up."""
+
+
+def stored_bytes(elements: int, bits: float | Fraction) -> int:
     """Bytes of `elements` numbers of `bits` bits: ceil(elements x bits / 8), computed exactly."""
-    return math.ceil(elements * Fraction(bits).limit_denominator(10**6) / 8)
+    exact = bits if isinstance(bits, Fraction) else Fraction(bits).limit_denominator(10**6)
+    return math.ceil(elements * exact / 8)
 
 
 class Footprint(NamedTuple):
@@ -346,13 +389,13 @@ class Footprint(NamedTuple):
 def footprint(model: ModelShape, bits: Bits) -> Footprint:
     """Bytes of the parts of `model`, each matrix rounded up to whole bytes."""
     sizes = [
-        {name: stored_bytes(matrix.elements, bits.of(name)) for name, matrix in model.matrices(layer).items()}
+        {name: stored_bytes(matrix.elements, bits.of(name, layer)) for name, matrix in model.matrices(layer).items()}
         for layer in range(model.num_hidden_layers)
     ]
-    others = [stored_bytes(layer.other_parameters, bits.attention) for layer in model.by_layer]
+    others = [stored_bytes(own.other_parameters, bits.of("other", layer)) for layer, own in enumerate(model.by_layer)]
     return Footprint(
         attention=sum(size for own in sizes for name, size in own.items() if name in ATTENTION) + sum(others),
-        lm_head=stored_bytes(model.head_parameters, bits.lm_head)
-        + stored_bytes(model.outside_parameters, bits.attention),
+        lm_head=stored_bytes(model.head_parameters, bits.of("lm_head"))
+        + stored_bytes(model.outside_parameters, bits.of("outside")),
         mlp=sum(size for own in sizes for name, size in own.items() if name in MLP),
     )

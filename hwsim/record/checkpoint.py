@@ -38,11 +38,13 @@ class Placed(NamedTuple):
         names: the model's parameters and buffers, each with the name of its tensor in the files.
         converted: tensors that transformers computes others from, such as a fused one; not among `names`.
         unexpected: tensors that nothing in the model takes, except those known to change nothing.
+        sources: the tensors that each of the model's parameters and buffers is made of, converted ones included.
     """
 
     names: dict[str, str]
     converted: list[str]
     unexpected: list[str]
+    sources: dict[str, list[str]]
 
 
 def quantisation(config: Any) -> str | None:
@@ -150,13 +152,16 @@ def place(name: str, model: Any, tensors: dict[str, Stored]) -> Placed:
     expected, prefix = model.state_dict(), model.base_model_prefix
     names: dict[str, str] = {}
     converted, unexpected = [], {}
+    sources: dict[str, list[str]] = {}
     for key in sorted(tensors, key=dot_natural_key):  # some rules depend on the order
         target, pattern = rename_source_key(key, renamings, converters, prefix, expected)
         if target not in expected and key in expected:
             target, pattern = rename_source_key(key, [], [], prefix, expected)
         if target not in expected:
             unexpected[target] = key
-        elif pattern is not None:
+            continue
+        sources.setdefault(target, []).append(key)
+        if pattern is not None:
             converted.append(key)
         elif target in names:
             raise ModelError(
@@ -165,7 +170,8 @@ def place(name: str, model: Any, tensors: dict[str, Stored]) -> Placed:
             )
         else:
             names[target] = key
-    return Placed(names, converted, [unexpected[target] for target in that_matter(model, set(unexpected))])
+    odd = [unexpected[target] for target in that_matter(model, set(unexpected))]
+    return Placed(names, converted, odd, sources)
 
 
 def that_matter(model: Any, names: set[str]) -> list[str]:

@@ -101,6 +101,68 @@ def _metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return dict(metadata), tuple(tensors)
 
 
+def tensor_sizes(path: Path) -> dict[str, tuple[int, int]]:
+    """The tensors of a GGUF file by name, each with its numbers and its bytes."""
+    try:
+        from transformers.integrations.gguf.reader import GgufHeader
+
+        tensors = GgufHeader.from_file(str(path)).tensors
+        return {tensor.name: (math.prod(tensor.shape), int(tensor.nbytes)) for tensor in tensors}
+    except (ImportError, ValueError):  # before transformers 5.24, or types that only its older loader knows
+        import gguf  # its reader takes seconds where the vocabulary is large
+
+        return {tensor.name: (int(tensor.n_elements), int(tensor.n_bytes)) for tensor in gguf.GGUFReader(path).tensors}
+
+
+def tensor_places(path: Path, model: Any) -> dict[str, list[str]]:
+    """The parameters of a model, each with the tensors of a GGUF file that it is made of.
+
+    Args:
+        path: the file.
+        model: the model of transformers; its weights may be on the meta device.
+    """
+    places: dict[str, list[str]] = {}
+    for tensor, name in _names(path, model).items():
+        places.setdefault(name, []).append(tensor)
+    return places
+
+
+def _names(path: Path, model: Any) -> dict[str, str]:
+    """The tensors of a file, each with its name in the model, as transformers' loader for the architecture has it."""
+    file = read_gguf(path)
+    if file.architecture not in _READ:
+        taken = _taken(path, model)
+        return {tensor: taken[tensor] for tensor in file.tensors if tensor in taken}
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
+
+    rules = GGUF_ARCHS[file.architecture](model.config)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    prefix, expected = model.base_model_prefix, model.state_dict()
+    return {tensor: rename_source_key(tensor, renamings, converters, prefix, expected)[0] for tensor in file.tensors}
+
+
+def _taken(path: Path, model: Any) -> dict[str, str]:
+    """The tensors that transformers' older loader takes for a model, each with its name in the model.
+
+    It takes transformers seconds to say, so the answer for the last file is kept.
+    """
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    status = path.stat()
+    key = path, status.st_mtime_ns, status.st_size, type(model)
+    if key not in _last_taken:
+        processor = TENSOR_PROCESSORS.get(read_gguf(path).architecture, TensorProcessor)(config={})
+        taken = get_gguf_hf_weights_map(model, processor)
+        _last_taken.clear()
+        _last_taken[key] = taken
+    return _last_taken[key]
+
+
+_last_taken: dict[tuple[Any, ...], dict[str, str]] = {}
+
+
 def complete_config(path: Path, config: Any) -> None:
     """Set those fields of a configuration that transformers did not take from the GGUF file's metadata.
 
@@ -152,17 +214,12 @@ def check_tensors(name: str, path: Path, model: Any) -> None:
     Raises:
         ModelError: it does not.
     """
-    from transformers.modeling_gguf_pytorch_utils import (
-        GGUF_SUPPORTED_ARCHITECTURES,
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-    )
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     file = read_gguf(path)
     if file.architecture not in GGUF_SUPPORTED_ARCHITECTURES or file.architecture in _READ:
         return  # transformers' newer loader, which tells what it does not take
-    taken = get_gguf_hf_weights_map(model, TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config={}))
+    taken = _taken(path, model)
     odd = [tensor for tensor in file.tensors if tensor not in taken and tensor not in file.factors]
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""

@@ -41,6 +41,7 @@ class Structure(NamedTuple):
         outside: parameters outside the layers.
         layer_parameters: parameters of each layer.
         longest: tokens of the longest window that the model can read; None: unknown.
+        empty: the model itself, on torch's meta device.
     """
 
     config: Any
@@ -49,6 +50,7 @@ class Structure(NamedTuple):
     outside: int
     layer_parameters: list[int]
     longest: int | None
+    empty: Any
 
     @property
     def shape(self) -> ModelShape:
@@ -101,7 +103,7 @@ def structure_of(config: Any, name: str, libraries: Libraries, *, trusted: bool 
     layers = empty.get_submodule(inventory.layers_name)
     sizes = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Structure(config, inventory, loader, outside, sizes, longest)
+    return Structure(config, inventory, loader, outside, sizes, longest, empty)
 
 
 def _loader(config: Any, transformers: Any) -> Any:

@@ -28,8 +28,10 @@ from hwsim.record.loading import (
     read_structure,
 )
 from hwsim.record.sources import Source, find_source, weights_hash
+from hwsim.record.stored import Found, find_stored
 from hwsim.record.text import Text, find_text, read_windows
 from hwsim.trace import FLOAT16, Encoding, Sequence, TraceHeader
+from hwsim.trace.header import STORED_UNKNOWN
 from hwsim.util.files import spare
 
 Progress = Callable[[str, int, int], None]
@@ -126,7 +128,7 @@ def prepare(model: str, text: str, settings: Settings, progress: Progress, *, wr
             f"--model {source.name}: its tokenizer made token {ids.max()}, the model knows "
             f"{structure.shape.vocab_size}; they do not belong together"
         )
-    header = _header(source, words, structure, settings, used, ids, prefix)
+    header = _header(source, words, structure, settings, used, ids, prefix, find_stored(source, structure, used))
     progress("reading text and checking weights", 1, 1)
     return Prepared(source, used, structure, settings, ids, header)
 
@@ -221,6 +223,7 @@ def _header(
     used: Libraries,
     ids: np.ndarray,
     prefix: list[int],
+    found: Found,
 ) -> TraceHeader:
     """The header; it names everything that decides the signals, so that other conditions make another recording."""
     starts = range(0, settings.tokens, settings.context)
@@ -232,6 +235,7 @@ def _header(
         "sequences": [Sequence(tokens=length, prompt=settings.prompt) for length in lengths],
         "encoding": settings.encoding,
         "uncounted": structure.inventory.uncounted,
+        "stored": found.stored,
         "provenance": {
             "hwsim": hwsim.__version__,
             "python": platform.python_version(),
@@ -239,6 +243,7 @@ def _header(
             "transformers": str(used.transformers.__version__),
             "weights": {"origin": source.origin, "sha256": weights_hash(source)},
             **code_provenance(source),
+            **({STORED_UNKNOWN: found.why} if found.why else {}),
             "config_sha256": _config_hash(structure.config),
             "text": {"name": words.name, "sha256": words.sha256},
             "tokens_sha256": hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest(),

@@ -81,14 +81,14 @@ def record(
 
 
 def _holds(path: Path, header: TraceHeader) -> bool:
-    """Whether the file is the finished trace of this very recording."""
+    """Whether the file is the finished trace of this very recording, with stored bytes or without."""
     try:
         with Trace(path) as trace:
             stored = trace.header
     except TraceError:
         return False
     provenance = {key: value for key, value in stored.provenance.items() if key not in _ADDED_BY_WRITER}
-    return stored.model_copy(update={"provenance": provenance}) == header
+    return stored.model_copy(update={"provenance": provenance}).without_additions() == header.without_additions()
 
 
 def _run(ready: Prepared, loaded: Loaded, writer: TraceWriter, tell: Progress) -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from hwsim.analysis.tracestats import SignalStats, TraceStats
 from hwsim.model.shape import ModelShape
+from hwsim.model.stored import StoredBytes, count_weights
 from hwsim.report.columns import Column, fit, table, widen
 from hwsim.report.columns import rows as rows_of
 from hwsim.trace import Trace
@@ -82,6 +83,8 @@ def _head(trace: Trace) -> ConsoleRenderable:
         "file": f"{trace.path}, {show_size(trace.size)}, {header.origin}",
         "dense model": f"perplexity {show_number(perplexity)}" if perplexity is not None else unknown,
     }
+    if header.stored:
+        rows["stored"] = _stored(header.stored, model)
     return _grid(rows.items())
 
 
@@ -101,6 +104,16 @@ def _layers(model: ModelShape) -> dict[str, str]:
 
 def _uncounted(counts: dict[str, int]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in counts.items())
+
+
+def _stored(stored: StoredBytes, model: ModelShape) -> str:
+    """Bytes of the weights in the model's files, mean bits of a weight, and least and most bits by part."""
+    parts = []
+    for part, bits in stored.bits(model).items():
+        least, most = (f"{float(value):.3g}" for value in (min(bits), max(bits)))
+        parts.append(f"{part} {least}" + (f"-{most}" if most != least else ""))
+    mean = 8 * stored.weights / count_weights(model)
+    return f"{show_size(stored.weights)}, {mean:.3g} bits a weight ({', '.join(parts)})"
 
 
 def _span(values: list[int]) -> str:

@@ -23,7 +23,7 @@ from hwsim.util.option import declared
 _ALWAYS: dict[str, Callable[[Run], Any]] = {
     "dram_budget_bytes": lambda run: run.placement.bytes.budget,
     "kv_tokens": lambda run: run.placement.bytes.kv_tokens,
-    "bits": lambda run: run.settings.bits.model_dump(),
+    "bits": lambda run: run.bits.model_dump(),
     "timing": lambda run: run.settings.timing,
     "overlap": lambda run: run.settings.overlap,
     "cache_scope": lambda run: run.settings.cache_scope,

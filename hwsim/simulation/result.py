@@ -37,7 +37,7 @@ def measure(
     """
     settings, watched = run.settings, watched or Watched()
     decode = Decode(
-        counts, run.placement, run.hardware, run.sequences, settings.bits, settings.reads, settings.fills,
+        counts, run.placement, run.hardware, run.sequences, run.bits, settings.reads, settings.fills,
         *watched,
     )  # fmt: skip
     about = {

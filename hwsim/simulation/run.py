@@ -24,12 +24,14 @@ from hwsim.masking.streams import Masking
 from hwsim.memory.groups import Plans, Units, plan_layers
 from hwsim.memory.placement import Placement, Room, place
 from hwsim.model.lora import read_adapter
-from hwsim.model.shape import ModelShape
+from hwsim.model.shape import Bits, ModelShape
+from hwsim.model.stored import StoredBytes, bits_of
 from hwsim.policy import Group, Policy
 from hwsim.simulation.settings import Settings, impossible, shown
 from hwsim.timing import overlap as overlaps
 from hwsim.timing.reads import ReadCounts
 from hwsim.trace import Trace, TraceHeader
+from hwsim.trace.header import STORED_UNKNOWN
 from hwsim.trace.sequences import Sequences
 from hwsim.util.calls import call
 from hwsim.util.option import is_whole
@@ -71,12 +73,25 @@ class Source:
     def of_masks(cls, masks: MaskFile) -> Source:
         """The source for masks that a closed loop has saved."""
         origin = {"name": printable(masks.path.name), "origin": "saved masks", "provenance": masks.provenance}
-        return cls(recorded(masks.model, masks.sequences), origin, masks=masks)
+        why = str(masks.provenance.get(STORED_UNKNOWN, "")) if isinstance(masks.provenance, dict) else ""
+        return cls(recorded(masks.model, masks.sequences, masks.stored, why), origin, masks=masks)
 
 
-def recorded(model: ModelShape, sequences: list[Any]) -> TraceHeader:
-    """A trace header for sequences of a model without a recorded trace."""
-    fields = {"origin": "recorded", "model": model, "signals": ["input"], "sequences": sequences}
+def recorded(
+    model: ModelShape, sequences: list[Any], stored: StoredBytes | None = None, stored_unknown: str = ""
+) -> TraceHeader:
+    """A trace header for sequences of a model without a recorded trace.
+
+    Args:
+        model: shape of the model.
+        sequences: windows of the text.
+        stored: bytes of the model's matrices in its files; None: unknown.
+        stored_unknown: the reason why they are unknown.
+    """
+    fields = {
+        "origin": "recorded", "model": model, "signals": ["input"], "sequences": sequences, "stored": stored,
+        "provenance": {STORED_UNKNOWN: stored_unknown} if stored_unknown else {},
+    }  # fmt: skip
     return TraceHeader.model_validate(fields)
 
 
@@ -144,6 +159,27 @@ class Run:
         return Sequences(self.header.sequences)
 
     @cached_property
+    def bits(self) -> Bits:
+        """Bits of stored numbers; those of weights may be the stored bytes that the source states.
+
+        Raises:
+            SettingError: weights are to lie as they were stored, and the source does not state it.
+        """
+        header, bits = self.header, self.settings.bits
+        if not bits.stored or header.stored is not None:
+            return bits_of(bits, header.model, header.stored)
+        name = self.source.origin.get("name") or header.model.name
+        numbers = "give numbers, such as --bits mlp=4.5,attention=4.5,lm_head=4.5"
+        if header.stored_unknown:
+            why = f"the stored bytes of its weights are unknown: {header.stored_unknown}; {numbers}"
+        elif header.origin == "synthetic":
+            why = f"it is synthetic, and no weights are stored for it; {numbers}"
+        else:
+            again = "make the masks again" if self.source.masks else "record it again with --overwrite"
+            why = f"it does not state the stored bytes of its weights; {again} (this version writes them), or {numbers}"
+        raise SettingError(f"--bits stored: {name}: {why}")
+
+    @cached_property
     def hardware(self) -> Profile:
         """The effective profile of the device: without ignored parts, and with the engine that reads DRAM.
 
@@ -183,7 +219,7 @@ class Run:
             )
         folder = settings.lora if plans else None  # a policy without masks runs without the adapter
         adapter = read_adapter(folder, model, merged=settings.lora_merged) if folder else None
-        return place(plans, model, settings.bits, self._room(), parameters, adapter)
+        return place(plans, model, self.bits, self._room(), parameters, adapter)
 
     def _room(self) -> Room:
         """The DRAM budget, the KV cache in it, and the division of the caches."""
@@ -205,7 +241,7 @@ class Run:
         if policy.in_layer(0) is not policy or model.layers:
             groups = [self._groups(layer) for layer in range(model.num_hidden_layers)]
         try:
-            return plan_layers(groups, model, Units(settings.bits, settings.block, settings.layout))
+            return plan_layers(groups, model, Units(self.bits, settings.block, settings.layout))
         except ContractError as error:
             raise ContractError(f"policy {self.names.policy}: {error}") from error
 

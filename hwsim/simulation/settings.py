@@ -36,6 +36,8 @@ _PANEL = "How the device is used"
 def read_bits(text: str | Bits) -> Bits:
     """Read bits such as ``mlp=4.5,attention=4``; other parts keep their defaults.
 
+    ``stored`` stands for the stored bytes of all weights; parts that are given beside it have bits of their own.
+
     Raises:
         SettingError: a part is unknown, or a number is out of bounds.
         ValueError: the value is neither text nor `Bits`.
@@ -44,17 +46,23 @@ def read_bits(text: str | Bits) -> Bits:
         return text
     if not isinstance(text, str):
         raise ValueError(f"{text!r} is neither text nor Bits")
-    values = {}
+    values: dict[str, Any] = {}
+    known = [name for name in Bits.model_fields if name != "stored"]
     for part in text.split(","):
         name, equals, value = part.partition("=")
         if not part.strip():
             continue
+        if part.strip() == "stored":
+            values["stored"] = True
+            continue
+        if name.strip() == "stored":
+            raise SettingError(f"--bits {part}: write stored alone, as in --bits stored,kv_cache=16")
         if not equals or not name.strip():
-            raise SettingError(f"--bits {part}: write --bits key=value")
+            raise SettingError(f"--bits {part}: write --bits key=value, or --bits stored")
         values[name.strip()] = value.strip()
     for name in values:
         if name not in Bits.model_fields:
-            raise SettingError(f"--bits {name}: no such part of a model{did_you_mean(name, Bits.model_fields)}")
+            raise SettingError(f"--bits {name}: no such part of a model{did_you_mean(name, known)}")
     try:
         return Bits.model_validate(values)
     except ValidationError as error:
@@ -208,8 +216,8 @@ class Settings(BaseModel):
     bits: Annotated[
         Bits,
         Option(
-            "Bits of a number; also predictor=4, adapter=16.",
-            read=read_bits, metavar="PART=BITS,...", text="mlp=4,attention=4,lm_head=4,kv_cache=8", unit="bits",
+            "Bits of a number; also predictor=4, adapter=16. stored: weights as the model's files store them.",
+            read=read_bits, metavar="stored|PART=BITS,...", text="mlp=4,attention=4,lm_head=4,kv_cache=8", unit="bits",
             rule="text or hwsim.model.Bits", python="Bits", commands=(*RUNS, "tune", "train lora", *_STATISTICS),
         ),
     ] = Bits()  # fmt: skip

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hwsim.errors import TraceError
 from hwsim.model.shape import SIGNALS, ModelShape
+from hwsim.model.stored import StoredBytes
 from hwsim.trace.encoding import FLOAT16, Encoding
 from hwsim.trace.sequences import Sequences
 from hwsim.util.explain import problem
@@ -17,6 +18,7 @@ from hwsim.util.units import shorten
 
 FORMAT = "hwsim-trace"
 VERSION = 1
+STORED_UNKNOWN = "stored_unknown"  # field of the provenance: why a recording has no stored bytes
 
 _Signal = Literal["input", "up", "gate", "glu", "attn_input", "attn_output"]
 
@@ -40,8 +42,15 @@ class TraceHeader(BaseModel):
     """What a trace holds. Fields that later versions add are kept and ignored.
 
     Attributes:
+        origin: whether a model was recorded, or the signals were drawn.
+        model: shape of the model.
+        signals: names of the signals.
+        sequences: windows of the text.
+        encoding: how signals are stored.
+        stored: bytes of the model's matrices in the files that were recorded; None: unknown.
         uncounted: numbers of the model's parameters that `model` does not count, by the reason: norms, biases and
             scales, tables of which a token reads a row, and what a text never uses.
+        provenance: everything else that decides the signals.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
@@ -54,6 +63,7 @@ class TraceHeader(BaseModel):
     sequences: list[Sequence] = Field(min_length=1)
     encoding: Encoding = FLOAT16
     uncounted: dict[str, int] = Field(default_factory=dict)
+    stored: StoredBytes | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -64,7 +74,14 @@ class TraceHeader(BaseModel):
             raise ValueError(f"signals {self.signals}: a model without a gate has input and glu only")
         if absent := [signal for signal in self.signals if not self.model.layers_with(signal)]:
             raise ValueError(f"signals {self.signals}: no layer of the model has {absent[0]}")
+        if self.stored is not None:
+            self.stored.check(self.model)
         return self
+
+    @property
+    def stored_unknown(self) -> str:
+        """Reason why `stored` is None, as the recording found it; empty if there is none."""
+        return str(self.provenance.get(STORED_UNKNOWN, ""))
 
     @property
     def tokens(self) -> int:
@@ -80,6 +97,11 @@ class TraceHeader(BaseModel):
     def longest(self) -> int:
         """Tokens of the longest sequence: what the KV cache must hold."""
         return Sequences(self.sequences).longest
+
+    def without_additions(self) -> TraceHeader:
+        """The header without what earlier versions did not write and the hash of the weights decides."""
+        provenance = {name: value for name, value in self.provenance.items() if name != STORED_UNKNOWN}
+        return self.model_copy(update={"stored": None, "uncounted": {}, "provenance": provenance})
 
     def members(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Names, shapes ``[tokens, ...]`` and types of the signals' members."""
@@ -100,6 +122,8 @@ class TraceHeader(BaseModel):
             del data["uncounted"]
         if self.encoding != FLOAT16:  # left out, as before other encodings existed
             data["encoding"] = self.encoding.model_dump(exclude_none=True)
+        if self.stored is None:
+            del data["stored"]
         return np.array(json.dumps(data, sort_keys=True, ensure_ascii=True, allow_nan=False))
 
 

@@ -45,7 +45,8 @@ class TraceWriter:
 
     Args:
         path: the finished file. ``PATH.partial`` is used until then.
-        header: everything that is known beforehand. A writer with an equal header resumes.
+        header: everything that is known beforehand. A writer with an equal header resumes; stored bytes do
+            not count, because earlier versions did not have them.
         tokens: whether token ids are going to be written.
         nll: whether losses are going to be written.
         norms: whether norms of weights are going to be written, before the first commit.
@@ -75,7 +76,7 @@ class TraceWriter:
         self._overwrite = overwrite
         check_new_file(self.path)
         self._partial, self._progress = unfinished(self.path)
-        self._fingerprint = hashlib.sha256(str(header.to_array()[()]).encode()).hexdigest()
+        self._fingerprint = hashlib.sha256(str(header.without_additions().to_array()[()]).encode()).hexdigest()
         self._slots: dict[str, Slot] = {}
         self._end = 0
         self._keeper = ThreadPoolExecutor(1)  # makes commits safe while the next block is computed: disks are slow

@@ -121,7 +121,9 @@ def train_lora(
     )  # fmt: skip
     require_peft()
     ready = prepare(model, text, reading, tell, writes=[folder, *target.writes])
-    header = recorded(ready.header.model, [Sequence(tokens=training.context)])
+    header = recorded(
+        ready.header.model, [Sequence(tokens=training.context)], ready.header.stored, ready.header.stored_unknown
+    )
     run = conditions.run(Source(header, {}), candidate.policy, candidate.name)
     plans = run.placement.plans
     if not plans:

@@ -121,7 +121,7 @@ BAD_OPTIONS = {
     "bits beyond all sense": (replay("--bits", "mlp=1e999999999"), r"^--bits mlp=1e999999999: must be "),
     "a fraction beyond all sense": (replay("--bits", f"mlp={10**400}/1"), r"^--bits mlp=10+/1: '10+/1' is not a number of bits, nor one of q4_0, "),
     "bits as text": (replay("--bits", "mlp=four"), r"^--bits mlp=four: 'four' is not a number of bits, nor one of q4_0, "),
-    "bits without =": (replay("--bits", "4"), r"^--bits 4: write --bits key=value$"),
+    "bits without =": (replay("--bits", "4"), r"^--bits 4: write --bits key=value, or --bits stored$"),
     "belady and a policy that reads the cache": (replay("--eviction", "belady", policy="dip-ca"), r"^policy dip-ca: score\(\) at layer 0, group input, token 0: reads ctx\.cached, but belady must know all masks beforehand; choose another --eviction$"),
     "unwritable JSON": (replay("--json", "no/such/r.json"), r"^no/such/r\.json: cannot be written: there is no folder no/such$"),
     "JSON into a folder": (replay("--json", "."), r"^\.: cannot be written: it is a folder$"),

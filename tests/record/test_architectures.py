@@ -24,6 +24,7 @@ from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.errors import ModelError
 from hwsim.memory.kv_cache import KVCache
 from hwsim.model.shape import Bits, ModelShape
+from hwsim.model.stored import layer_elements, outer_elements
 from hwsim.policy import Context, Group, Policy
 from hwsim.record import Settings, record
 from hwsim.record.extras import Libraries, libraries
@@ -32,6 +33,7 @@ from hwsim.record.inventory import Inventory
 from hwsim.record.loading import read_structure, structure_of
 from hwsim.record.runner import Runner, kv_argument
 from hwsim.record.sources import find_source
+from hwsim.record.stored import find_stored
 from hwsim.simulation.plugins import POLICIES
 from hwsim.simulation.settings import Settings as SimulationSettings
 from hwsim.trace import Sequence, Trace
@@ -380,3 +382,16 @@ def test_token_by_token_is_the_whole_window(architecture: str) -> None:
         runner.remove()
     np.testing.assert_allclose(stepped.numpy(), whole.numpy(), rtol=5e-3, atol=5e-3 * float(whole.abs().max()))
     assert np.array_equal(hits, requests)
+
+
+def test_stored_bytes_are_those_of_the_counted_matrices(architecture: str) -> None:
+    """A folder in float32: 4 bytes for each weight that is counted, matrix by matrix; a row is counted, not its table."""
+    source = find_source(str(made(architecture).folder))
+    structure = read_structure(source, libraries())
+    shape = structure.shape
+    stored, why = find_stored(source, structure, libraries())
+    assert not why and stored is not None
+    for number, sizes in enumerate(stored.layers):
+        assert sizes == {name: 4 * count for name, count in layer_elements(shape, number).items()}
+    for name, count in outer_elements(shape).items():
+        assert getattr(stored, name) == 4 * count, name

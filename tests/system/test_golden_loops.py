@@ -11,6 +11,7 @@ of a signal by one step of float16.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def test_the_recording_is_the_golden_one(models: Path, same: bool, tmp_path: Pat
     assert list(found) == list(golden)
     for name, values in golden.items():
         now = found[name]
+        if name == "header":  # later versions add fields
+            compare.check(json.loads(str(values)), json.loads(str(now)))
+            continue
         assert (now.dtype, now.shape) == (values.dtype, values.shape), name
         if same or values.dtype.kind != "f":
             assert now.tobytes() == values.tobytes(), name  # losses hold NaN

@@ -28,6 +28,19 @@ class LayerParts(NamedTuple):
     attention: Projections | None
 
 
+class Counted(NamedTuple):
+    """What a parameter is counted as.
+
+    Attributes:
+        layer: number of its layer; None: outside the layers.
+        matrices: names as in `hwsim.model.shape.PART_OF`, each with the number of weights that the parameter has of it;
+            a fused one has several. Of a table that rows are looked up in, the number of a row.
+    """
+
+    layer: int | None
+    matrices: tuple[tuple[str, int], ...]
+
+
 class Inventory(NamedTuple):
     """What a model has.
 
@@ -38,6 +51,8 @@ class Inventory(NamedTuple):
         uncounted: numbers of parameters that are not counted, by the reason: norms, biases and scales; embeddings, of
             which a token reads one row; what a text never uses, such as a vision tower.
         parameters: all parameters of the model.
+        counted: what each parameter is counted as, by its name in the model; without those in `uncounted`, except
+            tables of which a row counts.
     """
 
     shape: ModelShape
@@ -45,6 +60,7 @@ class Inventory(NamedTuple):
     parts: list[LayerParts]
     uncounted: dict[str, int]
     parameters: int
+    counted: dict[str, Counted]
 
 
 def take_inventory(model: Any, name: str, torch: Any) -> Inventory:
@@ -72,11 +88,11 @@ def take_inventory(model: Any, name: str, torch: Any) -> Inventory:
     if not any(part.mlp for part in parts):
         raise ModelError(_no_mlp(layers, layers_name))
     _check_calls(reads, layers_name, parts, kind)
-    uncounted, outside, row, per_layer = _sort(model, reads, layers_name, parts, hidden)
-    shape = _shape(name, model, hidden, parts, kv, per_layer, outside, row)
+    uncounted, counted = _sort(model, reads, layers_name, parts, hidden)
+    shape = _shape(name, model, hidden, parts, kv, counted)
     total = sum(parameter.numel() for parameter in model.parameters())
     _check_sum(shape, uncounted, total, kind)
-    return Inventory(shape, layers_name, parts, uncounted, total)
+    return Inventory(shape, layers_name, parts, uncounted, total, counted)
 
 
 # ---------------------------------------------------------------------- the layers
@@ -168,25 +184,21 @@ def _check_calls(reads: Reads, layers_name: str, parts: list[LayerParts], kind: 
 
 def _sort(
     model: Any, reads: Reads, layers_name: str, parts: list[LayerParts], hidden: int
-) -> tuple[dict[str, int], int, int, list[int]]:
+) -> tuple[dict[str, int], dict[str, Counted]]:
     """Sort all parameters.
 
     Returns:
-        Numbers of those that are not counted, by the reason; weights of matrices outside the layers, without the LM
-        head; numbers of the rows that a token looks up besides its embedding; weights of each layer's matrices except
-        those of the MLP.
+        Numbers of those that are not counted, by the reason; and what the others are counted as, by their names.
     """
     uncounted: dict[str, int] = {}
-    outside = row = 0
-    per_layer = [0] * len(parts)
+    counted: dict[str, Counted] = {}
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__}: has no LM head, so it cannot be a causal language model")
-    mlps = {
-        f"{layers_name}.{number}.{name}.weight"
+    cut = {
+        f"{layers_name}.{number}.{module}.weight": names
         for number, part in enumerate(parts)
-        if part.mlp
-        for name in part.mlp.names()
+        for module, names in _cut(part).items()
     }
 
     def leave(reason: str, count: int) -> None:
@@ -194,9 +206,9 @@ def _sort(
 
     for name, parameter in model.named_parameters():
         count = int(parameter.numel())
-        if parameter is head.weight:
-            continue  # counted as the LM head, which reads all of it
-        if name not in reads:
+        if parameter is head.weight:  # the LM head reads all of it
+            counted[name] = Counted(None, (("lm_head", count),))
+        elif name not in reads:
             leave("never used by a text", count)
         elif parameter.ndim < 2:
             leave("norms, biases and scales", count)
@@ -204,13 +216,41 @@ def _sort(
             leave("embeddings, of which a token reads a row", count)
             width = int(parameter.shape[-1])
             # tables of positions have the width of the hidden states, and count as the embedding does: not
-            row += width if parameter is not table.weight and width != hidden else 0
+            if parameter is not table.weight and width != hidden:
+                counted[name] = Counted(None, (("embedding_row", width),))
         elif name.startswith(f"{layers_name}."):
-            if name not in mlps:
-                per_layer[int(name[len(layers_name) + 1 :].partition(".")[0])] += count
+            number = int(name[len(layers_name) + 1 :].partition(".")[0])
+            counted[name] = Counted(number, _shares(cut.get(name, ["other"]), count, parts[number]))
         else:
-            outside += count
-    return {reason: count for reason, count in uncounted.items() if count}, outside, row, per_layer
+            counted[name] = Counted(None, (("outside", count),))
+    return {reason: count for reason, count in uncounted.items() if count}, counted
+
+
+def _cut(part: LayerParts) -> dict[str, list[str]]:
+    """The modules of a layer whose matrices a policy can cut, each with the names of its matrices."""
+    modules: dict[str, list[str]] = {}
+    if part.attention:
+        for name in ("query", "key", "value", "out"):
+            modules.setdefault(getattr(part.attention, name), []).append(name[0])
+    if part.mlp:
+        modules[part.mlp.up] = ["gate", "up"] if part.mlp.fused else ["up"]
+        modules[part.mlp.down] = ["down"]
+        if part.mlp.gate:
+            modules[part.mlp.gate] = ["gate"]
+    return modules
+
+
+def _shares(names: list[str], count: int, part: LayerParts) -> tuple[tuple[str, int], ...]:
+    """The weights of each matrix in one parameter: halves of gate and up, and rows by the heads of q, k and v."""
+    heads = dict.fromkeys(names, 1)
+    if part.attention and "k" in names and len(names) > 1:
+        heads |= {"q": part.attention.heads, "k": part.attention.key_value_heads, "v": part.attention.key_value_heads}
+    return tuple((name, count * heads[name] // sum(heads.values())) for name in names)
+
+
+def _sum(counted: dict[str, Counted], name: str, layer: int | None = None) -> int:
+    """Weights of all matrices of a name, in a layer or outside."""
+    return sum(count for own in counted.values() if own.layer == layer for key, count in own.matrices if key == name)
 
 
 def _shape(
@@ -219,9 +259,7 @@ def _shape(
     hidden: int,
     parts: list[LayerParts],
     kv: list[KVOfLayer],
-    per_layer: list[int],
-    outside: int,
-    row: int,
+    counted: dict[str, Counted],
 ) -> ModelShape:
     """The shape; what is as in a plain decoder is left out."""
     config = model.config.get_text_config()
@@ -244,16 +282,21 @@ def _shape(
         "tie_word_embeddings": head.weight is table.weight,
         "hidden_act": next((act for key in _ACTS if isinstance(act := getattr(config, key, None), str)), "unknown"),
         "gated": gated.pop(),
-        "outside_parameters": outside,
-        "embedding_row": row,
+        "outside_parameters": _sum(counted, "outside"),
+        "embedding_row": _sum(counted, "embedding_row"),
         "inner_norm": any(mlp.inner for mlp in mlps),
     }
     if head.weight.numel() != table.weight.shape[0] * hidden:
         fields["lm_head_parameters"] = int(head.weight.numel())
     total_heads = getattr(config, "num_attention_heads", None)
+    others = [0] * len(parts)  # weights of matrices that no policy cuts
+    for own in counted.values():
+        for key, count in own.matrices:
+            if own.layer is not None and key == "other":
+                others[own.layer] += count
     layers = [
-        _layer(number, part, kv, others, hidden, total_heads if isinstance(total_heads, int) else heads)
-        for number, (part, others) in enumerate(zip(parts, per_layer, strict=True))
+        _layer(number, part, kv, others[number], total_heads if isinstance(total_heads, int) else heads)
+        for number, part in enumerate(parts)
     ]
     plain = ModelShape(**fields)
     return plain if tuple(layers) == plain.by_layer else ModelShape(**fields, layers=tuple(layers))
@@ -272,15 +315,14 @@ def _heads(config: Any, parts: list[LayerParts], hidden: int) -> tuple[int, int,
     return heads, pairs, size if isinstance(size, int) and size > 0 else max(1, hidden // heads)
 
 
-def _layer(number: int, part: LayerParts, kv: list[KVOfLayer], others: int, hidden: int, heads: int) -> LayerShape:
+def _layer(number: int, part: LayerParts, kv: list[KVOfLayer], others: int, heads: int) -> LayerShape:
     """The shape of one layer.
 
     Args:
         number: of the layer.
         part: its modules.
         kv: KV entries and states of all layers.
-        others: weights of its matrices outside the MLP.
-        hidden: the model's hidden size.
+        others: weights of its matrices that no policy cuts.
         heads: heads of attention that has no matrices q, k, v and o.
     """
     own, attention = kv[number], part.attention
@@ -291,10 +333,8 @@ def _layer(number: int, part: LayerParts, kv: list[KVOfLayer], others: int, hidd
         kinds.insert(0, "shared")
     elif own.keys:
         kinds.insert(0, "latent" if latent else "full" if own.window is None else "window")
-    cut = 0  # weights of q, k, v and o
     if attention is not None:
         heads = attention.heads
-        cut = 2 * hidden * attention.head_dim * (heads + attention.key_value_heads)
     return LayerShape(
         attention="+".join(kinds) or "none",
         window=own.window,
@@ -305,7 +345,7 @@ def _layer(number: int, part: LayerParts, kv: list[KVOfLayer], others: int, hidd
         num_attention_heads=attention.heads if attention else 0,
         num_key_value_heads=attention.key_value_heads if attention else 0,
         head_dim=attention.head_dim if attention else 0,
-        other_parameters=others - cut,
+        other_parameters=others,
         intermediate_size=part.mlp.neurons if part.mlp else 0,
         gated=part.mlp.gated if part.mlp else True,
     )
