@@ -18,7 +18,7 @@ DECODED = (40 - 6) + 25
 KEYS = {
     "format", "version", "provenance", "notes", "tokens", "throughput_tok_s", "latency_s", "ttft_s", "time_s",
     "unit_requests", "unit_hits", "hit_rate", "mlp_density", "flash_bytes", "flash_read_bytes", "dram_bytes",
-    "resident_bytes", "kv_cache_bytes", "streamed_bytes", "cache_bytes", "budget_bytes", "energy_j", "groups", "events",
+    "resident_bytes", "kv_cache_bytes", "state_bytes", "looked_up_bytes", "streamed_bytes", "cache_bytes", "budget_bytes", "energy_j", "groups", "events",
     "energy_by_source_j", "power_w", "busy_s", "prefetch",
 }  # fmt: skip
 
