@@ -87,7 +87,7 @@ def replay(
         layout: Order of the neurons in Flash, from `hwsim fit layout`.
         dram: DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.
         kv_tokens: Tokens that the KV cache is reserved for.
-        bits: Bits of a number; also predictor=4, adapter=16. stored: weights as the model's files store them.
+        bits: Bits of a number; also predictor=4, adapter=16, state=16. stored: weights as the files store them.
         timing: The event engine, or the closed form of the paper.
         overlap: What may happen at once. none: nothing; group: Flash and DRAM within a group; pipeline: also
             arithmetic, and what the next layer surely needs; prefetch: also what --prefetch guesses.
@@ -204,7 +204,7 @@ def closed_loop(
         layout: Order of the neurons in Flash, from `hwsim fit layout`.
         dram: DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.
         kv_tokens: Tokens that the KV cache is reserved for.
-        bits: Bits of a number; also predictor=4, adapter=16. stored: weights as the model's files store them.
+        bits: Bits of a number; also predictor=4, adapter=16, state=16. stored: weights as the files store them.
         timing: The event engine, or the closed form of the paper.
         overlap: What may happen at once. none: nothing; group: Flash and DRAM within a group; pipeline: also
             arithmetic, and what the next layer surely needs; prefetch: also what --prefetch guesses.

@@ -1,9 +1,8 @@
 """The shape of a model: layers, matrices, units, bytes. No weights and no torch.
 
 A plain layer has the matrices ``q k v o`` (attention) and ``gate up down`` (MLP; without a gate ``up down``), each
-stored as ``[rows, columns]`` = ``[outputs, inputs]``, as ``torch.nn.Linear`` does. A layer with another kind of
-attention, or none, has other matrices, which no policy cuts; `hwsim.model.layers` describes it. Signals are what a
-trace records.
+stored as ``[rows, columns]`` = ``[outputs, inputs]``, as ``torch.nn.Linear`` does. `hwsim.model.layers` describes
+layers with other matrices, which no policy cuts. Signals are what a trace records.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from hwsim.record.checkpoint import (
 )
 from hwsim.record.custom import check_code, custom_classes, fill_buffers
 from hwsim.record.extras import Libraries, no_bars, told_as
-from hwsim.record.gguf_file import check_tensors, complete_config
+from hwsim.record.gguf_config import complete_config
+from hwsim.record.gguf_file import check_tensors
 from hwsim.record.hooks import Layer, layers_of
 from hwsim.record.inventory import Inventory, take_inventory
 from hwsim.record.layerwise import load_layerwise

@@ -50,19 +50,16 @@ def read_bits(text: str | Bits) -> Bits:
     known = [name for name in Bits.model_fields if name != "stored"]
     for part in text.split(","):
         name, equals, value = part.partition("=")
-        if not part.strip():
-            continue
-        if part.strip() == "stored":
-            values["stored"] = True
+        if part.strip() in ("", "stored"):
+            values |= {"stored": True} if part.strip() else {}
             continue
         if name.strip() == "stored":
             raise SettingError(f"--bits {part}: write stored alone, as in --bits stored,kv_cache=16")
         if not equals or not name.strip():
             raise SettingError(f"--bits {part}: write --bits key=value, or --bits stored")
         values[name.strip()] = value.strip()
-    for name in values:
-        if name not in Bits.model_fields:
-            raise SettingError(f"--bits {name}: no such part of a model{did_you_mean(name, known)}")
+    if unknown := [name for name in values if name not in Bits.model_fields]:
+        raise SettingError(f"--bits {unknown[0]}: no such part of a model{did_you_mean(unknown[0], known)}")
     try:
         return Bits.model_validate(values)
     except ValidationError as error:
@@ -216,7 +213,7 @@ class Settings(BaseModel):
     bits: Annotated[
         Bits,
         Option(
-            "Bits of a number; also predictor=4, adapter=16. stored: weights as the model's files store them.",
+            "Bits of a number; also predictor=4, adapter=16, state=16. stored: weights as the files store them.",
             read=read_bits, metavar="stored|PART=BITS,...", text="mlp=4,attention=4,lm_head=4,kv_cache=8", unit="bits",
             rule="text or hwsim.model.Bits", python="Bits", commands=(*RUNS, "tune", "train lora", *_STATISTICS),
         ),

@@ -10,7 +10,8 @@ import pytest
 
 from hwsim.errors import ModelError
 from hwsim.record.extras import libraries
-from hwsim.record.gguf_file import complete_config, read_gguf
+from hwsim.record.gguf_config import complete_config
+from hwsim.record.gguf_file import read_gguf
 from hwsim.record.loading import load_model, read_structure
 from hwsim.record.sources import find_source
 
