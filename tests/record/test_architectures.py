@@ -247,6 +247,19 @@ def test_kv_entries_are_those_of_the_cache(architecture: str) -> None:
     assert len(shared) == (2 if architecture in ("gemma3n_text", "gemma4_text") else 0)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gemma3_text", "cohere2", "olmo3", "qwen2-window"])
+def test_reserved_entries_are_those_of_a_cache_of_fixed_size(name: str) -> None:
+    """transformers' static cache holds as many entries of a window as the window has."""
+    from transformers import StaticCache
+
+    _, model, inventory, ids = made(name)
+    cache = StaticCache(model.config.get_text_config(), max_cache_len=TOKENS)
+    with torch.no_grad():
+        model(input_ids=torch.as_tensor(ids), **{kv_argument(model): cache}, use_cache=True)
+    numbers = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert KVCache.of(inventory.shape, Bits()).reserved(TOKENS) == numbers
+
+
 def test_recorded_signals_and_losses_are_the_models_own(architecture: str, tmp_path: Path) -> None:
     """By the files on disk, from the configuration to the trace."""
     folder, model, inventory, _ = made(architecture)
