@@ -12,7 +12,7 @@ import numpy as np
 
 from hwsim.errors import ContractError
 from hwsim.memory.neuron_order import AXIS, Blocks, Layout
-from hwsim.model.shape import MADE_BY, MLP, NORMS, Bits, Matrix, ModelShape, stored_bytes
+from hwsim.model.shape import ATTENTION, MADE_BY, MLP, NORMS, Bits, Matrix, ModelShape, stored_bytes
 from hwsim.policy import Group
 from hwsim.util.kernels import kept
 
@@ -241,6 +241,9 @@ def plan_group(group: Group, model: ModelShape, units: Units, layer: int = 0) ->
     if not group.slices:
         raise ContractError(f"{where}: slices is empty; name at least one, such as 'down.column'")
     matrices_here = model.matrices(layer)
+    for name in group.slices:
+        if name.partition(".")[0] in ATTENTION and name.partition(".")[0] not in matrices_here:
+            raise ContractError(f"layer {layer}: {where}: cuts {name}, which {_lacks(model, layer)}")
     elements = [_elements(name, group, matrices_here, indices, f"layer {layer}: {where}") for name in group.slices]
     matrices = [name.partition(".")[0] for name in group.slices]
     bits = [units.bits.of(matrix, layer) for matrix in matrices]

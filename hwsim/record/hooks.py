@@ -182,8 +182,12 @@ class Taps:
         self._handles: list[Any] = []
         self._expected: set[tuple[int, str]] = set()
         self._emitted: set[tuple[int, str]] = set()
-        for index, layer in enumerate(layers):
-            self._attach(index, layer)
+        try:
+            for index, layer in enumerate(layers):
+                self._attach(index, layer)
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Take the hooks off."""

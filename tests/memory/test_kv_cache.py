@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 import hwsim
 from hwsim.device.profile import Profile
-from hwsim.memory.groups import Plans
+from hwsim.errors import ContractError
+from hwsim.memory.groups import Plans, plan_layers
 from hwsim.memory.kv_cache import KVCache
 from hwsim.memory.placement import Room, place
 from hwsim.model.layers import LayerShape
 from hwsim.model.shape import Bits, ModelShape
+from hwsim.policy import Group
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.simulation.settings import Settings
 from hwsim.timing.closed_form import prefill_seconds
@@ -109,6 +111,16 @@ def test_layers_that_differ_share_caches(tmp_path, options) -> None:
     result = hwsim.replay(tmp_path / "t.npz", "pixel8", "dip", dram="3 kB", **options)
     assert {group.layer for group in result.groups} == {0, 1, 2, 3}
     assert sum(group.capacity_units * group.unit_bytes for group in result.groups) > 0
+
+
+def test_a_policy_that_cuts_attention_is_refused_where_a_layer_has_other_matrices() -> None:
+    group = Group("attention", axis="hidden", slices=["q.column"], keep=0.5, needs=["attn_input"])
+    with pytest.raises(
+        ContractError,
+        match=r"layer 2: group 'attention': cuts q.column, which this layer of mixed does not "
+        r"have: its attention is shared, without q, k, v and o; choose a policy that cuts MLPs only",
+    ):
+        plan_layers([[group]] * 5, MODEL)
 
 
 @pytest.mark.parametrize("policy", ["dense", "dip", "dip-ca"])

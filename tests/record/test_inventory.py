@@ -73,9 +73,13 @@ def other_function(self: Any, x: Any) -> Any:
     return self.down_proj((self.gate_proj(x) + self.up_proj(x)).softmax(-1))
 
 
-@pytest.mark.parametrize("forward", [other_input, other_function])
-def test_an_mlp_that_the_trial_does_not_explain_is_not_known(forward: Any) -> None:
-    inventory = inventory_of(patched(forward))
+def test_matrices_that_read_different_inputs_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"mlp.down_proj: gate and up of its MLP read different inputs"):
+        inventory_of(patched(other_input))
+
+
+def test_an_mlp_that_the_trial_does_not_explain_is_not_known() -> None:
+    inventory = inventory_of(patched(other_function))
     assert not any(part.mlp.known for part in inventory.parts)
     assert "no activation of gate times up" in inventory.parts[0].mlp.why
 
@@ -95,6 +99,26 @@ def test_what_follows_up_in_a_layer_itself_is_seen_in_the_first_pass() -> None:
         model(input_ids=torch.arange(8)[None])
     taps.remove()
     check_plain(0, torch.ones(1, 2, 4), torch.ones(1, 2, 4).relu())
+
+
+@pytest.mark.parametrize("kind", ["roformer", "rembert", "megatron-bert", "big_bird"])
+def test_attention_that_has_the_small_sizes_of_the_trial_is_no_mlp(kind: str) -> None:
+    """Heads of 8, as wide as the trial's hidden states."""
+    import transformers
+
+    config = transformers.AutoConfig.for_model(
+        kind, is_decoder=True, vocab_size=400, hidden_size=32, intermediate_size=88, num_attention_heads=4,
+        num_hidden_layers=2, attention_type="original_full",
+    )  # fmt: skip
+    inventory = inventory_of(transformers.AutoModelForCausalLM.from_config(config).eval())
+    assert [part.mlp.up for part in inventory.parts] == ["intermediate.dense"] * 2
+
+
+def test_taps_that_cannot_be_attached_leave_no_hook() -> None:
+    model = patched(other_function)
+    with pytest.raises(ModelError, match="no activation of gate times up"):
+        Taps(layers_of(model, inventory_of(model)), ["input", "up", "gate"], lambda *_: None)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
 def test_a_layer_that_emits_no_signal_is_refused() -> None:

@@ -17,6 +17,7 @@ from hwsim.errors import ModelError
 from hwsim.record.inventory.matrices import MatrixModule, matrix_modules
 
 _NOT_MLP = ("attn", "attention", "mixer", "mamba", "conv", "recurrent", "temporal", "rnn", "ssm", "expert")
+_TWO_INPUTS = "gate and up of its MLP read different inputs, and hwsim knows MLPs whose matrices share one"
 _MLP = ("mlp", "ffn", "feed_forward")
 _SMALL = {"hidden": 8, "neurons": 12}  # sizes of the copy
 _TOKENS = 5
@@ -96,8 +97,8 @@ def find_mlp(layer: Any, hidden: int, read: Callable[[str], bool], torch: Any) -
     if not found:
         return _apart(layer, hidden, read)
     mlp = max(found, key=lambda candidate: candidate[0])[1]
-    if mlp.why == _AMBIGUOUS:
-        raise ModelError(f"{mlp.down}: {_AMBIGUOUS}; choose another model")
+    if mlp.why in (_AMBIGUOUS, _TWO_INPUTS):
+        raise ModelError(f"{mlp.down}: {mlp.why}; choose another model")
     return mlp
 
 
@@ -152,22 +153,26 @@ def _tried(roles: list[Mlp], name: str, parent: Any, hidden: int, torch: Any) ->
     """The MLP whose roles the trial explains; otherwise the first, with the reason why it is not known."""
     if not name:
         return roles[0]
-    why = ""
+    why, apart = "", False
     for role in roles:
         inside = _inside(role, name)
         try:
             seen = _run_small(parent, inside, hidden, torch)
+            by_element = not role.gated and _by_element(parent, inside, hidden, torch)
         except Exception as error:
             why = why or f"{type(parent).__name__} does not run alone ({type(error).__name__})"
             continue
+        apart |= bool(inside.gate) and not _same(seen.inputs[inside.gate], seen.inputs[inside.up], torch)
         for trial in _trials(inside):
             found = _explained(trial, seen, torch)
             if found is not None:
                 return _named(found, name)
-        if not role.gated and _by_element(parent, inside, hidden, torch):
+        if by_element:
             return role._replace(known=True, seen=True)
     if len(roles) > 1:
         return roles[0]._replace(why=_AMBIGUOUS)
+    if apart:
+        return roles[0]._replace(why=_TWO_INPUTS)
     return roles[0]._replace(
         why=why or f"what enters {roles[0].down} is no activation of gate times up that transformers has"
     )
@@ -220,11 +225,9 @@ def _explained(mlp: Mlp, seen: _Seen, torch: Any) -> Mlp | None:
     for inner, product in ends:
         for act, (before, after) in seen.between.items():
             start = raw if mlp.gated else up
-            if (
-                act != inner
-                and _same(after * up if mlp.gated else after, product, torch)
-                and before.shape == start.shape
-            ):
+            if act == inner or not before.shape == after.shape == start.shape:
+                continue
+            if _same(after * up if mlp.gated else after, product, torch):
                 return mlp._replace(act=act, inner=inner, known=True, seen=True)
         for function, activated in activations(raw if mlp.gated else up):
             if _same(activated * up if mlp.gated else activated, product, torch):
