@@ -237,6 +237,7 @@ class Run:
     def _plans(self) -> Plans:
         """The policy's groups in every layer."""
         model, policy, settings = self.header.model, self.policy, self.settings
+        # of the whole model first: a policy with values by layer checks there that it has one for each layer
         groups = [self._ask("groups", policy.groups, model)]
         if policy.in_layer(0) is not policy or model.layers:
             groups = [self._groups(layer) for layer in range(model.num_hidden_layers)]

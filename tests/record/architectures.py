@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 VOCABULARY = 400
-_SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 88,
@@ -52,7 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "cwm": {**_SLIDING},
     "diffllama": {},
     "doge": {},
-    "emu3": {"text_config": {**_SMALL}, "vq_config": {"base_channels": 32, "channel_multiplier": [1], "embed_dim": 16,
+    "emu3": {"text_config": {**SMALL}, "vq_config": {"base_channels": 32, "channel_multiplier": [1], "embed_dim": 16,
              "num_res_blocks": 1, "codebook_size": 16, "latent_channels": 16}, "vocabulary_map": {}},
     "ernie4_5": {"head_dim": 8},
     "exaone": {},
@@ -64,7 +64,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 8},
     "gemma2": {**_SLIDING, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
     "gemma3_text": {**_SLIDING, "query_pre_attn_scalar": 8, "num_hidden_layers": 4, "sliding_window_pattern": 2},
-    "gemma3": {"text_config": {**_SMALL, **_SLIDING, "num_hidden_layers": 3}, "vision_config": _VISION,
+    "gemma3": {"text_config": {**SMALL, **_SLIDING, "num_hidden_layers": 3}, "vision_config": _VISION,
                "mm_tokens_per_image": 4},
     "gemma3n_text": {**_SLIDING, "num_hidden_layers": 6, "num_kv_shared_layers": 2, "intermediate_size": [88] * 6,
                      "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
@@ -101,7 +101,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama-square": {"model_type": "llama", "intermediate_size": 32},
     "llama4_text": {"moe_layers": [], "intermediate_size_mlp": 88, "head_dim": 8, "attention_chunk_size": 8,
                     "num_hidden_layers": 4},
-    "llava": {"text_config": {"model_type": "llama", **_SMALL}, "vision_config": {
+    "llava": {"text_config": {"model_type": "llama", **SMALL}, "vision_config": {
         "model_type": "clip_vision_model", **_VISION, "projection_dim": 16}, "image_token_index": 10,
         "vision_feature_layer": -1},
     "mbart": {**_ENCODER},
@@ -110,9 +110,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ministral3": {"head_dim": 8},
     "mistral": {**_SLIDING},
     "mistral-full": {"model_type": "mistral", "sliding_window": None},
-    "mistral3": {"text_config": {"model_type": "mistral", **_SMALL, "head_dim": 8}, "vision_config": {
+    "mistral3": {"text_config": {"model_type": "mistral", **SMALL, "head_dim": 8}, "vision_config": {
         "model_type": "pixtral", **_VISION, "head_dim": 8}, "image_token_index": 10},
-    "mllama": {"text_config": {**_SMALL, "cross_attention_layers": [1]}, "vision_config": {
+    "mllama": {"text_config": {**SMALL, "cross_attention_layers": [1]}, "vision_config": {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "attention_heads": 2, "image_size": 16,
         "patch_size": 8, "num_global_layers": 1, "vision_output_dim": 32, "intermediate_layers_indices": [0],
         "supported_aspect_ratios": [[1, 1]], "max_num_tiles": 1}},
@@ -135,14 +135,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi3-square": {"model_type": "phi3", "intermediate_size": 32},
     "qwen2": {"tie_word_embeddings": True},
     "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-    "qwen2_vl": {"text_config": {**_SMALL, "rope_parameters": {
+    "qwen2_vl": {"text_config": {**SMALL, "rope_parameters": {
         "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}, "vision_config": {
         "depth": 3, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8}},
     "qwen3": {"head_dim": 8},
     "qwen3_5_text": {**_LINEAR, "head_dim": 8, "num_hidden_layers": 4},
     "seed_oss": {"head_dim": 8},
     "smollm3": {},
-    "smolvlm": {"text_config": {"model_type": "llama", **_SMALL}, "vision_config": _VISION, "scale_factor": 1},
+    "smolvlm": {"text_config": {"model_type": "llama", **SMALL}, "vision_config": _VISION, "scale_factor": 1},
     "stablelm": {},
     "starcoder2": {"sliding_window": 8},
     "trocr": {**_ENCODER},
@@ -271,7 +271,7 @@ def make_config(name: str) -> Any:
     """The configuration of an architecture."""
     import transformers
 
-    fields = {**_SMALL, **(CONFIGS[name] if name in CONFIGS else REFUSED[name][1])}
+    fields = {**SMALL, **(CONFIGS[name] if name in CONFIGS else REFUSED[name][1])}
     kind = fields.pop("model_type", name)
     if "text_config" in fields:
         fields = CONFIGS[name]

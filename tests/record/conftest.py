@@ -13,19 +13,8 @@ import pytest
 pytest.importorskip("torch", reason="recording needs the extra `record`")
 pytest.importorskip("transformers", reason="recording needs the extra `record`")
 
-VOCABULARY = 400
-_SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 88,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
+from tests.record.architectures import SMALL, VOCABULARY
+
 FAMILIES = ("llama", "mistral", "qwen2", "gemma", "phi3", "opt")
 
 
@@ -71,7 +60,7 @@ def make_model(family: str, **changes: Any) -> Any:
     import torch
     import transformers as t
 
-    fields = _SMALL | changes
+    fields = SMALL | changes
     if family == "opt":
         fields = {k: v for k, v in fields.items() if k not in ("intermediate_size", "num_key_value_heads")}
         fields |= {"ffn_dim": 88, "word_embed_proj_dim": fields["hidden_size"]}

@@ -17,6 +17,7 @@ from hwsim.errors import ModelError
 from hwsim.record.extras import libraries
 from hwsim.record.hooks import Taps, check_plain, layers_of
 from hwsim.record.inventory import take_inventory
+from hwsim.record.inventory.inventory import check_sum
 from hwsim.record.runner import Runner
 from tests.record.architectures import make_architecture
 from tests.record.conftest import make_model
@@ -71,6 +72,23 @@ def other_input(self: Any, x: Any) -> Any:
 
 def other_function(self: Any, x: Any) -> Any:
     return self.down_proj((self.gate_proj(x) + self.up_proj(x)).softmax(-1))
+
+
+def test_an_mlp_of_one_layer_that_is_not_found_is_no_part_of_its_attention() -> None:
+    model = make_model("llama")
+    model.model.layers[1].mlp.down_proj = torch.nn.Sequential(torch.nn.Linear(88, 40), torch.nn.Linear(40, 32))
+    with pytest.raises(ModelError, match=r"model.layers.1 \(LlamaDecoderLayer\): has no MLP that hwsim knows"):
+        inventory_of(model)
+
+
+def test_counts_that_do_not_add_up_are_refused() -> None:
+    model = make_model("llama")
+    inventory = inventory_of(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    check_sum(inventory.shape, inventory.uncounted, total, "M")
+    smaller = inventory.shape.model_copy(update={"intermediate_size": 87})
+    with pytest.raises(ModelError, match=f"M: has {total} parameters, of which hwsim counts .* account for the rest"):
+        check_sum(smaller, inventory.uncounted, total, "M")
 
 
 def test_matrices_that_read_different_inputs_are_refused() -> None:

@@ -9,7 +9,7 @@ from hwsim.model.layers import LayerShape
 from hwsim.model.shape import ModelShape
 from hwsim.record.inventory.attention import KVOfLayer, Projections, find_projections, kv_of_layers
 from hwsim.record.inventory.matrices import matrix_modules
-from hwsim.record.inventory.mlp import Mlp, find_mlp
+from hwsim.record.inventory.mlp import MLP_NAMES, Mlp, find_mlp
 from hwsim.record.inventory.reading import TOKENS, Reads, read_once
 
 _ACTS = ("hidden_activation", "hidden_act", "activation_function", "mlp_hidden_act")
@@ -50,7 +50,6 @@ class Inventory(NamedTuple):
         parts: the modules of each layer.
         uncounted: numbers of parameters that are not counted, by the reason: norms, biases and scales; embeddings, of
             which a token reads one row; what a text never uses, such as a vision tower.
-        parameters: all parameters of the model.
         counted: what each parameter is counted as, by its name in the model; without those in `uncounted`, except
             tables of which a row counts.
     """
@@ -59,7 +58,6 @@ class Inventory(NamedTuple):
     layers_name: str
     parts: list[LayerParts]
     uncounted: dict[str, int]
-    parameters: int
     counted: dict[str, Counted]
 
 
@@ -86,13 +84,16 @@ def take_inventory(model: Any, name: str, torch: Any) -> Inventory:
         for number, layer in enumerate(layers)
     ]
     if not any(part.mlp for part in parts):
-        raise ModelError(_no_mlp(layers, layers_name))
+        raise ModelError(_no_mlp(layers[0], f"{layers_name}.0"))
+    for number, (layer, part) in enumerate(zip(layers, parts, strict=True)):
+        if part.mlp is None and _looks_like_mlp(layer, f"{layers_name}.{number}", reads):
+            raise ModelError(_no_mlp(layer, f"{layers_name}.{number}"))
     _check_calls(reads, layers_name, parts, kind)
     uncounted, counted = _sort(model, reads, layers_name, parts, hidden)
     shape = _shape(name, model, hidden, parts, kv, counted)
     total = sum(parameter.numel() for parameter in model.parameters())
-    _check_sum(shape, uncounted, total, kind)
-    return Inventory(shape, layers_name, parts, uncounted, total, counted)
+    check_sum(shape, uncounted, total, kind)
+    return Inventory(shape, layers_name, parts, uncounted, counted)
 
 
 # ---------------------------------------------------------------------- the layers
@@ -146,10 +147,18 @@ def _parts(layer: Any, where: str, hidden: int, kv: KVOfLayer, reads: Reads, tor
     return LayerParts(mlp, find_projections(layer, hidden, kv, mlp.names() if mlp else []))
 
 
-def _no_mlp(layers: Any, layers_name: str) -> str:
-    matrices = ", ".join(f"{matrix.name} {matrix.inputs}x{matrix.outputs}" for matrix in matrix_modules(layers[0]))
+def _looks_like_mlp(layer: Any, where: str, reads: Reads) -> bool:
+    """Whether a layer in which no MLP was found multiplies by matrices of a module that is called an MLP."""
+    return any(
+        any(part in matrix.name.lower() for part in MLP_NAMES) and f"{where}.{matrix.name}.weight" in reads
+        for matrix in matrix_modules(layer)
+    )
+
+
+def _no_mlp(layer: Any, where: str) -> str:
+    matrices = ", ".join(f"{matrix.name} {matrix.inputs}x{matrix.outputs}" for matrix in matrix_modules(layer))
     return (
-        f"{layers_name}.0 ({type(layers[0]).__name__}): has no MLP that hwsim knows, which is one or two matrices to n "
+        f"{where} ({type(layer).__name__}): has no MLP that hwsim knows, which is one or two matrices to n "
         f"neurons and one back; its matrices are {matrices[:200] or 'none'}; choose another model"
     )
 
@@ -364,7 +373,7 @@ def _macs(read: KVOfLayer, heads: int, *, latent: bool) -> int:
     return heads * (read.keys + read.values) // read.heads
 
 
-def _check_sum(shape: ModelShape, uncounted: dict[str, int], total: int, kind: str) -> None:
+def check_sum(shape: ModelShape, uncounted: dict[str, int], total: int, kind: str) -> None:
     """Refuse a model whose counted parameters and named others are not all that it has.
 
     Raises:

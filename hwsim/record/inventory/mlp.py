@@ -18,7 +18,7 @@ from hwsim.record.inventory.matrices import MatrixModule, matrix_modules
 
 _NOT_MLP = ("attn", "attention", "mixer", "mamba", "conv", "recurrent", "temporal", "rnn", "ssm", "expert")
 _TWO_INPUTS = "gate and up of its MLP read different inputs, and hwsim knows MLPs whose matrices share one"
-_MLP = ("mlp", "ffn", "feed_forward")
+MLP_NAMES = ("mlp", "ffn", "feed_forward")
 _SMALL = {"hidden": 8, "neurons": 12}  # sizes of the copy
 _TOKENS = 5
 _CLOSE = 1e-5  # relative
@@ -93,7 +93,7 @@ def find_mlp(layer: Any, hidden: int, read: Callable[[str], bool], torch: Any) -
         if any(part in name.lower() for part in _NOT_MLP) and not mlp.known:
             continue
         size = sum(matrix.inputs * matrix.outputs for matrix in matrices)
-        found.append(((mlp.known and bool(name), any(part in name.lower() for part in _MLP), size), mlp))
+        found.append(((mlp.known and bool(name), any(part in name.lower() for part in MLP_NAMES), size), mlp))
     if not found:
         return _apart(layer, hidden, read)
     mlp = max(found, key=lambda candidate: candidate[0])[1]
