@@ -65,29 +65,47 @@ def _read(path: Path, _mtime: int, _size: int) -> Gguf:
 
 def _metadata(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Metadata, in which long lists may be counts, and names of tensors."""
-    try:
-        from transformers.integrations.gguf.reader import read_gguf_metadata
-    except ImportError:  # before transformers 5.24; gguf's reader takes seconds where the vocabulary is large
-        import gguf
+    from transformers.integrations.gguf.reader import read_gguf_metadata
 
-        reader = gguf.GGUFReader(path)
-        fields = {key: field for key, field in reader.fields.items() if not key.startswith("tokenizer.")}
-        return {key: field.contents() for key, field in fields.items()}, tuple(t.name for t in reader.tensors)
     metadata, tensors = read_gguf_metadata(str(path))
     return dict(metadata), tuple(tensors)
 
 
 def tensor_sizes(path: Path) -> dict[str, tuple[int, int]]:
     """The tensors of a GGUF file by name, each with its numbers and its bytes."""
-    try:
-        from transformers.integrations.gguf.reader import GgufHeader
+    from transformers.integrations.gguf.reader import GgufHeader
 
+    try:
         tensors = GgufHeader.from_file(str(path)).tensors
         return {tensor.name: (math.prod(tensor.shape), int(tensor.nbytes)) for tensor in tensors}
-    except (ImportError, ValueError):  # before transformers 5.24, or types that only its older loader knows
+    except ValueError:  # types that only transformers' older loader knows
         import gguf  # its reader takes seconds where the vocabulary is large
 
         return {tensor.name: (int(tensor.n_elements), int(tensor.n_bytes)) for tensor in gguf.GGUFReader(path).tensors}
+
+
+def check_whole(name: str, path: Path) -> None:
+    """Refuse a GGUF file that ends before its last tensor.
+
+    Args:
+        name: name of the model, for messages.
+        path: the file. One whose header transformers cannot read here is left to its loader.
+
+    Raises:
+        ModelError: it is truncated.
+    """
+    from transformers.integrations.gguf.reader import GgufHeader
+
+    try:
+        header = GgufHeader.from_file(str(path))
+    except Exception:  # types that only its older loader knows, or a damaged header, which that loader reports
+        return
+    end = header.data_start + max((tensor.offset + tensor.nbytes for tensor in header.tensors), default=0)
+    if end > path.stat().st_size:
+        raise ModelError(
+            f"--model {name}: {path.name} has {path.stat().st_size} bytes, its tensors end at byte {end}; it is "
+            "truncated; copy or download it again"
+        )
 
 
 def tensor_places(path: Path, model: Any) -> dict[str, list[str]]:

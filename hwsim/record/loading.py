@@ -20,7 +20,7 @@ from hwsim.record.checkpoint import (
 from hwsim.record.custom import check_code, custom_classes, fill_buffers
 from hwsim.record.extras import Libraries, no_bars, told_as
 from hwsim.record.gguf_config import complete_config
-from hwsim.record.gguf_file import check_tensors
+from hwsim.record.gguf_file import check_tensors, check_whole
 from hwsim.record.hooks import Layer, layers_of
 from hwsim.record.inventory import Inventory, take_inventory
 from hwsim.record.layerwise import load_layerwise
@@ -77,6 +77,8 @@ def read_structure(source: Source, libraries: Libraries) -> Structure:
     """
     check_code(source, libraries.transformers)
     with told_as(f"--model {source.name}: its configuration cannot be used"):
+        if source.gguf:
+            check_whole(source.name, source.weights[0])
         config = libraries.transformers.AutoConfig.from_pretrained(source.folder, **_options(source))
         if source.gguf:
             complete_config(source.weights[0], config)

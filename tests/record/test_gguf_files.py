@@ -275,3 +275,14 @@ def test_the_real_file_needs_no_mending(smollm2: Path) -> None:
     complete_config(smollm2, config)
     assert config.to_dict() == before
     assert read_gguf(smollm2).architecture == "llama"
+
+
+def test_a_truncated_file_is_told_as_such(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole.gguf", tiny("llama"), "llama")
+    read_structure(find_source(str(whole)), libraries())
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(
+        ModelError, match=r"--model cut: cut.gguf has \d+ bytes, its tensors end at byte \d+; it is trunc"
+    ):
+        read_structure(find_source(str(cut)), libraries())
