@@ -48,7 +48,7 @@ def test_the_shape_is_that_of_the_configuration(name: str) -> None:
     structure = structure_of(config, name, modules)
     found, known = vars(structure.shape), vars(known_shape(name))
     assert {field: found[field] for field in found if found[field] != known[field]} == {}
-    assert structure.inventory.parameters == PARAMETERS[name] or name in COUNTED_HERE
+    assert structure.parameters == PARAMETERS[name] or name in COUNTED_HERE
 
 
 WINDOWS: dict[str, tuple[int | None, ...]] = {
