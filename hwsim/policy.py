@@ -30,9 +30,10 @@ class Group:
 
     Attributes:
         name: unique within the policy.
-        axis: what an index means: ``hidden``, ``neuron``, ``attention`` (heads x head_dim: rows of q, columns of o) or
-            ``kv`` (key-value heads x head_dim: rows of k and v).
-        slices: the matrix slices that make up one unit, such as ``["gate.column", "up.column"]``.
+        axis: what an index means: ``hidden``, ``neuron``, ``attention`` (heads x head_dim: rows of q, columns of o),
+            ``kv`` (key-value heads x head_dim: rows of k and v) or ``expert``.
+        slices: the matrix slices that make up one unit, such as ``["gate.column", "up.column"]``; an expert is
+            ``["experts.expert"]``.
         keep: share of the units that a mask holds, 0 to 1; None where `select` decides the size.
         needs: recorded signals that the mask is decided from; also ``norm_input`` and ``norm_down``, the Euclidean
             norms of the columns of gate and up together, and of down.
@@ -40,7 +41,7 @@ class Group:
     """
 
     name: str
-    axis: Literal["hidden", "neuron", "attention", "kv"]
+    axis: Literal["hidden", "neuron", "attention", "kv", "expert"]
     slices: list[str]
     keep: float | None = None
     needs: list[str] = field(default_factory=list)

@@ -30,6 +30,42 @@ def without_defaults(dumped: dict[str, Any], model: type[BaseModel], names: Coll
     return {name: value for name, value in dumped.items() if name not in defaults or value != defaults[name]}
 
 
+class Experts(BaseModel):
+    """The experts of one layer, of which a router chooses a few for each token.
+
+    Attributes:
+        count: number of experts.
+        used: experts that the model's router chooses for a token.
+        intermediate_size: neurons of an expert; 0 if only its bytes are known.
+        gated: whether an expert has a gate.
+        shared_parameters: weights of experts that every token reads, gates of their output included.
+        shared_gate: whether the output of the shared experts is scaled by a sigmoid gate.
+        bytes: bytes of an expert, if they are known in place of its matrices.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    count: int = Field(gt=0, le=32_767)
+    used: int = Field(gt=0)
+    intermediate_size: _Count = 0
+    gated: bool = True
+    shared_parameters: _Count = 0
+    shared_gate: bool = False
+    bytes: int | None = Field(None, gt=0, le=10**15)
+
+    @model_validator(mode="after")
+    def _check(self) -> Experts:
+        if self.used > self.count:
+            raise ValueError(f"used {self.used} is more than the {self.count} experts")
+        if (self.intermediate_size > 0) == (self.bytes is not None):
+            raise ValueError("intermediate_size or bytes of an expert must be given, and not both")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(dump(self), Experts, Experts.model_fields.keys() - {"count", "used"})
+
+
 class LayerShape(BaseModel):
     """One decoder layer, in numbers of weights and of stored numbers.
 
@@ -42,9 +78,12 @@ class LayerShape(BaseModel):
         macs_per_entry: multiplications of one token's attention for each KV entry.
         num_attention_heads, num_key_value_heads, head_dim: of the matrices q, k, v and o; 0 if the layer's attention
             has other matrices.
-        other_parameters: weights of all other matrices that a token reads, except those of the MLP.
-        intermediate_size: neurons of the MLP; 0 if the layer has none.
+        other_parameters: weights of all other matrices that a token reads, routers included, except those of MLP and
+            experts.
+        intermediate_size: neurons of the MLP that every token reads; 0 if the layer has none.
         gated: whether the MLP has a gate.
+        experts: the experts; None in a layer without a router.
+        dense_bytes: bytes that every token reads, if they are known in place of the matrices.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -61,6 +100,8 @@ class LayerShape(BaseModel):
     other_parameters: _Count = 0
     intermediate_size: _Count = 0
     gated: bool = True
+    experts: Experts | None = None
+    dense_bytes: int | None = Field(None, ge=0, le=10**15)
 
     @model_validator(mode="after")
     def _check(self) -> LayerShape:
@@ -71,6 +112,8 @@ class LayerShape(BaseModel):
             raise ValueError("num_attention_heads, num_key_value_heads and head_dim must all be given, or none")
         if self.kv_from is not None and self.kv_elements:
             raise ValueError("kv_from and kv_elements: a layer that reads another layer's entries adds none")
+        if self.dense_bytes is not None and (any(heads) or self.other_parameters or self.intermediate_size):
+            raise ValueError("dense_bytes: stands for all matrices that every token reads; name none beside it")
         return self
 
     @model_serializer(mode="wrap")

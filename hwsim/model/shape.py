@@ -1,8 +1,9 @@
 """The shape of a model: layers, matrices, units, bytes. No weights and no torch.
 
 A plain layer has the matrices ``q k v o`` (attention) and ``gate up down`` (MLP; without a gate ``up down``), each
-stored as ``[rows, columns]`` = ``[outputs, inputs]``, as ``torch.nn.Linear`` does. `hwsim.model.layers` describes
-layers with other matrices, which no policy cuts. Signals are what a trace records.
+stored as ``[rows, columns]`` = ``[outputs, inputs]``, as ``torch.nn.Linear`` does. A sparse layer has experts, each
+with the matrices ``expert_gate expert_up expert_down``. `hwsim.model.layers` describes layers with other matrices,
+which no policy cuts. Signals are what a trace records.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from pydantic import (
 )
 
 from hwsim.errors import ModelError
-from hwsim.model.layers import Layers, LayerShape, without_defaults
+from hwsim.model.layers import Experts, Layers, LayerShape, without_defaults
 
 ATTENTION = ("q", "k", "v", "o")
 MLP = ("gate", "up", "down")
+EXPERT = ("expert_gate", "expert_up", "expert_down")
 
 # matrices of its own layer that a signal has passed through; a mask on one of them cannot be decided from the signal
 MADE_BY: dict[str, frozenset[str]] = {
@@ -39,6 +41,12 @@ MADE_BY: dict[str, frozenset[str]] = {
     "glu": frozenset("qkvo") | {"up", "gate"},
 }
 SIGNALS = tuple(MADE_BY)
+
+# signals of sparse layers: the router's logits [experts]; the chosen experts by falling rank and their weights in the
+# sum, [used] each; what enters the experts, [hidden_size]; act(gate) x up of each chosen expert, [used, width]
+EXPERT_SIGNALS = ("router", "experts", "expert_weights", "expert_input", "expert_glu")
+MADE_BY |= dict.fromkeys(EXPERT_SIGNALS[:-1], frozenset("qkvo"))
+MADE_BY["expert_glu"] = frozenset("qkvo") | {"expert_up", "expert_gate"}
 
 # norms of the weights that a trace may hold: the Euclidean norm of each unit over some slices of its layer. A mask can
 # be decided from them as from a signal; they are known before any signal
@@ -60,8 +68,12 @@ class Matrix(NamedTuple):
         return self.rows * self.columns
 
 
-_Dimension = Annotated[int, Field(gt=0, le=10**8)]
+_Dimension = Annotated[int, Field(ge=0, le=10**8)]
 _Weights = Annotated[int, Field(ge=0, le=10**13)]
+
+_DIMENSIONS = (
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+)  # fmt: skip
 
 # fields that tell where a model differs from a plain decoder, all of whose layers are alike; left out of a header that
 # does not need them, which other versions of hwsim then read, too
@@ -72,7 +84,8 @@ class ModelShape(BaseModel):
     """The fields of a Hugging Face config that decide which weights exist, under the same names.
 
     The fields from `layers` on describe what differs from a plain decoder; for layers that are not alike the others
-    name the largest: `intermediate_size` is that of the widest MLP.
+    name the largest: `intermediate_size` is that of the widest MLP that every token reads, 0 if there is none.
+    If only bytes of the layers are known, dimensions are 0.
 
     Attributes:
         layers: each layer, in order; empty: all layers are alike, with full attention.
@@ -104,14 +117,16 @@ class ModelShape(BaseModel):
     embedding_row: _Weights = 0
     inner_norm: bool = False
     _whole: ModelShape | None = PrivateAttr(None)
+    _experts: Experts | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check(self) -> ModelShape:
+        self._check_dimensions()
         if self.num_key_value_heads > self.num_attention_heads:
             raise ValueError(
                 f"num_key_value_heads {self.num_key_value_heads} is more than the {self.num_attention_heads} heads"
             )
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} must be a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
@@ -120,9 +135,20 @@ class ModelShape(BaseModel):
             raise ValueError(f"layers has {len(self.layers)} entries, num_hidden_layers is {self.num_hidden_layers}")
         for number, layer in enumerate(self.layers):
             self._check_layer(number, layer)
-        if self.layers and not any(layer.intermediate_size for layer in self.layers):
-            raise ValueError("layers: none has an MLP")
+        if self.layers and not any(layer.intermediate_size or layer.experts for layer in self.layers):
+            raise ValueError("layers: none has an MLP or experts")
         return self
+
+    def _check_dimensions(self) -> None:
+        """Refuse dimensions of 0 where matrices have them."""
+        unknown = (
+            {"intermediate_size"} if self.layers and not any(own.intermediate_size for own in self.layers) else set()
+        )
+        if self.by_bytes:
+            unknown = set(_DIMENSIONS)
+        for name in _DIMENSIONS:
+            if getattr(self, name) == 0 and name not in unknown:
+                raise ValueError(f"{name} must be more than 0")
 
     def _check_layer(self, number: int, layer: LayerShape) -> None:
         where = f"layers.{number}"
@@ -156,6 +182,18 @@ class ModelShape(BaseModel):
         return (_plain_layer(*heads, self.intermediate_size, self.gated),) * self.num_hidden_layers
 
     @property
+    def by_bytes(self) -> bool:
+        """Whether only bytes of the layers are known, as of a router trace that another program wrote."""
+        return bool(self.layers) and all(layer.dense_bytes is not None for layer in self.layers)
+
+    @property
+    def experts(self) -> Experts | None:
+        """The experts of this layer, in the view of a layer; of the first layer that has any, in a whole model."""
+        if self._whole is not None:
+            return self._experts
+        return next((layer.experts for layer in self.layers if layer.experts), None)
+
+    @property
     def mlps_alike(self) -> bool:
         """Whether all layers have an MLP of the same width."""
         return all(layer.intermediate_size == self.intermediate_size for layer in self.layers)
@@ -174,7 +212,9 @@ class ModelShape(BaseModel):
             )
 
     def at(self, layer: int) -> ModelShape | None:
-        """The shape that a policy sees of one layer: a model whose layers are all like it; None without an MLP.
+        """The shape that a policy sees of one layer: a model whose layers are all like it.
+
+        None for a layer that has neither an MLP nor experts.
 
         It has the number of layers of the whole model, which is its `whole`. Attention without matrices q, k, v and o
         keeps the sizes of the model, but `matrices` of the layer lacks them.
@@ -182,13 +222,13 @@ class ModelShape(BaseModel):
         if not self.layers:
             return self
         own = self.layers[layer]
-        if not own.intermediate_size:
+        if not own.intermediate_size and not own.experts:
             return None
         fields: dict[str, Any] = {"intermediate_size": own.intermediate_size, "layers": ()}
         if own.head_dim:
             fields |= {name: getattr(own, name) for name in ("num_attention_heads", "num_key_value_heads", "head_dim")}
         view = self.model_copy(update=fields)
-        view._whole = self
+        view._whole, view._experts = self, own.experts
         return view
 
     @property
@@ -215,6 +255,19 @@ class ModelShape(BaseModel):
             matrices |= {"up": Matrix(neurons, hidden), "down": Matrix(hidden, neurons)}
         return matrices
 
+    def expert_matrices(self, layer: int) -> dict[str, Matrix]:
+        """The matrices of one expert of a layer, by name; none if the layer has no experts or only bytes are known."""
+        own = self.by_layer[layer].experts
+        if own is None or own.bytes is not None:
+            return {}
+        width, hidden = own.intermediate_size, self.hidden_size
+        matrices = {"expert_gate": Matrix(width, hidden)} if own.gated else {}
+        return matrices | {"expert_up": Matrix(width, hidden), "expert_down": Matrix(hidden, width)}
+
+    def expert_parameters(self, layer: int) -> int:
+        """Weights of one expert of a layer; 0 if it has none or only bytes are known."""
+        return sum(matrix.elements for matrix in self.expert_matrices(layer).values())
+
     @property
     def mlp(self) -> tuple[str, ...]:
         """Names of the MLP's matrices: three with a gate, else two."""
@@ -227,8 +280,12 @@ class ModelShape(BaseModel):
 
     @property
     def all_mlp_parameters(self) -> int:
-        """Weights of the MLPs of all layers."""
-        return sum(len(self.mlp) * self.hidden_size * layer.intermediate_size for layer in self.by_layer)
+        """Weights of the MLPs of all layers, all experts included."""
+        return sum(len(self.mlp) * self.hidden_size * layer.intermediate_size for layer in self.by_layer) + sum(
+            own.experts.count * self.expert_parameters(layer) + own.experts.shared_parameters
+            for layer, own in enumerate(self.layers)
+            if own.experts
+        )
 
     @property
     def head_parameters(self) -> int:
@@ -248,6 +305,9 @@ class ModelShape(BaseModel):
             signal: its name.
             layer: number of the layer; None: the largest width of any layer.
         """
+        if signal in EXPERT_SIGNALS:
+            layers = self.layers if layer is None else self.layers[layer : layer + 1]
+            return max((self._expert_width(signal, own) for own in layers), default=0)
         if layer is None or not self.layers:
             if signal in ("up", "gate", "glu", "norm_down"):
                 return self.intermediate_size
@@ -259,6 +319,16 @@ class ModelShape(BaseModel):
             return own.num_attention_heads * own.head_dim
         exists = own.head_dim if signal == "attn_input" else own.intermediate_size
         return self.hidden_size if exists else 0
+
+    def _expert_width(self, signal: str, layer: LayerShape) -> int:
+        """Numbers of a token in a signal of a sparse layer; 0 if the layer is dense."""
+        if layer.experts is None:
+            return 0
+        experts = layer.experts
+        glu = experts.used * experts.intermediate_size
+        return dict(
+            zip(EXPERT_SIGNALS, (experts.count, experts.used, experts.used, self.hidden_size, glu), strict=True)
+        )[signal]
 
     def layers_with(self, signal: str) -> list[int]:
         """The layers that have a signal or norm."""
@@ -357,13 +427,13 @@ WEIGHTS = frozenset({"mlp", "attention", "lm_head"})
 """The parts of `Bits` that are weights of the model."""
 
 PART_OF = (
-    dict.fromkeys(MLP, "mlp")
+    dict.fromkeys((*MLP, *EXPERT, "shared"), "mlp")
     | dict.fromkeys((*ATTENTION, "other", "outside"), "attention")
     | dict.fromkeys(("lm_head", "embedding_row"), "lm_head")
 )
-"""Names of matrices, each with its part of the model in `Bits`. Besides the matrices that a policy can cut: ``other``,
-all other matrices of a layer; ``lm_head``; ``outside``, other matrices outside the layers; ``embedding_row``, the rows
-that a token looks up."""
+"""Names of matrices, each with its part of the model in `Bits`. Besides the matrices that a policy can cut: ``shared``,
+experts that every token reads; ``other``, all other matrices of a layer; ``lm_head``; ``outside``, other matrices
+outside the layers; ``embedding_row``, the rows that a token looks up."""
 
 
 def stored_bytes(elements: int, bits: float | Fraction) -> int:
@@ -391,10 +461,33 @@ def footprint(model: ModelShape, bits: Bits) -> Footprint:
         {name: stored_bytes(matrix.elements, bits.of(name, layer)) for name, matrix in model.matrices(layer).items()}
         for layer in range(model.num_hidden_layers)
     ]
-    others = [stored_bytes(own.other_parameters, bits.of("other", layer)) for layer, own in enumerate(model.by_layer)]
+    others = [
+        stored_bytes(own.other_parameters, bits.of("other", layer)) + (own.dense_bytes or 0)
+        for layer, own in enumerate(model.by_layer)
+    ]
+    experts = sum(
+        own.experts.count * sum(expert_bytes(model, bits, layer)) + shared_bytes(model, bits, layer)
+        for layer, own in enumerate(model.layers)
+        if own.experts
+    )
     return Footprint(
         attention=sum(size for own in sizes for name, size in own.items() if name in ATTENTION) + sum(others),
         lm_head=stored_bytes(model.head_parameters, bits.of("lm_head"))
         + stored_bytes(model.outside_parameters, bits.of("outside")),
-        mlp=sum(size for own in sizes for name, size in own.items() if name in MLP),
+        mlp=sum(size for own in sizes for name, size in own.items() if name in MLP) + experts,
     )
+
+
+def expert_bytes(model: ModelShape, bits: Bits, layer: int) -> tuple[int, ...]:
+    """Bytes of each matrix of one expert of a layer; one number if only the bytes of the whole expert are known."""
+    own = model.by_layer[layer].experts
+    if own is not None and own.bytes is not None:
+        return (own.bytes,)
+    matrices = model.expert_matrices(layer)
+    return tuple(stored_bytes(matrix.elements, bits.of(name, layer)) for name, matrix in matrices.items())
+
+
+def shared_bytes(model: ModelShape, bits: Bits, layer: int) -> int:
+    """Bytes of the shared experts of a layer, which every token reads."""
+    own = model.by_layer[layer].experts
+    return stored_bytes(own.shared_parameters, bits.of("shared", layer)) if own and own.shared_parameters else 0

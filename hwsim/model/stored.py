@@ -32,8 +32,9 @@ class StoredBytes(BaseModel):
     """Bytes of a model's matrices in its files, scales included. Biases, norms and embeddings are not counted.
 
     Attributes:
-        layers: for each layer the bytes of its matrices by name: ``q k v o gate up down``, and ``other`` for all other
-            matrices that a token reads; a layer names those that it has.
+        layers: for each layer the bytes of its matrices by name: ``q k v o gate up down``; ``expert_gate expert_up
+            expert_down``, each of all experts together; ``shared`` for experts that every token reads; and ``other``
+            for all other matrices that a token reads. A layer names those that it has.
         lm_head: bytes of the LM head; of the embedding, if both are one tensor.
         outside: bytes of the other matrices outside the layers.
         embedding_row: bytes of the rows that a token looks up in tables besides the embedding of its own width.
@@ -104,10 +105,14 @@ def _check_size(where: str, size: int, elements: int) -> None:
 
 
 def layer_elements(model: ModelShape, layer: int) -> dict[str, int]:
-    """Weights of a layer's matrices by name; ``other`` for all that no policy cuts, if there are any."""
+    """Weights of a layer's matrices by name, those of all experts together; names as in `StoredBytes`."""
+    own = model.by_layer[layer]
     elements = {name: matrix.elements for name, matrix in model.matrices(layer).items()}
-    other = model.by_layer[layer].other_parameters
-    return elements | ({"other": other} if other else {})
+    if own.experts:
+        count = own.experts.count
+        elements |= {name: count * matrix.elements for name, matrix in model.expert_matrices(layer).items()}
+    rest = {"shared": own.experts.shared_parameters if own.experts else 0, "other": own.other_parameters}
+    return elements | {name: weights for name, weights in rest.items() if weights}
 
 
 def outer_elements(model: ModelShape) -> dict[str, int]:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hwsim.errors import TraceError
-from hwsim.model.shape import SIGNALS, ModelShape
+from hwsim.model.shape import EXPERT_SIGNALS, SIGNALS, ModelShape
 from hwsim.model.stored import StoredBytes
 from hwsim.trace.encoding import FLOAT16, Encoding
 from hwsim.trace.sequences import Sequences
@@ -20,7 +20,22 @@ FORMAT = "hwsim-trace"
 VERSION = 1
 STORED_UNKNOWN = "stored_unknown"  # field of the provenance: why a recording has no stored bytes
 
-_Signal = Literal["input", "up", "gate", "glu", "attn_input", "attn_output"]
+_Signal = Literal[
+    "input", "up", "gate", "glu", "attn_input", "attn_output",
+    "router", "experts", "expert_weights", "expert_input", "expert_glu",
+]  # fmt: skip
+
+EXACT: dict[str, np.dtype[Any]] = {
+    "router": np.dtype("<f4"),
+    "experts": np.dtype("<i2"),
+    "expert_weights": np.dtype("<f4"),
+}
+"""Signals that are stored as they are, whatever the encoding. Rows of ``experts`` with fewer than `Experts.used` chosen
+experts end in -1."""
+
+RESIDENCY, ACCEPTED = "residency", "accepted"
+"""Optional members: ``layers/000/residency``, uint8 ``[tokens, used]``, whether the chosen expert was in the cache of
+the device that ran the model; and ``accepted``, uint8 ``[tokens]``, whether a draft of the token would be right."""
 
 
 class Sequence(BaseModel):
@@ -74,6 +89,10 @@ class TraceHeader(BaseModel):
             raise ValueError(f"signals {self.signals}: a model without a gate has input and glu only")
         if absent := [signal for signal in self.signals if not self.model.layers_with(signal)]:
             raise ValueError(f"signals {self.signals}: no layer of the model has {absent[0]}")
+        if "expert_glu" in self.signals and self.encoding != FLOAT16:
+            raise ValueError(
+                f"signals {self.signals}: expert_glu is stored as float16, not with encoding {self.encoding}"
+            )
         if self.stored is not None:
             self.stored.check(self.model)
         return self
@@ -111,8 +130,18 @@ class TraceHeader(BaseModel):
             for layer in range(self.model.num_hidden_layers)
             for signal in self.signals
             if (width := self.model.signal_width(signal, layer))  # a layer without an MLP has none
-            for part, (shape, dtype) in self.encoding.parts(width).items()
+            for part, (shape, dtype) in self._parts(layer, signal, width).items()
         }
+
+    def _parts(self, layer: int, signal: str, width: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """The shape and type of one stored row of each part of a signal, by suffix."""
+        if signal in EXACT:
+            return {"": ((width,), EXACT[signal])}
+        parts = self.encoding.parts(width)
+        experts = self.model.by_layer[layer].experts
+        if signal == "expert_glu" and experts:
+            return {"": ((experts.used, experts.intermediate_size), parts[""][1])}
+        return parts
 
     def to_array(self) -> np.ndarray:
         """The member ``header``: a 0-d unicode array of JSON; equal headers give equal bytes."""
@@ -159,4 +188,7 @@ def parse_header(text: str, path: object) -> TraceHeader:
         raise TraceError(f"{path}: {issue._replace(loc=('header', *issue.loc)).text}{value_note}") from error
 
 
-__all__ = ["FORMAT", "SIGNALS", "VERSION", "Sequence", "TraceHeader", "member_name", "parse_header"]
+__all__ = [
+    "ACCEPTED", "EXACT", "EXPERT_SIGNALS", "FORMAT", "RESIDENCY", "SIGNALS", "VERSION", "Sequence", "TraceHeader",
+    "member_name", "parse_header",
+]  # fmt: skip

@@ -24,7 +24,8 @@ import numpy as np
 from hwsim.errors import TraceError, did_you_mean
 from hwsim.model.shape import NORMS, ModelShape
 from hwsim.trace.encoding import RowError
-from hwsim.trace.header import TraceHeader, member_name, parse_header
+from hwsim.trace.header import ACCEPTED, EXACT, RESIDENCY, TraceHeader, member_name, parse_header
+from hwsim.util.units import shorten
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _MAX_HEADER_BYTES = 64 * 2**20
@@ -114,7 +115,7 @@ class Trace:
         return signal in recorded or (product and "up" in recorded and "gate" in recorded)
 
     def read(self, layer: int, signal: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Tokens `start` to `stop` of a layer's signal: float32 ``[stop - start, width]``.
+        """Tokens `start` to `stop` of a layer's signal: float32 ``[stop - start, width]``; ``experts``: int64.
 
         Raises:
             TraceError: there is no such layer, signal or token, the file is closed or shorter than it was, or a value
@@ -128,6 +129,8 @@ class Trace:
         if not self.has(signal):
             raise TraceError(f"{self.path}: has no signal {signal!r}; it holds {', '.join(self.header.signals)}")
         width, encoding = self._width(layer, signal), self.header.encoding
+        if signal in EXACT:
+            return self._exact(layer, signal, start, stop)
         with self._located(layer, signal, start):
             return encoding.decode(self._parts(layer, signal, start, stop), width)
 
@@ -139,11 +142,44 @@ class Trace:
         """
         stop = self.header.tokens if stop is None else stop
         self._check_range(layer, start, stop)
-        if signal not in self.header.signals or self.header.encoding.name != "float16":
+        if signal not in self.header.signals or self.header.encoding.name != "float16" or signal in EXACT:
             return None
         self._width(layer, signal)
         with self._located(layer, signal, start):
             return self.header.encoding.halves(self._parts(layer, signal, start, stop))
+
+    def _exact(self, layer: int, signal: str, start: int, stop: int) -> np.ndarray:
+        """Rows of a signal that is stored as it is, checked."""
+        name = member_name(layer, signal)
+        values = self._rows(name, start, stop)
+        if signal != "experts":
+            wrong = ~np.isfinite(values).all(axis=1)
+            self._refuse(name, values, wrong, "must be finite numbers", start=start)
+            return values.astype(np.float32)
+        experts = self.model.by_layer[layer].experts
+        assert experts is not None
+        ids = values.astype(np.int64)
+        ordered = np.sort(ids, axis=1)
+        twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+        gap = ((ids[:, 1:] >= 0) & (ids[:, :-1] < 0)).any(axis=1)
+        wrong = (ids < -1).any(axis=1) | (ids >= experts.count).any(axis=1) | (ids[:, 0] < 0) | twice | gap
+        rule = f"must be different experts from 0 to {experts.count - 1}, at least one, then -1"
+        self._refuse(name, ids, wrong, rule, start=start)
+        return ids
+
+    def residency(self, layer: int, start: int = 0, stop: int | None = None) -> np.ndarray | None:
+        """Whether each chosen expert was cached on the device that ran the model: bool ``[tokens, used]``, or None.
+
+        Only rows of decoded tokens mean anything.
+        """
+        stop = self.header.tokens if stop is None else stop
+        self._check_range(layer, start, stop)
+        name = member_name(layer, RESIDENCY)
+        return self._rows(name, start, stop).astype(bool) if name in self._members else None
+
+    def accepted(self) -> np.ndarray | None:
+        """Whether a draft of each token would have been right: bool ``[tokens]``; None if the trace does not say."""
+        return self._rows(ACCEPTED, 0, self.header.tokens).astype(bool) if ACCEPTED in self._members else None
 
     def check_whole(self, purpose: str) -> None:
         """Refuse a trace that leaves values out, for a `purpose` that needs all of them.
@@ -224,7 +260,8 @@ class Trace:
             yield name
         self.tokens()
         self.nll()
-        step = max(1, _CHUNK // (2 * max(self.model.hidden_size, self.model.intermediate_size)))
+        widest = max(self.model.signal_width(signal) for signal in self.header.signals)
+        step = max(1, _CHUNK // (2 * widest))
         for layer in range(self.model.num_hidden_layers):
             for name in filter(self.has, NORMS):
                 if self.model.signal_width(name, layer):
@@ -269,16 +306,20 @@ class Trace:
             return width
         raise TraceError(f"{self.path}: layer {layer} of {self.model.name} has no {signal}")
 
-    def _refuse(self, name: str, values: np.ndarray, wrong: np.ndarray, rule: str, item: str = "token") -> None:
-        """Refuse the first wrong value; `values` has one for each `item`, a token or a unit."""
+    def _refuse(
+        self, name: str, values: np.ndarray, wrong: np.ndarray, rule: str, item: str = "token", start: int = 0
+    ) -> None:
+        """Refuse the first wrong value; `values` has one for each `item` from `start` on, a token or a unit."""
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
-            raise TraceError(f"{self.path}: {name}: {item} {first} has {values[first]}; {rule}")
+            value = shorten(str(values[first]))
+            raise TraceError(f"{self.path}: {name}: {item} {start + first} has {value}; {rule}")
 
     def _parts(self, layer: int, signal: str, start: int, stop: int) -> dict[str, np.ndarray]:
         """The stored parts of some rows of a signal, by suffix."""
         name, parts = member_name(layer, signal), self.header.encoding.parts(self.model.signal_width(signal, layer))
-        return {part: self._rows(name + part, start, stop) for part in parts}
+        rows = {part: self._rows(name + part, start, stop) for part in parts}
+        return {part: values.reshape(len(values), -1) if values.ndim > 2 else values for part, values in rows.items()}
 
     @contextmanager
     def _located(self, layer: int, signal: str, start: int) -> Iterator[None]:
@@ -390,9 +431,13 @@ class Trace:
 
     def _check_members(self) -> None:
         expected: dict[str, tuple[tuple[int, ...], Any]] = {**self.header.members()}
-        for name, kind in (("tokens", "<i4"), ("nll", "<f4")):
+        for name, kind in (("tokens", "<i4"), ("nll", "<f4"), (ACCEPTED, "u1")):
             if name in self._members:
                 expected[name] = ((self.header.tokens,), kind)
+        flags = {member_name(layer, RESIDENCY): self.model.signal_width("experts", layer)
+                 for layer in self.model.layers_with("experts")}  # fmt: skip
+        if any(name in self._members for name in flags):  # all layers, or none
+            expected |= {name: ((self.header.tokens, used), "u1") for name, used in flags.items()}
         for norm in NORMS:
             widths = {member_name(layer, norm): self.model.signal_width(norm, layer)
                       for layer in self.model.layers_with(norm)}  # fmt: skip

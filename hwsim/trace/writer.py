@@ -25,7 +25,7 @@ import numpy as np
 from hwsim.errors import OutputError, TraceError, one_line
 from hwsim.model.shape import NORMS
 from hwsim.trace.encoding import FLOAT16_MAX
-from hwsim.trace.header import TraceHeader, member_name
+from hwsim.trace.header import ACCEPTED, EXACT, RESIDENCY, TraceHeader, member_name
 from hwsim.trace.zip import Slot, directory_end, directory_entry, local_header, npy_head
 from hwsim.util import kernels
 from hwsim.util.files import check_new_file, is_at, lock, sweep, write_atomic
@@ -50,6 +50,8 @@ class TraceWriter:
         tokens: whether token ids are going to be written.
         nll: whether losses are going to be written.
         norms: whether norms of weights are going to be written, before the first commit.
+        residency: whether the cache flags of a device are going to be written, for each chosen expert.
+        accepted: whether it is going to be written which drafts of tokens would be right.
         overwrite: begin anew if another command has left an unfinished trace.
 
     Attributes:
@@ -69,6 +71,8 @@ class TraceWriter:
         tokens: bool = False,
         nll: bool = False,
         norms: bool = False,
+        residency: bool = False,
+        accepted: bool = False,
         overwrite: bool = False,
     ) -> None:
         self.path, self.header = Path(path), header
@@ -95,12 +99,19 @@ class TraceWriter:
             for name in NORMS:
                 if units := header.model.signal_width(name, layer):
                     self._place(member_name(layer, name), (units,), np.dtype("<f4"))
+        for layer in header.model.layers_with("experts") if residency else ():
+            width = header.model.signal_width("experts", layer)
+            self._place(member_name(layer, RESIDENCY), (header.tokens, width), np.dtype("u1"))
+        if accepted:
+            self._place(ACCEPTED, (header.tokens,), np.dtype("u1"))
         self._open()
 
     # ------------------------------------------------------------------ writing
 
     def write(self, layer: int, signal: str, start: int, values: np.ndarray) -> None:
         """Put `values`, any float ``[n, width]``, at tokens `start` to `start + n` of a layer's signal.
+
+        ``experts`` are integers.
 
         They are copied, and written while the caller goes on; the next `commit` waits for that.
 
@@ -110,6 +121,11 @@ class TraceWriter:
         """
         name = member_name(layer, signal)
         self._check_shape(name, (self.header.model.signal_width(signal, layer),), start, values)
+        if signal in EXACT:
+            if not np.isfinite(values).all():
+                raise TraceError(f"{name}: the model produced NaN or infinity")
+            self._put(self._slots[name], start, values)
+            return
         half = values.dtype == np.float16
         worst = 0.0 if half else float(np.abs(values).max(initial=0.0))
         if not (kernels.all_finite(values) if half else np.isfinite(worst)):
@@ -131,6 +147,17 @@ class TraceWriter:
         """Put losses in nats, floats ``[n]``, at `start`; NaN where nothing predicts the token."""
         self._check_shape("nll", (), start, nats)
         self._put(self._slots["nll"], start, nats)
+
+    def write_residency(self, layer: int, start: int, flags: np.ndarray) -> None:
+        """Put the cache flags of a device, bool ``[n, used]``, at `start`."""
+        name = member_name(layer, RESIDENCY)
+        self._check_shape(name, (self.header.model.signal_width("experts", layer),), start, flags)
+        self._put(self._slots[name], start, flags)
+
+    def write_accepted(self, start: int, flags: np.ndarray) -> None:
+        """Put whether drafts of tokens would be right, bool ``[n]``, at `start`."""
+        self._check_shape(ACCEPTED, (), start, flags)
+        self._put(self._slots[ACCEPTED], start, flags)
 
     def write_norm(self, layer: int, name: str, values: np.ndarray) -> None:
         """Put the norms of a layer's units, one of `hwsim.model.shape.NORMS`, floats ``[units]``.
