@@ -109,7 +109,7 @@ class Trace:
     def has(self, signal: str) -> bool:
         """Whether the trace has a signal or norm, or can compute it (``glu`` = ``up`` x ``gate``)."""
         if signal in NORMS:
-            return member_name(self.model.layers_with(signal)[0], signal) in self._members
+            return any(member_name(layer, signal) in self._members for layer in self.model.layers_with(signal)[:1])
         recorded = self.header.signals
         product = signal == "glu" and not self.model.inner_norm
         return signal in recorded or (product and "up" in recorded and "gate" in recorded)
@@ -260,6 +260,7 @@ class Trace:
             yield name
         self.tokens()
         self.nll()
+        self.accepted()
         widest = max(self.model.signal_width(signal) for signal in self.header.signals)
         step = max(1, _CHUNK // (2 * widest))
         for layer in range(self.model.num_hidden_layers):
