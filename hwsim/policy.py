@@ -58,11 +58,12 @@ class Context:
         layer: layer of the model, from 0.
         token: decoded token of the sequence, from 0; prompt tokens do not count.
         signals: what the group named in `needs`: float32 ``[width]`` each, of this token; norms: of this
-            layer.
+            layer. ``experts`` is int64 ``[chosen]``: the experts that the model itself chooses, by falling rank, at
+            most ``model.experts.used``; ``expert_weights`` float32 ``[chosen]``; ``router`` float32 ``[experts]``.
         cached: bool ``[units]``: in the cache before this token's own update.
         state: a dict of the policy's own for this layer and group, empty at the start of each sequence.
         rng: random numbers for this layer, group and sequence, from the run's seed.
-        model: the shape of the model.
+        model: the shape of the model; ``model.experts`` are the experts of this layer.
     """
 
     model: ModelShape
@@ -148,6 +149,15 @@ class Policy(BaseModel):
         """The mask itself, bool ``[units]``, for policies that do more than take the best; None: use `score`.
 
         It holds ``ctx.k`` units where the group names a `keep`, any number where it does not.
+        """
+        return None
+
+    def masks(self, ctx: Context) -> np.ndarray | None:
+        """Optional fast path: `select` for a block of tokens, bool ``[tokens, units]``; None: token by token.
+
+        For a policy that does not read ``ctx.cached``. Here ``ctx.signals`` holds ``[tokens, width]``, ``experts`` with
+        -1 where a token has fewer, and ``ctx.token`` is the first of the tokens. The masks must be those of `select`. A
+        subclass that overrides `select` is asked token by token, unless it has its own `masks`.
         """
         return None
 
