@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -342,3 +345,41 @@ def test_those_that_look_at_the_cache_say_so(name: str) -> None:
     token.ctx.begin(np.random.default_rng(0), None)
     with pytest.raises(BlindError):
         token.policy.select(token.ctx)
+
+
+# ---------------------------------------------------------------------- measured
+
+
+@pytest.mark.skipif("HWSIM_MEASURED_DATA" not in os.environ, reason="HWSIM_MEASURED_DATA names no folder")
+@pytest.mark.parametrize(
+    ("file", "name", "parameters", "avoided", "given_up"),
+    [
+        ("qwen", "drop-cold", {"factor": 1.0}, 0.66, 0.095),
+        ("qwen", "drop-cold", {"factor": 0.75}, 0.37, 0.044),
+        ("qwen", "router-k", {"k": 5}, 0.23, 0.106),
+        ("qwen", "router-k", {"k": 3}, 0.59, 0.368),
+        ("gptoss", "drop-cold", {"factor": 1.0}, None, 0.25),
+        ("gptoss", "router-k", {"k": 1}, None, 0.42),
+    ],
+)
+def test_what_bigmoeonedge_says_that_it_saves(
+    file: str, name: str, parameters: dict[str, Any], avoided: float | None, given_up: float
+) -> None:
+    """Shares of reads and of router weight on decoded tokens, with the phone's own cache flags (docs/expert-dropping.md)."""
+    path = Path(os.environ["HWSIM_MEASURED_DATA"]) / "bigmoe" / f"2026-07-15-route-trace_{file}.route.csv"
+    with path.open() as lines:
+        rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    decoded = [row for row in rows if row["phase"] == "1"]
+    used = 1 + max(int(row["slot"]) for row in decoded)
+    columns = {
+        key: np.array([float(row[key]) for row in decoded]).reshape(-1, used)
+        for key in ("expert", "weight", "residency")
+    }
+    policy, reads, own_reads, kept = make(name, **parameters), 0, 0, 0.0
+    for chosen, weights, flags in zip(columns["expert"].astype(np.int64), *list(columns.values())[1:], strict=True):
+        cached = set(chosen[flags > 0].tolist())
+        taken = Token(policy, np.zeros(128), cached, used, chosen=chosen, weights=weights).choice()
+        reads, own_reads = reads + len(taken - cached), own_reads + len(set(chosen.tolist()) - cached)
+        kept += float(weights[np.isin(chosen, list(taken))].sum())
+    assert avoided is None or 1 - reads / own_reads == pytest.approx(avoided, abs=0.005)
+    assert 1 - kept / columns["weight"].sum() == pytest.approx(given_up, abs=0.005)
