@@ -145,19 +145,19 @@ class Policy(BaseModel):
         """
         return None
 
+    def masks(self, ctx: Context) -> np.ndarray | None:
+        """Optional fast path: `select` for a block of tokens, bool ``[tokens, units]``; None: one by one.
+
+        Only for a policy that does not read ``ctx.cached``. ``ctx.signals`` holds ``[tokens, width]``, and rows of
+        ``experts`` with fewer than the usual number end in -1. A subclass with another `select` is asked token by
+        token, unless it has its own `masks`.
+        """
+        return None
+
     def select(self, ctx: Context) -> np.ndarray | None:
         """The mask itself, bool ``[units]``, for policies that do more than take the best; None: use `score`.
 
         It holds ``ctx.k`` units where the group names a `keep`, any number where it does not.
-        """
-        return None
-
-    def masks(self, ctx: Context) -> np.ndarray | None:
-        """Optional fast path: `select` for a block of tokens, bool ``[tokens, units]``; None: token by token.
-
-        For a policy that does not read ``ctx.cached``. Here ``ctx.signals`` holds ``[tokens, width]``, ``experts`` with
-        -1 where a token has fewer, and ``ctx.token`` is the first of the tokens. The masks must be those of `select`. A
-        subclass that overrides `select` is asked token by token, unless it has its own `masks`.
         """
         return None
 

@@ -38,13 +38,9 @@ settings.load_profile("hwsim")
 typer.testing._get_command = cache(get_command)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# the built-in policies for layers of experts
-FOR_EXPERTS = ["cache-prior", "cumulative", "drop-cold", "max-rank", "router", "router-k"]
-# those for other layers that run with their defaults; the rest read a calibration or nets
+# the built-in policies that run with their defaults; others read a calibration or nets
 WITHOUT_A_FILE = [
-    name
-    for name in POLICIES.names()
-    if name not in FOR_EXPERTS and not {"predictor", "calibration"} & POLICIES.find(name)[1].model_fields.keys()
+    name for name in POLICIES.names() if not {"predictor", "calibration"} & POLICIES.find(name)[1].model_fields.keys()
 ]
 SEQUENCES = [Sequence(tokens=40, prompt=6), Sequence(tokens=25)]
 

@@ -13,6 +13,7 @@ import numpy as np
 from hwsim.device.profile import Profile
 from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions.lru import Lru
+from hwsim.masking.context import ScanContext
 from hwsim.masking.decider import Block
 from hwsim.masking.scan import scan
 from hwsim.masking.streams import Masking, signal_blocks
@@ -21,11 +22,12 @@ from hwsim.model.shape import ModelShape
 from hwsim.policy import Context, Policy
 from hwsim.simulation.run import Conditions, Source, recorded
 from hwsim.simulation.settings import Settings
-from hwsim.testing.drive import SMALL_MODEL, MaskCollector, RandomSignals
+from hwsim.testing.drive import SMALL_MODEL, SMALL_SPARSE_MODEL, MaskCollector, RandomSignals, for_experts
 from hwsim.testing.rules import at_the_ends, check_rules, make
 from hwsim.trace.header import Sequence
 from hwsim.trace.sequences import Sequences
 from hwsim.util import kernels
+from hwsim.util.calls import call
 
 _SEQUENCES = [Sequence(tokens=14, prompt=2), Sequence(tokens=9)]
 _DEVICE = Profile.model_validate(
@@ -34,13 +36,13 @@ _DEVICE = Profile.model_validate(
 _DENSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 
 
-def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL) -> list[str]:
+def check_policy(policy: type[Policy] | Policy, model: ModelShape | None = None) -> list[str]:
     """Run every rule of the policy contract.
 
     Args:
         policy: an instance, or a class, which is made with its defaults.
-        model: shape of the model to test with; the default is small and has a gate. A policy that reads a file of
-            arrays fits only the model of that file.
+        model: shape of the model to test with; None: a small one that has a gate, or one that has experts if the
+            policy decides them. A policy that reads a file of arrays fits only the model of that file.
 
     Returns:
         The rules that were checked, in words.
@@ -49,7 +51,8 @@ def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL)
         BrokenRuleError: a rule is broken; a `ContractError` that names the first broken rule.
     """
     instance = make(policy, Policy, [text for text, _ in _RULES])
-    return check_rules([(text, partial(check, instance, model)) for text, check in _RULES])
+    shape = model or (SMALL_SPARSE_MODEL if for_experts(instance) else SMALL_MODEL)
+    return check_rules([(text, partial(check, instance, shape)) for text, check in _RULES])
 
 
 def masking_of(policy: Policy, model: ModelShape) -> Masking:
@@ -141,7 +144,15 @@ def _seen(ctx: Context) -> dict[str, Any]:
 
 
 def _masks(policy: Policy, model: ModelShape) -> None:
-    _run(policy, model)  # the scan itself checks all of this
+    """Run the policy: the scan itself checks shapes and sizes, except that a token needs an expert."""
+    masks = _run(policy, model)
+    experts = {plan.name for plan in masking_of(policy, model).plans if plan.group.axis == "expert"}
+    for (layer, group, token), mask in masks.items():
+        if group in experts and not any(mask):
+            raise ContractError(
+                f"{type(policy).__name__}: select() at layer {layer}, group {group}, token {token} takes no expert; "
+                "keep at least the one of largest weight"
+            )
 
 
 def _scores(policy: Policy, model: ModelShape) -> str | None:
@@ -181,6 +192,44 @@ def _scored(masking: Masking, place: Place, block: Block) -> bool:
     return True
 
 
+def _masks_at_once(policy: Policy, model: ModelShape) -> str | None:
+    """Check that `masks` of a block are those of `select` for its tokens, which do not depend on a cache."""
+    if not _has_masks(type(policy)):
+        return "it has no masks() of many tokens, so it is asked token by token"
+    tokens, compared, masking = 9, False, masking_of(policy, model)
+    blind = "masks() decides many tokens at once; leave masks() out, or decide without the cache"
+    for place in masking.plans.places([0]):
+        plan, decider = place.plan, masking.decider(place)
+        seed = (masking.seed, place.layer, place.slot)
+        for block in signal_blocks(RandomSignals(model, tokens), plan, range(tokens)):
+            decider.begin(0, None, blind)
+            ctx = ScanContext(model.at(0) or model, plan.group, 0, plan.indices, plan.k, np.random.default_rng(seed))
+            ctx.begin(np.random.default_rng((*seed, 0)), None, blind)
+            ctx.token, ctx.signals = 0, block.norms | block.signals
+            masks = call(type(policy).__name__, policy.masks, ctx)
+            if masks is None:
+                continue
+            compared = True
+            if not (isinstance(masks, np.ndarray) and masks.dtype == bool and masks.shape == (tokens, plan.indices)):
+                raise ContractError(
+                    f"{type(policy).__name__}: masks() at layer 0, group {plan.name}: needs bool of shape "
+                    f"{(tokens, plan.indices)}"
+                )
+            for token, row in enumerate(block.rows()):
+                if not np.array_equal(masks[token], decider.decide(row)):
+                    raise ContractError(
+                        f"{type(policy).__name__}: masks() at layer 0, group {plan.name}, token {token} chooses other "
+                        "units than select(); choose the very same, or leave masks() out"
+                    )
+    return None if compared else "its masks() leave many tokens to select(), which is asked token by token"
+
+
+def _has_masks(kind: type[Policy]) -> bool:
+    """Whether a policy has `masks` that no subclass has left behind by another `select`."""
+    masks, select = (next(base for base in kind.__mro__ if name in vars(base)) for name in ("masks", "select"))
+    return masks is not Policy and issubclass(masks, select)
+
+
 def _same_twice(policy: Policy, model: ModelShape) -> None:
     one, other = _run(policy, model), _run(policy, model)
     if one != other:
@@ -209,6 +258,8 @@ def _density(policy: Policy, model: ModelShape) -> str | None:
     kind: Any = type(policy)
     if "density" not in kind.model_fields:
         return "it has no density, so --density is refused"
+    if for_experts(policy):
+        return "it decides experts, so what its density means is its own affair"
     read: list[tuple[float, float]] = []
     for density in _DENSITIES:
         try:
@@ -255,6 +306,7 @@ _RULES: list[tuple[str, Callable[[Policy, ModelShape], str | None]]] = [
     ("what it is shown it leaves as it is", _untouched),
     ("its masks have the right shape and hold what keep says", _masks),
     ("scores() of many tokens, where it has them, are those of score()", _scores),
+    ("masks() of many tokens, where it has them, are those of select()", _masks_at_once),
     ("the same run gives the same masks", _same_twice),
     ("layers do not influence each other", _layers_apart),
     ("at the ends of its parameters' bounds it works, or gives a reason", _bounds),
