@@ -21,8 +21,9 @@ from hwsim.masking.guesses import Guesses
 from hwsim.masking.mask_file import MaskFile
 from hwsim.masking.observers import Observer
 from hwsim.masking.streams import Masking
-from hwsim.memory.groups import Plans, Units, plan_layers
+from hwsim.memory.groups import Plans
 from hwsim.memory.placement import Placement, Room, place
+from hwsim.memory.planning import Units, plan_layers
 from hwsim.model.lora import read_adapter
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.model.stored import StoredBytes, bits_of

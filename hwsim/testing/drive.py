@@ -12,7 +12,8 @@ from hwsim.masking.counts import Served
 from hwsim.masking.observers import Observer
 from hwsim.masking.scan import scan
 from hwsim.masking.streams import Masking
-from hwsim.memory.groups import Place, plan_layers
+from hwsim.memory.groups import Place
+from hwsim.memory.planning import plan_layers
 from hwsim.model.shape import NORMS, ModelShape
 from hwsim.policy import Policy
 from hwsim.trace.header import Sequence

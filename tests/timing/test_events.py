@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hwsim.device.flash_times import flash_seconds, stream_seconds
 from hwsim.device.profile import Flash
 from hwsim.masking.counts import Counts
-from hwsim.memory.groups import Units, plan_layers
 from hwsim.memory.placement import Room, place
+from hwsim.memory.planning import Units, plan_layers
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
