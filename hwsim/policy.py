@@ -144,6 +144,15 @@ class Policy(BaseModel):
         """
         return None
 
+    def masks(self, ctx: Context) -> np.ndarray | None:
+        """Optional fast path: `select` for a block of tokens, bool ``[tokens, units]``; None: one by one.
+
+        Only for a policy that does not read ``ctx.cached``. ``ctx.signals`` holds ``[tokens, width]``, and rows of
+        ``experts`` with fewer than the usual number end in -1. A subclass with another `select` is asked token by
+        token, unless it has its own `masks`.
+        """
+        return None
+
     def select(self, ctx: Context) -> np.ndarray | None:
         """The mask itself, bool ``[units]``, for policies that do more than take the best; None: use `score`.
 

@@ -166,6 +166,10 @@ class ExpertPart(Cache):
         units = in_order(mask, order)
         return len(units), self._shared.serve(self, units)
 
+    def serve_units(self, units: np.ndarray) -> int:
+        """Serve an event and return the number of hits; `units` as for `ExpertCache.serve`."""
+        return self._shared.serve(self, units)
+
     @property
     def rank_update(self) -> RankUpdate | None:
         """None: the scan of single units does not serve events."""

@@ -220,6 +220,10 @@ def plan_layers(layers: list[list[Group]], model: ModelShape, units: Units | Non
             nothing decides which experts are read.
     """
     units, numbers = units or Units(), range(model.num_hidden_layers)
+    listed = layers[0] if isinstance(layers[0], list | tuple) else []  # anything else is refused below
+    routed = next((group for group in listed if isinstance(group, Group) and group.axis == "expert"), None)
+    if routed is not None and model.experts is None:
+        raise ContractError(f"group {routed.name!r}: {model.name} has no experts; choose a policy that cuts MLPs")
     if len(layers) == 1 and (units.bits.stored or model.layers):
         layers = layers * model.num_hidden_layers  # layers differ in what they have, or in the bytes of units
     if len(layers) == 1:
@@ -235,9 +239,10 @@ def plan_layers(layers: list[list[Group]], model: ModelShape, units: Units | Non
             )
     absent = next((group for groups in layers for group in groups if group.name not in first_of), None)
     if absent is not None:
-        lacking = "experts" if absent.axis == "expert" else "MLP that every token reads"
-        other = "cuts MLPs, such as dip" if absent.axis == "expert" else "decides experts, such as router"
-        raise ContractError(f"group {absent.name!r}: {model.name} has no {lacking}; choose a policy that {other}")
+        raise ContractError(
+            f"group {absent.name!r}: {model.name} has no MLP that every token reads; choose a policy that decides "
+            "experts, such as router"
+        )
     _check_experts(plans, model)
     return Plans(tuple(plans))
 

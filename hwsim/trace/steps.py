@@ -144,33 +144,38 @@ class _Builder:
         self._rng = np.random.default_rng(together.seed)
         self._rows: list[np.ndarray] = []
         self._sequences: list[np.ndarray] = []
-        self._emitted: list[int] = []
-        self._starts: list[bool] = []
-        self._empty: list[bool] = []
+        self._sizes: list[np.ndarray] = []
+        self._emitted: list[np.ndarray] = []
+        self._starts: list[int] = []  # steps at which another sequence begins
+        self._empty: list[int] = []  # steps before which the caches are empty
+        self._count = 0
 
     def batch(self, parts: list[Decoded]) -> None:
         """Add the steps of sequences that are decoded together: their prompts, one after the other, then all tokens."""
-        before, together = len(self._emitted), self._together
+        together = self._together
+        if not together.keep or not self._count:
+            self._empty.append(self._count)
         for part in parts if together.prompts else ():
             first = self._first[part.number]
-            size = together.chunk or max(1, part.rows.start - first)
-            for start in range(first, part.rows.start, size):
-                rows = np.arange(start, min(start + size, part.rows.start))
-                self._add(rows, np.full(len(rows), part.number), emitted=0, starts=start == first)
-        decode = len(self._emitted)
+            if first < part.rows.start:
+                self._starts.append(self._count)
+            for start in range(first, part.rows.start, together.chunk or part.rows.start - first):
+                stop = min(start + (together.chunk or part.rows.stop), part.rows.start)
+                self._add(np.arange(start, stop), np.full(stop - start, part.number), [stop - start], [0])
         if together.drafts:
             for part in parts:
+                self._starts.append(self._count)
                 self._verify(part)
-        else:
-            for token in range(max(len(part.rows) for part in parts)):
-                active = [part for part in parts if token < len(part.rows)]
-                self._add(
-                    np.array([part.rows[token] for part in active]),
-                    np.array([part.number for part in active]),
-                    emitted=len(active),
-                )
-        self._starts[decode] = True  # also after a prompt, whose steps are timed apart
-        self._empty[before] = not together.keep or before == 0
+            return
+        self._starts.append(self._count)
+        if len(parts) == 1:
+            rows, ones = np.arange(parts[0].rows.start, parts[0].rows.stop), [1] * len(parts[0].rows)
+            self._add(rows, np.full(len(rows), parts[0].number), ones, ones)
+            return
+        for token in range(max(len(part.rows) for part in parts)):
+            active = [part for part in parts if token < len(part.rows)]
+            rows = np.array([part.rows[token] for part in active])
+            self._add(rows, np.array([part.number for part in active]), [len(active)], [len(active)])
 
     def _verify(self, part: Decoded) -> None:
         """Add the steps of a sequence whose drafted tokens are verified."""
@@ -182,20 +187,24 @@ class _Builder:
             right = draws[: len(drafted)] if self._accepted is None else self._accepted[drafted]
             accepted = len(right) if right.all() else int(np.argmin(right))
             members = rows[token : token + 1 + drafts]
-            self._add(members, np.full(len(members), part.number), emitted=accepted + 1, starts=token == 0)
+            self._add(members, np.full(len(members), part.number), [len(members)], [accepted + 1])
             token += accepted + 1
 
-    def _add(self, rows: np.ndarray, sequences: np.ndarray, *, emitted: int, starts: bool = False) -> None:
+    def _add(self, rows: np.ndarray, sequences: np.ndarray, sizes: list[int], emitted: list[int]) -> None:
+        """Add steps of `sizes` members each."""
         self._rows.append(rows)
         self._sequences.append(sequences)
-        self._emitted.append(emitted)
-        self._starts.append(starts)
-        self._empty.append(False)
+        self._sizes.append(np.array(sizes, np.int64))
+        self._emitted.append(np.array(emitted, np.int64))
+        self._count += len(sizes)
 
     def steps(self) -> Steps:
         """All steps so far."""
-        rows, sequences = (np.concatenate(parts).astype(np.int64) for parts in (self._rows, self._sequences))
-        offsets = np.concatenate([[0], np.cumsum([len(part) for part in self._rows])]).astype(np.int64)
+        rows, sequences, sizes, emitted = (
+            np.concatenate([np.empty(0, np.int64), *parts])
+            for parts in (self._rows, self._sequences, self._sizes, self._emitted)
+        )
+        starts, empty = np.zeros(self._count, bool), np.zeros(self._count, bool)
+        starts[self._starts], empty[self._empty] = True, True
         lengths = rows - np.array(self._first, np.int64)[sequences] + 1
-        emitted = np.array(self._emitted, np.int64)
-        return Steps(rows, sequences, lengths, offsets, emitted, np.array(self._starts), np.array(self._empty))
+        return Steps(rows, sequences, lengths, np.concatenate([[0], np.cumsum(sizes)]), emitted, starts, empty)

@@ -26,6 +26,7 @@ from hwsim.timing.server import Device
 from hwsim.timing.work import Decode, make_work
 from hwsim.trace import Sequence
 from hwsim.trace.sequences import Sequences
+from hwsim.trace.steps import Steps
 from tests.conftest import WITHOUT_A_FILE, flat_profile
 from tests.runs import replay
 from tests.toy import BITS, DOWN_USE, INPUT_USE, KV_ENTRY, RESIDENT, TOY, Scripted, device_of, times
@@ -44,7 +45,7 @@ def placed(groups, model, bits, room):
 
 def decode_of(counts, placement, device, sequences, bits=BITS):
     """A decode whose units are read one by one."""
-    return Decode(counts, placement, device, Sequences(sequences), bits, ReadSetup())
+    return Decode(counts, placement, device, Steps.of(Sequences(sequences)), bits, ReadSetup())
 
 
 def flash_with_table(depth=4, **more):
