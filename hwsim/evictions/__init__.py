@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict
 from hwsim.errors import PluginError
 from hwsim.util import kernels
 
-RankUpdate = Literal["last", "count", "first"]
+RankUpdate = Literal["last", "count", "first", "next"]
 """How serving a token updates a rank: ``last`` stores the token at which a unit was needed, ``count`` counts the needs,
-and ``first`` stores the token at which the unit was admitted."""
+``first`` stores the token at which the unit was admitted, and ``next`` is minus the token that needs the unit next."""
 
 Admission = Literal["always", "bypass"]
 """Whether a needed unit always enters the cache, or only if the rule ranks it above a cached unit."""
@@ -54,7 +54,8 @@ class Eviction(BaseModel):
             serve, and asks all of them for their ranks.
         rank_update: optional fast path, for a rule whose state is the rank itself, int32 ``[units]``, and whose `use`
             does only one of these updates: set it to the token where a unit was needed (``last``) or admitted
-            (``first``), or add one where a unit was needed (``count``).
+            (``first``), or add one where a unit was needed (``count``). ``next``, for a rule that needs the future: the
+            rank is minus the next need, which a cache of experts computes itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -12,7 +12,8 @@ from hwsim.masking.counts import Served
 from hwsim.masking.observers import Observer
 from hwsim.masking.scan import scan
 from hwsim.masking.streams import Masking
-from hwsim.memory.groups import Place, plan_layers
+from hwsim.memory.groups import Place
+from hwsim.memory.planning import plan_layers
 from hwsim.model.layers import Experts, LayerShape
 from hwsim.model.shape import EXPERT_SIGNALS, NORMS, ModelShape
 from hwsim.policy import Policy
@@ -40,13 +41,14 @@ SMALL_SPARSE_MODEL = SMALL_MODEL.model_copy(update={"name": "small-sparse", "lay
 
 
 def for_experts(policy: Policy) -> bool:
-    """Whether a policy decides which experts are read, by its groups for a layer of experts."""
-    view = SMALL_SPARSE_MODEL.at(0)
-    assert view is not None
-    try:
-        return any(group.axis == "expert" for group in policy.groups(view))
-    except Exception:  # whatever a policy for other layers makes of a layer without an MLP
-        return False
+    """Whether a policy decides which experts are read, by its groups for small models with and without experts."""
+    for model in (SMALL_SPARSE_MODEL.at(0), SMALL_MODEL):
+        try:
+            if any(group.axis == "expert" for group in policy.groups(model or SMALL_MODEL)):
+                return True
+        except Exception:  # whatever a policy for the other kind of model makes of this one
+            continue
+    return False
 
 
 class RandomSignals:

@@ -13,7 +13,6 @@ import numpy as np
 from hwsim.device.profile import Profile
 from hwsim.errors import ContractError, HwsimError
 from hwsim.evictions.lru import Lru
-from hwsim.masking.context import ScanContext
 from hwsim.masking.decider import Block
 from hwsim.masking.scan import scan
 from hwsim.masking.streams import Masking, signal_blocks
@@ -27,7 +26,6 @@ from hwsim.testing.rules import at_the_ends, check_rules, make
 from hwsim.trace.header import Sequence
 from hwsim.trace.sequences import Sequences
 from hwsim.util import kernels
-from hwsim.util.calls import call
 
 _SEQUENCES = [Sequence(tokens=14, prompt=2), Sequence(tokens=9)]
 _DEVICE = Profile.model_validate(
@@ -144,15 +142,7 @@ def _seen(ctx: Context) -> dict[str, Any]:
 
 
 def _masks(policy: Policy, model: ModelShape) -> None:
-    """Run the policy: the scan itself checks shapes and sizes, except that a token needs an expert."""
-    masks = _run(policy, model)
-    experts = {plan.name for plan in masking_of(policy, model).plans if plan.group.axis == "expert"}
-    for (layer, group, token), mask in masks.items():
-        if group in experts and not any(mask):
-            raise ContractError(
-                f"{type(policy).__name__}: select() at layer {layer}, group {group}, token {token} takes no expert; "
-                "keep at least the one of largest weight"
-            )
+    _run(policy, model)  # the scan itself checks all of this
 
 
 def _scores(policy: Policy, model: ModelShape) -> str | None:
@@ -194,40 +184,23 @@ def _scored(masking: Masking, place: Place, block: Block) -> bool:
 
 def _masks_at_once(policy: Policy, model: ModelShape) -> str | None:
     """Check that `masks` of a block are those of `select` for its tokens, which do not depend on a cache."""
-    if not _has_masks(type(policy)):
-        return "it has no masks() of many tokens, so it is asked token by token"
     tokens, compared, masking = 9, False, masking_of(policy, model)
-    blind = "masks() decides many tokens at once; leave masks() out, or decide without the cache"
     for place in masking.plans.places([0]):
-        plan, decider = place.plan, masking.decider(place)
-        seed = (masking.seed, place.layer, place.slot)
-        for block in signal_blocks(RandomSignals(model, tokens), plan, range(tokens)):
-            decider.begin(0, None, blind)
-            ctx = ScanContext(model.at(0) or model, plan.group, 0, plan.indices, plan.k, np.random.default_rng(seed))
-            ctx.begin(np.random.default_rng((*seed, 0)), None, blind)
-            ctx.token, ctx.signals = 0, block.norms | block.signals
-            masks = call(type(policy).__name__, policy.masks, ctx)
+        many, single = (masking.decider(place) for _ in range(2))
+        for decider in (many, single):
+            decider.begin(0, None, "masks() decides many tokens at once; leave masks() out, or do without the cache")
+        for block in signal_blocks(RandomSignals(model, tokens), place.plan, range(tokens)):
+            masks = many.masks(block) if many.masks_blocks else None
             if masks is None:
                 continue
             compared = True
-            if not (isinstance(masks, np.ndarray) and masks.dtype == bool and masks.shape == (tokens, plan.indices)):
-                raise ContractError(
-                    f"{type(policy).__name__}: masks() at layer 0, group {plan.name}: needs bool of shape "
-                    f"{(tokens, plan.indices)}"
-                )
-            for token, row in enumerate(block.rows()):
-                if not np.array_equal(masks[token], decider.decide(row)):
+            for token, (mask, row) in enumerate(zip(masks, block.rows(), strict=True)):
+                if not np.array_equal(mask, single.decide(row)):
                     raise ContractError(
-                        f"{type(policy).__name__}: masks() at layer 0, group {plan.name}, token {token} chooses other "
-                        "units than select(); choose the very same, or leave masks() out"
+                        f"{type(policy).__name__}: masks() at layer 0, group {place.plan.name}, token {token} choose "
+                        "other units than select(); choose the very same, or leave masks() out"
                     )
-    return None if compared else "its masks() leave many tokens to select(), which is asked token by token"
-
-
-def _has_masks(kind: type[Policy]) -> bool:
-    """Whether a policy has `masks` that no subclass has left behind by another `select`."""
-    masks, select = (next(base for base in kind.__mro__ if name in vars(base)) for name in ("masks", "select"))
-    return masks is not Policy and issubclass(masks, select)
+    return None if compared else "it has no masks() of many tokens, so it is asked token by token"
 
 
 def _same_twice(policy: Policy, model: ModelShape) -> None:

@@ -97,7 +97,8 @@ def _deciding(masking: Masking, place: Place) -> Callable[[], int]:
     source = RandomSignals(masking.model, _TOKENS)
     norms = {name: read_only(source.norm(0, name)) for name in plan.group.needs if name in NORMS}
     signals = {name: read_only(source.read(0, name)) for name in plan.group.needs if name not in NORMS}
-    tokens = list(Block(signals, norms, _TOKENS).rows())
+    experts = source.read(0, "experts") if plan.routed else None
+    tokens = list(Block(signals, norms, _TOKENS, experts).rows())
 
     def run() -> int:
         decider.begin(0, cached)

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from hwsim.errors import TraceError, did_you_mean
 from hwsim.model.shape import NORMS, ModelShape
 from hwsim.trace.encoding import RowError
 from hwsim.trace.header import ACCEPTED, EXACT, RESIDENCY, TraceHeader, member_name, parse_header
+from hwsim.trace.sequences import Sequences
 from hwsim.util.units import shorten
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -162,10 +164,20 @@ class Trace:
         ordered = np.sort(ids, axis=1)
         twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
         gap = ((ids[:, 1:] >= 0) & (ids[:, :-1] < 0)).any(axis=1)
-        wrong = (ids < -1).any(axis=1) | (ids >= experts.count).any(axis=1) | (ids[:, 0] < 0) | twice | gap
-        rule = f"must be different experts from 0 to {experts.count - 1}, at least one, then -1"
+        none = (ids[:, 0] < 0) & self._decoded[
+            start:stop
+        ]  # a prompt's token may skip a layer whose output nobody needs
+        wrong = (ids < -1).any(axis=1) | (ids >= experts.count).any(axis=1) | none | twice | gap
+        rule = f"must be different experts from 0 to {experts.count - 1}, at least one for a decoded token, then -1"
         self._refuse(name, ids, wrong, rule, start=start)
         return ids
+
+    @cached_property
+    def _decoded(self) -> np.ndarray:
+        """Whether each token is decoded: bool ``[tokens]``."""
+        decoded = np.zeros(self.header.tokens, bool)
+        decoded[Sequences(self.header.sequences).rows()] = True
+        return decoded
 
     def residency(self, layer: int, start: int = 0, stop: int | None = None) -> np.ndarray | None:
         """Whether each chosen expert was cached on the device that ran the model: bool ``[tokens, used]``, or None.
