@@ -46,7 +46,7 @@ def for_experts(policy: Policy) -> bool:
         try:
             if any(group.axis == "expert" for group in policy.groups(model or SMALL_MODEL)):
                 return True
-        except Exception:  # whatever a policy for the other kind of model makes of this one
+        except (Exception, SystemExit):  # whatever a policy for the other kind of model makes of this one
             continue
     return False
 
