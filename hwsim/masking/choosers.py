@@ -90,10 +90,14 @@ class Chooser:
     def _whole(self, rows: np.ndarray) -> Demand:
         """What a chunk of a prompt needs: the model's own experts, or all units."""
         plan = self._place.plan
-        if not plan.routed:
+        if not plan.routed and plan.choice is None:
             return Demand(np.ones(plan.units, bool), len(rows) * plan.units, len(rows))
         chosen = self._source.read(plan.layer, "experts", int(rows[0]), int(rows[-1]) + 1).ravel()
         chosen = chosen[chosen >= 0]
+        if plan.choice is not None:
+            mask = np.zeros((plan.choice.units, plan.width), bool)
+            mask[chosen] = True
+            return Demand(mask.ravel(), len(chosen) * plan.width, 0)
         return Demand(last_uses(chosen), len(chosen), 0)
 
     def _united(self, choices: list[np.ndarray]) -> Demand:
