@@ -31,7 +31,11 @@ class LayerExperts:
         self.module, self.shape = layer.get_submodule(found.module), found.shape
         self.functions = ExpertFunctions(self.module, found.weights)
         self._places = found.places
-        self._router, self._router_module = found.router, layer.get_submodule(found.router_module)
+        self._router_module = layer.get_submodule(found.router_module)
+        # a router may hold its matrix in a module of its own
+        around = layer.get_submodule(found.router_module.rpartition(".")[0])
+        inside = any(module is self.module for module in around.modules())
+        self._router_block = self._router_module if inside else around
         self._router_weight = found.router.removeprefix(f"{found.router_module}." if found.router_module else "")
 
     def before(self, action: Callable[[Any, Any, Any], tuple[Any, Any, Any] | None]) -> Any:
@@ -58,6 +62,14 @@ class LayerExperts:
     def after(self, action: Callable[[Any], None]) -> Any:
         """Pass the output of the experts, ``[n, inputs]``, to `action`; returns the handle of the hook."""
         return self.module.register_forward_hook(lambda _, __, result: action(result.reshape(-1, result.shape[-1])))
+
+    def scales(self) -> list[Any]:
+        """Vectors with a number for each expert in the router, each of which may scale the experts' weights."""
+        return [
+            parameter.detach()
+            for parameter in self._router_block.parameters()
+            if parameter.ndim == 1 and parameter.numel() == self.shape.count
+        ]
 
     def watch_router(self, action: Callable[[Any], None]) -> list[Any]:
         """Pass the router's logits, ``[n, experts]``, to `action` before the experts run; returns handles of hooks.

@@ -17,7 +17,7 @@ from hwsim.record.inventory.expert_functions import LAYOUTS, ExpertFunctions, Ex
 from hwsim.record.inventory.matrices import matrix_modules
 from hwsim.record.inventory.mlp import NOT_MLP, same, shaped
 from hwsim.record.inventory.reading import Reads, Routed
-from hwsim.record.inventory.small import HIDDEN, shrunk
+from hwsim.record.inventory.small import shrunk
 
 _TOKENS = 6
 _ARGUMENTS = 3  # hidden states, ids and weights
@@ -184,7 +184,7 @@ def _roles(
                 if sizes != [(size, inputs) for size in wanted]:
                     continue
                 for order in (others, others[::-1]) if len(others) == 2 else (others,):
-                    outputs = {key: size for key, size in zip(others, wanted, strict=True)} | {down: inputs}
+                    outputs = dict(zip(others, wanted, strict=True)) | {down: inputs}
                     found = _biases([*order, down], outputs, biases)
                     if found is not None:
                         yield width, ExpertWeights(tuple(order), down, found, transposed, gated)

@@ -170,13 +170,13 @@ def routed_places(args: tuple[Any, ...], torch: Any) -> tuple[int, int, int] | N
     if len(whole) != 1 or args[whole[0]].ndim != 2:
         return None
     ids = args[whole[0]]
-    others = [place for place in range(3) if place != whole[0]]
-    weights = [place for place in others if args[place].shape == ids.shape]
-    if not weights:
+    # where a token has as many numbers as experts, the weights come last
+    weights = next((place for place in (2, 1, 0) if place != whole[0] and args[place].shape == ids.shape), None)
+    if weights is None:
         return None
-    place = weights[-1]  # where a token has as many numbers as experts, the weights come last
-    entering = next(other for other in others if other != place)
-    return (entering, whole[0], place) if args[entering].numel() // args[entering].shape[-1] == len(ids) else None
+    entering = 3 - whole[0] - weights
+    tokens = args[entering].numel() // args[entering].shape[-1]
+    return (entering, whole[0], weights) if tokens == len(ids) else None
 
 
 def _watching(model: Any, torch: Any, reads: Reads, running: list[str]) -> Any:
@@ -209,7 +209,7 @@ def _watching(model: Any, torch: Any, reads: Reads, running: list[str]) -> Any:
                 reads.order.append((found, int(result.shape[-1])))
                 made[id(result)] = found
                 kept.append(result)
-            elif found and operation in CASTS and getattr(result, "ndim", 0) > 1 and id(result) not in names:
+            elif found and operation in CASTS and isinstance(result, torch.Tensor) and id(result) not in names:
                 names[id(result)] = found  # the same weights in another type
                 kept.append(result)
             return result
