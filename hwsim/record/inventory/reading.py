@@ -205,7 +205,7 @@ def _watching(model: Any, torch: Any, reads: Reads, running: list[str]) -> Any:
             if operation in _ANSWERS and args and getattr(args[0], "is_meta", False):
                 return _ANSWERS[operation]
             result = function(*args, **(kwargs or {}))
-            if found and operation in PRODUCTS and getattr(result, "ndim", 0):
+            if found and operation in PRODUCTS and isinstance(result, torch.Tensor):
                 reads.order.append((found, int(result.shape[-1])))
                 made[id(result)] = found
                 kept.append(result)

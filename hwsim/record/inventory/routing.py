@@ -1,8 +1,8 @@
-"""How the weights of chosen experts follow from the router's logits: found on numbers, so that a policy may choose others.
+"""How weights of chosen experts follow from the logits of the router, so that a policy may choose other experts.
 
 A rule is a score of each expert (softmax over all, or sigmoid), divided by the sum of those that are chosen or not,
-times a scale: one number, or one for each expert. Softmax over the chosen alone is softmax over all, divided by the sum.
-Corrections that only change which experts are chosen, such as biases and groups, are no part of it.
+times a scale: one number, or one for each expert. Softmax over the chosen alone is softmax over all, divided by that
+sum. Corrections that only change which experts are chosen, such as biases and groups, are no part of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _CLOSE = 1e-2  # relative: ample for weights in bfloat16
 _RIVAL = 5, 1e-5  # a rule whose difference is larger than so many times the smallest, and than this, does not fit
 _AGREE = 2e-2  # two rules that differ by less are the same
 _SMALL = 1e-4  # below this part of the largest weight, a rounding may be all of a weight
-_TRIES = 64  # tokens with other experts, on which rules that fit are compared
+_TRIES = 64  # random tokens on which rules that fit are compared
 
 
 class Rule(NamedTuple):
@@ -74,9 +74,9 @@ def find_rule(logits: Any, ids: Any, weights: Any, scales: Iterable[Any] = ()) -
     fitting = [rule for difference, rule in sorted(differences, key=lambda entry: entry[0]) if difference <= limit]
     if not fitting:
         return None
-    others = _other_ids(logits, ids)
-    first, *rivals = (rule.weights_of(logits[: len(others)], others) for rule in fitting)
-    return fitting[0] if all(_apart(other, first) <= _AGREE for other in rivals) else None
+    other = _other_choice(logits, ids)
+    first, *rivals = (rule.weights_of(*other) for rule in fitting)
+    return fitting[0] if all(_apart(rival, first) <= _AGREE for rival in rivals) else None
 
 
 def _candidates(logits: Any, ids: Any, weights: Any, scales: Iterable[Any]) -> Iterator[Rule]:
@@ -92,15 +92,15 @@ def _candidates(logits: Any, ids: Any, weights: Any, scales: Iterable[Any]) -> I
                     yield rule._replace(scale=1.0 if abs(scale - 1) < _CLOSE / 4 else scale)
 
 
-def _other_ids(logits: Any, ids: Any) -> Any:
-    """Experts that the model has not chosen like that: of each token as many others, or fewer where all are chosen."""
+def _other_choice(logits: Any, ids: Any) -> tuple[Any, Any]:
+    """Random logits, and as many random experts, or fewer where the model chooses all."""
     import torch
 
-    count, used, tokens = logits.shape[-1], ids.shape[-1], min(len(ids), _TRIES)
+    count, used = logits.shape[-1], ids.shape[-1]
     generator = torch.Generator().manual_seed(3)
     used = used if used < count else max(1, used - 1)
-    other = torch.stack([torch.randperm(count, generator=generator)[:used] for _ in range(tokens)])
-    return other.to(ids.device)
+    other = torch.stack([torch.randperm(count, generator=generator)[:used] for _ in range(_TRIES)])
+    return (2 * torch.randn((_TRIES, count), generator=generator)).to(ids.device), other.to(ids.device)
 
 
 def _apart(value: Any, other: Any) -> float:
