@@ -110,6 +110,11 @@ class ExpertCache:
         self.used -= self._sizes[unit]
 
     @property
+    def begins_with_units(self) -> bool:
+        """Whether units are cached from the start."""
+        return bool(self.pinned.any() or self._warm.any())
+
+    @property
     def who(self) -> str:
         """Name of the eviction rule, for messages."""
         return self._who
@@ -169,6 +174,11 @@ class ExpertPart(Cache):
     def serve_units(self, units: np.ndarray) -> int:
         """Serve an event and return the number of hits; `units` as for `ExpertCache.serve`."""
         return self._shared.serve(self, units)
+
+    @property
+    def cache(self) -> ExpertCache:
+        """The cache that this is a part of."""
+        return self._shared
 
     @property
     def rank_update(self) -> RankUpdate | None:
