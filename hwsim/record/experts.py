@@ -160,8 +160,8 @@ def check_router(layer: int, experts: LayerExperts, logits: Any, ids: Any, weigh
         return
     raise ModelError(
         f"layer {layer}: several matrices have a result for each of the {experts.shape.count} experts, and no rule "
-        "that hwsim knows gives the experts' weights from the last one, so which is the router's is not known; leave router "
-        "out of --signals"
+        "that hwsim knows gives the experts' weights from the last one, so which is the router's is not known; leave "
+        "router out of --signals"
     )
 
 
