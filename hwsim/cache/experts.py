@@ -218,11 +218,14 @@ class _Rule(Protocol):
     def evict(self, needed: list[int], newcomers: list[int]) -> None: ...
 
 
+_Entry = tuple[int, int, int, int]
+
+
 class _ByUpdate:
     """A rule whose rank changes only for the units of an event: a heap finds the lowest rank.
 
-    Entries are (rank, settled, push, unit); an entry is valid if it is the unit's last one. Pushes are numbered in the
-    order of uses, so their number is the recency of the unit.
+    Entries are (rank, settled, recency, unit); an entry is valid if it is the unit's last one. `settled` is 0 for
+    newcomers under bypass, until their event is over.
     """
 
     def __init__(self, cache: ExpertCache) -> None:
@@ -230,10 +233,10 @@ class _ByUpdate:
         self._units = len(cache.bytes)
 
     def start(self, future: Sequence[Event] | None, warm: np.ndarray) -> None:
-        self._event = self._pushes = 0
+        self._event = self._uses_so_far = 0
         self._rank = [0] * self._units
-        self._last = [-1] * self._units  # number of the last push
-        self._heap: list[tuple[int, int, int, int]] = []
+        self._last: list[_Entry | None] = [None] * self._units
+        self._heap: list[_Entry] = []
         if self._cache.update == "next":
             if future is None:
                 raise ContractError(f"{self._cache.who}: needs all events beforehand")
@@ -241,7 +244,7 @@ class _ByUpdate:
         for unit in warm.tolist():
             if self._cache.update == "next":
                 self._rank[unit] = -self._uses[unit][-1] if self._uses[unit] else -NEVER
-            self._push(unit, settled=1)
+            self._push(unit)
 
     def use(self, needed: list[int], newcomers: list[int]) -> None:
         event, rank, update = self._event, self._rank, self._cache.update
@@ -260,17 +263,20 @@ class _ByUpdate:
                 uses.pop()
                 rank[unit] = -uses[-1] if uses else -NEVER
         self._event += 1
-        fresh = set(newcomers) if self._cache.bypass else ()
         for unit in needed:
-            self._push(unit, settled=int(unit not in fresh))
+            self._push(unit)
 
     def evict(self, needed: list[int], newcomers: list[int]) -> None:
         cache, aside = self._cache, []
         stays = set() if cache.bypass else set(needed)
+        settled = [self._last[unit] for unit in newcomers] if cache.bypass else []
+        for entry in settled:
+            if entry is not None:
+                self._put((entry[0], 0, entry[2], entry[3]))
         while cache.used > cache.size and self._heap:
             entry = heapq.heappop(self._heap)
             unit = entry[3]
-            if entry[2] != self._last[unit] or not cache.cached[unit]:
+            if entry is not self._last[unit] or not cache.cached[unit]:
                 continue
             if unit in stays:
                 aside.append(entry)
@@ -278,19 +284,21 @@ class _ByUpdate:
                 cache.leave(unit)
         for entry in aside:
             heapq.heappush(self._heap, entry)
-        if cache.bypass:
-            for unit in newcomers:
-                if cache.cached[unit]:
-                    self._push(unit, settled=1)
+        for entry in settled:
+            if entry is not None and cache.cached[entry[3]]:
+                self._put(entry)
 
-    def _push(self, unit: int, settled: int) -> None:
-        if self._cache.pinned[unit]:
-            return
-        self._last[unit] = self._pushes
-        heapq.heappush(self._heap, (self._rank[unit], settled, self._pushes, unit))
-        self._pushes += 1
+    def _push(self, unit: int) -> None:
+        """Enter a unit that was used now."""
+        if not self._cache.pinned[unit]:
+            self._put((self._rank[unit], 1, self._uses_so_far, unit))
+            self._uses_so_far += 1
+
+    def _put(self, entry: _Entry) -> None:
+        self._last[entry[3]] = entry
+        heapq.heappush(self._heap, entry)
         if len(self._heap) > 64 + 8 * self._units:  # mostly entries that are no longer valid
-            self._heap = [entry for entry in self._heap if entry[2] == self._last[entry[3]]]
+            self._heap = [entry for entry in self._heap if entry is self._last[entry[3]]]
             heapq.heapify(self._heap)
 
 

@@ -24,6 +24,7 @@ class Routed(NamedTuple):
     flags: np.ndarray | None = None  # bool [layers, tokens, used]
     weights: np.ndarray | None = None  # float32 [layers, tokens, used]
     accepted: np.ndarray | None = None  # bool [tokens]
+    logits: np.ndarray | None = None  # float32 [layers, tokens, experts]
 
 
 def write(path: Path, routed: Routed) -> Path:
@@ -37,7 +38,8 @@ def write(path: Path, routed: Routed) -> Path:
         name="routed", num_hidden_layers=layers, hidden_size=0, intermediate_size=0, num_attention_heads=0,
         num_key_value_heads=0, head_dim=0, vocab_size=0, layers=shapes,
     )  # fmt: skip
-    signals = ["experts"] + (["expert_weights"] if routed.weights is not None else [])
+    given = {"experts": routed.chosen, "expert_weights": routed.weights, "router": routed.logits}
+    signals = [name for name, values in given.items() if values is not None]
     header = TraceHeader(
         origin="recorded", model=model, signals=signals,
         sequences=[Sequence(tokens=count, prompt=prompt) for count, prompt in routed.sequences],
@@ -45,9 +47,8 @@ def write(path: Path, routed: Routed) -> Path:
     more = {"residency": routed.flags is not None, "accepted": routed.accepted is not None}
     with TraceWriter(path, header, **more) as writer:
         for layer in range(layers):
-            writer.write(layer, "experts", 0, routed.chosen[layer])
-            if routed.weights is not None:
-                writer.write(layer, "expert_weights", 0, routed.weights[layer])
+            for name in signals:
+                writer.write(layer, name, 0, given[name][layer])
             if routed.flags is not None:
                 writer.write_residency(layer, 0, routed.flags[layer])
         if routed.accepted is not None:
