@@ -148,11 +148,13 @@ class ExpertPart(Cache):
         self.view = kernels.read_only(cache.cached[first:stop])
 
     def start(self, future: np.ndarray | None = None) -> None:
-        """Begin a sequence; only for a cache of one part.
+        """Begin a sequence; a cache of several parts begins by its own `start` alone, and this does nothing.
 
         Args:
             future: bool ``[events, units]``: all events of the sequence, for rules that need the future.
         """
+        if len(self._shared.parts) > 1:
+            return
         events = None if future is None else [(self.number, np.flatnonzero(mask)) for mask in future]
         self._shared.start(events)
 
@@ -314,9 +316,10 @@ class _ByPlugin:
         masks = None
         if cache.eviction.needs_future and future is not None:
             masks = np.zeros((len(future), units), bool)
-            for number, (_, needed) in enumerate(future):
-                masks[number, needed] = True
-        self._capacity = min(units, cache.size // int(cache.bytes.min()))
+            for number, (part, needed) in enumerate(future):
+                masks[number, needed + cache.parts[part].first] = True
+        pinned = int(np.count_nonzero(cache.pinned))
+        self._capacity = max(0, min(units, cache.size // int(cache.bytes.min())) - pinned)
         self._state: Any = call(cache.who, cache.eviction.start, units, self._capacity, masks)
         self._recency = np.zeros(units, np.int64)
         self._clock = self._event = 0
@@ -329,6 +332,7 @@ class _ByPlugin:
         units = len(self._cache.bytes)
         mask, admitted = np.zeros(units, bool), np.zeros(units, bool)
         mask[needed], admitted[newcomers] = True, True
+        mask &= ~self._cache.pinned  # which no rule sees
         use = Use(self._event, kernels.read_only(mask), kernels.read_only(admitted))
         call(self._cache.who, self._cache.eviction.use, self._state, use)
         self._event += 1
@@ -348,7 +352,7 @@ class _ByPlugin:
             freed = np.cumsum(cache.bytes[order])
             leaving = order[: int(np.searchsorted(freed, cache.used - cache.size)) + 1]
         else:
-            others = int(np.count_nonzero(cache.cached & ~idle))
+            others = int(np.count_nonzero(cache.cached & ~cache.pinned & ~idle))
             stay = self._stay(idle, max(0, self._capacity - others))
             leaving = np.flatnonzero(idle & ~stay)
         for unit in leaving.tolist():

@@ -73,7 +73,7 @@ class EventCache:
     """A cache of experts of one or several layers; a unit is (layer, expert)."""
 
     def __init__(self, size: int, rule: str, bytes_of: Callable[[Unit], int]) -> None:
-        self.size, self.rule, self.bytes_of = size, rule, bytes_of
+        self.size, self.rule, self.bytes_of, self.bypass = size, rule, bytes_of, rule == "belady-bypass"
         self.begin([])
 
     def begin(self, future: list[list[Unit]]) -> None:
@@ -101,7 +101,7 @@ class EventCache:
                 self.entered[unit], self.in_cache[unit] = self.event, 1
         self.held |= set(units)
         while sum(map(self.bytes_of, self.held)) > self.size:
-            may_leave = self.held if self.rule == "belady-bypass" else self.held - set(units)
+            may_leave = self.held if self.bypass else self.held - set(units)
             if not may_leave:
                 break
             new = set(units) - hits

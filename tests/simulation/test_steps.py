@@ -223,16 +223,221 @@ def test_experts_are_served_as_by_the_twin(policy: str, rule: str, case: Case) -
         assert result.tokens == sum(tokens - prompt for tokens, prompt in case.sequences)
 
 
-@given(case=cases(), rule=st.sampled_from(EVICTIONS.names()))
+@given(case=cases(), rule=st.sampled_from(sorted(EVICTIONS.names())))
 @few
 def test_bytes_are_conserved_whatever_the_rule(case: Case, rule: str) -> None:
     alone = rule not in (*RULES, "random", "lfu-aged", "none")
     case.scope = "matrix" if alone else case.scope
+    contents = Contents()
     with case.trace() as trace:
         run = case.run(trace, "router", rule)
-        counts = count(run)
+        counts = count(run, [contents])
         plans = run.placement.plans
         for part in [counts, *([counts.prompt] if counts.prompt else [])]:
             asked = part.requests * plans.table(lambda plan: plan.unit_bytes)
             assert (part.hit_bytes(plans) + part.miss_bytes(plans) == asked).all()
             assert (part.hits <= part.requests).all()
+        rule_of = run.eviction.admission
+        for cache, layers in case.rounds("lru"):
+            held = sum(case.sizes[layer] * len(contents.held[layer, 0]) for layer in layers)
+            last = [
+                {expert for _, row in case.steps()[-1].members for expert in case.ranks(layer, row)} for layer in layers
+            ]
+            event = case.sizes[layers[-1]] * len(last[-1])
+            assert held <= max(cache.size, event if rule_of == "always" else 0)
+
+
+@given(case=cases(), rule=st.sampled_from(["lru", "lfu", "fifo"]))
+@few
+def test_bypass_admits_newcomers_by_rank_alone(case: Case, rule: str) -> None:
+    case.options |= {"admission": "bypass"}
+    rounds = case.rounds(rule)
+    for cache, _ in rounds:
+        cache.bypass = True
+    served = twin.replay(
+        case.steps(), rounds, lambda layer, row, cached, state: [(layer, expert) for expert in case.ranks(layer, row)],
+        lambda layer, row: [(layer, expert) for expert in case.ranks(layer, row)], lambda cache, layer: set(),
+    )  # fmt: skip
+    with case.trace() as trace:
+        compare(case.run(trace, "router", rule), case.steps(), served, rounds, lambda layer: (layer, 0))
+
+
+@given(case=cases(), scope=st.sampled_from(["matrix", "layer", "global"]), rule=st.sampled_from(["lru", "lfu", "fifo"]))
+@few
+def test_a_step_of_one_token_is_what_the_driver_of_tokens_does(case: Case, scope: str, rule: str) -> None:
+    case.options, case.prefill, case.scope = {}, {"prefill": "dense"}, scope
+    for policy in POLICY_PARAMETERS:
+        one, other = Contents(), Contents()
+        with case.trace() as trace:
+            run = case.run(trace, policy, rule, **POLICY_PARAMETERS[policy])
+            steps, tokens = count(run, [one]), scan(trace, run.sequences, run.masking, observers=[other])
+        assert (steps.requests == tokens.requests).all()
+        assert (steps.hits == tokens.hits).all()
+        assert one.masks_of == other.masks_of
+        assert one.held == other.held
+
+
+def same(first: Counts, second: Counts) -> bool:
+    return bool((first.requests == second.requests).all() and (first.hits == second.hits).all())
+
+
+@given(case=cases(), rule=st.sampled_from(["lru", "lfu", "belady"]))
+@few
+def test_a_batch_of_identical_sequences_reads_as_one(case: Case, rule: str) -> None:
+    case.options = {}
+    tokens, prompt = case.sequences[0]
+    for name in ("chosen", "weights", "logits"):
+        setattr(case, name, np.tile(getattr(case, name)[:, :tokens], (1, 3, 1)))
+    case.accepted, case.sequences = np.tile(case.accepted[:tokens], 3), [(tokens, prompt)] * 3
+    with case.trace() as trace:
+        case.prefill = {"prefill": "dense"}
+        alone = count(case.run(trace, "router", rule))
+        case.options = {"lockstep": 3}
+        batch = count(case.run(trace, "router", rule))
+    assert same(batch, alone.part(slice(0, batch.tokens)))
+    assert (batch.used == 3 * batch.requests).all()
+
+
+@given(case=cases())
+@few
+def test_a_union_is_no_smaller_than_its_largest_member_and_no_larger_than_their_sum(case: Case) -> None:
+    with case.trace() as trace:
+        run = case.run(trace, "router", "lru")
+        counts, steps = count(run), run.steps.part(~run.steps.prompts)
+    for step in range(len(steps)):
+        for layer in range(case.layers):
+            members = [len(case.ranks(layer, row)) for row in steps.rows[steps.members(step)]]
+            assert max(members) <= counts.requests[step, layer, 0] <= sum(members)
+
+
+@pytest.mark.parametrize("accept", [0, "trace"])
+@given(case=cases(), drafts=st.integers(1, 4))
+@few
+def test_no_accepted_draft_is_plain_decoding_with_wasted_reads(accept: Any, case: Case, drafts: int) -> None:
+    case.options, case.accepted = {}, np.zeros_like(case.accepted)
+    with case.trace() as trace:
+        plain = case.run(trace, "cache-prior", "lru", bonus=0)
+        case.options = {"speculate": drafts, "accept": accept}
+        wasted = case.run(trace, "cache-prior", "lru", bonus=0)
+        one, other = Contents(), Contents()
+        before, after = count(plain, [one]), count(wasted, [other])
+        assert replay(plain).tokens == replay(wasted).tokens
+    assert before.tokens == after.tokens
+    assert (before.requests <= after.requests).all()
+    for at, mask in one.masks_of.items():
+        assert mask <= other.masks_of[at]
+
+
+@given(case=cases(), drafts=st.integers(1, 4))
+@few
+def test_accepted_drafts_are_decoded_once(case: Case, drafts: int) -> None:
+    case.options = {}
+    with case.trace() as trace:
+        plain = count(case.run(trace, "router", "lru"))
+        case.options = {"speculate": drafts, "accept": 1}
+        run = case.run(trace, "router", "lru")
+        verified = count(run)
+        assert replay(run).tokens == plain.tokens
+    assert verified.tokens == sum(-(-(tokens - prompt) // (1 + drafts)) for tokens, prompt in case.sequences)
+    used = verified.requests if verified.used is None else verified.used
+    assert used.sum() == plain.requests.sum()
+
+
+class Counting(Policy):
+    """Asks for the experts by a count of the tokens so far, and by random numbers."""
+
+    def groups(self, model: Any) -> list[Group]:
+        return [Group("experts", axis="expert", slices=["experts.expert"], needs=["experts"])]
+
+    def select(self, ctx: Context) -> np.ndarray:
+        ctx.state.setdefault("seen", []).append(ctx.token)
+        assert ctx.state["seen"] == list(range(ctx.token + 1))
+        mask = np.zeros(ctx.units, bool)
+        mask[[len(ctx.state["seen"]) % ctx.units, int(ctx.rng.integers(ctx.units))]] = True
+        return mask
+
+
+@pytest.mark.parametrize("accept", [0, 0.5, 1])
+@given(case=cases(), drafts=st.integers(1, 3))
+@few
+def test_the_state_of_a_policy_forgets_rejected_drafts(accept: float, case: Case, drafts: int) -> None:
+    case.options = {}
+    with case.trace() as trace:
+        masks = []
+        for options in ({}, {"speculate": drafts, "accept": accept}):
+            settings = Settings(cache=case.cache, prefill="dense", **options)
+            run = run_of(trace, flat_profile(), Counting(), EVICTIONS.make("lru")[1], settings)
+            seen = Contents()
+            count(run, [seen])
+            masks.append((seen.masks_of, run.steps))
+    (plain, single), (drafted, steps) = masks
+    row_of = {int(row): number for number, row in enumerate(single.rows)}
+    for number in range(len(steps)):
+        members = steps.rows[steps.members(number)][: steps.emitted[number]]
+        for layer in range(case.layers):  # what is accepted is what plain decoding asks for
+            for row in members.tolist():
+                assert plain[row_of[row], layer, 0] <= drafted[number, layer, 0]
+
+
+# ------------------------------------------------------------------ rows and columns
+
+DENSE_OPTIONS = st.sampled_from([
+    {"lockstep": 2}, {"speculate": 2, "accept": 0.5}, {"prefill": "cached"}, {"prefill": "cached", "prefill_chunk": 2},
+    {"keep_cache": True}, {"keep_cache": True, "lockstep": 2, "prefill": "cached"},
+])  # fmt: skip
+LENGTHS = [(9, 4), (5, 0), (7, 2)]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trace]:
+    sequences = [Sequence(tokens=tokens, prompt=prompt) for tokens, prompt in LENGTHS]
+    path = write_trace(tmp_path_factory.mktemp("dense") / "t.npz", SMALL_MODEL, sequences)
+    with Trace(path) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("policy", ["dip", "dip-ca"])
+@pytest.mark.parametrize("rule", ["lru", "lfu", "fifo", "belady"])
+@given(options=DENSE_OPTIONS, cache=st.integers(0, 60_000))
+@hypothesis_settings(max_examples=8, suppress_health_check=list(HealthCheck))
+def test_rows_and_columns_are_served_as_by_the_twin(
+    dense: Trace, policy: str, rule: str, options: dict[str, Any], cache: int
+) -> None:
+    if policy == "dip-ca" and rule == "belady":
+        return
+    parameters = {"gamma": 0.5} if policy == "dip-ca" else {}
+    run = run_of(
+        dense, flat_profile(), POLICIES.make(policy, parameters)[1], EVICTIONS.make(rule)[1],
+        Settings(cache=cache, **options),
+    )  # fmt: skip
+    places = run.placement.plans.places()
+    rng = np.random.default_rng(0)
+    steps = twin.steps_of(
+        LENGTHS, prompts=options.get("prefill") == "cached", chunk=options.get("prefill_chunk"),
+        lockstep=options.get("lockstep", 1), drafts=options.get("speculate", 0), keep=options.get("keep_cache", False),
+        right=lambda drafts, rows: [bool(draw < 0.5) for draw in rng.random(drafts)],
+    )  # fmt: skip
+
+    def choose(place: Place, row: int, cached: set[int], state: Any) -> list[int]:
+        values = abs(dense.read(place.layer, place.plan.group.needs[0], row, row + 1)[0])
+        scores = [
+            float(value if policy == "dip" or unit in cached else value * np.float32(0.5))
+            for unit, value in enumerate(values)
+        ]
+        return sorted(range(place.plan.units), key=lambda unit: (-scores[unit], unit))[: place.plan.k]
+
+    rounds = [(Units(place.plan.capacity, rule), [place]) for place in places]
+    served = twin.replay(
+        steps, rounds, choose, lambda place, row: list(range(place.plan.units)), lambda cache, place: cache.held,
+        foresight=rule == "belady",
+    )  # fmt: skip
+    contents = compare(run, steps, served, rounds, lambda place: (place.layer, place.slot))
+    for cache_, (place,) in rounds:
+        assert contents.held[place.layer, place.slot] == cache_.held
+
+
+class Units(twin.UnitCache):
+    """Serves the units of a step in any order."""
+
+    def serve(self, order: Any) -> set[int]:
+        return super().serve(set(order))
