@@ -67,10 +67,12 @@ class Chooser:
         self._ends = {part.number: part.rows.stop for part in sequences.decoded()}
         self._deciders: dict[int, Decider] = {}
         self._blocks: dict[int, _Rows] = {}
+        self._one_by_one = False  # whether a token was decided by itself since the beginning
 
     def begin(self) -> None:
         """Forget the state of all sequences: the caches begin anew."""
         self._deciders, self._blocks = {}, {}
+        self._one_by_one = False
 
     def demand(self, step: int) -> Demand:
         """What a step needs.
@@ -111,11 +113,14 @@ class Chooser:
             number, row = int(self._steps.sequences[member.start]), int(self._steps.rows[member.start])
             if self._prompts[step] or member.stop - member.start > 1:
                 demand = self.demand(step)
+                if self._one_by_one:
+                    return None
                 parts.append(demand.units)
                 counts.append(np.array([len(demand.units)]))
                 used.append(np.array([demand.used]))
                 stop = step + 1
             else:
+                self._blocks = {number: self._blocks[number]} if number in self._blocks else {}
                 decided = self._block(number, row).decided
                 if decided is None:
                     return None
@@ -126,8 +131,6 @@ class Chooser:
                 counts.append(numbers)
                 used.append(numbers)
             step = stop
-        if any(block.decided is None for block in self._blocks.values()):  # those of steps with several members
-            return None
         return Needs(np.concatenate(parts), np.concatenate(counts), np.concatenate(used))
 
     def _verified(self, step: int, number: int, rows: np.ndarray) -> Demand:
@@ -187,6 +190,7 @@ class Chooser:
         at = row - block.first
         if block.decided is not None:
             return block.decided[at]
+        self._one_by_one = True
         mask = self._decider(number).decide(block.signals[at])
         return in_order(mask, block.experts[at]) if self._place.plan.routed else mask.copy()
 
