@@ -15,19 +15,18 @@ from hwsim.cache.experts import ExpertCache
 from hwsim.evictions import RankUpdate
 
 _UPDATES: dict[RankUpdate, int] = {"last": 0, "count": 1, "first": 2, "next": 3}
-_WORTH = 30_000  # events from which on it pays to load numba: half a second
+_WORTH = 30_000  # events from which on it pays to load numba, which takes half a second
+_WORTH_IN_ORDER = 120_000  # for a rule that needs no heap
 _WORTH_LOADED = 2_000  # where numba is loaded
 _MOST = 2**31 - 1  # uses that a key can number
 
 
-def worth_compiling(events: int, most: int) -> bool:
-    """Whether the loop is available and pays off.
-
-    Args:
-        events: number of events.
-        most: units that all events together need at most.
-    """
-    least = _WORTH_LOADED if "hwsim.cache.compiled_experts" in sys.modules else _WORTH
+def worth_compiling(cache: ExpertCache, events: int) -> bool:
+    """Whether the loop is available, and pays off for a number of events; each needs at most the units of a part."""
+    least = _WORTH_LOADED
+    if "hwsim.cache.compiled_experts" not in sys.modules:
+        least = _WORTH_IN_ORDER if cache.update == "last" else _WORTH
+    most = events * max(len(part.view) for part in cache.parts)
     return least <= events and most <= _MOST and compiled.available()
 
 

@@ -51,8 +51,7 @@ class AtOnce:
         parts = [cache for cache in caches if isinstance(cache, ExpertPart)]
         if len(parts) < len(caches) or not can_serve(parts[0].cache):
             return None
-        most = len(steps) * len(parts[0].cache.bytes)
-        if not worth_compiling(len(steps) * len(parts), most):
+        if not worth_compiling(parts[0].cache, len(steps) * len(parts)):
             return None
         return cls(choosers, parts) if all(chooser.knows_beforehand for chooser in choosers) else None
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwsim.cache.compiled_events import CompiledEvents, can_serve
-from hwsim.cache.experts import ExpertCache
+from hwsim.cache.experts import ExpertCache, _ByUpdate, _ByUse
+from hwsim.evictions.lru import Lru
 from hwsim.simulation.plugins import EVICTIONS
 
 pytest.importorskip("numba", reason="the compiled loop needs the extra `fast`")
@@ -65,6 +66,21 @@ def test_the_loop_is_its_plain_twin(case: Case, rule: str) -> None:
     assert ours == hits
     assert np.array_equal(cache.cached, plain.cached)
     assert cache.used == plain.used == int(cache.bytes[cache.cached].sum())
+
+
+@given(cases(), st.lists(st.booleans(), min_size=21, max_size=21), st.booleans())
+def test_the_order_of_uses_is_the_heap_of_ranks(case: Case, chosen: list[bool], pinned: bool) -> None:
+    some = np.array(chosen[: sum(map(len, case.parts))])
+    case.size = max(case.size, int(np.concatenate(case.parts)[some].sum()))
+    outcomes = []
+    for rule in (_ByUse, _ByUpdate):
+        first = (some, None) if pinned else (None, some)
+        cache = ExpertCache(case.parts, case.size, Lru(), pinned=first[0], warm=first[1])
+        cache._rule = rule(cache)
+        cache.start()
+        hits = [cache.serve(cache.parts[part], units) for part, units in case.events]
+        outcomes.append((hits, cache.cached.tolist(), cache.used))
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize("rule", RULES)
