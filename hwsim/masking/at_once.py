@@ -11,7 +11,6 @@ from hwsim.cache.cache import Cache
 from hwsim.cache.compiled_events import CompiledEvents, can_serve, worth_compiling
 from hwsim.cache.experts import ExpertPart
 from hwsim.masking.choosers import Chooser
-from hwsim.trace.steps import Steps
 
 _EVENTS = 2**17  # events that are held at once, unless the eviction rule needs all of them
 
@@ -46,12 +45,18 @@ class AtOnce:
         self.knows = True
 
     @classmethod
-    def of(cls, steps: Steps, choosers: Sequence[Chooser], caches: Sequence[Cache]) -> AtOnce | None:
-        """Serve all places of one cache at once; None if that cannot be done, or does not pay off."""
+    def of(cls, choosers: Sequence[Chooser], caches: Sequence[Cache], events: int) -> AtOnce | None:
+        """Serve all places of one cache at once; None if that cannot be done, or does not pay off.
+
+        Args:
+            choosers: decide the masks of each place.
+            caches: the cache's part of each place.
+            events: number of events in all caches of the run.
+        """
         parts = [cache for cache in caches if isinstance(cache, ExpertPart)]
         if len(parts) < len(caches) or not can_serve(parts[0].cache):
             return None
-        if not worth_compiling(parts[0].cache, len(steps) * len(parts)):
+        if not worth_compiling(parts[0].cache, events):
             return None
         return cls(choosers, parts) if all(chooser.knows_beforehand for chooser in choosers) else None
 

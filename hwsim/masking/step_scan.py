@@ -105,7 +105,7 @@ def serve_round(
         Chooser(source, sequences, steps, masking, place, None if foresight else cache.view, values)
         for place, cache in zip(places, caches, strict=True)
     ]
-    at_once = None if tally.watched else AtOnce.of(steps, choosers, caches)
+    at_once = None if tally.watched else AtOnce.of(choosers, caches, tally.events)
     for episode in steps.episodes():
         for chooser in choosers:
             chooser.begin()
@@ -134,6 +134,7 @@ class _Tally:
 
     Attributes:
         watched: whether an observer receives masks.
+        events: masks of all steps in all places.
     """
 
     def __init__(self, steps: Steps, plans: Plans, observers: Sequence[Observer]) -> None:
@@ -148,6 +149,7 @@ class _Tally:
         self._listeners = [observer for observer in observers if listens(observer)]
         self._layers = plans.layers
         self.watched = bool(self._listeners)
+        self.events = len(steps) * len(plans.places())
 
     def put(self, places: Sequence[Place], served: ServedSteps) -> None:
         """Count consecutive steps that a cache has served for some places at once."""
