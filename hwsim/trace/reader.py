@@ -25,6 +25,7 @@ from hwsim.errors import TraceError, did_you_mean
 from hwsim.model.shape import NORMS, ModelShape
 from hwsim.trace.encoding import RowError
 from hwsim.trace.header import ACCEPTED, EXACT, RESIDENCY, TraceHeader, member_name, parse_header
+from hwsim.trace.sequences import Sequences
 from hwsim.util.units import shorten
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -162,10 +163,21 @@ class Trace:
         ordered = np.sort(ids, axis=1)
         twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
         gap = ((ids[:, 1:] >= 0) & (ids[:, :-1] < 0)).any(axis=1)
-        wrong = (ids < -1).any(axis=1) | (ids >= experts.count).any(axis=1) | (ids[:, 0] < 0) | twice | gap
-        rule = f"must be different experts from 0 to {experts.count - 1}, at least one, then -1"
+        none = ids[:, 0] < 0
+        if none.any():
+            none &= ~self._prompts(start, stop)
+        wrong = (ids < -1).any(axis=1) | (ids >= experts.count).any(axis=1) | none | twice | gap
+        rule = f"must be different experts from 0 to {experts.count - 1}, at least one if it is decoded, then -1"
         self._refuse(name, ids, wrong, rule, start=start)
         return ids
+
+    def _prompts(self, start: int, stop: int) -> np.ndarray:
+        """Whether each token belongs to a prompt: bool ``[stop - start]``."""
+        prompts = np.ones(stop - start, bool)
+        for sequence in Sequences(self.header.sequences).decoded():
+            rows = sequence.rows
+            prompts[max(rows.start - start, 0) : max(rows.stop - start, 0)] = False
+        return prompts
 
     def residency(self, layer: int, start: int = 0, stop: int | None = None) -> np.ndarray | None:
         """Whether each chosen expert was cached on the device that ran the model: bool ``[tokens, used]``, or None.
@@ -176,6 +188,16 @@ class Trace:
         self._check_range(layer, start, stop)
         name = member_name(layer, RESIDENCY)
         return self._rows(name, start, stop).astype(bool) if name in self._members else None
+
+    @property
+    def has_residency(self) -> bool:
+        """Whether the trace holds the cache flags of the device that ran the model."""
+        return any(member_name(layer, RESIDENCY) in self._members for layer in self.model.layers_with("experts")[:1])
+
+    @property
+    def has_accepted(self) -> bool:
+        """Whether the trace tells which drafts of tokens would be right."""
+        return ACCEPTED in self._members
 
     def accepted(self) -> np.ndarray | None:
         """Whether a draft of each token would have been right: bool ``[tokens]``; None if the trace does not say."""
