@@ -105,7 +105,7 @@ def _dimensions(model: ModelShape) -> str:
 
 def _storage(header: TraceHeader) -> str:
     """How the signals are stored."""
-    exact = [signal for signal in header.signals if signal in EXACT]
+    exact: list[str] = [signal for signal in header.signals if signal in EXACT]
     if len(exact) == len(header.signals):
         return "stored as they are"
     return f"{header.encoding}{f', {_listed(exact)} as they are' if exact else ''}"
