@@ -39,9 +39,13 @@ typer.testing._get_command = cache(get_command)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # the built-in policies that run with their defaults; others read a calibration or nets
-WITHOUT_A_FILE = [
+_DEFAULTS = [
     name for name in POLICIES.names() if not {"predictor", "calibration"} & POLICIES.find(name)[1].model_fields.keys()
 ]
+FOR_EXPERTS = [
+    name for name in _DEFAULTS if any(group.axis == "expert" for group in POLICIES.find(name)[1]().groups(SMALL_MODEL))
+]
+WITHOUT_A_FILE = [name for name in _DEFAULTS if name not in FOR_EXPERTS]  # for models without experts
 SEQUENCES = [Sequence(tokens=40, prompt=6), Sequence(tokens=25)]
 
 

@@ -17,8 +17,9 @@ from hwsim.masking.mask_file import MaskFile
 from hwsim.masking.observers import Observer
 from hwsim.masking.scan import scan as count
 from hwsim.masking.streams import Masking, SignalSource
-from hwsim.memory.groups import Place, Plans, Units, plan_layers
+from hwsim.memory.groups import Place, Plans
 from hwsim.memory.placement import Placement
+from hwsim.memory.planning import Units, plan_layers
 from hwsim.memory.shares import Shared
 from hwsim.model.shape import ModelShape
 from hwsim.policy import Policy

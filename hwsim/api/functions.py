@@ -26,12 +26,13 @@ def replay(
     threads: int | None = ..., admission: str | None = ..., pin: str | Path | UnitSets | None = ...,
     warm: str | Path | UnitSets | None = ..., lora: str | Path | None = ..., lora_merged: bool = ...,
     cache_scope: str = ..., cache_shares: str | Path | Shares | None = ..., block: int = ...,
-    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., kv_tokens: int | None = ...,
-    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ..., bundle: bool = ...,
-    packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
+    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., cache: str | int | None = ...,
+    kv_tokens: int | None = ..., bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ...,
+    bundle: bool = ..., packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
     prefetch: str | Path | Prefetch | None = ..., prefetch_parameters: Mapping[str, Any] | None = ...,
     fills: bool = ..., engine: str | None = ..., ignore: str | Sequence[str] = ..., kv_window: int | None = ...,
-    prefill_chunk: int | None = ..., per_token: bool = ..., **parameters: Any,
+    prefill_chunk: int | None = ..., prefill: str | None = ..., keep_cache: bool = ..., lockstep: int = ...,
+    speculate: int = ..., accept: str | float | None = ..., per_token: bool = ..., **parameters: Any,
 ) -> Result: ...  # fmt: skip
 
 
@@ -42,12 +43,13 @@ def replay(
     threads: int | None = ..., admission: str | None = ..., pin: str | Path | UnitSets | None = ...,
     warm: str | Path | UnitSets | None = ..., lora: str | Path | None = ..., lora_merged: bool = ...,
     cache_scope: str = ..., cache_shares: str | Path | Shares | None = ..., block: int = ...,
-    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., kv_tokens: int | None = ...,
-    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ..., bundle: bool = ...,
-    packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
+    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., cache: str | int | None = ...,
+    kv_tokens: int | None = ..., bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ...,
+    bundle: bool = ..., packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
     prefetch: str | Path | Prefetch | None = ..., prefetch_parameters: Mapping[str, Any] | None = ...,
     fills: bool = ..., engine: str | None = ..., ignore: str | Sequence[str] = ..., kv_window: int | None = ...,
-    prefill_chunk: int | None = ..., per_token: bool = ..., **parameters: Any,
+    prefill_chunk: int | None = ..., prefill: str | None = ..., keep_cache: bool = ..., lockstep: int = ...,
+    speculate: int = ..., accept: str | float | None = ..., per_token: bool = ..., **parameters: Any,
 ) -> Results[Result]: ...  # fmt: skip
 
 
@@ -57,13 +59,14 @@ def replay(
     threads: int | None = None, admission: str | None = None, pin: str | Path | UnitSets | None = None,
     warm: str | Path | UnitSets | None = None, lora: str | Path | None = None, lora_merged: bool = False,
     cache_scope: str = "matrix", cache_shares: str | Path | Shares | None = "equal", block: int = 1,
-    layout: str | Path | Layout | None = None, dram: str | int | None = None, kv_tokens: int | None = None,
-    bits: str | Bits = "mlp=4,attention=4,lm_head=4,kv_cache=8", timing: str = "events", overlap: str = "none",
-    seed: int = 0, bundle: bool = False, packed: bool = False, merge: str | int | None = None,
-    gap: str | int | None = "0", prefetch: str | Path | Prefetch | None = None,
+    layout: str | Path | Layout | None = None, dram: str | int | None = None, cache: str | int | None = None,
+    kv_tokens: int | None = None, bits: str | Bits = "mlp=4,attention=4,lm_head=4,kv_cache=8",
+    timing: str = "events", overlap: str = "none", seed: int = 0, bundle: bool = False, packed: bool = False,
+    merge: str | int | None = None, gap: str | int | None = "0", prefetch: str | Path | Prefetch | None = None,
     prefetch_parameters: Mapping[str, Any] | None = None, fills: bool = False, engine: str | None = None,
     ignore: str | Sequence[str] = "", kv_window: int | None = None, prefill_chunk: int | None = None,
-    per_token: bool = False, **parameters: Any,
+    prefill: str | None = None, keep_cache: bool = False, lockstep: int = 1, speculate: int = 0,
+    accept: str | float | None = None, per_token: bool = False, **parameters: Any,
 ) -> Result | Results[Result]:  # fmt: skip
     """Replay a trace on a device under a policy, as ``hwsim replay`` does.
 
@@ -86,6 +89,7 @@ def replay(
         block: Neighbouring rows or columns that are read and cached as one unit.
         layout: Order of the neurons in Flash, from `hwsim fit layout`.
         dram: DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.
+        cache: DRAM for the caches alone; what is pinned lies beside it. Not together with --dram.
         kv_tokens: Tokens that the KV cache is reserved for.
         bits: Bits of a number; also predictor=4, adapter=16, state=16. stored: weights as the files store them.
         timing: The event engine, or the closed form of the paper.
@@ -105,6 +109,12 @@ def replay(
             overhead, selection, bookkeeping.
         kv_window: Entries of the KV cache that a token reads and DRAM holds at most.
         prefill_chunk: Tokens of a prompt that go through the model at once.
+        prefill: dense: a prompt reads all weights and leaves the caches empty. cached: it goes through the caches.
+        keep_cache: Caches keep their content from one sequence to the next, as in a conversation.
+        lockstep: Sequences that are decoded together; one that ends leaves, no other joins.
+        speculate: Drafted tokens that each step verifies; making them costs nothing here.
+        accept: Probability that a draft is accepted, given the ones before it, drawn with --seed; trace: as the
+            trace says.
         per_token: Keep every token in the JSON.
         parameters: of the policies, as with ``--set``.
 
@@ -116,10 +126,11 @@ def replay(
     """
     settings = Settings(
         admission=admission, pin=pin, warm=warm, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope,
-        cache_shares=cache_shares, block=block, layout=layout, dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing,
-        overlap=overlap, seed=seed, bundle=bundle, packed=packed, merge=merge, gap=gap, prefetch=prefetch,
-        prefetch_parameters=prefetch_parameters, fills=fills, engine=engine, ignore=ignore, kv_window=kv_window,
-        prefill_chunk=prefill_chunk, per_token=per_token,
+        cache_shares=cache_shares, block=block, layout=layout, dram=dram, cache=cache, kv_tokens=kv_tokens, bits=bits,
+        timing=timing, overlap=overlap, seed=seed, bundle=bundle, packed=packed, merge=merge, gap=gap,
+        prefetch=prefetch, prefetch_parameters=prefetch_parameters, fills=fills, engine=engine, ignore=ignore,
+        kv_window=kv_window, prefill_chunk=prefill_chunk, prefill=prefill, keep_cache=keep_cache, lockstep=lockstep,
+        speculate=speculate, accept=accept, per_token=per_token,
     )  # fmt: skip
     asked = Asked(hw, policy, density, eviction, settings, parameters)
     results = replays(trace, asked, threads)
@@ -134,12 +145,13 @@ def closed_loop(
     trust_remote_code: bool = ..., admission: str | None = ..., pin: str | Path | UnitSets | None = ...,
     warm: str | Path | UnitSets | None = ..., lora: str | Path | None = ..., lora_merged: bool = ...,
     cache_scope: str = ..., cache_shares: str | Path | Shares | None = ..., block: int = ...,
-    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., kv_tokens: int | None = ...,
-    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ..., bundle: bool = ...,
-    packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
+    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., cache: str | int | None = ...,
+    kv_tokens: int | None = ..., bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ...,
+    bundle: bool = ..., packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
     prefetch: str | Path | Prefetch | None = ..., prefetch_parameters: Mapping[str, Any] | None = ...,
     fills: bool = ..., engine: str | None = ..., ignore: str | Sequence[str] = ..., kv_window: int | None = ...,
-    prefill_chunk: int | None = ..., per_token: bool = ..., **parameters: Any,
+    prefill_chunk: int | None = ..., prefill: str | None = ..., keep_cache: bool = ..., lockstep: int = ...,
+    speculate: int = ..., accept: str | float | None = ..., per_token: bool = ..., **parameters: Any,
 ) -> Evaluation: ...  # fmt: skip
 
 
@@ -151,12 +163,13 @@ def closed_loop(
     trust_remote_code: bool = ..., admission: str | None = ..., pin: str | Path | UnitSets | None = ...,
     warm: str | Path | UnitSets | None = ..., lora: str | Path | None = ..., lora_merged: bool = ...,
     cache_scope: str = ..., cache_shares: str | Path | Shares | None = ..., block: int = ...,
-    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., kv_tokens: int | None = ...,
-    bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ..., bundle: bool = ...,
-    packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
+    layout: str | Path | Layout | None = ..., dram: str | int | None = ..., cache: str | int | None = ...,
+    kv_tokens: int | None = ..., bits: str | Bits = ..., timing: str = ..., overlap: str = ..., seed: int = ...,
+    bundle: bool = ..., packed: bool = ..., merge: str | int | None = ..., gap: str | int | None = ...,
     prefetch: str | Path | Prefetch | None = ..., prefetch_parameters: Mapping[str, Any] | None = ...,
     fills: bool = ..., engine: str | None = ..., ignore: str | Sequence[str] = ..., kv_window: int | None = ...,
-    prefill_chunk: int | None = ..., per_token: bool = ..., **parameters: Any,
+    prefill_chunk: int | None = ..., prefill: str | None = ..., keep_cache: bool = ..., lockstep: int = ...,
+    speculate: int = ..., accept: str | float | None = ..., per_token: bool = ..., **parameters: Any,
 ) -> Results[Evaluation]: ...  # fmt: skip
 
 
@@ -168,13 +181,14 @@ def closed_loop(
     pin: str | Path | UnitSets | None = None, warm: str | Path | UnitSets | None = None,
     lora: str | Path | None = None, lora_merged: bool = False, cache_scope: str = "matrix",
     cache_shares: str | Path | Shares | None = "equal", block: int = 1, layout: str | Path | Layout | None = None,
-    dram: str | int | None = None, kv_tokens: int | None = None,
+    dram: str | int | None = None, cache: str | int | None = None, kv_tokens: int | None = None,
     bits: str | Bits = "mlp=4,attention=4,lm_head=4,kv_cache=8", timing: str = "events", overlap: str = "none",
     seed: int = 0, bundle: bool = False, packed: bool = False, merge: str | int | None = None,
     gap: str | int | None = "0", prefetch: str | Path | Prefetch | None = None,
     prefetch_parameters: Mapping[str, Any] | None = None, fills: bool = False, engine: str | None = None,
     ignore: str | Sequence[str] = "", kv_window: int | None = None, prefill_chunk: int | None = None,
-    per_token: bool = False, **parameters: Any,
+    prefill: str | None = None, keep_cache: bool = False, lockstep: int = 1, speculate: int = 0,
+    accept: str | float | None = None, per_token: bool = False, **parameters: Any,
 ) -> Evaluation | Results[Evaluation]:  # fmt: skip
     """Run a model under a policy with the cache in the loop, as ``hwsim eval`` does.
 
@@ -203,6 +217,7 @@ def closed_loop(
         block: Neighbouring rows or columns that are read and cached as one unit.
         layout: Order of the neurons in Flash, from `hwsim fit layout`.
         dram: DRAM for the model: a size (4GB), or a share of its weight bytes (50%), the KV cache on top.
+        cache: DRAM for the caches alone; what is pinned lies beside it. Not together with --dram.
         kv_tokens: Tokens that the KV cache is reserved for.
         bits: Bits of a number; also predictor=4, adapter=16, state=16. stored: weights as the files store them.
         timing: The event engine, or the closed form of the paper.
@@ -222,6 +237,12 @@ def closed_loop(
             overhead, selection, bookkeeping.
         kv_window: Entries of the KV cache that a token reads and DRAM holds at most.
         prefill_chunk: Tokens of a prompt that go through the model at once.
+        prefill: dense: a prompt reads all weights and leaves the caches empty. cached: it goes through the caches.
+        keep_cache: Caches keep their content from one sequence to the next, as in a conversation.
+        lockstep: Sequences that are decoded together; one that ends leaves, no other joins.
+        speculate: Drafted tokens that each step verifies; making them costs nothing here.
+        accept: Probability that a draft is accepted, given the ones before it, drawn with --seed; trace: as the
+            trace says.
         per_token: Keep every token in the JSON.
         parameters: of the policies, as with ``--set``.
 
@@ -233,10 +254,11 @@ def closed_loop(
     """
     settings = Settings(
         admission=admission, pin=pin, warm=warm, lora=lora, lora_merged=lora_merged, cache_scope=cache_scope,
-        cache_shares=cache_shares, block=block, layout=layout, dram=dram, kv_tokens=kv_tokens, bits=bits, timing=timing,
-        overlap=overlap, seed=seed, bundle=bundle, packed=packed, merge=merge, gap=gap, prefetch=prefetch,
-        prefetch_parameters=prefetch_parameters, fills=fills, engine=engine, ignore=ignore, kv_window=kv_window,
-        prefill_chunk=prefill_chunk, per_token=per_token,
+        cache_shares=cache_shares, block=block, layout=layout, dram=dram, cache=cache, kv_tokens=kv_tokens, bits=bits,
+        timing=timing, overlap=overlap, seed=seed, bundle=bundle, packed=packed, merge=merge, gap=gap,
+        prefetch=prefetch, prefetch_parameters=prefetch_parameters, fills=fills, engine=engine, ignore=ignore,
+        kv_window=kv_window, prefill_chunk=prefill_chunk, prefill=prefill, keep_cache=keep_cache, lockstep=lockstep,
+        speculate=speculate, accept=accept, per_token=per_token,
     )  # fmt: skip
     asked = Asked(hw, policy, density, eviction, settings, parameters)
     results = closed_loops(model, text, asked, (tokens, context, prompt, device, dtype, trust_remote_code))

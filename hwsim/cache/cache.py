@@ -51,8 +51,15 @@ class CacheSetup:
         return Cache(units, capacity, eviction, admission=self.admission, pinned=pinned, warm=warm, where=where)
 
 
-def rank_update(kind: type[Eviction]) -> RankUpdate | None:
-    """How serving a token changes a rule's rank; None if a subclass overrides more than the class that declares it."""
+def rank_update(kind: type[Eviction], *, shared: bool = False) -> RankUpdate | None:
+    """How serving a token changes a rule's rank; None if a subclass overrides more than the class that declares it.
+
+    Args:
+        kind: the rule.
+        shared: whether the cache serves whole events and can tell the next use of a unit.
+    """
+    if kind.rank_update == "next" and not shared:
+        return None
     owner = _definer(kind, "rank_update")
     complete = all(issubclass(owner, _definer(kind, name)) for name in ("start", "use", "rank", "stay"))
     return kind.rank_update if complete else None

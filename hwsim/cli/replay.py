@@ -144,8 +144,8 @@ def _decided(
     threads: int | None,
     drawn: d.Drawing,
 ) -> tuple[list[Result], Result]:
-    """Replay the signals of a trace; return the results, and the result of `dense`."""
-    from hwsim.simulation.plugins import POLICIES
+    """Replay the signals of a trace; return the results, and the result of the baseline."""
+    from hwsim.simulation.plugins import baseline
     from hwsim.simulation.replay import replay as run
     from hwsim.simulation.run import Source
     from hwsim.trace import Trace
@@ -159,7 +159,8 @@ def _decided(
             return run(conditions.run(source, policy, name), observers, threads=threads)
 
         results = {name: one(name, policy) for name, policy in policies}
-        dense = results.get("dense") or one("dense", POLICIES.make("dense")[1])
+        name, policy = baseline(opened.model)
+        dense = results.get(name) or one(name, policy)
     return list(results.values()), dense
 
 

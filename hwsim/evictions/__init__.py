@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict
 from hwsim.errors import PluginError
 from hwsim.util import kernels
 
-RankUpdate = Literal["last", "count", "first"]
+RankUpdate = Literal["last", "count", "first", "next"]
 """How serving a token updates a rank: ``last`` stores the token at which a unit was needed, ``count`` counts the needs,
-and ``first`` stores the token at which the unit was admitted."""
+``first`` stores the token at which the unit was admitted, and ``next`` is minus the token that needs the unit next."""
 
 Admission = Literal["always", "bypass"]
 """Whether a needed unit always enters the cache, or only if the rule ranks it above a cached unit."""
@@ -47,11 +47,15 @@ class Eviction(BaseModel):
         needs_future: True for a rule whose `start` needs all masks of the sequence.
         admission: how units enter the cache, unless the user chooses.
         shares: True for a rule whose ranks are comparable between units of different groups, so that one cache can
-            serve all groups. Such a rule decides by `rank` alone, admits every needed unit, and uses ``use.token`` only
-            for ordering.
+            serve all groups. Such a rule decides by `rank` alone and admits every needed unit; ``use.token`` then
+            counts the uses of that cache, not tokens.
+        ages: True for a rule whose ranks change as time passes, also of units that are not needed. A shared cache then
+            calls `use` for all of its groups at each use of the cache, with empty masks for those that it does not
+            serve, and asks all of them for their ranks.
         rank_update: optional fast path, for a rule whose state is the rank itself, int32 ``[units]``, and whose `use`
             does only one of these updates: set it to the token where a unit was needed (``last``) or admitted
-            (``first``), or add one where a unit was needed (``count``).
+            (``first``), or add one where a unit was needed (``count``). ``next``, for a rule that needs the future: the
+            rank is minus the next need, which a cache of experts computes itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +63,7 @@ class Eviction(BaseModel):
     needs_future: ClassVar[bool] = False
     admission: ClassVar[Admission] = "always"
     shares: ClassVar[bool] = False
+    ages: ClassVar[bool] = False
     rank_update: ClassVar[RankUpdate | None] = None
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> Any:

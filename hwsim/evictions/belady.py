@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from hwsim.errors import PluginError
-from hwsim.evictions import Eviction, Use
+from hwsim.evictions import Eviction, RankUpdate, Use
 
 _NEVER = np.iinfo(np.int32).max
 _BLOCK = 1024  # units
@@ -28,6 +28,7 @@ class Belady(Eviction):
     """Who is needed again furthest in the future leaves first: the bound on fixed masks, with foresight."""
 
     needs_future: ClassVar[bool] = True
+    rank_update: ClassVar[RankUpdate | None] = "next"
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> _Future:
         """The uses of each unit."""

@@ -9,6 +9,7 @@ from hwsim.memory.groups import GroupPlan, Plans
 from hwsim.model.shape import NORMS
 from hwsim.policy import Policy
 from hwsim.trace import Trace
+from hwsim.trace.header import EXACT
 
 
 def check_trace(trace: Trace, policy: Policy, plans: Plans, name: str) -> None:
@@ -28,7 +29,7 @@ def check_trace(trace: Trace, policy: Policy, plans: Plans, name: str) -> None:
         return
     name = name or type(policy).__name__
     for plan in plans:
-        if plan.group.needs and (why := _needs_more(trace, policy.in_layer(plan.layer), plan)):
+        if set(plan.group.needs) - EXACT.keys() and (why := _needs_more(trace, policy.in_layer(plan.layer), plan)):
             raise TraceError(
                 f"{trace.path}: keeps only the largest {share:.4g} of each row, but policy {name}, group "
                 f"{plan.group.name}, {why}; give the trace that it was made from, or record one without --encoding top"
@@ -61,7 +62,7 @@ def check_signals(trace_has: Callable[[str], bool], plans: Plans, path: object, 
     Raises:
         TraceError: a signal is missing.
     """
-    needed = sorted(plans.needs())
+    needed = sorted(plans.needs() | ({"experts"} if plans.sparse else set()))
     missing = [signal for signal in needed if not trace_has(signal)]
     if missing:
         signals = ",".join(signal for signal in needed if signal not in NORMS)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hwsim.cache.cache import Cache
+from hwsim.cache.experts import ExpertPart
 from hwsim.memory.groups import GroupPlan, Place, Plans
 
 
@@ -15,18 +16,27 @@ from hwsim.memory.groups import GroupPlan, Place, Plans
 class Counts:
     """Requests and hits of every decoded token in every cache.
 
+    Where a step has several members, the first axis are the steps, and a unit counts once in each.
+
     Attributes:
         requests: int32 ``[tokens, layers, slots]``: units requested.
         hits: int32 ``[tokens, layers, slots]``: requested units that were cached.
         last_requests: uint8 ``[tokens, layers, slots]``: whether the last unit of the group, which may be smaller than
             the others, was requested; None if all units of each group have the same size.
         last_hits: the same for the hits.
+        used: int64 ``[steps, layers, slots]``: units requested, summed over the members of each step; None: each step
+            has one member.
+        last_used: int64 ``[steps, layers, slots]``: members that requested the last unit, if `last_requests` is given.
+        prompt: the counts of the prompts' steps, if prompts went through the caches.
     """
 
     requests: np.ndarray
     hits: np.ndarray
     last_requests: np.ndarray | None = None
     last_hits: np.ndarray | None = None
+    used: np.ndarray | None = None
+    last_used: np.ndarray | None = None
+    prompt: Counts | None = None
 
     @classmethod
     def none(cls, tokens: int, plans: Plans) -> Counts:
@@ -42,18 +52,20 @@ class Counts:
         requests, hits = ([getattr(part, name) for part in parts] for name in ("requests", "hits"))
         last_requests = [part.last_requests for part in parts if part.last_requests is not None]
         last_hits = [part.last_hits for part in parts if part.last_hits is not None]
-        last = [np.concatenate(arrays) if arrays else None for arrays in (last_requests, last_hits)]
-        return cls(np.concatenate(requests), np.concatenate(hits), *last)
+        first, second = (np.concatenate(arrays) if arrays else None for arrays in (last_requests, last_hits))
+        return cls(np.concatenate(requests), np.concatenate(hits), first, second)
 
     @property
     def tokens(self) -> int:
         """Decoded tokens."""
         return len(self.requests)
 
-    def part(self, rows: slice) -> Counts:
-        """The counts of consecutive tokens; they share memory with the whole."""
-        last = [None if array is None else array[rows] for array in (self.last_requests, self.last_hits)]
-        return Counts(self.requests[rows], self.hits[rows], *last)
+    def part(self, rows: slice | np.ndarray) -> Counts:
+        """The counts of some tokens; those of consecutive ones (a slice) share memory with the whole."""
+        return Counts(
+            self.requests[rows], self.hits[rows], _at(self.last_requests, rows), _at(self.last_hits, rows),
+            _at(self.used, rows), _at(self.last_used, rows),
+        )  # fmt: skip
 
     def put(self, place: Place, token: int, served: Served) -> None:
         """Enter the counts of one cache for the decoded tokens from `token` on."""
@@ -71,9 +83,10 @@ class Counts:
         return self._bytes(self.requests - self.hits, self.last_misses, plans)
 
     def indices(self, plans: Plans) -> np.ndarray:
-        """Requested indices of the groups' axes: int64 ``[tokens, layers, slots]``."""
+        """Requested indices of the groups' axes, by every member of a step: int64 ``[tokens, layers, slots]``."""
         block, short = plans.table(lambda plan: plan.block), plans.table(lambda plan: plan.short)
-        return _weighed(self.requests, self.last_requests, block, short)
+        units, last = (self.requests, self.last_requests) if self.used is None else (self.used, self.last_used)
+        return _weighed(units, last, block, short)
 
     @property
     def misses(self) -> np.ndarray:
@@ -120,15 +133,26 @@ class Served(NamedTuple):
         return self.masks if self.blocks is None else self.blocks
 
 
+def _at(array: np.ndarray | None, rows: slice | np.ndarray) -> np.ndarray | None:
+    return None if array is None else array[rows]
+
+
 def _weighed(counts: np.ndarray, last: np.ndarray | None, unit: np.ndarray, less: np.ndarray) -> np.ndarray:
     """Counts times the weight of a unit, int64 ``[layers, slots]``; the last unit weighs `less` less."""
     weight = counts * unit
     return weight if last is None else weight - last * less
 
 
-def serve(cache: Cache, plan: GroupPlan, mask: np.ndarray) -> Served:
-    """Serve one mask of units, bool ``[units]``, from a cache."""
+def serve(cache: Cache, plan: GroupPlan, mask: np.ndarray, order: np.ndarray | None = None) -> Served:
+    """Serve one mask of units, bool ``[units]``, from a cache.
+
+    Args:
+        cache: of the group.
+        plan: the group.
+        mask: bool ``[units]``.
+        order: int64, the model's own choice of experts by falling rank, for a cache of experts.
+    """
     before = cache.view.copy()
-    requests, hits = cache.step(mask)
+    requests, hits = cache.step(mask) if not isinstance(cache, ExpertPart) else cache.step(mask, order)
     last = plan.short > 0 and bool(mask[-1])
     return Served(mask[None], requests, hits, last, last and bool(before[-1]), before[None])

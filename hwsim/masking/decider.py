@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from hwsim.util import kernels
 from hwsim.util.calls import translated
 
 
-class _Needed(dict[str, np.ndarray]):
+class Needed(dict[str, np.ndarray]):
     """The signals that a group needs; reading another one is an error that names the group's needs."""
 
     def __missing__(self, name: str) -> np.ndarray:
@@ -28,7 +29,7 @@ class _Stored(Mapping[str, np.ndarray]):
     """The signals of many tokens; signals stored as float16 are converted to float32 at their first use."""
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
-        self._arrays = _Needed(arrays)
+        self._arrays = Needed(arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
         values = self._arrays[name]
@@ -50,17 +51,35 @@ class Block(NamedTuple):
         signals: float32 ``[tokens, width]`` each, read-only; finite float16 if they are stored so.
         norms: float32 ``[indices]`` each, read-only, the same for all tokens.
         tokens: number of tokens.
+        experts: int64 ``[tokens, used]``: the experts that the model chooses, by falling rank, -1 where there are
+            fewer; None for groups that do not choose experts.
     """
 
     signals: dict[str, np.ndarray]
     norms: dict[str, np.ndarray]
     tokens: int
+    experts: np.ndarray | None = None
 
     def rows(self) -> Iterator[dict[str, np.ndarray]]:
         """The signals of each token, as the policy sees them."""
         signals = dict(_Stored(self.signals))
         for token in range(self.tokens):
-            yield _Needed(self.norms | {signal: values[token] for signal, values in signals.items()})
+            row = {signal: values[token] for signal, values in signals.items()}
+            if self.experts is not None:
+                self._trim(row, int(np.count_nonzero(self.experts[token] >= 0)))
+            yield Needed(self.norms | row)
+
+    def choices(self) -> Iterator[np.ndarray | None]:
+        """The experts that the model chooses for each token, by falling rank: int64; None where `experts` is None."""
+        for token in range(self.tokens):
+            yield None if self.experts is None else self.experts[token][self.experts[token] >= 0]
+
+    @staticmethod
+    def _trim(row: dict[str, np.ndarray], chosen: int) -> None:
+        """Leave the places of experts out that the model did not choose."""
+        for signal in ("experts", "expert_weights"):
+            if signal in row:
+                row[signal] = row[signal][:chosen]
 
 
 class Decider:
@@ -74,6 +93,7 @@ class Decider:
         self._ctx = ScanContext(model, group, plan.layer, plan.indices, k, np.random.default_rng(self._seed))
         self._scores = type(policy).select is Policy.select
         self.scores_blocks = self._blocks is None and k > 0 and _scores_blocks(type(policy))
+        self.masks_blocks = self._blocks is None and k == 0 and _masks_blocks(type(policy))
         self._mask = np.empty(plan.units, bool)
         self._view = kernels.read_only(self._mask)
         self._cached: np.ndarray | None = None  # of units
@@ -112,10 +132,27 @@ class Decider:
             mask = self._ask("select")
             if mask is not None:
                 self._take(self._checked_mask(mask))
+                if self._plan.routed and not self._mask.any():
+                    raise self._no_expert("select")
                 return self._view
         scores = self._checked_scores(self._ask("score"))
         kernels.top_k(scores if self._blocks is None else self._blocks.sums(scores), self._k(), self._mask)
         return self._view
+
+    def inside(
+        self, token: int, expert: int | None, signals: dict[str, np.ndarray], cached: np.ndarray | None
+    ) -> np.ndarray:
+        """Return the mask of one expert's units at a token, or one for all chosen experts; as `decide`.
+
+        Args:
+            token: decoded token of the sequence.
+            expert: number of the expert; None: the mask is for all chosen ones.
+            signals: of this expert.
+            cached: bool ``[units]``, what is cached of it; None: the policy may not read it.
+        """
+        self._ctx.token = token - 1
+        self._ctx.look(expert, cached)
+        return self.decide(signals)
 
     def _take(self, mask: np.ndarray) -> None:
         """Convert the policy's own mask of indices to a mask of units."""
@@ -173,6 +210,41 @@ class Decider:
             return None
         ctx.token += block.tokens - 1
         return scores, uncached
+
+    def masks(self, block: Block) -> np.ndarray | None:
+        """Return the masks of all tokens of a block, bool ``[tokens, units]``; None: decide one by one.
+
+        Raises:
+            ContractError: the policy raised, or returned something of the wrong shape or type.
+        """
+        ctx = self._ctx
+        ctx.token, ctx.signals = ctx.token + 1, _Stored(block.norms | block.signals)
+        answer = self._ask("masks")
+        if answer is None:
+            ctx.token -= 1
+            return None
+        shape = (block.tokens, self._plan.indices)
+        if not _is(np.bool_, answer, shape):
+            raise ContractError(f"{self._who('masks')}: returned {_describe(answer)}, needs bool of shape {shape}")
+        assert isinstance(answer, np.ndarray)
+        if not (some := answer.any(axis=1)).all():
+            ctx.token += int(np.argmin(some))
+            raise self._no_expert("masks")
+        ctx.token += block.tokens - 1
+        return answer
+
+    def save(self) -> tuple[Any, ...]:
+        """The state after the last token, for `restore`."""
+        ctx = self._ctx
+        return ctx.token, copy.deepcopy(ctx.state), ctx.rng.bit_generator.state
+
+    def restore(self, saved: tuple[Any, ...]) -> None:
+        """Go back to a saved state, from which nothing was saved since."""
+        ctx = self._ctx
+        ctx.token, ctx.state, ctx.rng.bit_generator.state = saved
+
+    def _no_expert(self, method: str) -> ContractError:
+        return ContractError(f"{self._who(method)}: the mask holds no expert; a token needs at least one")
 
     def wrong_size(self, token: int, count: int) -> ContractError:
         """The error for a mask of `count` units if the group's keep demands another number."""
@@ -233,6 +305,12 @@ def _scores_blocks(kind: type[Policy]) -> bool:
     """Whether a policy's `scores` matches its `score`: no subclass overrides `score` or `select` alone."""
     own = {name: next(base for base in kind.__mro__ if name in vars(base)) for name in ("score", "scores", "select")}
     return own["scores"] is not Policy and all(issubclass(own["scores"], definer) for definer in own.values())
+
+
+def _masks_blocks(kind: type[Policy]) -> bool:
+    """Whether a policy's `masks` matches its `select`: no subclass overrides `select` alone."""
+    own = {name: next(base for base in kind.__mro__ if name in vars(base)) for name in ("select", "masks")}
+    return own["masks"] is not Policy and issubclass(own["masks"], own["select"])
 
 
 def _describe(value: object) -> str:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from hwsim.cache.cache import Cache
+from hwsim.cache.experts import Event, ExpertCache, check_eviction
 from hwsim.cache.shared import SharedCache, check_shared
 from hwsim.errors import SettingError
+from hwsim.evictions import Eviction
 from hwsim.masking.counts import Counts, Served, serve
 from hwsim.masking.observers import Observer, listens
 from hwsim.masking.streams import (
@@ -29,7 +31,7 @@ from hwsim.masking.streams import (
     signal_blocks,
     worth_compiling,
 )
-from hwsim.memory.groups import Place
+from hwsim.memory.groups import Place, Plans
 from hwsim.trace.sequences import Decoded, Sequences
 
 _SHARED_VALUES = 2**24  # values of all signals that are held at once if groups share a cache: 64 MiB
@@ -95,11 +97,11 @@ class SharedCaches:
     def __init__(self, masking: Masking) -> None:
         shared, plans = masking.shared, masking.plans
         assert shared is not None
-        check_shared(masking.eviction, shared.scope)
+        check_shared_groups(masking.eviction, shared.scope, plans)
         members = [None] if shared.scope == "global" else [[layer] for layer in range(plans.layers) if plans[layer]]
         self.rounds = [plans.places(layers) for layers in members]
         self._caches = [
-            SharedCache([place.plan.sizes() for place in places], size, masking.eviction)
+            _shared_cache([place.plan.sizes() for place in places], size, masking)
             for places, size in zip(self.rounds, shared.sizes, strict=True)
         ]
         self._parts: dict[tuple[int, int], Cache] = {}
@@ -111,12 +113,44 @@ class SharedCaches:
         """The part of a shared cache that serves one place."""
         return self._parts[place.layer, place.slot]
 
-    def start(self, number: int | None = None) -> None:
-        """Begin a sequence with empty caches; with a `number`, only this cache."""
+    def start(self, number: int | None = None, future: Sequence[Event] | None = None) -> None:
+        """Begin a sequence with empty caches.
+
+        Args:
+            number: of the only cache to begin; None: all.
+            future: all events of this cache, for a rule that needs the future; only for caches of experts.
+        """
         for cache in self._caches if number is None else [self._caches[number]]:
+            if isinstance(cache, ExpertCache):
+                cache.start(future)
+                continue
             cache.start()
             for part in cache.parts:
                 part.start()
+
+
+def check_shared_groups(eviction: Eviction, scope: str, plans: Plans) -> None:
+    """Refuse a rule that cannot serve shared caches of some groups, and caches of experts and other groups together.
+
+    Raises:
+        SettingError: the rule or the groups.
+    """
+    if not plans.routed:
+        check_shared(eviction, scope)
+        return
+    check_eviction(eviction, alone=False)
+    if other := next((plan for plan in plans if not plan.routed), None):
+        raise SettingError(
+            f"--cache-scope {scope}: a cache of experts admits whole events and serves no other units, such as those "
+            f"of group {other.name}; choose matrix"
+        )
+
+
+def _shared_cache(parts: list[np.ndarray], size: int, masking: Masking) -> SharedCache | ExpertCache:
+    """Make the cache of some groups, which are all of experts, or none."""
+    if masking.plans.routed:
+        return ExpertCache(parts, size, masking.eviction, admission=masking.setup.admission)
+    return SharedCache(parts, size, masking.eviction)
 
 
 def policy_streams(source: SignalSource, masking: Masking, *, fast: bool, watched: bool) -> Streams:

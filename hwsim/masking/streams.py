@@ -14,10 +14,12 @@ import numpy as np
 
 from hwsim.cache import compiled
 from hwsim.cache.cache import Cache, CacheSetup
+from hwsim.cache.experts import ExpertCache
 from hwsim.errors import BlindError, PluginError
 from hwsim.evictions import Eviction
 from hwsim.masking.counts import Served, serve
 from hwsim.masking.decider import Block, Decider
+from hwsim.masking.within import WithinDecider
 from hwsim.memory.groups import GroupPlan, Place, Plans
 from hwsim.memory.shares import Shared
 from hwsim.model.shape import NORMS, ModelShape
@@ -67,7 +69,11 @@ class Masking:
     def decider(self, place: Place) -> Decider:
         """The decider, which asks the policy for the masks of one place."""
         seed = (self.seed, place.layer, place.slot)
-        return Decider(self.policy.in_layer(place.layer), self.name, place.plan, self.model, seed)
+        model = (
+            self.model.at(place.layer) if place.plan.routed or place.plan.choice else None
+        ) or self.model  # whose experts are the layer's
+        kind = Decider if place.plan.choice is None else WithinDecider
+        return kind(self.policy.in_layer(place.layer), self.name, place.plan, model, seed)
 
     def cache(self, plan: GroupPlan) -> Cache:
         """Make the cache of one group of one layer.
@@ -75,7 +81,21 @@ class Masking:
         Raises:
             SettingError: the eviction cannot bypass, a set is missing, or more units are pinned or warm than fit.
         """
+        if plan.routed:
+            return self._expert_cache(plan)
         return self.setup.cache(plan.layer, plan.name, plan.units, plan.capacity, self.eviction)
+
+    def _expert_cache(self, plan: GroupPlan) -> Cache:
+        """Make the cache of the experts of one layer."""
+        setup = self.setup
+        pinned, warm = (
+            sets.of(plan.layer, plan.name, plan.units) if sets else None for sets in (setup.pinned, setup.warm)
+        )
+        cache = ExpertCache(
+            [plan.sizes()], plan.capacity * plan.unit_bytes, self.eviction, admission=setup.admission, pinned=pinned,
+            warm=warm, where=f"layer {plan.layer}, group {plan.name}: ",
+        )  # fmt: skip
+        return cache.parts[0]
 
 
 class Stream(Protocol):
@@ -166,15 +186,18 @@ class PolicyStream:
         """
         if self._eviction.needs_future:
             first = self._decider.token + 1
-            masks = np.concatenate([self._masks(block) for block in blocks])
+            listed = list(blocks)
+            masks = np.concatenate([self._masks(block) for block in listed])
             self._cache.start(masks)
-            yield from (self._serve(token, mask) for token, mask in enumerate(masks, first))
+            orders = (order for block in listed for order in block.choices())
+            for token, (mask, order) in enumerate(zip(masks, orders, strict=True), first):
+                yield self._serve(token, mask, order)
             return
         for block in blocks:
             scores = self._decider.scores(block, aware=self._fast) if self._blocks else None
             if scores is None:
-                for row in block.rows():
-                    yield self.step(row)
+                for row, order in zip(block.rows(), block.choices(), strict=True):
+                    yield self.step(row, order)
             elif self._fast:
                 values, uncached = scores
                 uncached = np.ones(block.tokens, np.float32) if uncached is None else uncached
@@ -193,10 +216,15 @@ class PolicyStream:
             return np.array([self._decider.decide(row).copy() for row in block.rows()])
         return compiled.top_k(scores[0], self._k)
 
-    def step(self, signals: dict[str, np.ndarray]) -> Served:
-        """Decide the next token and serve it from the cache; as `run`, for one token."""
+    def step(self, signals: dict[str, np.ndarray], order: np.ndarray | None = None) -> Served:
+        """Decide the next token and serve it from the cache; as `run`, for one token.
+
+        Args:
+            signals: what the group needs.
+            order: int64, the experts that the model chooses, by falling rank; None for other groups.
+        """
         mask = self._decider.decide(signals)
-        return self._serve(self._decider.token, mask)
+        return self._serve(self._decider.token, mask, order)
 
     def decide(self, signals: dict[str, np.ndarray]) -> np.ndarray:
         """Decide the next token for a cache that serves it later: bool ``[units]``, valid until the next call."""
@@ -210,8 +238,8 @@ class PolicyStream:
         """Convert a mask of units to indices: bool ``[units]`` -> bool ``[indices]``, valid until the next call."""
         return self._decider.expand(units)
 
-    def _serve(self, token: int, mask: np.ndarray) -> Served:
-        served = serve(self._cache, self.plan, mask)
+    def _serve(self, token: int, mask: np.ndarray, order: np.ndarray | None = None) -> Served:
+        served = serve(self._cache, self.plan, mask, order)
         if self._k and served.requests != self._k:
             raise self._decider.wrong_size(token, int(served.requests))
         return served._replace(masks=self.expand(mask)[None], blocks=mask[None])
@@ -226,11 +254,13 @@ def signal_blocks(source: SignalSource, plan: GroupPlan, rows: range, values: in
     """Yield what a group needs for a range of rows, in blocks of at most `values` values of a signal."""
     layer, step = plan.layer, max(1, values // plan.indices)
     norms = {name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS}
-    signals = [signal for signal in plan.group.needs if signal not in NORMS]
+    needs = [*plan.group.needs, *([*plan.choice.group.needs, "experts"] if plan.choice else ())]
+    signals = [signal for signal in dict.fromkeys(needs) if signal not in NORMS]
     for at in rows[::step]:
         end = min(at + step, rows.stop)
         values_of = {signal: kernels.read_only(_read(source, layer, signal, at, end)) for signal in signals}
-        yield Block(values_of, norms, end - at)
+        experts = kernels.read_only(source.read(layer, "experts", at, end)) if plan.routed or plan.choice else None
+        yield Block(values_of, norms, end - at, experts)
 
 
 def _read(source: SignalSource, layer: int, signal: str, start: int, stop: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from hwsim.memory.groups import Plans
 from hwsim.memory.kv_cache import KVCache
 from hwsim.memory.shares import Scope, Shared, Shares, divide
 from hwsim.model.lora import Adapter
-from hwsim.model.shape import ATTENTION, MLP, Bits, ModelShape, footprint, stored_bytes
+from hwsim.model.shape import ATTENTION, MLP, Bits, ModelShape, footprint, shared_bytes, stored_bytes
 from hwsim.util.units import parse, show_size
 
 _LARGEST = 10**18  # bytes of a DRAM budget: more is a typing error
@@ -55,7 +55,8 @@ class Bytes:
     Attributes:
         budget: DRAM that the model may use.
         kv_tokens: tokens that the KV cache is reserved for.
-        kv: the KV cache and fixed states of the layers.
+        sequences: sequences that it is reserved for.
+        kv: the KV cache and fixed states of the layers, of one sequence.
         unmasked: weights that no mask cuts, pinned or streamed.
         looked_up: rows of embedding tables that each token reads from Flash.
         sparse: all matrices that masks cut.
@@ -64,6 +65,7 @@ class Bytes:
 
     budget: int
     kv_tokens: int
+    sequences: int
     kv: KVCache
     unmasked: Unmasked
     looked_up: int
@@ -72,13 +74,18 @@ class Bytes:
 
     @property
     def kv_reserved(self) -> int:
-        """KV cache of `kv_tokens` tokens."""
-        return self.kv.reserved(self.kv_tokens)
+        """KV cache of `kv_tokens` tokens of each sequence."""
+        return self.sequences * self.kv.reserved(self.kv_tokens)
+
+    @property
+    def states(self) -> int:
+        """Fixed states of all sequences."""
+        return self.sequences * self.kv.state
 
     @property
     def reserved(self) -> int:
         """KV cache of `kv_tokens` tokens, and the fixed states."""
-        return self.kv_reserved + self.kv.state
+        return self.kv_reserved + self.states
 
     @property
     def resident(self) -> int:
@@ -122,7 +129,7 @@ class Parameters:
     """Weights that a token multiplies outside the groups; numbers, not bytes.
 
     Attributes:
-        total: weights of all layers and the LM head, including masked ones.
+        total: weights that a dense token multiplies, including masked ones; of experts those that the router chooses.
         attention: unmasked weights of each layer's attention.
         mlp: unmasked weights of each layer's MLP.
         lm_head: weights of the LM head and other matrices outside the layers.
@@ -212,6 +219,8 @@ class Room:
         kv_window: most entries that a token reads in any layer, in place of the model's own windows.
         scope: which groups share a cache.
         shares: how cache bytes are divided over layers and groups; None: equally.
+        cache: bytes of all caches, which then decide the budget; None: what the budget leaves.
+        sequences: most sequences that are decoded together, each with its own KV cache and states.
     """
 
     budget: int | str
@@ -220,6 +229,8 @@ class Room:
     kv_window: int | None = None
     scope: Scope = "matrix"
     shares: Shares | None = None
+    cache: int | None = None
+    sequences: int = 1
 
 
 def place(
@@ -239,9 +250,9 @@ def place(
         SettingError: the budget cannot hold the KV cache, or the shares do not match the groups.
     """
     sizes, layers, kv = footprint(model, bits), model.num_hidden_layers, KVCache.of(model, bits, room.kv_window)
-    kv_reserved = kv.reserved(room.kv_tokens) + kv.state
+    kv_reserved = room.sequences * (kv.reserved(room.kv_tokens) + kv.state)
     budget = dram_budget(room.budget, sizes.weights, kv_reserved) if isinstance(room.budget, str) else room.budget
-    if budget < kv_reserved:
+    if room.cache is None and budget < kv_reserved:
         raise SettingError(
             f"DRAM budget {show_size(budget)} cannot hold the KV cache of {room.kv_tokens} tokens, "
             f"{show_size(kv_reserved)}: {show_size(kv_reserved - budget)} are missing; give more with --dram, store "
@@ -250,16 +261,18 @@ def place(
     dense, parameters_of = _unmasked(plans, model, bits)
     kept = stored_bytes(predictor_parameters, bits.predictor)
     kept += stored_bytes(adapter.counted, bits.adapter) if adapter else 0
+    unmasked = Unmasked(
+        attention=tuple(attention for attention, _ in dense),
+        mlp=tuple(mlp for _, mlp in dense),
+        kept=tuple(kept // layers + (layer < kept % layers) for layer in range(layers)),
+        lm_head=sizes.lm_head,
+    )
     where = Bytes(
-        budget=budget,
+        budget=budget if room.cache is None else kv_reserved + unmasked.total + room.cache,
         kv_tokens=room.kv_tokens,
+        sequences=room.sequences,
         kv=kv,
-        unmasked=Unmasked(
-            attention=tuple(attention for attention, _ in dense),
-            mlp=tuple(mlp for _, mlp in dense),
-            kept=tuple(kept // layers + (layer < kept % layers) for layer in range(layers)),
-            lm_head=sizes.lm_head,
-        ),
+        unmasked=unmasked,
         looked_up=stored_bytes(model.embedding_row, bits.of("embedding_row")),
         sparse=sum(plan.total_bytes for plan in plans),
         weights=sizes.weights,
@@ -267,7 +280,7 @@ def place(
     shared, held = _caches(plans, where.cache, room.scope, room.shares)
     head = model.head_parameters + model.outside_parameters
     parameters = Parameters(
-        total=sum(map(model.attention_parameters, range(layers))) + model.all_mlp_parameters + head,
+        total=sum(map(model.attention_parameters, range(layers))) + model.used_mlp_parameters + head,
         attention=tuple(attention for attention, _ in parameters_of),
         mlp=tuple(mlp for _, mlp in parameters_of),
         lm_head=head,
@@ -277,7 +290,7 @@ def place(
 
 
 def _unmasked(plans: Plans, model: ModelShape, bits: Bits) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """What no mask cuts, by layer: bytes of attention and MLP, and numbers of weights of both.
+    """What no mask cuts, by layer: bytes of attention and MLP, shared experts included, and numbers of weights of both.
 
     The arithmetic on a fixed state is two multiplications for each of its numbers, and counts as attention.
     """
@@ -286,9 +299,11 @@ def _unmasked(plans: Plans, model: ModelShape, bits: Bits) -> tuple[list[tuple[i
         masked = {name.partition(".")[0] for plan in plans[layer] for name in plan.group.slices} if plans else set()
         left = {name: matrix.elements for name, matrix in model.matrices(layer).items() if name not in masked}
         whole = {name: stored_bytes(elements, bits.of(name, layer)) for name, elements in left.items()}
-        other = stored_bytes(own.other_parameters, bits.of("other", layer))
-        sizes.append((_sum(whole, ATTENTION) + other, _sum(whole, MLP)))
-        numbers.append((_sum(left, ATTENTION) + own.other_parameters + 2 * own.state_elements, _sum(left, MLP)))
+        other = stored_bytes(own.other_parameters, bits.of("other", layer)) + (own.dense_bytes or 0)
+        sizes.append((_sum(whole, ATTENTION) + other, _sum(whole, MLP) + shared_bytes(model, bits, layer)))
+        shared = own.experts.shared_parameters if own.experts else 0
+        attention = _sum(left, ATTENTION) + own.other_parameters + 2 * own.state_elements
+        numbers.append((attention, _sum(left, MLP) + shared))
     return sizes, numbers
 
 

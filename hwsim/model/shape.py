@@ -288,6 +288,16 @@ class ModelShape(BaseModel):
         )
 
     @property
+    def used_mlp_parameters(self) -> int:
+        """Weights of the MLPs that a token of the unmasked model reads, with the experts that the router chooses."""
+        idle = sum(
+            (own.experts.count - own.experts.used) * self.expert_parameters(layer)
+            for layer, own in enumerate(self.layers)
+            if own.experts
+        )
+        return self.all_mlp_parameters - idle
+
+    @property
     def head_parameters(self) -> int:
         """Weights of the LM head."""
         return self.vocab_size * self.hidden_size if self.lm_head_parameters is None else self.lm_head_parameters

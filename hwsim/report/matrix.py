@@ -11,21 +11,22 @@ from hwsim.simulation.metrics import Result
 from hwsim.util.units import printable, show_number
 
 Device = tuple[str, list[Result], Result]
-"""The name that the user gave, the results of all policies on this device, and the result of `dense`."""
+"""The name that the user gave, the results of all policies on this device, and that of the unmasked model."""
 
 
 def print_matrix(console: Console, devices: list[Device]) -> None:
-    """Print the matrix, each rate with its ratio to dense, and then the notes of all results."""
+    """Print the matrix, each rate with its ratio to the unmasked model, and then the notes of all results."""
     first = devices[0][1][0].provenance
     title = f"{first['model']['name']}, {devices[0][1][0].tokens} tokens decoded from {first['trace']['name']} "
-    title += f"({first['trace']['origin']}); tokens/s, and how that compares with dense"
+    title += f"({first['trace']['origin']}); tokens/s, and how that compares with {_name(devices[0][2])}"
     console.print(Text(printable(title)))
     console.print(Text(settings_line(devices[0][1][0])), style="dim", soft_wrap=not console.is_terminal)
     for device, results, _ in devices:
         console.print(Text(printable(f"{device}: {device_line(results[0])}")), soft_wrap=not console.is_terminal)
     console.print()
     names = [_name(result) for result in devices[0][1]]
-    with_dense = names if "dense" in names else ["dense", *names]
+    unmasked = _name(devices[0][2])
+    with_dense = names if unmasked in names else [unmasked, *names]
     columns = [Column("policy", with_dense, folds=True)]
     for number, (device, results, dense) in enumerate(devices):
         by_name = {_name(result): result for result in (dense, *results)}

@@ -40,7 +40,7 @@ def render(
 
     Args:
         results: one for each policy, at least one.
-        dense: the same replay without any mask; the baseline of the speed-ups.
+        dense: the same replay of the unmasked model, the baseline of the speed-ups.
         width: characters of a line.
         colors: whether bars are drawn in colours; otherwise letters distinguish their parts.
 
@@ -67,7 +67,7 @@ def notes(results: list[Result], dense: Result) -> list[str]:
 
 
 def _rows(results: list[Result], dense: Result) -> list[Result]:
-    return results if any(_name(result) == "dense" for result in results) else [dense, *results]
+    return results if any(_name(result) == _name(dense) for result in results) else [dense, *results]
 
 
 def _name(result: Result) -> str:
@@ -133,7 +133,9 @@ def _answer(rows: list[Result], dense: Result, width: int, gap: int) -> tuple[Co
     columns = [
         Column("\npolicy", [_name(row) for row in rows], folds=True),
         Column("tokens/s\n", [show_number(row.throughput_tok_s) for row in rows]),
-        Column("against\ndense", [f"{row.throughput_tok_s / dense.throughput_tok_s:.2f} x" for row in rows], 1),
+        Column(
+            f"against\n{_name(dense)}", [f"{row.throughput_tok_s / dense.throughput_tok_s:.2f} x" for row in rows], 1
+        ),
         Column("latency\np50", [show_time(row.latency_s.p50) for row in rows], 2),
         Column("\np95", [show_time(row.latency_s.p95) for row in rows], 7),
         Column("hit\nrate", ["-" if row.hit_rate is None else f"{row.hit_rate:.1%}" for row in rows], 3),

@@ -68,7 +68,9 @@ class Timeline(MomentObserver):
         self._about = beginning.about
         if plans and placement.shared is None and caches.pinned is None and caches.warm is None:
             room = plans.table(lambda plan: plan.capacity)
-            self._occupied = _occupancy(counts.misses, room, self._tokens.stop, decode.sequences.starts)
+            self._occupied = _occupancy(
+                counts.misses, room, self._tokens.stop, frozenset(np.flatnonzero(decode.steps.starts).tolist())
+            )
             self._unit_bytes = plans.table(lambda plan: plan.unit_bytes)
 
     _occupied: np.ndarray | None = None

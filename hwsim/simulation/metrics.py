@@ -88,8 +88,25 @@ class GroupResult(_Record):
     dram_bytes: int
 
 
+class PromptResult(_Record):
+    """All prompts, if they went through the caches; the other numbers of a result are those of the decode."""
+
+    tokens: int
+    requests: int
+    hits: int
+    hit_rate: float | None
+    flash_bytes: int  # units that were missed
+
+
+class DeviceFlags(_Record):
+    """Flags of the device that ran the model: whether it had a chosen expert in its cache."""
+
+    rows: int  # chosen experts of decoded tokens
+    agree: int  # of which hwsim's cache says the same
+
+
 class TokenResult(_Record):
-    """One decoded token."""
+    """One decoded token, or one step if it has several."""
 
     latency_s: float
     requests: int
@@ -131,6 +148,9 @@ class Result(_Record):
     prefetch: Prefetched | None
     events: int  # services of Flash, DRAM and compute that the event engine went through; 0 with the closed form
     groups: list[GroupResult]
+    prompt: PromptResult | None = None
+    steps: int | None = None  # steps of the decode, if they have several members; `latency_s` is then that of a step
+    device_flags: DeviceFlags | None = None
     per_token: list[TokenResult] | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -157,7 +177,8 @@ class Result(_Record):
         return to_html([self.plain()])
 
     def _left_out(self) -> set[str]:
-        return {"per_token"} if self.per_token is None else set()
+        optional = ("prompt", "steps", "device_flags", "per_token")
+        return {name for name in optional if getattr(self, name) is None}
 
 
 class Evaluation(Result):

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from hwsim.errors import PluginError, SettingError, did_you_mean, one_line
 from hwsim.evictions import Eviction
-from hwsim.policy import Policy
+from hwsim.policy import ModelShape, Policy
 from hwsim.prefetch import Prefetch
 from hwsim.util.calls import call
 from hwsim.util.explain import problem
@@ -263,6 +263,11 @@ def _read(value: Any) -> Any:
     if isinstance(value, str) and value.lower() in ("none", "null"):
         return None
     return value
+
+
+def baseline(model: ModelShape) -> tuple[str, Policy]:
+    """The policy that leaves a model as it is, against which others are compared: (name, policy)."""
+    return POLICIES.make("router" if model.experts else "dense")
 
 
 def check_density(name: str, found: type[Policy]) -> None:

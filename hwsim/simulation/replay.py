@@ -12,6 +12,7 @@ from hwsim.masking.checks import check_trace
 from hwsim.masking.counts import Counts
 from hwsim.masking.observers import Observer
 from hwsim.masking.scan import scan
+from hwsim.masking.step_scan import scan_steps
 from hwsim.memory.shares import measured
 from hwsim.simulation.metrics import Result
 from hwsim.simulation.result import measure
@@ -58,7 +59,9 @@ def count(run: Run, observers: Sequence[Observer] = (), *, threads: int | None =
     if source.trace is None:
         raise HwsimError("a run without a trace and without masks is counted by the model that runs")
     check_trace(source.trace, run.policy, run.placement.plans, run.names.policy)
-    return scan(source.trace, run.sequences, run.masking, observers=observers, threads=threads or cores())
+    if run.together.plain and not run.placement.plans.sparse:
+        return scan(source.trace, run.sequences, run.masking, observers=observers, threads=threads or cores())
+    return scan_steps(source.trace, run.sequences, run.steps, run.masking, observers=observers)
 
 
 def with_measured_shares(run: Run) -> Run:

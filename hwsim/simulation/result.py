@@ -9,11 +9,13 @@ import numpy as np
 
 from hwsim.device.profile import Profile
 from hwsim.masking.counts import Counts
+from hwsim.masking.device_flags import FlagCounts
 from hwsim.masking.observers import Observer
 from hwsim.memory.placement import Placement
 from hwsim.model.shape import ModelShape
 from hwsim.simulation import metrics
 from hwsim.simulation.notes import notes
+from hwsim.simulation.prompts import Prompts, read_prompts
 from hwsim.simulation.provenance import provenance
 from hwsim.simulation.run import Run, Watched
 from hwsim.timing.closed_form import operations, prefill_seconds
@@ -31,14 +33,14 @@ def measure(
 
     Args:
         run: the run.
-        counts: requests and hits of every decoded token.
+        counts: requests and hits of every decoded step, and of the prompts' steps if those went through the caches.
         watched: optional observations beyond hit counts on which the run's time depends.
         observers: receive the progress, and moments of the event engine.
     """
-    settings, watched = run.settings, watched or Watched()
+    settings, watched, steps = run.settings, watched or Watched(), run.steps
     decode = Decode(
-        counts, run.placement, run.hardware, run.sequences, run.bits, settings.reads, settings.fills,
-        *watched,
+        counts, run.placement, run.hardware, steps.part(~steps.prompts), run.bits, settings.reads, settings.fills,
+        watched.reads, watched.guesses,
     )  # fmt: skip
     about = {
         "policy": run.names.policy, "device": run.hardware.name, "trace": run.source.origin,
@@ -48,16 +50,17 @@ def measure(
         decode, run.overlap, closed_form=settings.timing == "closed-form", observers=observers,
         beginning=Beginning(decode, settings.caches, about),
     )  # fmt: skip
-    return _result(run, decode, timing)
+    return _result(run, decode, timing, read_prompts(run, counts.prompt), watched.flags)
 
 
-def _result(run: Run, decode: Decode, timing: Timing) -> metrics.Result:
+def _result(
+    run: Run, decode: Decode, timing: Timing, prompts: Prompts | None, flags: FlagCounts | None
+) -> metrics.Result:
     settings, placement, counts, hardware = run.settings, run.placement, decode.counts, run.hardware
-    plans, where, tokens = placement.plans, placement.bytes, counts.tokens
+    plans, where, tokens = placement.plans, placement.bytes, decode.steps.tokens
     flash, dram = counts.miss_bytes(plans), counts.hit_bytes(plans)
-    flash_token = flash.sum(axis=(1, 2)) + where.streamed + where.looked_up
-    kv_token = where.kv.read_bytes(decode.kv_lengths) + where.kv.state_traffic
-    dram_token = dram.sum(axis=(1, 2)) + where.pinned + kv_token
+    flash_token = flash.sum(axis=(1, 2)) + where.streamed + decode.steps.sizes * where.looked_up
+    dram_token = dram.sum(axis=(1, 2)) + where.pinned + decode.kv_bytes
     requests, hits = int(counts.requests.sum()), int(counts.hits.sum())
     flash_bytes, dram_bytes = int(flash_token.sum()), int(dram_token.sum())
     flash_read, ahead = flash_bytes, None
@@ -73,25 +76,18 @@ def _result(run: Run, decode: Decode, timing: Timing) -> metrics.Result:
         tokens=tokens,
         throughput_tok_s=tokens / timing.times.total,
         latency_s=metrics.latency(timing.token_s),
-        ttft_s=prefill_seconds(
-            placement,
-            hardware,
-            run.header.sequences,
-            flat=settings.timing == "closed-form",
-            chunk=settings.prefill_chunk,
-            beside=run.overlap.prefill_beside,
-        ),
+        ttft_s=_first_token(run, prompts),
         time_s=metrics.Times.of(timing.times),
         unit_requests=requests,
         unit_hits=hits,
         hit_rate=hits / requests if requests else None,
-        mlp_density=_density(run.header.model, placement, counts, tokens),
+        mlp_density=_density(run.header.model, placement, counts, decode.members),
         flash_bytes=flash_bytes,
         flash_read_bytes=flash_read,
         dram_bytes=dram_bytes,
         resident_bytes=where.reserved + where.pinned,
         kv_cache_bytes=where.kv_reserved,
-        state_bytes=where.kv.state,
+        state_bytes=where.states,
         looked_up_bytes=where.looked_up,
         streamed_bytes=where.streamed,
         cache_bytes=where.cache if plans else 0,
@@ -103,7 +99,25 @@ def _result(run: Run, decode: Decode, timing: Timing) -> metrics.Result:
         prefetch=prefetched,
         events=timing.events,
         groups=_groups(run, counts, flash, dram),
+        prompt=None if prompts is None else prompts.result(plans),
+        device_flags=None if flags is None else metrics.DeviceFlags(rows=flags.rows, agree=flags.agree),
+        steps=None if decode.steps.single else len(decode.steps),
         per_token=_per_token(timing, counts, flash_token, dram_token) if settings.per_token else None,
+    )
+
+
+def _first_token(run: Run, prompts: Prompts | None) -> float | None:
+    """Mean time to first token in seconds; None without a prompt."""
+    if prompts is not None:
+        return prompts.seconds
+    settings = run.settings
+    return prefill_seconds(
+        run.placement,
+        run.hardware,
+        run.header.sequences,
+        flat=settings.timing == "closed-form",
+        chunk=settings.prefill_chunk,
+        beside=run.overlap.prefill_beside,
     )
 
 
@@ -132,7 +146,10 @@ def _prefetched(run: Run, ahead: PrefetchTotals | None) -> metrics.Prefetched | 
 
 
 def _density(model: ModelShape, placement: Placement, counts: Counts, tokens: int) -> float:
-    """Share of the MLP's weights that a mean token reads."""
+    """Share of the MLP's weights that a mean token reads; of bytes, if only those are known."""
+    if model.by_bytes:
+        sizes = placement.plans.table(lambda plan: plan.unit_bytes)
+        return int((counts.indices(placement.plans).sum(axis=0) * sizes).sum()) / (tokens * placement.bytes.sparse)
     per_index = placement.plans.table(lambda plan: plan.mlp_parameters)
     read = int((counts.indices(placement.plans).sum(axis=0) * per_index).sum())
     every_token = sum(placement.parameters.mlp) + placement.parameters.predictor

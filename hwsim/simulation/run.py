@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from hwsim.cache.shared import check_shared
 from hwsim.device.effective import effective
 from hwsim.device.profile import Profile
 from hwsim.errors import ContractError, SettingError, one_line
 from hwsim.evictions import Eviction
+from hwsim.masking.device_flags import FlagCounts, flags_of
 from hwsim.masking.guesses import Guesses
 from hwsim.masking.mask_file import MaskFile
 from hwsim.masking.observers import Observer
+from hwsim.masking.scan import check_shared_groups
 from hwsim.masking.streams import Masking
-from hwsim.memory.groups import Plans, Units, plan_layers
+from hwsim.memory.groups import Plans
 from hwsim.memory.placement import Placement, Room, place
+from hwsim.memory.planning import Units, plan_layers
 from hwsim.model.lora import read_adapter
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.model.stored import StoredBytes, bits_of
@@ -33,6 +35,7 @@ from hwsim.timing.reads import ReadCounts
 from hwsim.trace import Trace, TraceHeader
 from hwsim.trace.header import STORED_UNKNOWN
 from hwsim.trace.sequences import Sequences
+from hwsim.trace.steps import Steps, Together
 from hwsim.util.calls import call
 from hwsim.util.option import is_whole
 from hwsim.util.units import printable
@@ -88,23 +91,26 @@ def recorded(
         stored: bytes of the model's matrices in its files; None: unknown.
         stored_unknown: the reason why they are unknown.
     """
+    signal = "input" if model.layers_with("input") else "experts"  # a header names at least one
     fields = {
-        "origin": "recorded", "model": model, "signals": ["input"], "sequences": sequences, "stored": stored,
+        "origin": "recorded", "model": model, "signals": [signal], "sequences": sequences, "stored": stored,
         "provenance": {STORED_UNKNOWN: stored_unknown} if stored_unknown else {},
     }  # fmt: skip
     return TraceHeader.model_validate(fields)
 
 
 class Watched(NamedTuple):
-    """Optional observations beyond hit counts, on which the time of a run depends.
+    """Optional observations beyond hit counts, which a result needs.
 
     Attributes:
         reads: reads of Flash; None: units are read one by one.
         guesses: predictions of a prefetch rule, or None.
+        flags: comparison with the flags of a device, or None.
     """
 
     reads: ReadCounts | None = None
     guesses: Guesses | None = None
+    flags: FlagCounts | None = None
 
     @property
     def observers(self) -> list[Observer]:
@@ -157,6 +163,28 @@ class Run:
     def sequences(self) -> Sequences:
         """The sequences, which state the decoded tokens."""
         return Sequences(self.header.sequences)
+
+    @cached_property
+    def steps(self) -> Steps:
+        """What goes through the model together, step by step.
+
+        Raises:
+            SettingError: the trace does not say which drafts are right.
+        """
+        accepted = None
+        if self.settings.accept == "trace":
+            accepted = None if self.source.trace is None else self.source.trace.accepted()
+            if accepted is None:
+                raise SettingError(
+                    f"--accept trace: {self.source.origin.get('name', 'the source')} does not say which drafts are "
+                    "right; give a probability"
+                )
+        return Steps.of(self.sequences, self.together, accepted)
+
+    @cached_property
+    def together(self) -> Together:
+        """What goes through the model together."""
+        return self.settings.together(cached_prompts=self.placement.plans.sparse)
 
     @cached_property
     def bits(self) -> Bits:
@@ -230,9 +258,13 @@ class Run:
         if kv_tokens < longest:
             raise SettingError(f"--kv-tokens {kv_tokens} cannot hold the trace's longest sequence, {longest} tokens")
         budget = self.device.dram.budget if settings.dram is None and self.device else settings.dram
-        if budget is None:
+        if budget is None and settings.cache is None:
             raise impossible("dram", None, "given where there is no device")
-        return Room(budget, kv_tokens, longest, settings.kv_window, settings.cache_scope, settings.cache_shares)
+        together = min(settings.lockstep, len(self.header.sequences))
+        return Room(
+            budget or 0, kv_tokens, longest, settings.kv_window, settings.cache_scope, settings.cache_shares,
+            settings.cache, together,
+        )  # fmt: skip
 
     def _plans(self) -> Plans:
         """The policy's groups in every layer."""
@@ -276,9 +308,11 @@ class Run:
         placement, settings, caches = self.placement, self.settings, self.settings.caches
         if self.device is not None:
             _ = self.hardware
+        self._check_steps()
         if placement.shared:
-            check_shared(self.eviction, settings.cache_scope)
+            check_shared_groups(self.eviction, settings.cache_scope, placement.plans)
             bypass = caches.admission == "bypass"
+            bypass = bypass and not placement.plans.routed
             for option, chosen in (("--admission bypass", bypass), ("--pin", caches.pinned), ("--warm", caches.warm)):
                 if chosen:
                     raise SettingError(
@@ -292,6 +326,20 @@ class Run:
         for plan in placement.plans:
             self.masking.cache(plan)
 
+    def _check_steps(self) -> None:
+        """Refuse what does not go with steps of several members, or with prompts in the caches."""
+        if self.together.plain:
+            return
+        settings = self.settings
+        refused = {
+            "--overlap prefetch": settings.prefetch is not None and (settings.lockstep > 1 or settings.speculate > 0),
+            "--packed and --merge": not settings.reads.plain and self.together.prompts,
+            "saved masks": self.source.masks is not None,
+        }
+        if names := [name for name, given in refused.items() if given]:
+            options = "--prefill cached, --keep-cache, --lockstep and --speculate"
+            raise SettingError(f"{names[0]}: does not go with {options}; leave one of them out")
+
     def watched(self) -> Watched:
         """Optional observations beyond hit counts that the run needs."""
         settings, plans = self.settings, self.placement.plans
@@ -303,7 +351,7 @@ class Run:
             reads = ReadCounts(tokens, plans, settings.reads, self.hardware.flash, sparse)
         if settings.prefetch:
             guesses = Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace)
-        return Watched(reads, guesses)
+        return Watched(reads, guesses, flags_of(self.source.trace, self.steps, routed=plans.routed))
 
     def but(self, **changes: Any) -> Run:
         """A copy of the run with other settings."""

@@ -24,6 +24,7 @@ from hwsim.prefetch import Prefetch
 from hwsim.simulation.plugins import PREFETCHES
 from hwsim.timing import overlap as overlaps
 from hwsim.timing.reads import ReadSetup
+from hwsim.trace.steps import Together
 from hwsim.util.explain import problem
 from hwsim.util.option import RUNS, Option, declared, is_whole
 from hwsim.util.units import parse, shorten
@@ -31,6 +32,7 @@ from hwsim.util.units import parse, shorten
 _REPLAYS = ("replay", "sweep")
 _STATISTICS = ("trace curve", "trace locality")
 _PANEL = "How the device is used"
+_STEPS = "What goes through the model together"
 
 
 def read_bits(text: str | Bits) -> Bits:
@@ -101,6 +103,15 @@ def _size(option: str) -> Callable[[Any], Any]:
 
 def _gap(given: Any) -> Any:
     return None if given == "auto" else _size("gap")(given)
+
+
+def _accept(given: Any) -> Any:
+    if given in (None, "trace"):
+        return given
+    number = float(given)
+    if isinstance(given, bool) or not 0 <= number <= 1:
+        raise ValueError
+    return number
 
 
 def _dram(given: Any) -> Any:
@@ -200,6 +211,14 @@ class Settings(BaseModel):
             read=_dram, metavar="SIZE|SHARE", shown="the profile's budget", unit="bytes", python="int",
             rule="bytes from 0, text such as '4 GB' or '50%', or None",
             commands=(*RUNS, "tune", "train lora", "train prefetch"),
+        ),
+    ] = None  # fmt: skip
+    cache: Annotated[
+        int | None,
+        Option(
+            "DRAM for the caches alone; what is pinned lies beside it. Not together with --dram.",
+            read=_size("cache"), metavar="SIZE", shown="what --dram leaves", unit="bytes", python="int",
+            rule="bytes from 0, text such as '4 GB', or None", commands=(*RUNS, "tune"),
         ),
     ] = None  # fmt: skip
     kv_tokens: Annotated[
@@ -304,6 +323,43 @@ class Settings(BaseModel):
             given=int, least=1, most=10**9, unit="tokens", shown="the whole prompt", panel=_PANEL,
         ),
     ] = None  # fmt: skip
+    prefill: Annotated[
+        str | None,
+        Option(
+            "dense: a prompt reads all weights and leaves the caches empty. cached: it goes through the caches.",
+            given=("dense", "cached"), shown="cached for experts, else dense", panel=_STEPS, commands=_REPLAYS,
+        ),
+    ] = None  # fmt: skip
+    keep_cache: Annotated[
+        bool,
+        Option(
+            "Caches keep their content from one sequence to the next, as in a conversation.",
+            given=bool, panel=_STEPS, commands=_REPLAYS,
+        ),
+    ] = False  # fmt: skip
+    lockstep: Annotated[
+        int,
+        Option(
+            "Sequences that are decoded together; one that ends leaves, no other joins.",
+            given=int, least=1, most=10**5, unit="sequences", panel=_STEPS, commands=_REPLAYS,
+        ),
+    ] = 1  # fmt: skip
+    speculate: Annotated[
+        int,
+        Option(
+            "Drafted tokens that each step verifies; making them costs nothing here.",
+            given=int, least=0, most=1000, unit="tokens", panel=_STEPS, commands=_REPLAYS,
+        ),
+    ] = 0  # fmt: skip
+    accept: Annotated[
+        float | str | None,
+        Option(
+            "Probability that a draft is accepted, given the ones before it, drawn with --seed; trace: as the trace "
+            "says.",
+            read=_accept, metavar="P|trace", panel=_STEPS, python="float | str", rule="from 0 to 1, or trace",
+            commands=_REPLAYS,
+        ),
+    ] = None  # fmt: skip
     per_token: Annotated[
         bool, Option("Keep every token in the JSON.", given=bool, commands=("replay", "eval", "sweep"))
     ] = False
@@ -347,7 +403,20 @@ class Settings(BaseModel):
         if self.timing == "closed-form" and (options := self._beyond_the_closed_form()):
             raise SettingError(f"--timing closed-form knows no {', '.join(options)}; leave it out, or take events")
         _ = self.reads  # refuses holes without merging
+        self._check_steps()
         return self
+
+    def _check_steps(self) -> None:
+        """Refuse options about steps that contradict each other."""
+        if self.cache is not None and self.dram is not None:
+            raise SettingError("--cache and --dram: each decides the bytes of the caches; give one of them")
+        if (self.speculate > 0) != (self.accept is not None):
+            raise SettingError(
+                "--speculate K and --accept P go together: "
+                + ("say how many drafts are accepted" if self.speculate else "say how many tokens are drafted")
+            )
+        if self.speculate and self.lockstep > 1:
+            raise SettingError("--speculate and --lockstep: drafts of one sequence are verified; leave one of them out")
 
     def _beyond_the_closed_form(self) -> list[str]:
         """Options in use that only the event engine supports."""
@@ -367,6 +436,18 @@ class Settings(BaseModel):
     def reads(self) -> ReadSetup:
         """How units lie in Flash and are read."""
         return ReadSetup(self.bundle, self.packed, self.merge, self.gap)
+
+    def together(self, *, cached_prompts: bool) -> Together:
+        """What goes through the model together.
+
+        Args:
+            cached_prompts: whether prompts go through the caches where `prefill` says nothing.
+        """
+        prompts = cached_prompts if self.prefill is None else self.prefill == "cached"
+        accept = self.accept if isinstance(self.accept, float) else 0.0
+        return Together(
+            prompts, self.prefill_chunk, self.lockstep, self.speculate, accept, self.keep_cache, self.seed,
+        )  # fmt: skip
 
     def but(self, **changes: Any) -> Self:
         """A copy with other values, which are not checked."""

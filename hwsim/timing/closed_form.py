@@ -28,8 +28,9 @@ def closed_form(decode: Decode, rule: ClosedForm) -> Timing:
     """
     counts, where, plans = decode.counts, decode.placement.bytes, decode.placement.plans
     dram, flash = decode.device.dram.bandwidth, decode.device.flash.read_bandwidth
-    kv = (where.kv.read_bytes(decode.kv_lengths) + where.kv.state_traffic) / dram
-    resident, streamed = where.pinned / dram, (where.streamed + where.looked_up) / flash
+    kv = decode.kv_bytes / dram
+    resident = where.pinned / dram
+    streamed = (where.streamed + decode.steps.sizes * where.looked_up) / flash
     from_flash, from_dram = counts.miss_bytes(plans) / flash, counts.hit_bytes(plans) / dram
     masked = {"sum": np.add, "larger": np.maximum}[rule](from_flash, from_dram)
     token_s = resident + kv + streamed + masked.sum(axis=1).sum(axis=1)
@@ -37,7 +38,7 @@ def closed_form(decode: Decode, rule: ClosedForm) -> Timing:
         total=float(token_s.sum()),
         resident=len(token_s) * resident,
         kv_cache=float(kv.sum()),
-        streamed=len(token_s) * streamed,
+        streamed=len(token_s) * float(streamed[0]) if decode.steps.single else float(streamed.sum()),
         compute=0.0,
         masked=_by_part(decode.placement, masked),
     )
@@ -67,10 +68,10 @@ def _by_part(placement: Placement, seconds: np.ndarray) -> dict[str, float]:
 
 def operations(decode: Decode) -> float:
     """Arithmetic operations of a decode: two for each weight that is read, and attention over the KV cache."""
-    placement, parameters, tokens = decode.placement, decode.placement.parameters, decode.counts.tokens
+    placement, parameters, tokens = decode.placement, decode.placement.parameters, decode.members
     weights = sum(parameters.attention) + parameters.lm_head + sum(parameters.mlp) + parameters.predictor
     weights += placement.adapter.counted if placement.adapter else 0
-    unmasked = tokens * (2.0 * weights + 2.0 * placement.bytes.kv.mean_macs(decode.kv_lengths))
+    unmasked = tokens * (2.0 * weights + 2.0 * decode.kv.mean_macs(decode.steps.lengths))
     per_index = placement.plans.table(lambda plan: plan.parameters)
     return unmasked + 2.0 * float((decode.counts.indices(placement.plans).sum(axis=0) * per_index).sum())
 

@@ -100,7 +100,7 @@ class Decoder:
         return LayerWork(
             resident=self._resident[layer],
             kv_cache=load.kv_cache.item(token, layer) if layer < load.layers else 0.0,
-            streamed=self._streamed[layer],
+            streamed=self._streamed[token if len(self._streamed) > 1 else 0][layer],
             arithmetic=load.unmasked.item(token, layer),
         )
 

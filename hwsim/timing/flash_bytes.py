@@ -40,7 +40,8 @@ def flash_reads(decode: Decode, timing: Timing) -> tuple[int, PrefetchTotals | N
     """
     flash, setup, guesses = decode.device.flash, decode.setup, decode.guesses
     misses, last = decode.counts.misses, decode.counts.last_misses
-    total = len(timing.token_s) * decode.placement.bytes.streamed
+    where = decode.placement.bytes
+    total = len(timing.token_s) * where.streamed + decode.members * where.looked_up
     guessed = useful = read = wasted = 0.0
     for plan, at in decode.placement.plans.alike(lambda plan: (plan.name, *setup.slices(plan))):
         if decode.reads is not None:

@@ -17,7 +17,7 @@ from hwsim.memory.kv_cache import KVCache
 from hwsim.memory.placement import Placement
 from hwsim.model.shape import Bits
 from hwsim.timing.reads import ReadCounts, ReadSetup
-from hwsim.trace.sequences import Sequences
+from hwsim.trace.steps import Steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Decode:
         counts: requests and hits of every token, layer and group.
         placement: where the bytes lie.
         device: the effective profile of the run.
-        sequences: sequences of the source, which give the length of the KV cache.
+        steps: what goes through the model together, which gives the length of the KV cache.
         bits: bits of weights, on which the rate of arithmetic may depend.
         setup: how units lie in Flash and are read.
         fills: whether units from Flash are written to DRAM and read from there.
@@ -39,17 +39,58 @@ class Decode:
     counts: Counts
     placement: Placement
     device: Profile
-    sequences: Sequences
+    steps: Steps
     bits: Bits
     setup: ReadSetup
     fills: bool = False
     reads: ReadCounts | None = None
     guesses: Guesses | None = None
 
+    @property
+    def kv(self) -> KVCache:
+        """KV cache and fixed states of a sequence."""
+        return self.placement.bytes.kv
+
+    @property
+    def members(self) -> int:
+        """Members of all steps."""
+        return len(self.steps.rows)
+
     @cached_property
-    def kv_lengths(self) -> np.ndarray:
-        """KV entries up to each decoded token and its own, int64 ``[tokens]``; a layer may read fewer of them."""
-        return self.sequences.kv_lengths()
+    def kv_bytes(self) -> np.ndarray:
+        """Bytes that each step reads from KV caches, and reads and writes of fixed states: int64 ``[steps]``."""
+        steps, kv = self.steps, self.kv
+        read = steps.sums(kv.read_bytes(steps.lengths)) + steps.sizes * kv.state_traffic
+        for step in np.flatnonzero(steps.prompts).tolist():  # a chunk reads each entry once
+            members = steps.members(step)
+            read[step] = kv.chunk(*_span(steps.lengths[members]))[0] + kv.state_traffic
+        return read
+
+    def kv_entries(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """KV entries of some steps: int64 ``[steps, layers]`` each.
+
+        Returns:
+            Entries that a step reads, those of each member's own sequence, or of a prompt's chunk together; and entries
+            that its members multiply.
+        """
+        steps, kv = self.steps, self.kv
+        if steps.single and not steps.prompts.any():
+            lengths = kv.lengths(steps.lengths[rows])
+            return lengths, lengths
+        first, last = range(len(steps))[rows].start, range(len(steps))[rows].stop
+        offsets = steps.offsets[first : last + 1]
+        pairs = np.add.reduceat(kv.lengths(steps.lengths[offsets[0] : offsets[-1]]), offsets[:-1] - offsets[0], axis=0)
+        entries = pairs.copy()
+        windows = np.array([np.iinfo(np.int64).max if window is None else window for window in kv.windows])
+        for step in np.flatnonzero(steps.prompts[rows]).tolist():
+            start, stop = _span(steps.lengths[offsets[step] : offsets[step + 1]])
+            entries[step] = stop - np.maximum(0, start + 1 - windows)
+        return entries, pairs
+
+
+def _span(lengths: np.ndarray) -> tuple[int, int]:
+    """The tokens of a prompt before a chunk, and up to its end, from the KV entries of its members."""
+    return int(lengths[0]) - 1, int(lengths[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +102,8 @@ class Work:
 
     Attributes:
         resident: ``[layers + 1]``: DRAM time of pinned weights.
-        streamed: ``[layers + 1]``: Flash time of weights that do not fit into DRAM.
+        streamed: ``[tokens or 1, layers + 1]``: Flash time of weights that do not fit into DRAM; one row for all tokens
+            alike.
         kv_cache: ``[tokens, layers]``: DRAM time of a layer's KV entries.
         unmasked: ``[tokens, layers + 1]``: time of arithmetic outside the groups.
         selection: ``[tokens, layers, slots]``: time of choosing masks and updating the caches.
@@ -110,12 +152,12 @@ class Work:
 def make_work(decode: Decode, rows: slice | None = None) -> Work:
     """Return the work of a decode, or of some of its tokens (`rows`)."""
     rows = slice(None) if rows is None else rows
-    placement, device, kv = decode.placement, decode.device, decode.placement.bytes.kv
-    counts, lengths = decode.counts.part(rows), kv.lengths(decode.kv_lengths[rows])
+    placement, device, kv = decode.placement, decode.device, decode.kv
+    counts, (entries, pairs) = decode.counts.part(rows), decode.kv_entries(rows)
+    sizes, prompts = None if decode.steps.single else decode.steps.sizes[rows], decode.steps.prompts[rows]
     plans, dram, arithmetic = placement.plans, device.dram.bandwidth, Arithmetic(device.compute)
     shape = counts.requests.shape
     pinned, streamed = placement.bytes.by_step()
-    streamed[0] += placement.bytes.looked_up
     missed, cached = counts.miss_bytes(plans), counts.hit_bytes(plans)
     pace = arithmetic.seconds_per_operation
     per_index = plans.table(lambda plan: 2.0 * plan.parameters * pace(plan.bits), float)
@@ -127,12 +169,15 @@ def make_work(decode: Decode, rows: slice | None = None) -> Work:
     selection = np.zeros(shape)
     if arithmetic.selection or arithmetic.bookkeeping:
         units = plans.table(lambda plan: plan.indices, float)
-        selection = arithmetic.selection * units + arithmetic.bookkeeping * counts.requests
+        deciding = arithmetic.selection * units
+        if sizes is not None:
+            deciding = deciding * sizes[:, None, None]
+        selection = deciding + arithmetic.bookkeeping * counts.requests
     return Work(
         resident=np.array(pinned) / dram,
-        streamed=np.array([stream_seconds(device.flash, size) for size in streamed]),
-        kv_cache=_kv_seconds(kv, lengths, dram),
-        unmasked=_unmasked(placement, arithmetic, decode.bits, lengths),
+        streamed=_streamed(streamed, placement.bytes.looked_up, device, sizes),
+        kv_cache=_kv_seconds(kv, entries, dram, None if sizes is None else np.where(prompts, 1, sizes)),
+        unmasked=_unmasked(placement, arithmetic, decode.bits, pairs, sizes),
         selection=selection,
         flash=flash,
         dram=cached / dram,
@@ -140,23 +185,61 @@ def make_work(decode: Decode, rows: slice | None = None) -> Work:
         on_hits=on_hits + overhead,
         on_misses=operations - on_hits,
         parts=tuple(tuple(plan.part for plan in layer) for layer in plans.by_layer),
-        starts=decode.sequences.starts,
+        starts=frozenset(np.flatnonzero(decode.steps.starts).tolist()),
         ahead=ahead,
         left=left,
     )
 
 
-def _kv_seconds(kv: KVCache, lengths: np.ndarray, dram: float) -> np.ndarray:
-    """DRAM seconds of KV entries, and of reading and writing the fixed states: ``[tokens, layers]``."""
-    seconds: np.ndarray = lengths * (np.array(kv.read) / dram)
-    return seconds + 2 * np.array(kv.states) / dram if kv.state else seconds
+def _streamed(streamed: list[int], looked_up: int, device: Profile, sizes: np.ndarray | None) -> np.ndarray:
+    """Flash seconds of streamed weights, once for each step, and of looked-up rows, for each member.
+
+    Args:
+        streamed: bytes by layer, and of the LM head.
+        looked_up: bytes of the rows that a member looks up.
+        device: the device.
+        sizes: members of each step; None: one each.
+
+    Returns:
+        ``[steps or 1, layers + 1]``.
+    """
+    rest = [stream_seconds(device.flash, size) for size in streamed[1:]]
+    if sizes is None or not looked_up:
+        return np.array([[stream_seconds(device.flash, streamed[0] + looked_up), *rest]])
+    seconds = {size: stream_seconds(device.flash, streamed[0] + size * looked_up) for size in set(sizes.tolist())}
+    return np.array([[seconds[size], *rest] for size in sizes.tolist()])
 
 
-def _unmasked(placement: Placement, arithmetic: Arithmetic, bits: Bits, lengths: np.ndarray) -> np.ndarray:
-    """Seconds of arithmetic outside the groups, ``[tokens, layers + 1]``; `lengths` are entries, ``[tokens, layers]``.
+def _kv_seconds(kv: KVCache, entries: np.ndarray, dram: float, states: np.ndarray | None) -> np.ndarray:
+    """DRAM seconds of KV entries, and of reading and writing the fixed states: ``[steps, layers]``.
+
+    Args:
+        kv: the KV cache.
+        entries: that each step reads, ``[steps, layers]``.
+        dram: bytes per second.
+        states: how often each step reads and writes the states, ``[steps]``; None: once.
+    """
+    seconds: np.ndarray = entries * (np.array(kv.read) / dram)
+    if not kv.state:
+        return seconds
+    traffic = 2 * np.array(kv.states) / dram
+    return seconds + (traffic if states is None else states[:, None] * traffic)
+
+
+def _unmasked(
+    placement: Placement, arithmetic: Arithmetic, bits: Bits, lengths: np.ndarray, sizes: np.ndarray | None
+) -> np.ndarray:
+    """Seconds of arithmetic outside the groups, ``[steps, layers + 1]``.
 
     Two operations for each weight, attention over the KV cache, and one kernel for each layer. A layer's time is
     computed for a model with all layers like it and divided by their number, so that it is rounded like the sum.
+
+    Args:
+        placement: where the bytes lie.
+        arithmetic: rates of the device.
+        bits: bits of weights.
+        lengths: KV entries that the members of each step multiply, ``[steps, layers]``.
+        sizes: members of each step; None: one each.
     """
     parameters, layers, pace = placement.parameters, placement.layers, arithmetic.seconds_per_operation
     attention, mlp, pairs = (
@@ -170,8 +253,9 @@ def _unmasked(placement: Placement, arithmetic: Arithmetic, bits: Bits, lengths:
     extra = 2.0 * parameters.predictor * pace(bits.predictor)
     extra += 2.0 * (placement.adapter.counted if placement.adapter else 0) * pace(bits.adapter)
     seconds = np.empty((len(lengths), layers + 1))
-    seconds[:, :layers] = ((attention + mlp + extra) + lengths * pairs) / layers + arithmetic.overhead
-    seconds[:, layers] = 2.0 * parameters.lm_head * pace(bits.lm_head)
+    each = np.ones(1, np.int64) if sizes is None else sizes
+    seconds[:, :layers] = ((attention + mlp + extra) * each[:, None] + lengths * pairs) / layers + arithmetic.overhead
+    seconds[:, layers] = 2.0 * parameters.lm_head * pace(bits.lm_head) * each
     return seconds
 
 

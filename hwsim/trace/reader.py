@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -163,21 +164,19 @@ class Trace:
         ordered = np.sort(ids, axis=1)
         twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
         gap = ((ids[:, 1:] >= 0) & (ids[:, :-1] < 0)).any(axis=1)
-        none = ids[:, 0] < 0
-        if none.any():
-            none &= ~self._prompts(start, stop)
+        # a token of a prompt may have no experts in a layer whose output nothing reads
+        none = (ids[:, 0] < 0) & self._decoded[start:stop]
         wrong = (ids < -1).any(axis=1) | (ids >= experts.count).any(axis=1) | none | twice | gap
-        rule = f"must be different experts from 0 to {experts.count - 1}, at least one if it is decoded, then -1"
+        rule = f"must be different experts from 0 to {experts.count - 1}, at least one for a decoded token, then -1"
         self._refuse(name, ids, wrong, rule, start=start)
         return ids
 
-    def _prompts(self, start: int, stop: int) -> np.ndarray:
-        """Whether each token belongs to a prompt: bool ``[stop - start]``."""
-        prompts = np.ones(stop - start, bool)
-        for sequence in Sequences(self.header.sequences).decoded():
-            rows = sequence.rows
-            prompts[max(rows.start - start, 0) : max(rows.stop - start, 0)] = False
-        return prompts
+    @cached_property
+    def _decoded(self) -> np.ndarray:
+        """Whether each token is decoded: bool ``[tokens]``."""
+        decoded = np.zeros(self.header.tokens, bool)
+        decoded[Sequences(self.header.sequences).rows()] = True
+        return decoded
 
     def residency(self, layer: int, start: int = 0, stop: int | None = None) -> np.ndarray | None:
         """Whether each chosen expert was cached on the device that ran the model: bool ``[tokens, used]``, or None.

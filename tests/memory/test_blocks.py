@@ -11,8 +11,8 @@ from hwsim.device.profile import Profile
 from hwsim.errors import ContractError, PluginError, SettingError, TraceError
 from hwsim.masking.counts import Counts
 from hwsim.masking.mask_file import MaskFile, MaskWriter
-from hwsim.memory.groups import Units
 from hwsim.memory.neuron_order import KIND, Blocks, Layout, read_layout, write_layout
+from hwsim.memory.planning import Units
 from hwsim.model.shape import Bits
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 import hwsim
 from hwsim.device.profile import Profile
 from hwsim.errors import ContractError
-from hwsim.memory.groups import Plans, plan_layers
+from hwsim.memory.groups import Plans
 from hwsim.memory.kv_cache import KVCache
 from hwsim.memory.placement import Room, place
+from hwsim.memory.planning import plan_layers
 from hwsim.model.layers import LayerShape
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwsim.errors import ContractError, SettingError
-from hwsim.memory.groups import Units, plan_group, plan_layers
 from hwsim.memory.placement import Room, dram_budget, place
+from hwsim.memory.planning import Units, plan_group, plan_layers
 from hwsim.model.catalog import known_shape
 from hwsim.model.shape import Bits, ModelShape, footprint
 from hwsim.policy import Group, Policy

@@ -8,7 +8,7 @@ import pytest
 
 from hwsim.errors import ModelError, SettingError, TraceError
 from hwsim.masking.mask_file import MaskFile, MaskWriter
-from hwsim.memory.groups import Units, plan_layers
+from hwsim.memory.planning import Units, plan_layers
 from hwsim.model.layers import LayerShape
 from hwsim.model.shape import Bits, footprint, stored_bytes
 from hwsim.model.stored import StoredBytes, bits_of

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwsim.errors import ContractError, PluginError
-from hwsim.memory.groups import plan_groups
+from hwsim.memory.planning import plan_groups
 from hwsim.model.catalog import known_shape
 from hwsim.model.shape import ModelShape
 from hwsim.policy import Group, Policy

@@ -9,8 +9,8 @@ import pytest
 from hwsim_policies.dip_ca import DipCa
 
 from hwsim.evictions.lru import Lru
-from hwsim.memory.groups import plan_layers
 from hwsim.memory.placement import Room, place
+from hwsim.memory.planning import plan_layers
 from hwsim.model.shape import Bits
 from hwsim.policy import Context, Field, Group, ModelShape, Policy
 from hwsim.testing import SMALL_MODEL, RandomSignals

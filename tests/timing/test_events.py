@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hwsim.device.flash_times import flash_seconds, stream_seconds
 from hwsim.device.profile import Flash
 from hwsim.masking.counts import Counts
-from hwsim.memory.groups import Units, plan_layers
 from hwsim.memory.placement import Room, place
+from hwsim.memory.planning import Units, plan_layers
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group, Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
@@ -26,6 +26,7 @@ from hwsim.timing.server import Device
 from hwsim.timing.work import Decode, make_work
 from hwsim.trace import Sequence
 from hwsim.trace.sequences import Sequences
+from hwsim.trace.steps import Steps
 from tests.conftest import WITHOUT_A_FILE, flat_profile
 from tests.runs import replay
 from tests.toy import BITS, DOWN_USE, INPUT_USE, KV_ENTRY, RESIDENT, TOY, Scripted, device_of, times
@@ -44,7 +45,7 @@ def placed(groups, model, bits, room):
 
 def decode_of(counts, placement, device, sequences, bits=BITS):
     """A decode whose units are read one by one."""
-    return Decode(counts, placement, device, Sequences(sequences), bits, ReadSetup())
+    return Decode(counts, placement, device, Steps.of(Sequences(sequences)), bits, ReadSetup())
 
 
 def flash_with_table(depth=4, **more):

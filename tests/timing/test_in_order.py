@@ -34,7 +34,7 @@ def works(draw: Any) -> Work:
         return np.where(present, values, 0.0) if shape == each else values
 
     return Work(
-        resident=seconds(layers + 1), streamed=seconds(layers + 1), kv_cache=seconds(tokens, layers),
+        resident=seconds(layers + 1), streamed=seconds(1, layers + 1), kv_cache=seconds(tokens, layers),
         unmasked=seconds(tokens, layers + 1), selection=seconds(*each), flash=seconds(*each), dram=seconds(*each),
         fills=np.zeros(each), on_hits=seconds(*each), on_misses=seconds(*each), parts=parts,
         starts=frozenset({0, tokens // 2}),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hwsim.device.flash_times import FlashTimes, holes
 from hwsim.device.profile import load_profile
 from hwsim.errors import SettingError
-from hwsim.memory.groups import Units, plan_group
 from hwsim.memory.neuron_order import Layout
+from hwsim.memory.planning import Units, plan_group
 from hwsim.model.shape import Bits, ModelShape
 from hwsim.policy import Group
 from hwsim.simulation.plugins import EVICTIONS, POLICIES

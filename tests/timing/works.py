@@ -15,7 +15,7 @@ def make(tokens=2, layers=1, groups=1, **seconds):
     }
     return Work(
         resident=np.full(layers + 1, float(seconds.get("resident", 0.0))),
-        streamed=np.full(layers + 1, float(seconds.get("streamed", 0.0))),
+        streamed=np.full((1, layers + 1), float(seconds.get("streamed", 0.0))),
         kv_cache=np.full((tokens, layers), float(seconds.get("kv_cache", 0.0))),
         unmasked=np.full((tokens, layers + 1), float(seconds.get("unmasked", 0.0))),
         parts=(("mlp",) * groups,) * layers,
@@ -46,7 +46,7 @@ def random_works(draw, ahead=False, fills=False):
 
     flash = some("flash", *shape)
     return Work(
-        resident=some("dram", layers + 1), streamed=some("flash", layers + 1), kv_cache=some("dram", tokens, layers),
+        resident=some("dram", layers + 1), streamed=some("flash", 1, layers + 1), kv_cache=some("dram", tokens, layers),
         unmasked=some("compute", tokens, layers + 1), selection=some("compute", *shape), flash=flash,
         dram=some("dram", *shape), fills=some("dram", *shape) if fills else np.zeros(shape),
         on_hits=some("compute", *shape), on_misses=some("compute", *shape), parts=parts,

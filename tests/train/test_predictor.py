@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="training needs torch")
 import torch
 
 from hwsim.errors import PluginError, SettingError
-from hwsim.memory.groups import plan_groups
+from hwsim.memory.planning import plan_groups
 from hwsim.model.shape import ModelShape
 from hwsim.policy import Policy
 from hwsim.simulation.plugins import EVICTIONS, POLICIES
