@@ -81,7 +81,7 @@ class TraceStats:
 def trace_stats(
     trace: Trace, *, tokens: int | None = None, keeps: Sequence[float] = KEEPS, progress: Progress | None = None
 ) -> TraceStats:
-    """Statistics of every signal of `trace`, and of ``glu`` if ``up`` and ``gate`` give it.
+    """Statistics of every signal of `trace` that is a vector of units, and of ``glu`` if ``up`` and ``gate`` give it.
 
     Of the router's logits and of the weights of experts there are none, of the chosen experts there are others.
 

@@ -57,7 +57,7 @@ def import_trace(options: ImportOptions) -> None:
 
     Example: hwsim trace import phone.route.csv -o phone.npz
     """
-    from hwsim.report.expertinfo import experts_of
+    from hwsim.report.expertinfo import sizes_of
     from hwsim.trace import Trace
     from hwsim.trace.importing import import_trace as run
     from hwsim.util.units import printable, show_size
@@ -98,7 +98,7 @@ def import_trace(options: ImportOptions) -> None:
             soft_wrap=True,
         )
         output().print(
-            f"{header.model.name}: {'; '.join(experts_of(header.model).values())}",
+            f"{header.model.name}: {'; '.join(sizes_of(header.model).values())}",
             markup=False,
             soft_wrap=True,
         )

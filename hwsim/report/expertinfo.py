@@ -1,4 +1,4 @@
-"""Describe the experts of a model, and what a router chose of them."""
+"""Describe the bytes of experts, and what a router chose of them."""
 
 from __future__ import annotations
 
@@ -14,28 +14,19 @@ from hwsim.util.units import show_size
 _RANKS = 4  # whose weights are shown
 
 
-def experts_of(model: ModelShape) -> dict[str, str]:
-    """Lines about the experts of a model by their titles, and about its dense bytes; empty without experts."""
-    sparse = [(layer, own.experts) for layer, own in enumerate(model.layers) if own.experts]
-    if not sparse:
-        return {}
-    counts = sorted({experts.count for _, experts in sparse})
-    used = sorted({experts.used for _, experts in sparse})
-    text = f"{_span(counts)} in {len(sparse)} of {model.num_hidden_layers} layers, {_span(used)} used"
-    sizes = [experts.bytes for _, experts in sparse if experts.bytes is not None]
-    if len(sizes) == len(sparse):
-        whole = sum(experts.count * (experts.bytes or 0) for _, experts in sparse)
-        token = sum(experts.used * (experts.bytes or 0) for _, experts in sparse)
-        each = " to ".join(show_size(size) for size in sorted({min(sizes), max(sizes)}))
-        text += f"; {each} each, {show_size(whole)} in all, {show_size(token)} a token"
-    else:
-        widths = sorted({experts.intermediate_size for _, experts in sparse})
-        whole = sum(experts.count * model.expert_parameters(layer) for layer, experts in sparse)
-        text += f"; intermediate size {_span(widths)}, {whole} weights in all"
-    if model.by_bytes:
-        dense = sum(layer.dense_bytes or 0 for layer in model.layers)
-        return {"experts": text, "dense": f"{show_size(dense)} that every token reads"}
-    return {"experts": text}
+def sizes_of(model: ModelShape) -> dict[str, str]:
+    """Lines about the bytes of a model of which nothing else is known, by their titles."""
+    sparse = [layer.experts for layer in model.layers if layer.experts]
+    counts, used = (sorted({getattr(experts, name) for experts in sparse}) for name in ("count", "used"))
+    sizes = [experts.bytes or 0 for experts in sparse]
+    whole = sum(experts.count * size for experts, size in zip(sparse, sizes, strict=True))
+    token = sum(experts.used * size for experts, size in zip(sparse, sizes, strict=True))
+    each = " to ".join(show_size(size) for size in sorted({min(sizes), max(sizes)}))
+    return {
+        "experts": f"{_span(counts)} in {len(sparse)} of {model.num_hidden_layers} layers, {_span(used)} used; "
+        f"{each} each, {show_size(whole)} in all, {show_size(token)} a token",
+        "dense": f"{show_size(sum(layer.dense_bytes or 0 for layer in model.layers))} that every token reads",
+    }
 
 
 def _span(values: list[int]) -> str:

@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hwsim.analysis.tracestats import SignalStats, TraceStats
+from hwsim.model.layers import Experts
 from hwsim.model.shape import ModelShape
 from hwsim.model.stored import StoredBytes, count_weights
 from hwsim.report.columns import Column, fit, table, widen
 from hwsim.report.columns import rows as rows_of
-from hwsim.report.expertinfo import experts_of, render_experts
+from hwsim.report.expertinfo import render_experts, sizes_of
 from hwsim.trace import Trace, TraceHeader
 from hwsim.trace.header import EXACT
 from hwsim.util.units import printable, show_number, show_size
@@ -82,8 +83,7 @@ def _head(trace: Trace) -> ConsoleRenderable:
     unknown = "losses were not recorded" if trace.nll() is None else "perplexity -, the losses are no numbers"
     rows = {
         "model": f"{model.name}: {model.num_hidden_layers} layers, {_dimensions(model)}",
-        **_layers(model),
-        **experts_of(model),
+        **(sizes_of(model) if model.by_bytes else _layers(model)),
         **({"not counted": _uncounted(header.uncounted)} if header.uncounted else {}),
         "tokens": f"{header.tokens} in {sequences}, prompt {_span(prompts)}; {header.decoded} are decoded",
         "signals": f"{', '.join(header.signals)}; {_storage(header)}",
@@ -127,16 +127,25 @@ def _flags(trace: Trace) -> dict[str, str]:
 
 def _layers(model: ModelShape) -> dict[str, str]:
     """Rows about the layers of a model whose layers differ from plain ones; none for others."""
-    if not model.layers or model.by_bytes:
+    if not model.layers:
         return {}
     kinds = Counter(f"{layer.attention} {layer.window or ''}".strip() for layer in model.layers)
     entry = sum(layer.kv_elements for layer in model.layers)
     state = sum(layer.state_elements for layer in model.layers)
-    return {
+    attention = {
         "attention": ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
         + f"; {entry} numbers a token in the KV cache"
         + (f", {state} in fixed states" if state else "")
     }
+    experts = Counter(_experts(layer.experts) for layer in model.layers if layer.experts)
+    return attention | ({"experts": "; ".join(f"{count} x {own}" for own, count in experts.items())} if experts else {})
+
+
+def _experts(experts: Experts) -> str:
+    """The experts of a layer in words: ``8 of 128, width 768``."""
+    shared = f", {experts.shared_parameters} weights of shared ones" if experts.shared_parameters else ""
+    gate = "" if experts.gated else ", no gate"
+    return f"{experts.used} of {experts.count}, width {experts.intermediate_size}{gate}{shared}"
 
 
 def _uncounted(counts: dict[str, int]) -> str:
