@@ -9,7 +9,7 @@ from hwsim.device.profile import Profile
 from hwsim.memory.groups import GroupPlan
 from hwsim.memory.placement import Placement
 from hwsim.model.shape import ModelShape
-from hwsim.simulation.metrics import Prefetched
+from hwsim.simulation.metrics import DeviceFlags, Prefetched, PromptResult
 from hwsim.simulation.run import Run
 from hwsim.timing.reads import ReadSetup
 from hwsim.trace import Encoding
@@ -20,12 +20,19 @@ _MUCH = 1.5  # multiple of the needed bytes from which on whole pages get a note
 _MANY = 10_000  # reads at once: enough to fill any queue and to hide latency
 
 
-def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
+def notes(
+    run: Run,
+    prefetched: Prefetched | None = None,
+    prompt: PromptResult | None = None,
+    flags: DeviceFlags | None = None,
+) -> list[str]:
     """The notes of one run.
 
     Args:
         run: the run.
         prefetched: prefetch of the run, or None.
+        prompt: counts of the prompts, if they went through the caches.
+        flags: comparison with the device that ran the model, or None.
     """
     placement, profile, settings, name = run.placement, run.hardware, run.settings, run.names.policy
     sentences = []
@@ -33,6 +40,7 @@ def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
         sentences.append("The trace is synthetic: no model produced it.")
     sentences += _encoding_notes(run.header.encoding)
     sentences += _layer_notes(run.header.model, settings.kv_window)
+    sentences += _expert_notes(name, prompt, flags)
     sentences += _fitting_notes(placement, name, equal=settings.cache_shares is None)
     sentences += _streaming_notes(placement, name)
     if placement.plans and run.eviction.caches and not placement.bytes.streamed:
@@ -48,6 +56,12 @@ def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
 def _layer_notes(model: ModelShape, kv_window: int | None) -> list[str]:
     """Notes on layers that are not plain, where a reader must know how they are counted."""
     sentences = []
+    if model.by_bytes:
+        dense = show_size(sum(layer.dense_bytes or 0 for layer in model.layers))
+        sentences.append(
+            f"Of {model.name} only bytes are known: {dense} that every token reads are resident; its KV cache and its "
+            "arithmetic are unknown and count as 0."
+        )
     if any("latent" in layer.attention for layer in model.layers):
         sentences.append(
             "Attention is latent: the KV cache holds compressed entries, and arithmetic is counted as if its matrices "
@@ -59,6 +73,19 @@ def _layer_notes(model: ModelShape, kv_window: int | None) -> list[str]:
         sentences.append("Every token reads a row of the embeddings for each layer from Flash.")
     if kv_window is not None and any(layer.window for layer in model.layers):
         sentences.append(f"--kv-window {kv_window} takes the place of the model's own windows.")
+    return sentences
+
+
+def _expert_notes(name: str, prompt: PromptResult | None, flags: DeviceFlags | None) -> list[str]:
+    """Notes on prompts that went through the caches, and on the flags of the device that ran the model."""
+    sentences = []
+    if prompt is not None and prompt.hit_rate is not None:
+        sentences.append(f"{name}: hits are those of decoding; of the prompt's requests {prompt.hit_rate:.1%} hit.")
+    if flags is not None and flags.rows:
+        sentences.append(
+            f"{name}: for {flags.agree} of {flags.rows} chosen experts ({flags.agree / flags.rows:.1%}) the cache says "
+            "the same as the device that ran the model: cached or not."
+        )
     return sentences
 
 

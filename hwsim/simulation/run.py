@@ -118,6 +118,23 @@ class Watched(NamedTuple):
         return [observer for observer in self if observer is not None]
 
 
+def _check_bytes_only(model: ModelShape, settings: Settings) -> None:
+    """Refuse settings that have no effect on a model of which only bytes are known.
+
+    Raises:
+        SettingError: such a setting is given.
+    """
+    given = {
+        "--bits": settings.bits.model_dump() != Bits().model_dump(),
+        "--kv-window": settings.kv_window is not None,
+        "--kv-tokens": settings.kv_tokens is not None,
+    }
+    for name, there in given.items():
+        if there:
+            what = "they say how large its weights are" if name == "--bits" else "so it has no KV cache"
+            raise SettingError(f"{name}: of {model.name} only bytes are known, {what}; leave {name} out")
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """Everything that decides a result.
@@ -229,9 +246,12 @@ class Run:
         Raises:
             ContractError: the policy's groups are impossible on this model.
             SettingError: the budget cannot hold the KV cache, or the KV cache the longest sequence; the layout is of
-                another model, or the shares of the caches are of other groups.
+                another model, or the shares of the caches are of other groups; a setting has no effect on a model of
+                which only bytes are known.
         """
         settings, model = self.settings, self.header.model
+        if model.by_bytes:
+            _check_bytes_only(model, settings)
         if settings.layout:
             settings.layout.check(model)
         if self.shares_are_measured:

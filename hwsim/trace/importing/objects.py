@@ -96,9 +96,13 @@ class Objects:
                 raise self._source.error(f"unknown key {shorten(repr(name))}{did_you_mean(name, self._known)}", number)
         names = {column.name for column in self._columns}
         for name in [*names - row.keys(), *row.keys() - names]:
-            has, lacks = (number, self._line) if name in row else (self._line, number)
             rule = "give it in every row" + ("" if self._known[name].required else ", or in none")
-            raise self._source.error(f"line {has} has {name}, line {lacks} lacks it; {rule}", number)
+            fact = (
+                f"has {name}, which line {self._line} lacks"
+                if name in row
+                else f"lacks {name}, which line {self._line} has"
+            )
+            raise self._source.error(f"{fact}; {rule}", number)
         for column in self._columns:
             value = row[column.name]
             try:
