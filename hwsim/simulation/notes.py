@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from hwsim.device.flash_times import flash_seconds, read_sizes
 from hwsim.device.profile import Profile
+from hwsim.masking.counts import Counts
 from hwsim.memory.groups import GroupPlan
 from hwsim.memory.placement import Placement
 from hwsim.model.shape import ModelShape
-from hwsim.simulation.metrics import DeviceFlags, Prefetched, PromptResult
+from hwsim.simulation.expert_notes import expert_notes
+from hwsim.simulation.metrics import DeviceFlags, Prefetched
 from hwsim.simulation.run import Run
 from hwsim.timing.reads import ReadSetup
 from hwsim.trace import Encoding
@@ -21,18 +23,15 @@ _MANY = 10_000  # reads at once: enough to fill any queue and to hide latency
 
 
 def notes(
-    run: Run,
-    prefetched: Prefetched | None = None,
-    prompt: PromptResult | None = None,
-    flags: DeviceFlags | None = None,
+    run: Run, counts: Counts, prefetched: Prefetched | None = None, flags: DeviceFlags | None = None
 ) -> list[str]:
     """The notes of one run.
 
     Args:
         run: the run.
+        counts: requests of every step that decodes.
         prefetched: prefetch of the run, or None.
-        prompt: counts of the prompts, if they went through the caches.
-        flags: comparison with the device that ran the model, or None.
+        flags: comparison with the flags of the device that ran the model, or None.
     """
     placement, profile, settings, name = run.placement, run.hardware, run.settings, run.names.policy
     sentences = []
@@ -40,7 +39,8 @@ def notes(
         sentences.append("The trace is synthetic: no model produced it.")
     sentences += _encoding_notes(run.header.encoding)
     sentences += _layer_notes(run.header.model, settings.kv_window)
-    sentences += _expert_notes(name, prompt, flags)
+    sentences += _budget_notes(run)
+    sentences += expert_notes(run, counts, flags)
     sentences += _fitting_notes(placement, name, equal=settings.cache_shares is None)
     sentences += _streaming_notes(placement, name)
     if placement.plans and run.eviction.caches and not placement.bytes.streamed:
@@ -56,12 +56,6 @@ def notes(
 def _layer_notes(model: ModelShape, kv_window: int | None) -> list[str]:
     """Notes on layers that are not plain, where a reader must know how they are counted."""
     sentences = []
-    if model.by_bytes:
-        dense = show_size(sum(layer.dense_bytes or 0 for layer in model.layers))
-        sentences.append(
-            f"Of {model.name} only bytes are known: {dense} that every token reads are resident; its KV cache and its "
-            "arithmetic are unknown and count as 0."
-        )
     if any("latent" in layer.attention for layer in model.layers):
         sentences.append(
             "Attention is latent: the KV cache holds compressed entries, and arithmetic is counted as if its matrices "
@@ -69,23 +63,15 @@ def _layer_notes(model: ModelShape, kv_window: int | None) -> list[str]:
         )
     if any(layer.state_elements for layer in model.layers):
         sentences.append("Layers with a fixed state read and write all of it at every token, at --bits state.")
+    if model.by_bytes:
+        sentences.append(
+            "Of the model only bytes are known: what every token reads is pinned, and there is no KV cache and no "
+            "arithmetic."
+        )
     if model.embedding_row:
         sentences.append("Every token reads a row of the embeddings for each layer from Flash.")
     if kv_window is not None and any(layer.window for layer in model.layers):
         sentences.append(f"--kv-window {kv_window} takes the place of the model's own windows.")
-    return sentences
-
-
-def _expert_notes(name: str, prompt: PromptResult | None, flags: DeviceFlags | None) -> list[str]:
-    """Notes on prompts that went through the caches, and on the flags of the device that ran the model."""
-    sentences = []
-    if prompt is not None and prompt.hit_rate is not None:
-        sentences.append(f"{name}: hits are those of decoding; of the prompt's requests {prompt.hit_rate:.1%} hit.")
-    if flags is not None and flags.rows:
-        sentences.append(
-            f"{name}: for {flags.agree} of {flags.rows} chosen experts ({flags.agree / flags.rows:.1%}) the cache says "
-            "the same as the device that ran the model: cached or not."
-        )
     return sentences
 
 
@@ -142,6 +128,17 @@ def _prefetch_notes(ahead: Prefetched | None, tokens: int, name: str) -> list[st
     return [
         f"{name}: of what {ahead.rule} guessed and no cache held {ahead.precision:.0%} was needed, {ahead.recall:.0%} "
         f"of all misses; {read} a token were read ahead in time, {wasted} of it for nothing."
+    ]
+
+
+def _budget_notes(run: Run) -> list[str]:
+    """A note if --cache, with what is pinned beside it, is more than the device gives."""
+    if run.settings.cache is None or run.device is None or run.placement.bytes.budget <= run.device.dram.budget:
+        return []
+    where = run.placement.bytes
+    return [
+        f"{run.names.policy}: --cache {show_size(run.settings.cache)} and {show_size(where.reserved + where.resident)} "
+        f"that are pinned are more than the device's DRAM budget of {show_size(run.device.dram.budget)}."
     ]
 
 
