@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import os
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 DATA = Path(__file__).parent / "data"
-EXCERPT = DATA / "bigmoe" / "gptoss-16.route.csv"
 CONFORMANCE = DATA / "moe-cache-eval"
+_FOLDER = tempfile.TemporaryDirectory()  # as long as the process
+
+
+@cache
+def excerpt() -> Path:
+    """The excerpt of a phone's router trace, unpacked."""
+    path = Path(_FOLDER.name, "gptoss-16.route.csv")
+    path.write_bytes(gzip.decompress((DATA / "bigmoe" / f"{path.name}.gz").read_bytes()))
+    return path
 
 
 def measured(*parts: str) -> Path:
