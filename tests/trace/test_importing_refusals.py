@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,6 +201,19 @@ def test_a_line_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path.write_text(CSV + "0" * 5000 + "\n")
     with pytest.raises(TraceError, match=r"line 13: is longer than 1000 bytes; this is no file of rows$"):
         import_trace(path, tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["a=x" + " " * 10**6 + "y", "a=1 " + "b " * 10**6, "x " * 10**6, " ".join(f"k{n}=1" for n in range(10**5))],
+    ids=["spaces", "words", "no keys", "keys"],
+)
+def test_long_comments_take_no_longer_than_their_length(comment: str, tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_text(f"# {comment}\n" + CSV)
+    began = time.perf_counter()
+    import_trace(path, tmp_path / "x.npz")
+    assert time.perf_counter() - began < 20  # a search by pairs would take hours
 
 
 def test_a_file_that_grows_meanwhile(tmp_path: Path) -> None:

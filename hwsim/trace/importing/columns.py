@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -38,6 +39,16 @@ class Column(NamedTuple):
         if self.kind == "number":
             return "must be a number"
         return "must be prompt or decode, or 0 or 1" if self.kind == "phase" else f"must be from 0 to {self.most}"
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that is there for the second time; None if all differ."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 class Rows(NamedTuple):

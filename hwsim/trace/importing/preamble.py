@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from hwsim.errors import did_you_mean
 from hwsim.model.layers import Experts, LayerShape
 from hwsim.model.shape import ModelShape
+from hwsim.trace.importing.columns import repeated
 from hwsim.trace.importing.lines import LineFile
 from hwsim.util.units import printable, shorten
 
-_PAIR = re.compile(r"(?:^|\s)(\w+)\s*=\s*(.*?)\s*(?=\s\w+\s*=|$)")
+_KEY = re.compile(r"(?<!\S)(\w+)\s*=")
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _BYTES = ("expert_bytes", "dense_bytes")
 _LIMITS = {"n_layer": (1, 1000), "n_expert": (1, 32_767), "n_expert_used": (1, 32_767)} | dict.fromkeys(
@@ -97,11 +98,10 @@ def read_comments(source: LineFile, lines: Iterable[str]) -> Entries:
         if not line.startswith("#"):
             break
         entries.lines = number
-        pairs = _PAIR.findall(line[1:])
-        names = [name for name, _ in pairs]
+        pairs = _pairs(line[1:])
         values = {name: Entry(value, number) for name, value in pairs}
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise source.error(f"gives {twice[0]} twice; delete one", number)
+        if twice := repeated(name for name, _ in pairs):
+            raise source.error(f"gives {shorten(twice)} twice; delete one", number)
         if "layer" not in values:
             for name in values:
                 if name in entries.model:
@@ -116,6 +116,13 @@ def read_comments(source: LineFile, lines: Iterable[str]) -> Entries:
                 raise source.error(f"unknown key {shorten(repr(name))} of a layer{did_you_mean(name, _BYTES)}", number)
         entries.layers[layer] = values
     return entries
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """Keys and values of ``key=value key=value``; a value ends before the next key, so it may hold spaces."""
+    keys = list(_KEY.finditer(text))
+    ends = [*(key.start() for key in keys[1:]), len(text)]
+    return [(key[1], text[key.end() : end].strip()) for key, end in zip(keys, ends, strict=False)]
 
 
 def read_object(source: LineFile, values: dict[str, Any]) -> Entries:
