@@ -260,7 +260,7 @@ class ModelShape(BaseModel):
         own = self.by_layer[layer].experts
         if own is None or own.bytes is not None:
             return {}
-        width, hidden = own.intermediate_size, self.hidden_size
+        width, hidden = own.intermediate_size, own.input_size or self.hidden_size
         matrices = {"expert_gate": Matrix(width, hidden)} if own.gated else {}
         return matrices | {"expert_up": Matrix(width, hidden), "expert_down": Matrix(hidden, width)}
 
@@ -336,9 +336,8 @@ class ModelShape(BaseModel):
             return 0
         experts = layer.experts
         glu = experts.used * experts.intermediate_size
-        return dict(
-            zip(EXPERT_SIGNALS, (experts.count, experts.used, experts.used, self.hidden_size, glu), strict=True)
-        )[signal]
+        inputs = experts.input_size or self.hidden_size
+        return dict(zip(EXPERT_SIGNALS, (experts.count, experts.used, experts.used, inputs, glu), strict=True))[signal]
 
     def layers_with(self, signal: str) -> list[int]:
         """The layers that have a signal or norm."""
