@@ -198,12 +198,25 @@ class ModelShape(BaseModel):
         """Whether all layers have an MLP of the same width."""
         return all(layer.intermediate_size == self.intermediate_size for layer in self.layers)
 
+    def check_dense(self, purpose: str) -> None:
+        """Refuse a mixture of experts, for a `purpose` that needs an MLP that every token reads.
+
+        Raises:
+            ModelError: it has experts.
+        """
+        if self.experts is not None:
+            raise ModelError(
+                f"{self.name}: is a mixture of experts, and {purpose} needs one MLP in each layer, which every token "
+                "reads; choose a dense model"
+            )
+
     def check_alike(self, purpose: str) -> None:
         """Refuse a model whose MLPs differ between layers, for a `purpose` that needs one width.
 
         Raises:
-            ModelError: the layers differ.
+            ModelError: the layers differ, or it has experts.
         """
+        self.check_dense(purpose)
         if not self.mlps_alike:
             widths = sorted({layer.intermediate_size for layer in self.by_layer})
             raise ModelError(

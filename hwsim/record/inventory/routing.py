@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 _CLOSE = 1e-2  # relative: ample for weights in bfloat16
 _RIVAL = 5, 1e-5  # a rule whose difference is larger than so many times the smallest, and than this, does not fit
 _AGREE = 2e-2  # two rules that differ by less are the same
@@ -94,13 +96,11 @@ def _candidates(logits: Any, ids: Any, weights: Any, scales: Iterable[Any]) -> I
 
 def _other_choice(logits: Any, ids: Any) -> tuple[Any, Any]:
     """Random logits, and as many random experts, or fewer where the model chooses all."""
-    import torch
-
     count, used = logits.shape[-1], ids.shape[-1]
-    generator = torch.Generator().manual_seed(3)
+    random = np.random.default_rng(3)
     used = used if used < count else max(1, used - 1)
-    other = torch.stack([torch.randperm(count, generator=generator)[:used] for _ in range(_TRIES)])
-    return (2 * torch.randn((_TRIES, count), generator=generator)).to(ids.device), other.to(ids.device)
+    other = random.permuted(np.tile(np.arange(count), (_TRIES, 1)), axis=1)[:, :used]
+    return logits.new_tensor(2 * random.standard_normal((_TRIES, count))), ids.new_tensor(other)
 
 
 def _apart(value: Any, other: Any) -> float:
