@@ -17,10 +17,20 @@ import numpy as np
 from hwsim.cache.cache import Cache
 from hwsim.evictions.lru import Lru
 from hwsim.masking.context import ScanContext
+from hwsim.masking.counts import Served
+from hwsim.masking.observers import Observer
+from hwsim.masking.step_scan import scan_steps
+from hwsim.masking.streams import Masking
+from hwsim.memory.groups import Place
+from hwsim.memory.planning import plan_layers
 from hwsim.model.layers import Experts, LayerShape
 from hwsim.model.shape import ModelShape
 from hwsim.policy import Policy
 from hwsim.simulation.plugins import POLICIES
+from hwsim.testing import SMALL_SPARSE_MODEL, RandomSignals
+from hwsim.trace import Sequence
+from hwsim.trace.sequences import Sequences
+from hwsim.trace.steps import Steps
 
 HERE = Path(__file__).parent
 LAYERS, TOKENS, EXPERTS, USED, CACHED = 4, 600, 128, 8, 32
@@ -117,6 +127,57 @@ def draw(name: str, found: dict[str, list[Point]]) -> None:
     plt.close(figure)
 
 
+def inside() -> list[tuple[float, float, float]]:
+    """dip-experts on made-up signals: density, share of the chosen experts' |glu|^2 that it holds, hit rate of LRU.
+
+    The caches hold half of the experts' bytes.
+    """
+    points = []
+    source = RandomSignals(SMALL_SPARSE_MODEL, 200)
+    for density in (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
+        policy = POLICIES.make("dip-experts", {"density": density})[1]
+        plans = plan_layers([policy.groups(SMALL_SPARSE_MODEL)], SMALL_SPARSE_MODEL)
+        plans = plans.with_capacities(plan.units // 2 for plan in plans)
+        masking = Masking(SMALL_SPARSE_MODEL, policy, plans, Lru())
+        sequences = Sequences([Sequence(tokens=200)])
+        held = _Held(source)
+        counts = scan_steps(source, sequences, Steps.of(sequences), masking, observers=[held])
+        points.append((density, held.kept / held.whole, counts.hits.sum() / counts.requests.sum()))
+        print(f"dip-experts  density {density} |glu|^2 {points[-1][1]:.1%} hits {points[-1][2]:.1%}", flush=True)
+    return points
+
+
+class _Held(Observer):
+    """Sums |glu|^2 of the chosen experts, and what the masks of down hold of it."""
+
+    def __init__(self, source: RandomSignals) -> None:
+        self._source, self.kept, self.whole = source, 0.0, 0.0
+
+    def masks(self, place: Place, token: int, served: Served) -> None:
+        """Add one token."""
+        if place.plan.name == "down":
+            chosen = self._source.read(place.layer, "experts", token, token + 1)[0]
+            glu = self._source.read(place.layer, "expert_glu", token, token + 1).reshape(len(chosen), -1)
+            mask = served.units[0].reshape(-1, glu.shape[1])
+            for expert, values in zip(chosen, glu, strict=True):
+                if expert >= 0:
+                    self.kept += float((values[mask[expert]] ** 2).sum())
+                    self.whole += float((values**2).sum())
+
+
+def draw_inside(points: list[tuple[float, float, float]]) -> None:
+    """The figure of dip-experts."""
+    figure, axes = plt.subplots(figsize=(4.8, 3), layout="constrained")
+    density, kept, hits = zip(*points, strict=True)
+    axes.plot(density, [100 * share for share in kept], marker="o", ms=4, label="dip-experts: |glu|² held")
+    axes.plot(density, [100 * share for share in hits], c="0.6", ls="--", label="hit rate, LRU, half of the experts")
+    axes.set(xlabel="density of a chosen expert", ylabel="%", ylim=(0, 105), title="made-up signals")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(HERE / "dip-experts.svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+
+
 def main() -> None:
     """Draw them, and print every point."""
     mpl.use("svg")
@@ -126,6 +187,7 @@ def main() -> None:
     found = {name: curve(name, whole) for name in VARIED}
     for name in found:
         draw(name, found)
+    draw_inside(inside())
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ def check_groups(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
         ModelError: there is one.
     """
     for plan in plans:
+        if plan.choice is not None:
+            raise ModelError(
+                f"policy {name}: group {plan.name}: cuts experts from within, which can be replayed, not run; choose a "
+                "policy that takes or leaves whole experts"
+            )
         if plan.routed:
             _check_experts(plan, name)
     _check_matrices(tuple(plan for plan in plans if not plan.routed), layer, name)

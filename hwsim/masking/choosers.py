@@ -91,7 +91,8 @@ class Chooser:
         """What a chunk of a prompt needs: the model's own experts, or all units."""
         plan = self._place.plan
         read = self._source.read
-        chosen = read(plan.layer, "experts", int(rows[0]), int(rows[-1]) + 1) if plan.routed else None
+        sparse = plan.routed or plan.choice is not None
+        chosen = read(plan.layer, "experts", int(rows[0]), int(rows[-1]) + 1) if sparse else None
         return prompt_demand(plan, len(rows), chosen)
 
     def _united(self, choices: list[np.ndarray]) -> Demand:
@@ -157,12 +158,16 @@ def prompt_demand(plan: GroupPlan, tokens: int, experts: np.ndarray | None) -> D
         plan: the group.
         tokens: of the chunk.
         experts: int64 ``[tokens, used]``: the model's own choice by falling rank, -1 where there are fewer; only for
-            experts.
+            experts and groups within them.
     """
     if experts is None:
         return Demand(np.ones(plan.units, bool), tokens * plan.units, tokens)
     chosen = experts.ravel()
     chosen = chosen[chosen >= 0]
+    if plan.choice is not None:
+        mask = np.zeros((plan.choice.units, plan.width), bool)
+        mask[chosen] = True
+        return Demand(mask.ravel(), len(chosen) * plan.width, 0)
     return Demand(last_uses(chosen), len(chosen), 0)
 
 

@@ -19,6 +19,7 @@ from hwsim.errors import BlindError, PluginError
 from hwsim.evictions import Eviction
 from hwsim.masking.counts import Served, mask_of, serve, serve_units
 from hwsim.masking.decider import Block, Decider
+from hwsim.masking.within import WithinDecider
 from hwsim.memory.groups import GroupPlan, Place, Plans
 from hwsim.memory.shares import Shared
 from hwsim.model.shape import NORMS, ModelShape
@@ -69,9 +70,10 @@ class Masking:
         """The decider, which asks the policy for the masks of one place."""
         seed = (self.seed, place.layer, place.slot)
         model = (
-            self.model.at(place.layer) if place.plan.routed else None
+            self.model.at(place.layer) if place.plan.routed or place.plan.choice else None
         ) or self.model  # whose experts are the layer's
-        return Decider(self.policy.in_layer(place.layer), self.name, place.plan, model, seed)
+        kind = Decider if place.plan.choice is None else WithinDecider
+        return kind(self.policy.in_layer(place.layer), self.name, place.plan, model, seed)
 
     def cache(self, plan: GroupPlan) -> Cache:
         """Make the cache of one group of one layer.
@@ -263,11 +265,12 @@ def signal_blocks(source: SignalSource, plan: GroupPlan, rows: range, values: in
     """Yield what a group needs for a range of rows, in blocks of at most `values` values of a signal."""
     layer, step = plan.layer, max(1, values // plan.indices)
     norms = {name: kernels.read_only(source.norm(layer, name)) for name in plan.group.needs if name in NORMS}
-    signals = [signal for signal in plan.group.needs if signal not in NORMS]
+    needs = [*plan.group.needs, *([*plan.choice.group.needs, "experts"] if plan.choice else ())]
+    signals = [signal for signal in dict.fromkeys(needs) if signal not in NORMS]
     for at in rows[::step]:
         end = min(at + step, rows.stop)
         values_of = {signal: kernels.read_only(_read(source, layer, signal, at, end)) for signal in signals}
-        experts = kernels.read_only(source.read(layer, "experts", at, end)) if plan.routed else None
+        experts = kernels.read_only(source.read(layer, "experts", at, end)) if plan.routed or plan.choice else None
         yield Block(values_of, norms, end - at, experts)
 
 

@@ -184,7 +184,7 @@ class Run:
     @cached_property
     def together(self) -> Together:
         """What goes through the model together."""
-        return self.settings.together(cached_prompts=self.placement.plans.routed)
+        return self.settings.together(cached_prompts=self.placement.plans.sparse)
 
     @cached_property
     def bits(self) -> Bits:

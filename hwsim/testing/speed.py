@@ -16,11 +16,10 @@ from hwsim.cache.cache import Cache
 from hwsim.errors import HwsimError
 from hwsim.evictions import Eviction
 from hwsim.evictions.lru import Lru
-from hwsim.masking.decider import Block
-from hwsim.masking.streams import Masking
+from hwsim.masking.streams import Masking, signal_blocks
 from hwsim.memory.groups import Place
 from hwsim.model.layers import Experts
-from hwsim.model.shape import NORMS, ModelShape
+from hwsim.model.shape import ModelShape
 from hwsim.policy import Policy
 from hwsim.testing.drive import SMALL_SPARSE_MODEL, RandomSignals, for_experts
 from hwsim.testing.policies import masking_of
@@ -94,11 +93,8 @@ def _deciding(masking: Masking, place: Place) -> Callable[[], int]:
     """One round: decide all masks of one sequence with every other unit cached, and return the last mask's size."""
     decider, plan = masking.decider(place), place.plan
     cached = read_only(np.arange(plan.units) % 2 == 0)
-    source = RandomSignals(masking.model, _TOKENS)
-    norms = {name: read_only(source.norm(0, name)) for name in plan.group.needs if name in NORMS}
-    signals = {name: read_only(source.read(0, name)) for name in plan.group.needs if name not in NORMS}
-    experts = source.read(0, "experts") if plan.routed else None
-    tokens = list(Block(signals, norms, _TOKENS, experts).rows())
+    blocks = signal_blocks(RandomSignals(masking.model, _TOKENS), plan, range(_TOKENS))
+    tokens = [row for block in blocks for row in block.rows()]
 
     def run() -> int:
         decider.begin(0, cached)

@@ -18,8 +18,8 @@ _HEAD = """# Models
 
 `hwsim record`, `eval`, `generate`, `tune` and `train` take any causal language model that transformers can load.
 hwsim does not go by a list of names. It counts the parameters of the model itself, follows one forward pass through
-its modules, and tries each MLP on random numbers. It refuses a model that it cannot count in full, in one line. How it
-counts: [the model](../explanation/model.md#what-is-counted).
+its modules, and tries each MLP and the experts of each layer on random numbers. It refuses a model that it cannot count
+in full, in one line. How it counts: [the model](../explanation/model.md#what-is-counted).
 
 Each kind below is tested with a tiny random checkpoint against transformers itself: parameters, KV entries, recorded
 signals, losses, masks of columns and rows, and decoding token by token. Other kinds of decoders usually work, too.

@@ -6,6 +6,7 @@ keeps its experts, and from plain forward passes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,11 @@ pytest.importorskip("torch", reason="recording needs the extra `record`")
 pytest.importorskip("transformers", reason="recording needs the extra `record`")
 
 import torch
+from typer.testing import CliRunner
 
+from hwsim.analysis.calibration import calibrate
+from hwsim.analysis.coactivation import order_trace
+from hwsim.cli.app import app
 from hwsim.errors import ModelError, SettingError
 from hwsim.model.shape import EXPERT_SIGNALS, Bits, footprint
 from hwsim.model.stored import layer_elements, outer_elements
@@ -30,6 +35,10 @@ from hwsim.record.loading import read_structure
 from hwsim.record.sources import find_source
 from hwsim.record.stored import find_stored
 from hwsim.trace import Encoding, Trace
+from hwsim.trace.convert import convert
+from hwsim.trace.synth.fit import Fitter
+from hwsim.train.predictor import Settings as PredictorSettings
+from hwsim.train.predictor import plan
 from tests.record.architectures import VOCABULARY
 from tests.record.conftest import make_tokenizer
 from tests.record.expected import losses_of
@@ -240,6 +249,49 @@ def test_signals_that_a_mixture_lacks(name: str, signals: str, message: str, tmp
 def test_a_dense_model_has_no_router(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="has no layer with router: it is a dense model; leave router out"):
         record(tmp_path / "t.npz", str(checkpoints["llama"]), settings=Settings(8, 8, signals=("router",)))
+
+
+def test_a_recorded_mixture_is_shown_and_converted(tmp_path: Path) -> None:
+    record(tmp_path / "t.npz", str(made("deepseek_v3").folder), settings=Settings(TOKENS, 10, signals=EXPERT_SIGNALS))
+    shown = " ".join(trace_info(tmp_path / "t.npz").split())
+    assert "experts 2 x 2 of 8, width 16, 1536 weights of shared ones" in shown
+    assert "expert_glu" in shown
+    with Trace(tmp_path / "t.npz") as source:
+        with pytest.raises(SettingError, match="--encoding int8: expert_glu is stored as float16; name the other"):
+            convert(source, tmp_path / "no.npz", Encoding(name="int8"))
+        convert(source, tmp_path / "c.npz", Encoding(name="int8"), signals=ROUTER)
+        convert(source, tmp_path / "f.npz", Encoding(name="float16"))
+        with Trace(tmp_path / "c.npz") as target, Trace(tmp_path / "f.npz") as same:
+            assert target.header.signals == list(ROUTER)
+            for signal in EXPERT_SIGNALS:
+                expected = source.read(1, signal)
+                assert np.array_equal(same.read(1, signal), expected)
+                if signal in ("router", "experts", "expert_weights"):
+                    assert np.array_equal(target.read(1, signal), expected)
+            assert not np.array_equal(target.read(1, "expert_input"), source.read(1, "expert_input"))
+    record(tmp_path / "ids.npz", str(made("deepseek_v3").folder), settings=Settings(TOKENS, 10, signals=("experts",)))
+    assert "signals experts; float16" in " ".join(trace_info(tmp_path / "ids.npz").split())
+
+
+def trace_info(path: Path) -> str:
+    done = CliRunner().invoke(app, ["trace", "info", str(path)], prog_name="hwsim")
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.mark.parametrize("purpose", ["calibration", "fit", "predictor", "order"])
+def test_tools_for_dense_mlps_refuse_a_mixture(purpose: str, tmp_path: Path) -> None:
+    record(tmp_path / "t.npz", str(made("gemma4_text").folder), settings=Settings(TOKENS, TOKENS))
+    with Trace(tmp_path / "t.npz") as trace:
+        run: dict[str, Callable[[], object]] = {
+            "calibration": lambda: calibrate(trace),
+            "fit": lambda: Fitter(trace),
+            "predictor": lambda: plan(trace.model, PredictorSettings()),
+            "order": lambda: order_trace(trace),
+        }
+        with pytest.raises(ModelError, match=r"gemma4_text: is a mixture of experts, and .* needs one MLP") as refusal:
+            run[purpose]()
+    assert "\n" not in str(refusal.value)
 
 
 # ---------------------------------------------------------------------- the guards
