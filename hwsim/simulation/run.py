@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel
 
 from hwsim.device.effective import effective
@@ -367,8 +368,8 @@ class Run:
             return Watched()
         reads = guesses = None
         if not settings.reads.plain:
-            tokens, sparse = self.sequences.decoded_tokens, self.placement.bytes.sparse
-            reads = ReadCounts(tokens, plans, settings.reads, self.hardware.flash, sparse)
+            steps, sparse = int(np.count_nonzero(~self.steps.prompts)), self.placement.bytes.sparse
+            reads = ReadCounts(steps, plans, settings.reads, self.hardware.flash, sparse)
         if settings.prefetch:
             guesses = Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace)
         return Watched(reads, guesses, flags_of(self.source.trace, self.steps, routed=plans.routed))
@@ -419,6 +420,13 @@ def check_closed(settings: Settings) -> None:
         raise SettingError(
             f"{refused[0]}: is for replays; write the masks with hwsim eval --save-masks FILE, then hwsim replay FILE"
         )
+    together = {
+        "--lockstep": settings.lockstep > 1,
+        "--speculate": settings.speculate > 0,
+        "--keep-cache": settings.keep_cache,
+    }
+    if refused := [name for name, given in together.items() if given]:
+        raise SettingError(f"{refused[0]}: is for replays; record the model with hwsim record, then hwsim replay FILE")
     if settings.kv_window is not None:
         raise SettingError(
             "--kv-window: is for replays; a model that runs reads what its own windows say, which counts; leave it out"
