@@ -53,6 +53,8 @@ def density(name: str) -> str:
         groups = kind().groups(_MODEL)
     except HwsimError:  # it needs a file
         return "on its page"
+    if any(group.axis == "expert" for group in groups):
+        return "experts read / experts"
     cut = {group.name: sum(slice_.partition(".")[0] in _MODEL.mlp for slice_ in group.slices) for group in groups}
     whole = len(_MODEL.mlp) - sum(cut.values())
     parts = [str(whole)] if whole else []

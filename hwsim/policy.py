@@ -38,6 +38,9 @@ class Group:
         needs: recorded signals that the mask is decided from; also ``norm_input`` and ``norm_down``, the Euclidean
             norms of the columns of gate and up together, and of down.
         oracle: the mask is decided from something that it must itself produce, and the author says so openly.
+        within: name of the group that chooses experts, for units inside of experts: ``hidden`` or ``neuron`` of the
+            matrices ``expert_gate``, ``expert_up`` and ``expert_down``. All chosen experts share a mask of ``hidden``;
+            a mask of ``neuron`` is decided for each of them. The group that chooses then has no slices of its own.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Group:
     keep: float | None = None
     needs: list[str] = field(default_factory=list)
     oracle: bool = False
+    within: str = ""
 
 
 @dataclass
@@ -58,11 +62,15 @@ class Context:
         layer: layer of the model, from 0.
         token: decoded token of the sequence, from 0; prompt tokens do not count.
         signals: what the group named in `needs`: float32 ``[width]`` each, of this token; norms: of this
-            layer.
+            layer. ``experts`` is int64 ``[chosen]``: the experts that the model itself chooses, by falling rank, at
+            most ``model.experts.used``; ``expert_weights`` float32 ``[chosen]``; ``router`` float32 ``[experts]``.
         cached: bool ``[units]``: in the cache before this token's own update.
         state: a dict of the policy's own for this layer and group, empty at the start of each sequence.
         rng: random numbers for this layer, group and sequence, from the run's seed.
-        model: the shape of the model.
+        model: the shape of the model; ``model.experts`` are the experts of this layer.
+        expert: the expert whose neurons are decided, in a group within experts; None in all other groups. There,
+            `units`, `k`, `signals` and `cached` are of this expert; in a group of ``hidden``, `cached` tells what is
+            cached of all chosen experts.
     """
 
     model: ModelShape
@@ -74,6 +82,7 @@ class Context:
     token: int = 0
     signals: Mapping[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    expert: int | None = None
 
     @property
     def cached(self) -> np.ndarray:

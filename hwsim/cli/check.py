@@ -87,7 +87,6 @@ def _verdict(kind: Any, name: str, plugin: Any, parameters: dict[str, str], shap
     """Check one plug-in and return its rules with their states, and its speed, which is not part of the JSON."""
     from hwsim.simulation.plugins import POLICIES, build
     from hwsim.testing import (
-        SMALL_MODEL,
         BrokenRuleError,
         check_eviction,
         check_policy,
@@ -98,7 +97,7 @@ def _verdict(kind: Any, name: str, plugin: Any, parameters: dict[str, str], shap
     subject = build(plugin, f"{kind.noun} {name}", parameters) if parameters else plugin
     verdict: dict[str, Any] = {"kind": kind.noun, "name": name, "kept": True}
     try:
-        kept = check_policy(subject, shape or SMALL_MODEL) if kind is POLICIES else check_eviction(subject)
+        kept = check_policy(subject, shape) if kind is POLICIES else check_eviction(subject)
         verdict["rules"] = [{"rule": rule, "state": KEPT} for rule in kept]
     except BrokenRuleError as error:
         verdict["kept"] = False

@@ -37,21 +37,33 @@ class _Starter:
     kind: str  # policy or eviction
     what: str
     group: str  # of the entry points
-    replay: str  # options of a replay in which it matters
+    replay: str  # a replay in which it matters, without the command
+    part: str  # name of the text that it starts from
 
 
-_POLICY = _Starter("policy", "A policy", "hwsim.policies", "--dram 90% --policy {}")
+_POLICY = _Starter("policy", "A policy", "hwsim.policies", "sample --hw pixel8 --dram 90% --policy {}", "policy")
+# the sample has no experts: TRACE stands for a trace that has some
+_EXPERTS = _Starter("policy", "A policy", "hwsim.policies", "TRACE --hw pixel8 --dram 50% --policy {}", "experts")
 _EVICTION = _Starter(
-    "eviction", "An eviction rule", "hwsim.evictions", "--dram 80% --policy dip --density 0.4 --eviction {}"
-)
+    "eviction", "An eviction rule", "hwsim.evictions",
+    "sample --hw pixel8 --dram 80% --policy dip --density 0.4 --eviction {}", "eviction",
+)  # fmt: skip
 
 
-def new_policy(name: Name, folder: Folder = Path(), package: Package = False, json: JsonOption = None) -> None:
+def new_policy(
+    name: Name,
+    folder: Folder = Path(),
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Write a policy that decides which experts of a layer are read.")
+    ] = False,
+    package: Package = False,
+    json: JsonOption = None,
+) -> None:
     """Write a policy that works, and its test, to start from. Nothing that is there is overwritten.
 
     Example: hwsim plugin new-policy mine
     """
-    _write(_POLICY, name, folder, json, package=package)
+    _write(_EXPERTS if experts else _POLICY, name, folder, json, package=package)
 
 
 def new_eviction(name: Name, folder: Folder = Path(), package: Package = False, json: JsonOption = None) -> None:
@@ -93,7 +105,7 @@ def _next(starter: _Starter, name: str, where: str, *, package: bool) -> list[st
         *install,
         f"hwsim plugin check {spec}",
         "python -m pytest " + shlex.quote(f"{where}test_{name}.py"),
-        f"hwsim replay sample --hw pixel8 {starter.replay.format(spec)}",
+        f"hwsim replay {starter.replay.format(spec)}",
     ]
 
 
@@ -104,7 +116,7 @@ def _files(starter: _Starter, name: str, *, package: bool) -> dict[str, str]:
         SettingError: no file, class or plug-in can have this name.
     """
     _check_name(starter, name)
-    parts = {f"{name}.py": starter.kind, f"test_{name}.py": f"test_{starter.kind}"}
+    parts = {f"{name}.py": starter.part, f"test_{name}.py": f"test_{starter.part}"}
     if package:
         parts["pyproject.toml"] = "pyproject"
     texts = {file: _text(part) for file, part in parts.items()}
@@ -131,7 +143,7 @@ def _check_name(starter: _Starter, name: str) -> None:
         raise _refusal(starter, name, f"must be a Python name of lower-case letters, digits and _{hint}")
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         raise _refusal(starter, name, "is a word of Python's own")
-    origin = (POLICIES if starter is _POLICY else EVICTIONS).names().get(name.replace("_", "-"))
+    origin = (EVICTIONS if starter is _EVICTION else POLICIES).names().get(name.replace("_", "-"))
     if origin:
         raise _refusal(starter, name, f"there is {starter.what.lower()} of that name: {origin}")
     if name in _SPECIAL or name in sys.stdlib_module_names or importlib.util.find_spec(name):

@@ -28,8 +28,9 @@ class RecordOptions:
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="input, up, gate, glu, attn_input, attn_output.",
-            show_default="input,up,gate; without a gate input,glu",
+            help="input, up, gate, glu, attn_input, attn_output; of experts router, experts, expert_weights, "
+            "expert_input, expert_glu.",
+            show_default="input,up,gate; without a gate input,glu; of experts all but expert_glu",
         ),
     ] = None
     norms: Annotated[
@@ -135,8 +136,9 @@ def _print(summary: dict[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
+    policies = "router" if "experts" in summary["signals"] else "dense,dip,dip-ca"
     console.print(
-        f"Next: hwsim replay {quoted(summary['file'])} --hw pixel8 --dram 50% --policy dense,dip,dip-ca",
+        f"Next: hwsim replay {quoted(summary['file'])} --hw pixel8 --dram 50% --policy {policies}",
         markup=False,
         soft_wrap=True,
     )

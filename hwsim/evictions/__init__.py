@@ -47,8 +47,11 @@ class Eviction(BaseModel):
         needs_future: True for a rule whose `start` needs all masks of the sequence.
         admission: how units enter the cache, unless the user chooses.
         shares: True for a rule whose ranks are comparable between units of different groups, so that one cache can
-            serve all groups. Such a rule decides by `rank` alone, admits every needed unit, and uses ``use.token`` only
-            for ordering.
+            serve all groups. Such a rule decides by `rank` alone and admits every needed unit; ``use.token`` then
+            counts the uses of that cache, not tokens.
+        ages: True for a rule whose ranks change as time passes, also of units that are not needed. A shared cache then
+            calls `use` for all of its groups at each use of the cache, with empty masks for those that it does not
+            serve, and asks all of them for their ranks.
         rank_update: optional fast path, for a rule whose state is the rank itself, int32 ``[units]``, and whose `use`
             does only one of these updates: set it to the token where a unit was needed (``last``) or admitted
             (``first``), or add one where a unit was needed (``count``). ``next``, for a rule that needs the future: the
@@ -60,6 +63,7 @@ class Eviction(BaseModel):
     needs_future: ClassVar[bool] = False
     admission: ClassVar[Admission] = "always"
     shares: ClassVar[bool] = False
+    ages: ClassVar[bool] = False
     rank_update: ClassVar[RankUpdate | None] = None
 
     def start(self, units: int, capacity: int, future: np.ndarray | None) -> Any:

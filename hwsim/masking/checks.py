@@ -62,7 +62,7 @@ def check_signals(trace_has: Callable[[str], bool], plans: Plans, path: object, 
     Raises:
         TraceError: a signal is missing.
     """
-    needed = sorted(plans.needs() | ({"experts"} if plans.routed else set()))
+    needed = sorted(plans.needs() | ({"experts"} if plans.sparse else set()))
     missing = [signal for signal in needed if not trace_has(signal)]
     if missing:
         signals = ",".join(signal for signal in needed if signal not in NORMS)

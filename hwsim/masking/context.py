@@ -36,6 +36,10 @@ class ScanContext(Context):
         self.state, self.rng, self.token = {}, rng, -1
         self._cached, self._blind = cached, blind or BEFOREHAND
 
+    def look(self, expert: int | None, cached: np.ndarray | None) -> None:
+        """Turn to another expert, within which units are decided."""
+        self.expert, self._cached = expert, cached
+
     @property
     def cached(self) -> np.ndarray:
         """bool ``[units]``, read-only."""

@@ -17,7 +17,7 @@ from hwsim.util import kernels
 from hwsim.util.calls import translated
 
 
-class _Needed(dict[str, np.ndarray]):
+class Needed(dict[str, np.ndarray]):
     """The signals that a group needs; reading another one is an error that names the group's needs."""
 
     def __missing__(self, name: str) -> np.ndarray:
@@ -29,7 +29,7 @@ class _Stored(Mapping[str, np.ndarray]):
     """The signals of many tokens; signals stored as float16 are converted to float32 at their first use."""
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
-        self._arrays = _Needed(arrays)
+        self._arrays = Needed(arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
         values = self._arrays[name]
@@ -67,7 +67,7 @@ class Block(NamedTuple):
             row = {signal: values[token] for signal, values in signals.items()}
             if self.experts is not None:
                 self._trim(row, int(np.count_nonzero(self.experts[token] >= 0)))
-            yield _Needed(self.norms | row)
+            yield Needed(self.norms | row)
 
     def choices(self) -> Iterator[np.ndarray | None]:
         """The experts that the model chooses for each token, by falling rank: int64; None where `experts` is None."""
@@ -138,6 +138,21 @@ class Decider:
         scores = self._checked_scores(self._ask("score"))
         kernels.top_k(scores if self._blocks is None else self._blocks.sums(scores), self._k(), self._mask)
         return self._view
+
+    def inside(
+        self, token: int, expert: int | None, signals: dict[str, np.ndarray], cached: np.ndarray | None
+    ) -> np.ndarray:
+        """Return the mask of one expert's units at a token, or one for all chosen experts; as `decide`.
+
+        Args:
+            token: decoded token of the sequence.
+            expert: number of the expert; None: the mask is for all chosen ones.
+            signals: of this expert.
+            cached: bool ``[units]``, what is cached of it; None: the policy may not read it.
+        """
+        self._ctx.token = token - 1
+        self._ctx.look(expert, cached)
+        return self.decide(signals)
 
     def _take(self, mask: np.ndarray) -> None:
         """Convert the policy's own mask of indices to a mask of units."""

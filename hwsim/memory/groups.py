@@ -30,6 +30,8 @@ class GroupPlan:
         indices: size of the axis.
         block: indices of a unit.
         order: int ``[indices]``: index at each place in Flash; None: the model's own order.
+        choice: the group that chooses the experts that these units lie in; None for units of other matrices. Unit
+            e x width + i then is index i of expert e.
         capacity: units that the group's cache holds; if groups share a cache, the units that it could hold of this
             group alone.
     """
@@ -47,6 +49,7 @@ class GroupPlan:
     indices: int
     block: int = 1
     order: np.ndarray | None = field(default=None, compare=False)
+    choice: GroupPlan | None = None
     capacity: int = 0
 
     @property
@@ -58,6 +61,11 @@ class GroupPlan:
     def routed(self) -> bool:
         """Whether the units are experts, which a cache admits as whole events."""
         return self.group.axis == "expert"
+
+    @property
+    def width(self) -> int:
+        """Units of one expert, for units that lie within experts; otherwise all units."""
+        return self.units if self.choice is None else self.units // self.choice.units
 
     @property
     def unit_bytes(self) -> int:
@@ -187,12 +195,18 @@ class Plans:
 
     @property
     def routed(self) -> bool:
-        """Whether a group chooses experts."""
+        """Whether units of a group are experts."""
         return any(plan.routed for plan in self)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether experts are chosen, whole or in parts."""
+        return any(plan.routed or plan.choice for plan in self)
 
     def needs(self) -> set[str]:
         """All signals and norms from which groups are decided."""
-        return {signal for plan in self for signal in plan.group.needs}
+        groups = [plan.group for plan in self] + [plan.choice.group for plan in self if plan.choice]
+        return {signal for group in groups for signal in group.needs}
 
     def with_capacities(self, capacities: Iterable[int]) -> Plans:
         """A copy with a capacity for each group, given layer by layer."""

@@ -107,11 +107,14 @@ def _plan_experts(group: Group, model: ModelShape, units: Units, layer: int) -> 
     where, experts = f"layer {layer}: group {group.name!r}", model.by_layer[layer].experts
     if experts is None:
         raise ContractError(f"{where}: axis 'expert', but this layer of {model.name} has no experts")
-    if list(group.slices) != [EXPERT_SLICE]:
+    whole = list(group.slices) == [EXPERT_SLICE]
+    if not whole and group.slices:
         raise ContractError(f"{where}: slices {group.slices!r}; an expert is [{EXPERT_SLICE!r}]")
     _check_keep(group)
     _check_needs(group, where, model, experts.count, layer)
-    sizes, parameters = expert_bytes(model, units.bits, layer), model.expert_parameters(layer)
+    # without slices it chooses only, and other groups say what is read of the experts
+    sizes = expert_bytes(model, units.bits, layer) if whole else (0,)
+    parameters = model.expert_parameters(layer) if whole else 0
     return GroupPlan(
         layer=layer,
         group=group,
@@ -124,6 +127,44 @@ def _plan_experts(group: Group, model: ModelShape, units: Units, layer: int) -> 
         mlp_parameters=parameters,
         bits=units.bits.mean("expert_up"),
         indices=experts.count,
+    )
+
+
+def _plan_within(group: Group, choice: GroupPlan, model: ModelShape, units: Units) -> GroupPlan:
+    """Make a group of units inside of experts concrete: each index of each expert is a unit."""
+    layer = choice.layer
+    where, experts = f"layer {layer}: group {group.name!r}", model.by_layer[layer].experts
+    assert experts is not None
+    if experts.bytes is not None:
+        raise ContractError(f"{where}: within {choice.name!r}, but of the experts of {model.name} only bytes are known")
+    axes = {"hidden": model.hidden_size, "neuron": experts.intermediate_size}
+    if group.axis not in axes:
+        raise ContractError(f"{where}: axis {group.axis!r}; within experts it must be one of {', '.join(axes)}")
+    if group.keep is None or not group.slices:
+        raise ContractError(
+            f"{where}: names no {'slices' if group.keep else 'keep'}; a group within experts needs both"
+        )
+    if units.block > 1:
+        raise ContractError(f"{where}: lies within experts, which --block knows nothing of; leave the option out")
+    _check_keep(group)
+    _check_needs(group, where, model, axes[group.axis], layer)
+    width, matrices = axes[group.axis], model.expert_matrices(layer)
+    elements = [_elements(name, group, matrices, width, where) for name in group.slices]
+    names = [name.partition(".")[0] for name in group.slices]
+    sizes = tuple(stored_bytes(size, units.bits.of(name, layer)) for size, name in zip(elements, names, strict=True))
+    return GroupPlan(
+        layer=layer,
+        group=group,
+        part="mlp",
+        units=experts.count * width,
+        k=0,
+        slice_bytes=sizes,
+        last_slice_bytes=sizes,
+        parameters=sum(elements),
+        mlp_parameters=sum(elements),
+        bits=units.bits.mean("expert_up"),
+        indices=experts.count * width,
+        choice=choice,
     )
 
 
@@ -181,7 +222,7 @@ def plan_groups(
     """
     if not isinstance(groups, list | tuple) or not all(isinstance(group, Group) for group in groups):
         raise ContractError("groups() must return a list of hwsim.policy.Group")
-    plans = [plan_group(group, model, units or Units(), layer) for group in groups]
+    plans = _plan_all(groups, model, units or Units(), layer)
     names = Counter(group.name for group in groups)
     cut_by = Counter(name.partition(".")[0] for group in groups for name in group.slices)
     for what, counts in (("groups are called", names), ("times a slice cuts the matrix", cut_by)):
@@ -203,6 +244,30 @@ def plan_groups(
     except CycleError as error:
         raise ContractError(f"groups {', '.join(error.args[1])} wait for each other's masks") from error
     return tuple(sorted(plans, key=lambda plan: order.index(plan.name)))
+
+
+def _plan_all(groups: list[Group], model: ModelShape, units: Units, layer: int) -> list[GroupPlan]:
+    """Make the groups of a layer concrete; a group that only chooses experts becomes the `choice` of others."""
+    plans = [plan_group(group, model, units, layer) for group in groups if not group.within]
+    choices = {plan.name: plan for plan in plans if plan.routed}
+    inner = []
+    for group in groups:
+        if group.within:
+            where = f"layer {layer}: group {group.name!r}"
+            if group.within not in choices:
+                raise ContractError(f"{where}: within {group.within!r}, but no group of experts has this name")
+            if choices[group.within].group.slices:
+                raise ContractError(f"{where}: within {group.within!r}, which reads whole experts; give it no slices")
+            inner.append(_plan_within(group, choices[group.within], model, units))
+    for name, choice in choices.items():
+        cut = {part.partition(".")[0] for plan in inner if plan.group.within == name for part in plan.group.slices}
+        unread = [matrix for matrix in model.expert_matrices(layer) or ("experts",) if matrix not in cut]
+        if not choice.group.slices and unread:
+            raise ContractError(
+                f"layer {layer}: group {name!r}: no group within it says what is read of {unread[0]}; give it slices "
+                f"[{EXPERT_SLICE!r}], or a group of {unread[0]}"
+            )
+    return [plan for plan in plans if plan.group.slices] + inner
 
 
 def plan_layers(layers: list[list[Group]], model: ModelShape, units: Units | None = None) -> Plans:
@@ -237,7 +302,8 @@ def plan_layers(layers: list[list[Group]], model: ModelShape, units: Units | Non
             raise ContractError(
                 f"groups() of layer {plan.layer} differ from layer {first_plan.layer}'s in more than keep"
             )
-    absent = next((group for groups in layers for group in groups if group.name not in first_of), None)
+    present = first_of.keys() | {plan.choice.name for own in plans for plan in own if plan.choice}
+    absent = next((group for groups in layers for group in groups if group.name not in present), None)
     if absent is not None:
         raise ContractError(
             f"group {absent.name!r}: {model.name} has no MLP that every token reads; choose a policy that decides "
@@ -252,7 +318,7 @@ def _present(groups: list[Group], model: ModelShape, layer: int) -> list[Group]:
     own = model.by_layer[layer]
 
     def lacks(group: Group) -> bool:
-        if group.axis == "expert":
+        if group.axis == "expert" or group.within:
             return own.experts is None
         cut = {name.partition(".")[0] for name in group.slices if isinstance(name, str)}
         return bool(model.layers) and not own.intermediate_size and bool(cut) and cut <= set(MLP)
@@ -265,7 +331,7 @@ def _present(groups: list[Group], model: ModelShape, layer: int) -> list[Group]:
 def _check_experts(plans: list[tuple[GroupPlan, ...]], model: ModelShape) -> None:
     """Refuse a policy that leaves the choice of experts open, because a token never reads all of them."""
     for layer, own in enumerate(model.layers):
-        if own.experts and not any(plan.group.axis == "expert" for plan in plans[layer]):
+        if own.experts and not any(plan.routed or plan.choice for plan in plans[layer]):
             raise ContractError(
                 f"layer {layer}: does not decide which of its {own.experts.count} experts a token reads; choose a "
                 "policy for experts, such as router, the model's own choice"

@@ -37,6 +37,7 @@ class Experts(BaseModel):
         count: number of experts.
         used: experts that the model's router chooses for a token.
         intermediate_size: neurons of an expert; 0 if only its bytes are known.
+        input_size: numbers of a vector that enters an expert and leaves it, if it is not the hidden size; else 0.
         gated: whether an expert has a gate.
         shared_parameters: weights of experts that every token reads, gates of their output included.
         shared_gate: whether the output of the shared experts is scaled by a sigmoid gate.
@@ -48,6 +49,7 @@ class Experts(BaseModel):
     count: int = Field(gt=0, le=32_767)
     used: int = Field(gt=0)
     intermediate_size: _Count = 0
+    input_size: _Count = 0
     gated: bool = True
     shared_parameters: _Count = 0
     shared_gate: bool = False

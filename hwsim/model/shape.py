@@ -198,12 +198,25 @@ class ModelShape(BaseModel):
         """Whether all layers have an MLP of the same width."""
         return all(layer.intermediate_size == self.intermediate_size for layer in self.layers)
 
+    def check_dense(self, purpose: str) -> None:
+        """Refuse a mixture of experts, for a `purpose` that needs an MLP that every token reads.
+
+        Raises:
+            ModelError: it has experts.
+        """
+        if self.experts is not None:
+            raise ModelError(
+                f"{self.name}: is a mixture of experts, and {purpose} needs one MLP in each layer, which every token "
+                "reads; choose a dense model"
+            )
+
     def check_alike(self, purpose: str) -> None:
         """Refuse a model whose MLPs differ between layers, for a `purpose` that needs one width.
 
         Raises:
-            ModelError: the layers differ.
+            ModelError: the layers differ, or it has experts.
         """
+        self.check_dense(purpose)
         if not self.mlps_alike:
             widths = sorted({layer.intermediate_size for layer in self.by_layer})
             raise ModelError(
@@ -260,7 +273,7 @@ class ModelShape(BaseModel):
         own = self.by_layer[layer].experts
         if own is None or own.bytes is not None:
             return {}
-        width, hidden = own.intermediate_size, self.hidden_size
+        width, hidden = own.intermediate_size, own.input_size or self.hidden_size
         matrices = {"expert_gate": Matrix(width, hidden)} if own.gated else {}
         return matrices | {"expert_up": Matrix(width, hidden), "expert_down": Matrix(hidden, width)}
 
@@ -336,9 +349,8 @@ class ModelShape(BaseModel):
             return 0
         experts = layer.experts
         glu = experts.used * experts.intermediate_size
-        return dict(
-            zip(EXPERT_SIGNALS, (experts.count, experts.used, experts.used, self.hidden_size, glu), strict=True)
-        )[signal]
+        inputs = experts.input_size or self.hidden_size
+        return dict(zip(EXPERT_SIGNALS, (experts.count, experts.used, experts.used, inputs, glu), strict=True))[signal]
 
     def layers_with(self, signal: str) -> list[int]:
         """The layers that have a signal or norm."""

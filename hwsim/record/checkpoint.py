@@ -36,15 +36,18 @@ class Placed(NamedTuple):
 
     Attributes:
         names: the model's parameters and buffers, each with the name of its tensor in the files.
-        converted: tensors that transformers computes others from, such as a fused one; not among `names`.
+        converted: tensors that transformers computes others from, such as those of single experts; not among `names`.
         unexpected: tensors that nothing in the model takes, except those known to change nothing.
         sources: the tensors that each of the model's parameters and buffers is made of, converted ones included.
+        conversions: transformers' rule for each parameter that is computed from `converted` ones, and the pattern in
+            it that each of its `sources` matches.
     """
 
     names: dict[str, str]
     converted: list[str]
     unexpected: list[str]
     sources: dict[str, list[str]]
+    conversions: dict[str, tuple[Any, list[str]]]
 
 
 def quantisation(config: Any) -> str | None:
@@ -153,6 +156,8 @@ def place(name: str, model: Any, tensors: dict[str, Stored]) -> Placed:
     names: dict[str, str] = {}
     converted, unexpected = [], {}
     sources: dict[str, list[str]] = {}
+    conversions: dict[str, tuple[Any, list[str]]] = {}
+    rule_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     for key in sorted(tensors, key=dot_natural_key):  # some rules depend on the order
         target, pattern = rename_source_key(key, renamings, converters, prefix, expected)
         if target not in expected and key in expected:
@@ -163,6 +168,7 @@ def place(name: str, model: Any, tensors: dict[str, Stored]) -> Placed:
         sources.setdefault(target, []).append(key)
         if pattern is not None:
             converted.append(key)
+            conversions.setdefault(target, (rule_of[pattern], []))[1].append(pattern)
         elif target in names:
             raise ModelError(
                 f"--model {name}: its tensors {names[target]} and {key} have the same place in the model, {target}; "
@@ -171,7 +177,7 @@ def place(name: str, model: Any, tensors: dict[str, Stored]) -> Placed:
         else:
             names[target] = key
     odd = [unexpected[target] for target in that_matter(model, set(unexpected))]
-    return Placed(names, converted, odd, sources)
+    return Placed(names, converted, odd, sources, conversions)
 
 
 def that_matter(model: Any, names: set[str]) -> list[str]:

@@ -31,6 +31,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {  # values with which a key changes noth
     "residual_scale": (0.0, 1.0),
 }
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+_SPARSE = ("qwen2moe", "qwen3moe")  # architectures whose experts transformers stacks as its models have them
 _PARTIAL = {"phi3", "stablelm", "nemotron", "glm4"}  # architectures whose models can turn a part of each head
 
 
@@ -54,6 +55,11 @@ def complete_config(path: Path, config: Any) -> None:
             f"--model {path.name}: is one of {count} parts (split.count); join them with llama-gguf-split --merge"
         )
     keys = dict(file.keys)
+    if keys.get("expert_count", 0) and file.architecture not in _SPARSE:
+        raise ModelError(
+            f"--model {path.name}: {file.architecture}.expert_count is {keys['expert_count']}, and hwsim reads experts "
+            f"from GGUF files of {' and '.join(_SPARSE)} only; {WAY_OUT}"
+        )
     _set_scale(file.architecture, text)
     _set_rope(path, file, keys, text)
     for key in sorted(keys, key=lambda key: (not key.startswith("attention."), key)):  # head_dim before its parts
@@ -179,6 +185,8 @@ _FIELDS = {
     "block_count": _Field(lambda config: config.num_hidden_layers, _never),
     "embedding_length": _fixed("hidden_size"),
     "expert_count": _fixed("num_local_experts", "num_experts"),
+    "expert_feed_forward_length": _plain("moe_intermediate_size"),
+    "expert_shared_feed_forward_length": _plain("shared_expert_intermediate_size"),
     "expert_used_count": _fixed("num_experts_per_tok"),
     "feed_forward_length": _fixed("intermediate_size", "n_inner"),
     "final_logit_softcapping": _plain("final_logit_softcapping"),

@@ -126,7 +126,7 @@ def _names(path: Path, model: Any) -> dict[str, str]:
     file = read_gguf(path)
     if file.architecture not in READ:
         taken = _taken(path, model)
-        return {tensor: taken[tensor] for tensor in file.tensors if tensor in taken}
+        return {tensor: name for tensor in file.tensors if (name := _place(tensor, taken))}
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
     from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 
@@ -135,6 +135,11 @@ def _names(path: Path, model: Any) -> dict[str, str]:
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     prefix, expected = model.base_model_prefix, model.state_dict()
     return {tensor: rename_source_key(tensor, renamings, converters, prefix, expected)[0] for tensor in file.tensors}
+
+
+def _place(tensor: str, taken: dict[str, str]) -> str | None:
+    """The name in the model of a tensor; stacks of experts have no suffix there, and so none in `taken`."""
+    return taken.get(tensor) or taken.get(tensor.removesuffix(".weight"))
 
 
 def _taken(path: Path, model: Any) -> dict[str, str]:
@@ -171,10 +176,11 @@ def check_tensors(name: str, path: Path, model: Any) -> None:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     file = read_gguf(path)
-    if file.architecture not in GGUF_SUPPORTED_ARCHITECTURES or file.architecture in READ:
+    known = {name.replace("_", "") for name in GGUF_SUPPORTED_ARCHITECTURES} | set(GGUF_SUPPORTED_ARCHITECTURES)
+    if file.architecture not in known or file.architecture in READ:
         return  # transformers' newer loader, which tells what it does not take
     taken = _taken(path, model)
-    odd = [tensor for tensor in file.tensors if tensor not in taken and tensor not in file.factors]
+    odd = [tensor for tensor in file.tensors if not _place(tensor, taken) and tensor not in file.factors]
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
         raise ModelError(

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 
 from hwsim.errors import ModelError
-from hwsim.model.shape import NORMS
+from hwsim.model.shape import EXPERT_SIGNALS, NORMS
+from hwsim.record.experts import ROWS, LayerExperts, by_weight, check_chosen, check_mixture, check_router
 from hwsim.record.inventory import Inventory, LayerParts, Mlp, activation, activations, base, split, transposed
 from hwsim.trace.encoding import FLOAT16_MAX
+from hwsim.trace.header import EXACT
 
 Emit = Callable[[int, str, np.ndarray], None]
 """Callback: receives (layer, signal or norm, values).
 
-Values of a signal are float32 [tokens, width], or float16 if requested; those of a norm are float32 [units].
+Values of a signal are float32 [tokens, width], or float16 if requested; ids of experts are integers; values of a norm
+are float32 [units].
 """
 
 Put = Callable[[str, Any], None]
@@ -40,6 +43,7 @@ class Layer:
         inner: module between the product of gate and up and the down projection.
         query, key, value: projections of plain attention, one module if they are fused: their input is the attention's.
         out: output projection of plain attention.
+        experts: the experts, with their hooks and functions.
     """
 
     mlp: Mlp | None
@@ -52,6 +56,7 @@ class Layer:
     key: Any = None
     value: Any = None
     out: Any = None
+    experts: LayerExperts | None = None
 
     @classmethod
     def of(cls, module: Any, parts: LayerParts) -> Layer:
@@ -61,7 +66,9 @@ class Layer:
             names |= {part: getattr(parts.mlp, part) for part in ("up", "gate", "down", "act", "inner")}
         if parts.attention:
             names |= {part: getattr(parts.attention, part) for part in ("query", "key", "value", "out")}
-        return cls(parts.mlp, **{part: module.get_submodule(name) for part, name in names.items() if name})
+        experts = LayerExperts(module, parts.experts) if parts.experts else None
+        modules = {part: module.get_submodule(name) for part, name in names.items() if name}
+        return cls(parts.mlp, **modules, experts=experts)
 
     @property
     def fused(self) -> bool:
@@ -179,6 +186,8 @@ class Taps:
         self._weighed: set[int] = set()  # layers whose norms were passed to on_norm
         self._made: dict[str, Any] = {}  # up and gate of the current layer, until their product has confirmed them
         self._plainly: set[int] = set()  # layers whose up was seen to make the GLU
+        self._routed: set[int] = set()  # layers whose router was seen to be it
+        self._mixed: set[int] = set()  # layers whose sum of experts was seen to be their output
         self._handles: list[Any] = []
         self._expected: set[tuple[int, str]] = set()
         self._emitted: set[tuple[int, str]] = set()
@@ -214,6 +223,8 @@ class Taps:
             if signal in self._signals and module is not None:
                 self._before(module, partial(self._take, index, signal))
                 self._expected.add((index, signal))
+        if layer.experts is not None:
+            self._attach_experts(index, layer.experts)
         if layer.down is None:
             return
         if self._signals & {"up", "gate"}:
@@ -227,6 +238,44 @@ class Taps:
         if "glu" in self._signals:
             self._before(layer.down, partial(self._take, index, "glu"))
         self._expected |= {(index, signal) for signal in self._signals & {"up", "gate", "glu"}}
+
+    def _attach_experts(self, index: int, experts: LayerExperts) -> None:
+        wanted = self._signals & set(EXPERT_SIGNALS)
+        if not wanted:
+            return
+        call: list[Any] = []  # what entered, until the output has confirmed it
+        logits: list[Any] = []
+        if "router" in wanted:
+            self._handles += experts.watch_router(logits.append)
+        self._handles.append(experts.before(lambda *given: call.__setitem__(slice(None), given)))
+        self._handles.append(experts.after(lambda output: self._mixture(index, experts, call, logits, output)))
+        self._expected |= {(index, signal) for signal in wanted}
+
+    def _mixture(self, index: int, experts: LayerExperts, call: list[Any], logits: list[Any], output: Any) -> None:
+        entering, ids, weights = call
+        router = logits.pop() if logits else None
+        call.clear()
+        check_chosen(index, ids, experts.shape)
+        glu = None
+        if "expert_glu" in self._signals:
+            glu = experts.functions.chosen_glu(entering, ids)
+        if glu is not None or index not in self._mixed:
+            self._mixed.add(index)
+            part = slice(0, ROWS)
+            summed = experts.functions.mixture(entering[part], ids[part], weights[part])
+            check_mixture(index, summed, output[part])
+            if "router" in self._signals and index not in self._routed:
+                self._routed.add(index)
+                check_router(index, experts, router, ids, weights)
+        if router is not None:
+            self._take(index, "router", router)
+        ids, weights, order = by_weight(ids, weights)
+        values = {"experts": ids, "expert_weights": weights, "expert_input": entering}
+        if glu is not None:
+            values["expert_glu"] = glu.gather(1, order[..., None].expand(*glu.shape)).flatten(1)
+        for signal in EXPERT_SIGNALS:
+            if signal in values and signal in self._signals:
+                self._take(index, signal, values[signal])
 
     def _before(self, module: Any, action: Callable[[Any], None]) -> None:
         self._handles.append(_before(module, action))
@@ -252,6 +301,10 @@ class Taps:
     def _take(self, index: int, signal: str, values: Any) -> None:
         self._emitted.add((index, signal))
         rows = values.detach().reshape(-1, values.shape[-1])
+        if signal in EXACT:
+            rows = rows if signal == "experts" else rows.float()
+            self._emit(index, signal, rows.cpu().numpy())
+            return
         # torch rounds as numpy does, but faster; the writer clips and counts what does not fit
         rows = rows.half() if self._half and largest(rows) <= FLOAT16_MAX else rows.float()
         self._emit(index, signal, rows.cpu().numpy())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +31,21 @@ def load_layerwise(
     Raises:
         ModelError: a weight is in none of the files, or would have to be computed from others.
     """
-    if placed.converted:
-        raise ModelError(
-            f"--model {name}: transformers computes weights from {placed.converted[0]}, which is not possible layer by "
-            "layer; give more memory, or save the model anew with save_pretrained(..., save_original_format=False)"
-        )
+    for target, (rule, _) in placed.conversions.items():
+        if len(rule.target_patterns) > 1 or not target.startswith(f"{layers_name}."):
+            raise ModelError(
+                f"--model {name}: transformers computes weights from {placed.sources[target][0]}, which is not "
+                "possible layer by layer; give more memory, or save the model anew with "
+                "save_pretrained(..., save_original_format=False)"
+            )
     _make_buffers(model, device)
     names = dict(placed.names)
     for copy, original in model.all_tied_weights_keys.items():
         if copy in names and original in names:
             check_copy(name, tensors, names[copy], names[original])
             del names[copy]
-    weights = _Weights(names, tensors, model, dtype, device)
-    missing = set(model.state_dict()) - names.keys()
+    weights = _Weights(names, placed, tensors, model, dtype, device)
+    missing = set(model.state_dict()) - names.keys() - placed.conversions.keys()
     inside = f"{layers_name}."
     weights.fill(model, dict.fromkeys((target for target in names if not target.startswith(inside)), ""))
     model.tie_weights(missing_keys=missing, recompute_mapping=False)  # takes what it ties out of `missing`
@@ -84,29 +89,59 @@ def _make_buffers(model: Any, device: str) -> None:
 class _Weights:
     """All tensors of some files by their names in the model; they are read on request and never kept."""
 
-    def __init__(self, names: dict[str, str], tensors: dict[str, Stored], model: Any, dtype: Any, device: str) -> None:
+    def __init__(
+        self,
+        names: dict[str, str],
+        placed: Placed,
+        tensors: dict[str, Stored],
+        model: Any,
+        dtype: Any,
+        device: str,
+    ) -> None:
         from transformers.core_model_loading import build_glob_alternation
 
-        self._device = device
-        self._where: dict[str, tuple[Path, str, Any]] = {}
+        self._device, self._model, self._placed = device, model, placed
+        self._where: dict[str, list[tuple[Path, str, Any]]] = {}
         plan = model._get_dtype_plan(dtype)  # some models keep a few parameters in float32
         search, keys, _ = build_glob_alternation(list(plan)) if plan else (None, {}, None)
         for target, parameter in model.state_dict().items():
-            if target in names:
+            own = [names[target]] if target in names else placed.sources.get(target, [])
+            if target in names or target in placed.conversions:
                 match = search.search(target) if search else None
                 wanted = plan[keys[match.lastgroup]] if match else parameter.dtype
-                self._where[target] = (tensors[names[target]].file, names[target], wanted)
+                self._where[target] = [(tensors[key].file, key, wanted) for key in own]
 
     def fill(self, module: Any, names: dict[str, str]) -> None:
         """Read the tensors of `module`; `names` maps their names to the prefixes that they have in the model."""
-        by_file: dict[Path, list[tuple[str, str, Any]]] = {}
         for name, before in names.items():
-            path, key, dtype = self._where[before + name]
-            by_file.setdefault(path, []).append((name, key, dtype))
-        for path, entries in by_file.items():
+            target = before + name
+            if target in self._placed.conversions:
+                _put(module, name, self._computed(target))
+        plain = [name for name, before in names.items() if before + name not in self._placed.conversions]
+        read = self._read(self._where[names[name] + name][0] for name in plain)
+        for name in plain:
+            _put(module, name, read.pop(self._where[names[name] + name][0][1]))
+
+    def _read(self, entries: Iterable[tuple[Path, str, Any]]) -> dict[str, Any]:
+        """Some tensors of the files, by their names there; each file is opened once."""
+        by_file: dict[Path, list[tuple[str, Any]]] = {}
+        for path, key, dtype in entries:
+            by_file.setdefault(path, []).append((key, dtype))
+        tensors: dict[str, Any] = {}
+        for path, wanted in by_file.items():
             with open_weights(path) as file:
-                for name, key, dtype in entries:
-                    _put(module, name, file.get_tensor(key).to(self._device, dtype))
+                tensors |= {key: file.get_tensor(key).to(self._device, dtype) for key, dtype in wanted}
+        return tensors
+
+    def _computed(self, target: str) -> Any:
+        """A parameter that transformers computes from several tensors, by its own rule."""
+        rule, patterns = self._placed.conversions[target]
+        own, entries = deepcopy(rule), self._where[target]
+        read = self._read(entries)
+        for (_, key, _), pattern in zip(entries, patterns, strict=True):
+            own.add_tensor(target, key, pattern, partial(read.pop, key))
+        result = own.convert(target, model=self._model, config=self._model.config)[target]
+        return result[0] if isinstance(result, list) else result
 
     @staticmethod
     def drop(module: Any, names: dict[str, str]) -> None:

@@ -270,7 +270,9 @@ def _check_from_disk(source: Source, structure: Structure, itemsize: int, free: 
             "and a GGUF file cannot be loaded layer by layer; "
             f"{'give more, or' if given else 'give'} a folder of safetensors instead"
         )
-    least = (structure.outside + max(structure.layer_parameters)) * itemsize
+    # experts that lie in the files one by one are read, then stacked
+    copies = 2 if structure.shape.experts else 1
+    least = (structure.outside + copies * max(structure.layer_parameters)) * itemsize
     if least > free:
         raise ModelError(
             f"--model {source.name}: even layer by layer it needs {show_size(least)}, {limit}; "

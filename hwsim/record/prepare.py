@@ -14,7 +14,7 @@ import numpy as np
 
 import hwsim
 from hwsim.errors import ModelError, SettingError, did_you_mean
-from hwsim.model.shape import SIGNALS
+from hwsim.model.shape import EXPERT_SIGNALS, SIGNALS
 from hwsim.record.custom import code_provenance
 from hwsim.record.extras import Libraries, libraries, require_extra
 from hwsim.record.loading import (
@@ -37,6 +37,7 @@ from hwsim.util.files import spare
 Progress = Callable[[str, int, int], None]
 """Callback: receives (phase, steps done, steps in all)."""
 
+_ALL_SIGNALS = (*SIGNALS, *EXPERT_SIGNALS)
 _MOST_TOKENS = 10**12
 _PASSING = {"transformers_version", "dtype", "torch_dtype"}  # fields of a configuration that decide no signal
 _TOKENS_FROM_DISK = 4096  # tokens of one pass when each pass reads all layers from disk: enough to amortise the reads
@@ -50,7 +51,8 @@ class Settings:
         tokens: how many tokens of the text.
         context: tokens of one window; each window is a sequence of its own.
         prompt: length of each window's prompt in tokens; the prompt is not decoded.
-        signals: names; None: those that describe an MLP: input, up and gate, or input and glu without a gate.
+        signals: names; None: those that describe an MLP: input, up and gate, or input and glu without a gate; and
+            router, experts, expert_weights and expert_input where a layer has experts.
         device: a device of torch.
         dtype: float32, bfloat16 or float16; auto: float32 on a CPU, else the checkpoint's own.
         max_memory: bytes that weights may take; None: the free memory.
@@ -167,8 +169,8 @@ def _check(settings: Settings) -> None:
     if settings.tokens > _MOST_TOKENS:
         raise SettingError(f"--tokens {settings.tokens}: must be at most {_MOST_TOKENS}; no text has more")
     for signal in settings.signals or ():
-        if signal not in SIGNALS:
-            raise SettingError(f"--signals {signal}: no such signal{did_you_mean(signal, SIGNALS)}")
+        if signal not in _ALL_SIGNALS:
+            raise SettingError(f"--signals {signal}: no such signal{did_you_mean(signal, _ALL_SIGNALS)}")
     if settings.dtype not in ("auto", *DTYPES):
         raise SettingError(f"--dtype {settings.dtype}: must be one of auto, {', '.join(DTYPES)}")
     shortest = settings.tokens % settings.context or min(settings.context, settings.tokens)
@@ -185,7 +187,11 @@ def _resolve(settings: Settings, structure: Structure, used: Libraries) -> Setti
     if longest is not None and min(settings.context, settings.tokens) > longest:
         raise SettingError(f"--context {settings.context}: {shape.name} reads windows of at most {longest} tokens")
     signals = _signals(settings.signals, structure)
-    ordered = tuple(signal for signal in SIGNALS if signal in signals)
+    ordered = tuple(signal for signal in _ALL_SIGNALS if signal in signals)
+    if "expert_glu" in ordered and settings.encoding != FLOAT16:
+        raise SettingError(f"--encoding {settings.encoding}: expert_glu is stored as float16; leave out one of the two")
+    if settings.norms and not shape.layers_with("norm_down"):
+        raise SettingError(f"--norms: all MLPs of {shape.name} are experts, which have no norms; leave it out")
     device = find_device(settings.device, used.torch)
     dtype = find_dtype(settings.dtype, device, structure)
     return replace(settings, signals=ordered, device=device, dtype=dtype)
@@ -196,9 +202,12 @@ def _signals(asked: tuple[str, ...] | None, structure: Structure) -> tuple[str, 
     shape, mlps = structure.shape, [parts.mlp for parts in structure.inventory.parts if parts.mlp]
     unknown = next((mlp for mlp in mlps if not mlp.known), None)
     if asked is None:
+        experts = EXPERT_SIGNALS[:-1] if shape.experts else ()
+        if not mlps:
+            return experts
         if not shape.gated or unknown:
-            return ("input", "glu")
-        return ("input", "up", "gate", "glu") if shape.inner_norm else ("input", "up", "gate")
+            return ("input", "glu", *experts)
+        return ("input", "up", "gate", *(["glu"] if shape.inner_norm else []), *experts)
     given = f"--signals {','.join(asked)}: {shape.name}"
     if {"up", "gate"} & set(asked):
         if not shape.gated:
@@ -207,6 +216,12 @@ def _signals(asked: tuple[str, ...] | None, structure: Structure) -> tuple[str, 
             raise SettingError(f"{given}: {unknown.up}: {unknown.why}; give --signals input,glu")
     for signal in asked:
         if not shape.layers_with(signal):
+            if signal in EXPERT_SIGNALS:
+                raise SettingError(f"{given} has no layer with {signal}: it is a dense model; leave {signal} out")
+            if not mlps and signal in ("input", "up", "gate", "glu"):
+                raise SettingError(
+                    f"{given} has no layer with {signal}: all its MLPs are experts; give {','.join(EXPERT_SIGNALS)}"
+                )
             kinds = ", ".join(sorted({layer.attention for layer in shape.by_layer}))
             raise SettingError(
                 f"{given} has no layer with {signal}: its attention ({kinds}) has no matrices q, k, v and o of plain "

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwsim.analysis.tracestats import SignalStats, TraceStats
+from hwsim.model.layers import Experts
 from hwsim.model.shape import ModelShape
 from hwsim.model.stored import StoredBytes, count_weights
 from hwsim.report.columns import Column, fit, table, widen
@@ -40,8 +41,11 @@ def render_trace(trace: Trace, stats: TraceStats, *, layers: bool = False, width
         layers: whether each layer gets a line of its own.
         width: characters of a line.
     """
-    signals, dropped = _signals(stats, layers=layers, width=width)
-    parts: list[ConsoleRenderable] = [_head(trace), Padding(signals, (1, 0, 0, 0))]
+    parts: list[ConsoleRenderable] = [_head(trace)]
+    dropped: list[str] = []
+    if stats.signals:  # a trace may hold ids of experts alone
+        signals, dropped = _signals(stats, layers=layers, width=width)
+        parts.append(Padding(signals, (1, 0, 0, 0)))
     if stats.tokens < trace.header.tokens:
         parts.append(Padding(Text(f"Statistics of the first {stats.tokens} tokens.", style="dim"), _NARROW))
     parts.append(Padding(_provenance(trace.header.provenance), (1, 0, 0, 0)))
@@ -95,11 +99,20 @@ def _layers(model: ModelShape) -> dict[str, str]:
     kinds = Counter(f"{layer.attention} {layer.window or ''}".strip() for layer in model.layers)
     entry = sum(layer.kv_elements for layer in model.layers)
     state = sum(layer.state_elements for layer in model.layers)
-    return {
+    attention = {
         "attention": ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
         + f"; {entry} numbers a token in the KV cache"
         + (f", {state} in fixed states" if state else "")
     }
+    experts = Counter(_experts(layer.experts) for layer in model.layers if layer.experts)
+    return attention | ({"experts": "; ".join(f"{count} x {own}" for own, count in experts.items())} if experts else {})
+
+
+def _experts(experts: Experts) -> str:
+    """The experts of a layer in words: ``8 of 128, width 768``."""
+    size = f"{show_size(experts.bytes)} each" if experts.bytes else f"width {experts.intermediate_size}"
+    shared = f", {experts.shared_parameters} weights of shared ones" if experts.shared_parameters else ""
+    return f"{experts.used} of {experts.count}, {size}{'' if experts.gated else ', no gate'}{shared}"
 
 
 def _uncounted(counts: dict[str, int]) -> str:

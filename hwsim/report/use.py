@@ -41,4 +41,23 @@ def sentence(settings: dict[str, Any]) -> str:
         "reads": "reads: {}", "prefetch": "guesses {}", "fills": "fills through DRAM", "engine": "engine {}",
         "ignore": "without {}", "kv_window": "KV window {}", "prefill_chunk": "prefill in chunks of {}",
     }  # fmt: skip
-    return "".join(f"; {words[key].format(value)}" for key, value in chosen.items())
+    parts = [words[key].format(value) for key, value in chosen.items()]
+    return "".join(f"; {part}" for part in [*parts, *_steps(settings)])
+
+
+def _steps(settings: dict[str, Any]) -> list[str]:
+    """What goes through the model together, and through the caches, where it is not a token of a fresh sequence."""
+    words = {
+        "cache_scope": "one cache for {}" if settings.get("cache_scope") != "matrix" else "",
+        "prefill": "prompts {}",
+        "keep_cache": "caches are kept between sequences",
+        "lockstep": "{} sequences together",
+        "speculate": "{} drafts a step",
+        "accept": "accepted: {}",
+    }
+    values = {"cache_scope": {"layer": "each layer", "global": "all layers"}.get(settings.get("cache_scope", ""))}
+    values["prefill"] = {"cached": "go through the caches", "dense": "are read densely"}.get(
+        settings.get("prefill", "")
+    )
+    values |= {key: settings.get(key) for key in ("keep_cache", "lockstep", "speculate", "accept")}
+    return [text.format(printable(str(values[key]))) for key, text in words.items() if values[key] is not None and text]

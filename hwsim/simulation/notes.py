@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from hwsim.device.flash_times import flash_seconds, read_sizes
 from hwsim.device.profile import Profile
+from hwsim.masking.counts import Counts
 from hwsim.memory.groups import GroupPlan
 from hwsim.memory.placement import Placement
 from hwsim.model.shape import ModelShape
-from hwsim.simulation.metrics import Prefetched
+from hwsim.simulation.expert_notes import expert_notes
+from hwsim.simulation.metrics import DeviceFlags, Prefetched
 from hwsim.simulation.run import Run
 from hwsim.timing.reads import ReadSetup
 from hwsim.trace import Encoding
@@ -20,12 +22,16 @@ _MUCH = 1.5  # multiple of the needed bytes from which on whole pages get a note
 _MANY = 10_000  # reads at once: enough to fill any queue and to hide latency
 
 
-def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
+def notes(
+    run: Run, counts: Counts, prefetched: Prefetched | None = None, flags: DeviceFlags | None = None
+) -> list[str]:
     """The notes of one run.
 
     Args:
         run: the run.
+        counts: requests of every step that decodes.
         prefetched: prefetch of the run, or None.
+        flags: comparison with the flags of the device that ran the model, or None.
     """
     placement, profile, settings, name = run.placement, run.hardware, run.settings, run.names.policy
     sentences = []
@@ -33,6 +39,8 @@ def notes(run: Run, prefetched: Prefetched | None = None) -> list[str]:
         sentences.append("The trace is synthetic: no model produced it.")
     sentences += _encoding_notes(run.header.encoding)
     sentences += _layer_notes(run.header.model, settings.kv_window)
+    sentences += _budget_notes(run)
+    sentences += expert_notes(run, counts, flags)
     sentences += _fitting_notes(placement, name, equal=settings.cache_shares is None)
     sentences += _streaming_notes(placement, name)
     if placement.plans and run.eviction.caches and not placement.bytes.streamed:
@@ -55,6 +63,11 @@ def _layer_notes(model: ModelShape, kv_window: int | None) -> list[str]:
         )
     if any(layer.state_elements for layer in model.layers):
         sentences.append("Layers with a fixed state read and write all of it at every token, at --bits state.")
+    if model.by_bytes:
+        sentences.append(
+            "Of the model only bytes are known: what every token reads is pinned, and there is no KV cache and no "
+            "arithmetic."
+        )
     if model.embedding_row:
         sentences.append("Every token reads a row of the embeddings for each layer from Flash.")
     if kv_window is not None and any(layer.window for layer in model.layers):
@@ -115,6 +128,17 @@ def _prefetch_notes(ahead: Prefetched | None, tokens: int, name: str) -> list[st
     return [
         f"{name}: of what {ahead.rule} guessed and no cache held {ahead.precision:.0%} was needed, {ahead.recall:.0%} "
         f"of all misses; {read} a token were read ahead in time, {wasted} of it for nothing."
+    ]
+
+
+def _budget_notes(run: Run) -> list[str]:
+    """A note if --cache, with what is pinned beside it, is more than the device gives."""
+    if run.settings.cache is None or run.device is None or run.placement.bytes.budget <= run.device.dram.budget:
+        return []
+    where = run.placement.bytes
+    return [
+        f"{run.names.policy}: --cache {show_size(run.settings.cache)} and {show_size(where.reserved + where.resident)} "
+        f"that are pinned are more than the device's DRAM budget of {show_size(run.device.dram.budget)}."
     ]
 
 

@@ -58,7 +58,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "eviction": _plugin(run.names.eviction, eviction, type(eviction)),
         **({"adapter": placement.adapter.provenance()} if placement.adapter else {}),
         "device": run.hardware.model_dump(mode="json", exclude_none=True),
-        "settings": {name: tell(run) for name, tell in _ALWAYS.items()} | _chosen(run.settings),
+        "settings": {name: tell(run) for name, tell in _ALWAYS.items()} | _chosen(run.settings) | _prompts(run),
         "seed": run.settings.seed,
     }
 
@@ -73,6 +73,13 @@ def _chosen(settings: Settings) -> dict[str, Any]:
         chosen[name] = _IF_CHOSEN[name](settings) if name in _IF_CHOSEN else value if value != option.default else None
     reads = _IF_CHOSEN["reads"](settings)
     return {name: value for name, value in {"reads": reads, **chosen}.items() if value is not None}
+
+
+def _prompts(run: Run) -> dict[str, Any]:
+    """How prompts are read, where it is not as every run without experts does by default."""
+    if not run.together.prompts and not run.placement.plans.sparse:
+        return {}
+    return {"prefill": "cached" if run.together.prompts else "dense"}
 
 
 def _units(units: UnitSets | None, placement: Placement) -> dict[str, Any] | None:

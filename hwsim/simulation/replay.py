@@ -59,7 +59,7 @@ def count(run: Run, observers: Sequence[Observer] = (), *, threads: int | None =
     if source.trace is None:
         raise HwsimError("a run without a trace and without masks is counted by the model that runs")
     check_trace(source.trace, run.policy, run.placement.plans, run.names.policy)
-    if run.together.plain and not run.placement.plans.routed:
+    if run.together.plain and not run.placement.plans.sparse:
         return scan(source.trace, run.sequences, run.masking, observers=observers, threads=threads or cores())
     return scan_steps(source.trace, run.sequences, run.steps, run.masking, observers=observers)
 

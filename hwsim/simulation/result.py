@@ -70,9 +70,10 @@ def _result(
     written = int(flash.sum()) if settings.fills else 0
     energy = _energy(hardware, flash_read, dram_bytes + written, written, operations(decode), timing)
     spent = None if energy is None else sum(part for part in energy.model_dump().values() if part)
+    compared = None if flags is None else metrics.DeviceFlags(rows=flags.rows, agree=flags.agree)
     return metrics.Result(
         provenance=provenance(run),
-        notes=notes(run, prefetched),
+        notes=notes(run, counts, prefetched, compared),
         tokens=tokens,
         throughput_tok_s=tokens / timing.times.total,
         latency_s=metrics.latency(timing.token_s),
@@ -100,7 +101,7 @@ def _result(
         events=timing.events,
         groups=_groups(run, counts, flash, dram),
         prompt=None if prompts is None else prompts.result(plans),
-        device_flags=None if flags is None else metrics.DeviceFlags(rows=flags.rows, agree=flags.agree),
+        device_flags=compared,
         steps=None if decode.steps.single else len(decode.steps),
         per_token=_per_token(timing, counts, flash_token, dram_token) if settings.per_token else None,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel
 
 from hwsim.device.effective import effective
@@ -91,8 +92,9 @@ def recorded(
         stored: bytes of the model's matrices in its files; None: unknown.
         stored_unknown: the reason why they are unknown.
     """
+    signal = "input" if model.layers_with("input") else "experts"  # a header names at least one
     fields = {
-        "origin": "recorded", "model": model, "signals": ["input"], "sequences": sequences, "stored": stored,
+        "origin": "recorded", "model": model, "signals": [signal], "sequences": sequences, "stored": stored,
         "provenance": {STORED_UNKNOWN: stored_unknown} if stored_unknown else {},
     }  # fmt: skip
     return TraceHeader.model_validate(fields)
@@ -183,7 +185,7 @@ class Run:
     @cached_property
     def together(self) -> Together:
         """What goes through the model together."""
-        return self.settings.together(cached_prompts=self.placement.plans.routed)
+        return self.settings.together(cached_prompts=self.placement.plans.sparse)
 
     @cached_property
     def bits(self) -> Bits:
@@ -346,8 +348,8 @@ class Run:
             return Watched()
         reads = guesses = None
         if not settings.reads.plain:
-            tokens, sparse = self.sequences.decoded_tokens, self.placement.bytes.sparse
-            reads = ReadCounts(tokens, plans, settings.reads, self.hardware.flash, sparse)
+            steps, sparse = int(np.count_nonzero(~self.steps.prompts)), self.placement.bytes.sparse
+            reads = ReadCounts(steps, plans, settings.reads, self.hardware.flash, sparse)
         if settings.prefetch:
             guesses = Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace)
         return Watched(reads, guesses, flags_of(self.source.trace, self.steps, routed=plans.routed))
@@ -398,6 +400,13 @@ def check_closed(settings: Settings) -> None:
         raise SettingError(
             f"{refused[0]}: is for replays; write the masks with hwsim eval --save-masks FILE, then hwsim replay FILE"
         )
+    together = {
+        "--lockstep": settings.lockstep > 1,
+        "--speculate": settings.speculate > 0,
+        "--keep-cache": settings.keep_cache,
+    }
+    if refused := [name for name, given in together.items() if given]:
+        raise SettingError(f"{refused[0]}: is for replays; record the model with hwsim record, then hwsim replay FILE")
     if settings.kv_window is not None:
         raise SettingError(
             "--kv-window: is for replays; a model that runs reads what its own windows say, which counts; leave it out"

@@ -4,7 +4,7 @@ Each runs on synthetic signals in about a second, without a trace and without we
 policy for your own signals, to test what it does. ``hwsim plugin check`` runs the same rules and prints the verdict.
 """
 
-from hwsim.testing.drive import SMALL_MODEL, RandomSignals, decide
+from hwsim.testing.drive import SMALL_MODEL, SMALL_SPARSE_MODEL, RandomSignals, decide
 from hwsim.testing.evictions import check_eviction
 from hwsim.testing.policies import check_policy
 from hwsim.testing.rules import BrokenRuleError
@@ -12,6 +12,7 @@ from hwsim.testing.speed import Speed, eviction_speed, policy_speed
 
 __all__ = [
     "SMALL_MODEL",
+    "SMALL_SPARSE_MODEL",
     "BrokenRuleError",
     "RandomSignals",
     "Speed",

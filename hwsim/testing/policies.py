@@ -21,7 +21,7 @@ from hwsim.model.shape import ModelShape
 from hwsim.policy import Context, Policy
 from hwsim.simulation.run import Conditions, Source, recorded
 from hwsim.simulation.settings import Settings
-from hwsim.testing.drive import SMALL_MODEL, MaskCollector, RandomSignals
+from hwsim.testing.drive import SMALL_MODEL, SMALL_SPARSE_MODEL, MaskCollector, RandomSignals, for_experts
 from hwsim.testing.rules import at_the_ends, check_rules, make
 from hwsim.trace.header import Sequence
 from hwsim.trace.sequences import Sequences
@@ -34,13 +34,13 @@ _DEVICE = Profile.model_validate(
 _DENSITIES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
 
 
-def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL) -> list[str]:
+def check_policy(policy: type[Policy] | Policy, model: ModelShape | None = None) -> list[str]:
     """Run every rule of the policy contract.
 
     Args:
         policy: an instance, or a class, which is made with its defaults.
-        model: shape of the model to test with; the default is small and has a gate. A policy that reads a file of
-            arrays fits only the model of that file.
+        model: shape of the model to test with; None: a small one that has a gate, or one that has experts if the
+            policy decides them. A policy that reads a file of arrays fits only the model of that file.
 
     Returns:
         The rules that were checked, in words.
@@ -49,7 +49,8 @@ def check_policy(policy: type[Policy] | Policy, model: ModelShape = SMALL_MODEL)
         BrokenRuleError: a rule is broken; a `ContractError` that names the first broken rule.
     """
     instance = make(policy, Policy, [text for text, _ in _RULES])
-    return check_rules([(text, partial(check, instance, model)) for text, check in _RULES])
+    shape = model or (SMALL_SPARSE_MODEL if for_experts(instance) else SMALL_MODEL)
+    return check_rules([(text, partial(check, instance, shape)) for text, check in _RULES])
 
 
 def masking_of(policy: Policy, model: ModelShape) -> Masking:
@@ -181,6 +182,27 @@ def _scored(masking: Masking, place: Place, block: Block) -> bool:
     return True
 
 
+def _masks_at_once(policy: Policy, model: ModelShape) -> str | None:
+    """Check that `masks` of a block are those of `select` for its tokens, which do not depend on a cache."""
+    tokens, compared, masking = 9, False, masking_of(policy, model)
+    for place in masking.plans.places([0]):
+        many, single = (masking.decider(place) for _ in range(2))
+        for decider in (many, single):
+            decider.begin(0, None, "masks() decides many tokens at once; leave masks() out, or do without the cache")
+        for block in signal_blocks(RandomSignals(model, tokens), place.plan, range(tokens)):
+            masks = many.masks(block) if many.masks_blocks else None
+            if masks is None:
+                continue
+            compared = True
+            for token, (mask, row) in enumerate(zip(masks, block.rows(), strict=True)):
+                if not np.array_equal(mask, single.decide(row)):
+                    raise ContractError(
+                        f"{type(policy).__name__}: masks() at layer 0, group {place.plan.name}, token {token} choose "
+                        "other units than select(); choose the very same, or leave masks() out"
+                    )
+    return None if compared else "it has no masks() of many tokens, so it is asked token by token"
+
+
 def _same_twice(policy: Policy, model: ModelShape) -> None:
     one, other = _run(policy, model), _run(policy, model)
     if one != other:
@@ -209,6 +231,8 @@ def _density(policy: Policy, model: ModelShape) -> str | None:
     kind: Any = type(policy)
     if "density" not in kind.model_fields:
         return "it has no density, so --density is refused"
+    if for_experts(policy):
+        return "it decides experts, so what its density means is its own affair"
     read: list[tuple[float, float]] = []
     for density in _DENSITIES:
         try:
@@ -255,6 +279,7 @@ _RULES: list[tuple[str, Callable[[Policy, ModelShape], str | None]]] = [
     ("what it is shown it leaves as it is", _untouched),
     ("its masks have the right shape and hold what keep says", _masks),
     ("scores() of many tokens, where it has them, are those of score()", _scores),
+    ("masks() of many tokens, where it has them, are those of select()", _masks_at_once),
     ("the same run gives the same masks", _same_twice),
     ("layers do not influence each other", _layers_apart),
     ("at the ends of its parameters' bounds it works, or gives a reason", _bounds),

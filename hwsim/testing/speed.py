@@ -16,11 +16,12 @@ from hwsim.cache.cache import Cache
 from hwsim.errors import HwsimError
 from hwsim.evictions import Eviction
 from hwsim.evictions.lru import Lru
-from hwsim.masking.streams import Masking
+from hwsim.masking.streams import Masking, signal_blocks
 from hwsim.memory.groups import Place
-from hwsim.model.shape import NORMS, ModelShape
+from hwsim.model.layers import Experts
+from hwsim.model.shape import ModelShape
 from hwsim.policy import Policy
-from hwsim.testing.drive import RandomSignals
+from hwsim.testing.drive import SMALL_SPARSE_MODEL, RandomSignals, for_experts
 from hwsim.testing.policies import masking_of
 from hwsim.util.kernels import read_only, top_k
 
@@ -35,6 +36,11 @@ _LAYER = ModelShape(
     head_dim=64,
     vocab_size=100,
 )
+_SPARSE_LAYER = _LAYER.model_copy(
+    update={"layers": (SMALL_SPARSE_MODEL.layers[0].model_copy(update={"experts": Experts(
+        count=128, used=8, intermediate_size=768
+    )}),)}
+)  # fmt: skip
 _TOKENS, _ROUNDS = 12, 5
 
 
@@ -63,12 +69,13 @@ def policy_speed(policy: Policy, model: ModelShape | None = None) -> Speed | Non
 
     Args:
         policy: an instance that keeps the contract.
-        model: model whose first layer is decided; None: widths 2048 and 8192, with a gate.
+        model: model whose first layer is decided; None: widths 2048 and 8192, with a gate, or 128 experts for a policy
+            that decides them.
 
     Returns:
         The best of five rounds; None if the policy has no groups or refuses the model.
     """
-    model = model or _LAYER
+    model = model or (_SPARSE_LAYER if for_experts(policy) else _LAYER)
     try:
         masking = masking_of(policy, model)
         if not masking.plans:
@@ -86,10 +93,8 @@ def _deciding(masking: Masking, place: Place) -> Callable[[], int]:
     """One round: decide all masks of one sequence with every other unit cached, and return the last mask's size."""
     decider, plan = masking.decider(place), place.plan
     cached = read_only(np.arange(plan.units) % 2 == 0)
-    source = RandomSignals(masking.model, _TOKENS)
-    norms = {name: read_only(source.norm(0, name)) for name in plan.group.needs if name in NORMS}
-    signals = {name: read_only(source.read(0, name)) for name in plan.group.needs if name not in NORMS}
-    tokens = [norms | {name: values[token] for name, values in signals.items()} for token in range(_TOKENS)]
+    blocks = signal_blocks(RandomSignals(masking.model, _TOKENS), plan, range(_TOKENS))
+    tokens = [row for block in blocks for row in block.rows()]
 
     def run() -> int:
         decider.begin(0, cached)

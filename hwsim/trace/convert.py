@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hwsim.errors import OutputError, SettingError, TraceError, did_you_mean
-from hwsim.model.shape import NORMS, SIGNALS
-from hwsim.trace.encoding import Encoding
+from hwsim.model.shape import EXPERT_SIGNALS, NORMS, SIGNALS
+from hwsim.trace.encoding import FLOAT16, Encoding
 from hwsim.trace.header import TraceHeader
 from hwsim.trace.reader import Trace
 from hwsim.trace.writer import TraceWriter, unfinished
 from hwsim.util.files import check_new_file, spare
 
+_ALL_SIGNALS = (*SIGNALS, *EXPERT_SIGNALS)
 _BLOCK = 2**20  # values that are held at once
 
 Progress = Callable[[str, int, int], None]
@@ -29,7 +30,7 @@ def convert(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> TraceHeader:
-    """Write a trace in another encoding; token ids, losses and norms are copied as they are.
+    """Write a trace in another encoding; all that is not encoded is copied as it is.
 
     What the source's encoding has lost stays lost: values are read from it as `Trace.read` gives them. If it keeps only
     a share of each row, the new header names that share, whatever the new encoding.
@@ -47,7 +48,7 @@ def convert(
         The header that was written.
 
     Raises:
-        SettingError: an unknown signal, or a larger share than the source keeps.
+        SettingError: an unknown signal, one that the encoding cannot store, or a larger share than the source keeps.
         TraceError: the source lacks a signal, or is damaged.
         OutputError: the file cannot be written, or exists already.
     """
@@ -61,20 +62,29 @@ def convert(
     header = _header(source, _encoding(source, encoding), signal_names)
     ids, losses, norms = source.tokens(), source.nll(), source.has(next(iter(NORMS)))
     layers, steps = source.model.num_hidden_layers, _steps(source)
-    writer = TraceWriter(path, header, tokens=ids is not None, nll=losses is not None, norms=norms, overwrite=overwrite)
+    sparse = source.model.layers_with("experts") if "experts" in signal_names else []
+    flags, accepted = {layer: source.residency(layer) for layer in sparse}, source.accepted()
+    writer = TraceWriter(
+        path, header, tokens=ids is not None, nll=losses is not None, norms=norms,
+        residency=any(own is not None for own in flags.values()), accepted=accepted is not None, overwrite=overwrite,
+    )  # fmt: skip
     with writer:
         # nothing is committed before the end: an interrupted conversion leaves no file, and begins anew
         for layer in range(layers):
             for signal in signal_names:
                 for start, stop in steps if source.model.signal_width(signal, layer) else ():
                     writer.write(layer, signal, start, source.read(layer, signal, start, stop))
-            for name in NORMS if norms and source.model.at(layer) else ():
+            for name in NORMS if norms and source.model.signal_width("norm_down", layer) else ():
                 writer.write_norm(layer, name, source.norm(layer, name))
+            if (own := flags.get(layer)) is not None:
+                writer.write_residency(layer, 0, own)
             tell("converting", layer + 1, layers)
         if ids is not None:
             writer.write_tokens(0, ids)
         if losses is not None:
             writer.write_nll(0, losses)
+        if accepted is not None:
+            writer.write_accepted(0, accepted)
         writer.commit(header.tokens)
         clipped = header.provenance.get("clipped_values")
         writer.finish({"clipped_values": writer.clipped + (clipped if isinstance(clipped, int) else 0)})
@@ -97,23 +107,25 @@ def _encoding(source: Trace, target: Encoding) -> Encoding:
 
 
 def _signals(source: Trace, names: Iterable[str] | None) -> list[str]:
-    """The names of the signals to write, in the order of `SIGNALS`; refuses signals that the source lacks."""
+    """The names of the signals to write, in the order of the headers; refuses signals that the source lacks."""
     recorded = source.header.signals
     if names is None:
         return list(recorded)
     names = list(names)
     for signal in names:
-        if signal not in SIGNALS:
-            raise SettingError(f"--signals {signal}: no such signal{did_you_mean(signal, SIGNALS)}")
+        if signal not in _ALL_SIGNALS:
+            raise SettingError(f"--signals {signal}: no such signal{did_you_mean(signal, _ALL_SIGNALS)}")
         if not source.has(signal):
             raise TraceError(f"{source.path}: has no signal {signal!r}; it holds {', '.join(recorded)}")
         if signal == "glu" and "glu" not in recorded:
             source.check_whole("glu, the product of up and gate,")
-    return [signal for signal in SIGNALS if signal in names]
+    return [signal for signal in _ALL_SIGNALS if signal in names]
 
 
 def _header(source: Trace, encoding: Encoding, signals: list[str]) -> TraceHeader:
     header = source.header
+    if "expert_glu" in signals and encoding != FLOAT16:
+        raise SettingError(f"--encoding {encoding}: expert_glu is stored as float16; name the other --signals")
     origin: dict[str, Any] = {"hash": source.hash, "encoding": header.encoding.model_dump(exclude_none=True)}
     if list(header.signals) != signals:
         origin["signals"] = list(header.signals)
@@ -130,5 +142,5 @@ def _header(source: Trace, encoding: Encoding, signals: list[str]) -> TraceHeade
 def _steps(source: Trace) -> list[tuple[int, int]]:
     """Blocks of tokens, each (start, stop)."""
     tokens, shape = source.header.tokens, source.model
-    step = max(1, _BLOCK // max(shape.signal_width(signal) for signal in SIGNALS))
+    step = max(1, _BLOCK // max(shape.signal_width(signal) for signal in _ALL_SIGNALS))
     return [(start, min(start + step, tokens)) for start in range(0, tokens, step)]

@@ -159,7 +159,7 @@ class _Builder:
             first = self._first[part.number]
             if first < part.rows.start:
                 self._starts.append(self._count)
-            for start in range(first, part.rows.start, together.chunk or part.rows.start - first):
+            for start in range(first, part.rows.start, together.chunk or len(part.rows) + part.rows.start):
                 stop = min(start + (together.chunk or part.rows.stop), part.rows.start)
                 self._add(np.arange(start, stop), np.full(stop - start, part.number), [stop - start], [0])
         if together.drafts:

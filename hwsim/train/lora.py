@@ -121,6 +121,7 @@ def train_lora(
     )  # fmt: skip
     require_peft()
     ready = prepare(model, text, reading, tell, writes=[folder, *target.writes])
+    ready.header.model.check_dense("an adapter")
     header = recorded(
         ready.header.model, [Sequence(tokens=training.context)], ready.header.stored, ready.header.stored_unknown
     )

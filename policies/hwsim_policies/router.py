@@ -1,28 +1,24 @@
-"""The model's own choice of experts."""
+"""The model's own choice of experts, as its router makes it."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from hwsim.policy import Context, Group, ModelShape, Policy
+from hwsim_policies._experts import experts, mask_of, masks_of
 
 
 class Router(Policy):
-    """The model's own choice of experts."""
+    """The model's own choice of experts: nothing is changed."""
 
     def groups(self, model: ModelShape) -> list[Group]:
-        """The experts of each layer."""
-        return [Group("experts", axis="expert", slices=["experts.expert"], needs=["experts"])]
+        """One group, decided from the model's choice."""
+        return experts("experts")
 
     def select(self, ctx: Context) -> np.ndarray:
-        """The experts that the router chose."""
-        mask = np.zeros(ctx.units, bool)
-        mask[ctx.signals["experts"]] = True
-        return mask
+        """The chosen experts."""
+        return mask_of(ctx, ctx.signals["experts"])
 
     def masks(self, ctx: Context) -> np.ndarray | None:
-        """The same for many tokens."""
-        chosen = ctx.signals["experts"]
-        mask = np.zeros((len(chosen), ctx.units + 1), bool)
-        np.put_along_axis(mask, chosen, True, axis=1)  # -1 sets the last place
-        return mask[:, :-1]
+        """The chosen experts of many tokens."""
+        return masks_of(ctx, ctx.signals["experts"])

@@ -1,6 +1,7 @@
 """Do caches that groups share do what a few lines of plain Python with sets do, to the byte?"""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -21,12 +22,12 @@ from hwsim.trace import Sequence, Trace
 from tests.conftest import flat_profile, write_trace
 from tests.runs import Told, layout, replay, replay_masks, run_of, scan
 
-RULES = ("lru", "lfu", "fifo")
+RULES = ("lru", "lfu", "fifo", "lfru")
 
 
 def plain(rule, sizes, size, services):
     """Hits of each service: a cache of (group, unit), with dicts and loops. `services`: (group, set of units)."""
-    cached, uses, last, admitted, hits = set(), {}, {}, {}, []
+    cached, uses, last, admitted, stay, hits = set(), {}, {}, {}, {}, []
 
     def weigh(some):
         return sum(sizes[g][u] for g, u in some)
@@ -36,6 +37,7 @@ def plain(rule, sizes, size, services):
         for each in asked:
             uses[each], last[each] = uses.get(each, 0) + 1, now
         there = asked & cached
+        stay |= {each: stay.get(each, 0) + 1 for each in asked}
         hits.append(len(there))
         if rule == "none" or not size:
             continue
@@ -44,11 +46,13 @@ def plain(rule, sizes, size, services):
             for each in sorted(asked - there):
                 if weigh(cached) + weigh([each]) <= size:
                     cached.add(each)
-                    admitted[each] = now
+                    admitted[each], stay[each] = now, 1
             continue
         admitted |= dict.fromkeys(asked - there, now)
+        stay |= dict.fromkeys(asked - there, 1)
         cached |= asked
-        worth = {"lru": last, "lfu": uses, "fifo": admitted}[rule]
+        per_age = {each: Fraction(stay[each], now - last[each] + 1) for each in cached}
+        worth = {"lru": last, "lfu": uses, "fifo": admitted, "lfru": per_age}[rule]
         leaving = sorted(cached - asked, key=lambda each: (worth[each], -each[0], -each[1]))
         while weigh(cached) > size:
             cached.remove(leaving.pop(0))

@@ -41,9 +41,10 @@ _EXTRAS = {
     "--plot": "plotly", "hwsim report": "jinja2", "fit device": "scipy", "to_frame": "pandas", "hwsim tune": "optuna",
     "train lora": "peft", "--tasks": "lm_eval",
 }  # fmt: skip
-_SMALL = ("llama", "phi3")
+_SMALL = ("llama", "phi3", "mixtral")
 _SMALLER = [
     (r"--model (smollm2-135m|\./my-finetuned-llama)", "--model ./llama"),
+    (r"record --model \./my-qwen3-moe", "record --model ./mixtral"),
     (r"record --model phi3-medium", "record --model ./phi3"),
     (r"(train lora .*)", r"\1 --tokens 1024 --validation 512"),
     (r"(train predictor .*)", r"\1 --epochs 1"),

@@ -45,7 +45,10 @@ def test_readme_shows_the_example_as_it_is() -> None:
 
 
 def test_examples_of_plugins_work(tmp_path: Path) -> None:
-    policy, both, test, rule = blocks(REPOSITORY / "docs" / "howto" / "policy.md", "python")
+    policy, both, experts, test, rule = blocks(REPOSITORY / "docs" / "howto" / "policy.md", "python")
+    (tmp_path / "calm.py").write_text(experts)
+    assert len(experts.splitlines()) <= 20
+    check_policy(POLICIES.find(str(tmp_path / "calm.py"))[1])
     (tmp_path / "both.py").write_text(both)
     check_policy(POLICIES.find(str(tmp_path / "both.py"))[1])
     (tmp_path / "mine.py").write_text(policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 
@@ -13,7 +14,7 @@ class Ranked:
     def __init__(self, rule, units, capacity, masks, **parameters):
         self.rule, self.masks, self.parameters = rule, masks, parameters
         self.entered, self.age = {}, dict.fromkeys(range(units), 0)
-        self.units = units
+        self.units, self.uses, self.last = units, {}, {}
         self.rng = np.random.default_rng(parameters.get("seed", 0))
 
     def warm(self, cached):
@@ -24,6 +25,8 @@ class Ranked:
         self.entered |= dict.fromkeys(admitted, token)
         for unit in mask:
             self.age[unit] += 1
+            self.uses[unit] = 1 if unit in admitted else self.uses.get(unit, 0) + 1
+            self.last[unit] = token
         if (token + 1) % self.parameters.get("period", 32) == 0:
             self.age = {unit: count // 2 for unit, count in self.age.items()}
 
@@ -41,6 +44,8 @@ class Ranked:
             return sum(token <= self.token for token in used)
         if self.rule == "lfu-aged":
             return self.age[unit]
+        if self.rule == "lfru":
+            return Fraction(self.uses.get(unit, 0), self.token - self.last.get(unit, -1) + 1)
         if self.rule == "fifo":
             return self.entered.get(unit, -1)
         if self.rule == "static":
@@ -225,7 +230,7 @@ class Arc:
 
 
 QUEUES = {"clock": Clock, "sieve": Sieve, "s3fifo": S3Fifo, "arc": Arc}
-RANKED = ("lru", "lfu", "lfu-aged", "fifo", "static", "random", "belady", "belady-bypass")
+RANKED = ("lru", "lfu", "lfu-aged", "lfru", "fifo", "static", "random", "belady", "belady-bypass")
 
 
 def plain_run(rule, masks, units, capacity, *, bypass=None, pinned=(), warm=(), **parameters):

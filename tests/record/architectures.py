@@ -23,14 +23,14 @@ _ENCODER = {  # decoders of models that once had an encoder
     "encoder_ffn_dim": 88, "encoder_attention_heads": 4, "is_decoder": True, "is_encoder_decoder": False,
 }  # fmt: skip
 _OLD = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "n_ctx": 256}
-_LINEAR = {
+LINEAR = {
     "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 4, "linear_num_value_heads": 4,
 }  # fmt: skip
-_LATENT = {
+LATENT = {
     "kv_lora_rank": 16, "q_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, **_ONE,
 }  # fmt: skip
-_MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_chunk_size": 8}
-_SLIDING = {"sliding_window": 8, "head_dim": 8}
+MAMBA = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+SLIDING = {"sliding_window": 8, "head_dim": 8}
 _VISION = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 16,
     "patch_size": 8,
@@ -39,7 +39,7 @@ _VISION = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "apertus": {},
     "arcee": {},
-    "bamba": {**_MAMBA, "attn_layer_indices": [1], "attn_rotary_emb": 8},
+    "bamba": {**MAMBA, "attn_layer_indices": [1], "attn_rotary_emb": 8},
     "bert": {**_ONE, "is_decoder": True},
     "biogpt": {**_ONE},
     "bitnet": {},
@@ -49,32 +49,32 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "cohere": {"logit_scale": 0.3},
     "cohere2": {"sliding_window": 8, "sliding_window_pattern": 2, "head_dim": 8},
     "ctrl": {**_OLD, "dff": 88},
-    "cwm": {**_SLIDING},
+    "cwm": {**SLIDING},
     "diffllama": {},
     "doge": {},
     "emu3": {"text_config": {**SMALL}, "vq_config": {"base_channels": 32, "channel_multiplier": [1], "embed_dim": 16,
              "num_res_blocks": 1, "codebook_size": 16, "latent_channels": 16}, "vocabulary_map": {}},
     "ernie4_5": {"head_dim": 8},
     "exaone": {},
-    "exaone4": {**_SLIDING, "sliding_window_pattern": 2},
+    "exaone4": {**SLIDING, "sliding_window_pattern": 2},
     "falcon": {"multi_query": True},
     "falcon-new": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
-    "falcon_h1": {**_MAMBA, "head_dim": 8, "mamba_d_ssm": 64},
+    "falcon_h1": {**MAMBA, "head_dim": 8, "mamba_d_ssm": 64},
     "fuyu": {**_ONE},
     "gemma": {"head_dim": 8},
-    "gemma2": {**_SLIDING, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
-    "gemma3_text": {**_SLIDING, "query_pre_attn_scalar": 8, "num_hidden_layers": 4, "sliding_window_pattern": 2},
-    "gemma3": {"text_config": {**SMALL, **_SLIDING, "num_hidden_layers": 3}, "vision_config": _VISION,
+    "gemma2": {**SLIDING, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
+    "gemma3_text": {**SLIDING, "query_pre_attn_scalar": 8, "num_hidden_layers": 4, "sliding_window_pattern": 2},
+    "gemma3": {"text_config": {**SMALL, **SLIDING, "num_hidden_layers": 3}, "vision_config": _VISION,
                "mm_tokens_per_image": 4},
-    "gemma3n_text": {**_SLIDING, "num_hidden_layers": 6, "num_kv_shared_layers": 2, "intermediate_size": [88] * 6,
+    "gemma3n_text": {**SLIDING, "num_hidden_layers": 6, "num_kv_shared_layers": 2, "intermediate_size": [88] * 6,
                      "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
                      "altup_num_inputs": 2, "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.0, 0.0],
                      "layer_types": ["sliding_attention", "full_attention"] * 3},
-    "gemma3n-wide": {"model_type": "gemma3n_text", **_SLIDING, "num_hidden_layers": 4, "num_kv_shared_layers": 0,
+    "gemma3n-wide": {"model_type": "gemma3n_text", **SLIDING, "num_hidden_layers": 4, "num_kv_shared_layers": 0,
                      "intermediate_size": [88] * 4, "vocab_size_per_layer_input": VOCABULARY, "laurel_rank": 80,
                      "hidden_size_per_layer_input": 256, "activation_sparsity_pattern": [0.0] * 4,
                      "layer_types": ["sliding_attention", "full_attention"] * 2},
-    "gemma4_text": {**_SLIDING, "num_hidden_layers": 6, "num_kv_shared_layers": 2, "global_head_dim": 16,
+    "gemma4_text": {**SLIDING, "num_hidden_layers": 6, "num_kv_shared_layers": 2, "global_head_dim": 16,
                     "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 12,
                     "use_double_wide_mlp": True, "layer_types": ["sliding_attention", "full_attention"] * 3},
     "glm": {"head_dim": 8},
@@ -86,8 +86,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox_japanese": {"intermediate_multiple_size": 3},
     "gptj": {**_OLD, "rotary_dim": 4, "n_inner": 88},
     "granite": {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
-    "granite_swa": {**_SLIDING, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "granitemoehybrid": {**_MAMBA, "num_local_experts": 0, "num_experts_per_tok": 0,
+    "granite_swa": {**SLIDING, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "granitemoehybrid": {**MAMBA, "num_local_experts": 0, "num_experts_per_tok": 0,
                          "shared_intermediate_size": 88, "layer_types": ["mamba", "attention", "mamba"]},
     "helium": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 8},
@@ -105,10 +105,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "clip_vision_model", **_VISION, "projection_dim": 16}, "image_token_index": 10,
         "vision_feature_layer": -1},
     "mbart": {**_ENCODER},
-    "minicpm3": {**_LATENT},
-    "ministral": {**_SLIDING},
+    "minicpm3": {**LATENT},
+    "ministral": {**SLIDING},
     "ministral3": {"head_dim": 8},
-    "mistral": {**_SLIDING},
+    "mistral": {**SLIDING},
     "mistral-full": {"model_type": "mistral", "sliding_window": None},
     "mistral3": {"text_config": {"model_type": "mistral", **SMALL, "head_dim": 8}, "vision_config": {
         "model_type": "pixtral", **_VISION, "head_dim": 8}, "image_token_index": 10},
@@ -124,8 +124,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
                    "mamba_head_dim": 16, "n_groups": 1, "chunk_size": 8, "head_dim": 8},
     "olmo": {},
     "olmo2": {},
-    "olmo3": {**_SLIDING, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
-    "olmo_hybrid": {**_LINEAR, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    "olmo3": {**SLIDING, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "olmo_hybrid": {**LINEAR, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     "opt": {"ffn_dim": 88, "word_embed_proj_dim": 32},
     "opt-350m": {"model_type": "opt", "ffn_dim": 88, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
     "pegasus": {**_ENCODER},
@@ -139,32 +139,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}, "vision_config": {
         "depth": 3, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8}},
     "qwen3": {"head_dim": 8},
-    "qwen3_5_text": {**_LINEAR, "head_dim": 8, "num_hidden_layers": 4},
+    "qwen3_5_text": {**LINEAR, "head_dim": 8, "num_hidden_layers": 4},
     "seed_oss": {"head_dim": 8},
     "smollm3": {},
     "smolvlm": {"text_config": {"model_type": "llama", **SMALL}, "vision_config": _VISION, "scale_factor": 1},
     "stablelm": {},
     "starcoder2": {"sliding_window": 8},
     "trocr": {**_ENCODER},
-    "vaultgemma": {**_SLIDING, "query_pre_attn_scalar": 8},
+    "vaultgemma": {**SLIDING, "query_pre_attn_scalar": 8},
     "xglm": {"d_model": 32, "ffn_dim": 88, "num_layers": 3, "attention_heads": 4},
-    "youtu": {**_LATENT, "q_lora_rank": None},
+    "youtu": {**LATENT, "q_lora_rank": None},
 }  # fmt: skip
 
 
-_EXPERTS = "is a mixture of experts, whose matrices a router chooses"
+_SORTED = "sorts or masks what enters its experts, so no call shows which are chosen for a token"
+_MASKED = "its experts are not called with ids and weights of those that are chosen"
 _NO_MLP = "has no MLP that hwsim knows"
 _NO_CACHE = "keeps no KV cache that transformers can show"
 _REPEATS = "choose a model that does not repeat its layers"
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {  # the reason, and fields of a configuration
-    "mixtral": (_EXPERTS, {"num_local_experts": 2}),
-    "qwen3_moe": (_EXPERTS, {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
-    "gpt_oss": (_EXPERTS, {"num_local_experts": 4, "head_dim": 8}),
-    "granitemoe": (_EXPERTS, {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "jetmoe": (_EXPERTS, {"num_local_experts": 2, "num_experts_per_tok": 1, "kv_channels": 8}),
-    "deepseek_v3": (_EXPERTS, {**_LATENT, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
-                               "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}),
+    "jetmoe": (_SORTED, {"num_local_experts": 2, "num_experts_per_tok": 1, "kv_channels": 8}),
+    "llama4-moe": (_MASKED, {"model_type": "llama4_text", "moe_layers": [1], "intermediate_size_mlp": 88, "head_dim": 8,
+                             "attention_chunk_size": 8, "num_local_experts": 4}),
     "zamba": (_REPEATS, {"mamba_d_state": 8, "n_mamba_heads": 2, "mamba_dt_rank": 4, "use_mamba_kernels": False,
                          "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}),
     "hrm_text": (_REPEATS, {}),
@@ -267,18 +264,18 @@ def where(name: str) -> Where:
     return WHERE.get(name, Where())
 
 
-def make_config(name: str) -> Any:
-    """The configuration of an architecture."""
+def make_config(name: str, own: dict[str, Any] | None = None) -> Any:
+    """The configuration of an architecture; `own`: its fields, if it is in no table of this file."""
     import transformers
 
-    fields = {**SMALL, **(CONFIGS[name] if name in CONFIGS else REFUSED[name][1])}
+    fields = {**SMALL, **(own or (CONFIGS[name] if name in CONFIGS else REFUSED[name][1]))}
     kind = fields.pop("model_type", name)
     if "text_config" in fields:
         fields = CONFIGS[name]
     return transformers.AutoConfig.for_model(kind, **fields)
 
 
-def make_architecture(name: str) -> Any:
+def make_architecture(name: str, own: dict[str, Any] | None = None) -> Any:
     """A model with random weights, which are large enough for tokens to differ and small enough to stay finite.
 
     A model that also sees images is made whole, as its checkpoints are.
@@ -286,7 +283,7 @@ def make_architecture(name: str) -> Any:
     import torch
     import transformers
 
-    config = make_config(name)
+    config = make_config(name, own)
     torch.manual_seed(7)
     whole = transformers.AutoModelForImageTextToText
     loader = whole if type(config) in whole._model_mapping else transformers.AutoModelForCausalLM

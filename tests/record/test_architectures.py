@@ -41,6 +41,7 @@ from tests.closed_loop.loops import masking_of
 from tests.record.architectures import CONFIGS, REFUSED, VOCABULARY, make_architecture, make_config, where
 from tests.record.conftest import make_tokenizer
 from tests.record.expected import activated, has, hooked, losses_of, signals_of, top
+from tests.record.mixtures import MIXTURES
 from tests.record.models_page import PAGE, refusal, row
 from tests.record.test_signals import assert_same
 
@@ -98,7 +99,7 @@ def test_the_page_of_models_is_made_of_these(architecture: str) -> None:
 
 def test_the_page_of_models_names_no_other() -> None:
     lines = PAGE.read_text().splitlines()
-    assert len([line for line in lines if line.startswith("| `")]) == len(CONFIGS) + len(REFUSED)
+    assert len([line for line in lines if line.startswith("| `")]) == len(CONFIGS) + len(MIXTURES) + len(REFUSED)
     assert all(refusal(kind) in lines for kind in REFUSED)
 
 

@@ -345,7 +345,8 @@ def test_weights_in_torchs_format(folder: Path, state: dict[str, Any]) -> None:
         loaded(folder)
 
 
-def test_experts_are_not_converted_layer_by_layer(tmp_path: Path) -> None:
+def test_experts_are_converted_layer_by_layer(tmp_path: Path) -> None:
+    """As hubs have them: a tensor for each expert, which transformers stacks."""
     make_model("mixtral").save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="transformers computes weights from"):
-        assert_same_both_ways(tmp_path, torch.float32)
+    assert_same_both_ways(tmp_path, torch.float32)
+    assert_same_both_ways(tmp_path, torch.bfloat16)

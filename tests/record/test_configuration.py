@@ -146,9 +146,17 @@ def test_a_folder_without_a_configuration_is_refused() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_model_that_the_inventory_refuses_is_refused_with_its_line() -> None:
-    fields = LLAMA | {"model_type": "mixtral", "num_local_experts": 2}
-    write("moe/config.json", fields)
-    assert "MixtralForCausalLM is a mixture of experts, whose matrices a router chooses" in refused(*synth("moe"))
+    write("moe/config.json", LLAMA | {"model_type": "jetmoe", "num_local_experts": 2, "kv_channels": 16})
+    assert "JetMoeForCausalLM sorts or masks what enters its experts, so no call shows which" in refused(*synth("moe"))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_mixture_of_experts_has_no_synthetic_trace() -> None:
+    write("moe/config.json", LLAMA | {"model_type": "mixtral", "num_local_experts": 2})
+    assert refused(*synth("moe")) == (
+        "moe: is a mixture of experts, and a synthetic trace needs one MLP in each layer, which every token reads; "
+        "choose a dense model"
+    )
 
 
 @pytest.mark.usefixtures("here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 
 from hwsim.errors import ModelError
+from hwsim.model.stored import layer_elements
 from hwsim.record.extras import libraries
 from hwsim.record.gguf_config import complete_config
-from hwsim.record.gguf_file import read_gguf
+from hwsim.record.gguf_file import check_tensors, read_gguf
 from hwsim.record.loading import load_model, read_structure
 from hwsim.record.sources import find_source
+from hwsim.record.stored import find_stored
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
@@ -187,6 +190,75 @@ def test_what_a_file_says_is_computed(
         write(tmp_path / "m.gguf", model, family, keys, **made)
     with torch.no_grad():
         torch.testing.assert_close(logits(tmp_path / "m.gguf"), model(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+EXPERT_PARTS = {
+    "mlp.gate": "ffn_gate_inp", "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    **{f"mlp.shared_expert.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
+}  # fmt: skip
+
+
+def write_experts(path: Path, family: str, **changes: Any) -> Any:
+    """Write a mixture of experts as llama.cpp's converter does: gate, up and down stacked by experts."""
+    model = tiny(family, **EXPERTS, **changes)
+    plain, stacks = model.state_dict(), {}
+    for name in [name for name in plain if ".experts." in name]:
+        start, values = f"blk__{name.split('.')[2]}__ffn", plain.pop(name)
+        if name.endswith("down_proj"):
+            stacks[f"{start}_down_exps__weight"] = values
+        else:
+            gate, up = values.chunk(2, dim=1)
+            stacks |= {f"{start}_gate_exps__weight": gate, f"{start}_up_exps__weight": up}
+    plain = {k: v[0] if "shared_expert_gate" in k else v for k, v in plain.items()}
+    keys = {".expert_count": 4, ".expert_used_count": 2, ".expert_feed_forward_length": 32}
+    if family == "qwen2_moe":
+        keys |= {".expert_shared_feed_forward_length": 64}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "state_dict", lambda: plain)
+        patch.setattr(sys.modules[__name__], "PARTS", PARTS | EXPERT_PARTS)
+        write(path, model, family.replace("_", ""), keys, **stacks)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("qwen3_moe", {"norm_topk_prob": True, "head_dim": 16}),
+        ("qwen2_moe", {"shared_expert_intermediate_size": 64}),
+    ],
+)
+def test_experts_of_a_file(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Logits are those of the model that was written; bytes of gate and up lie in tensors of their own."""
+    model = write_experts(tmp_path / "m.gguf", family, **changes)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(tmp_path / "m.gguf"), model(IDS).logits, rtol=1e-4, atol=1e-4)
+    source, used = find_source(str(tmp_path / "m.gguf")), libraries()
+    structure = read_structure(source, used)
+    stored, why = find_stored(source, structure, used)
+    assert not why
+    assert stored is not None
+    for number, sizes in enumerate(stored.layers):
+        assert sizes == {name: 4 * count for name, count in layer_elements(structure.shape, number).items()}
+    assert stored.layers[0]["expert_gate"] == 4 * 4 * 32 * 32
+
+
+def test_a_tensor_without_a_place_beside_experts(tmp_path: Path) -> None:
+    write_experts(tmp_path / "m.gguf", "qwen3_moe", head_dim=16)
+    model = tiny("qwen3_moe", **EXPERTS, head_dim=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "state_dict", dict)
+        path = write(tmp_path / "odd.gguf", model, "qwen3moe", blk__0__ffn_gate_inp__bias=np.zeros(4))
+    with pytest.raises(ModelError, match=r"holds blk\.0\.ffn_gate_inp\.bias, which transformers has no place for"):
+        check_tensors("m", path, model)
+
+
+def test_experts_of_other_architectures_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", tiny("llama"), "llama", {".expert_count": 8, ".expert_used_count": 2})
+    with pytest.raises(
+        ModelError, match=r"llama.expert_count is 8, and hwsim reads experts from GGUF files of qwen2moe"
+    ):
+        read_structure(find_source(str(path)), libraries())
 
 
 ANY = "transformers cannot apply it"

@@ -70,7 +70,10 @@ def test_the_limit_of_time_ends_with_a_checkpoint(
     script: ModuleType, texts: tuple[list[Path], Path], plan: object, tmp_path: Path
 ) -> None:
     assert not script.Training(*texts, tmp_path / "out", plan).run(minutes=0)
-    assert script.Training(*texts, tmp_path / "out", plan).step == 1
+    continued = script.Training(*texts, tmp_path / "out", replace(plan, steps=2))  # a shorter one goes on from it
+    assert continued.step == 1
+    assert continued.run()
+    assert continued.step == 2
 
 
 def test_each_layer_is_balanced_by_itself(script: ModuleType, plan: object) -> None:

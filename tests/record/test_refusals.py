@@ -67,12 +67,6 @@ def test_damaged_folders(
     assert not (tmp_path / "t.npz").exists()
 
 
-def test_experts_are_refused(tmp_path: Path) -> None:
-    model = save(make_model("mixtral"), tmp_path / "m")
-    with pytest.raises(ModelError, match=r"model.layers.0.mlp.experts \(MixtralExperts\): .* is a mixture of experts"):
-        record(tmp_path / "t.npz", str(model), settings=Settings(16, 16))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

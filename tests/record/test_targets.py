@@ -207,7 +207,7 @@ def test_a_shape_that_is_none_is_told_as_a_rule() -> None:
     fields = SMALL_MODEL.model_dump()
     for change, message in (
         ({"num_key_value_heads": 99}, "--model m: num_key_value_heads 99 is more than the 4 heads"),
-        ({"vocab_size": 0}, "--model m: vocab_size: must be above 0 (got 0)"),
+        ({"vocab_size": 0}, "--model m: vocab_size must be more than 0"),
     ):
         with pytest.raises(ModelError) as caught, told_as("--model m"):
             type(SMALL_MODEL).model_validate(fields | change)

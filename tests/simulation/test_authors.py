@@ -61,15 +61,31 @@ def test_what_is_written_works_at_once(kind: str, empty: Path, monkeypatch: pyte
     assert "my-own" in run(*replay.split()[1:])[0]
 
 
+def test_a_policy_for_experts_works_at_once(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample has no experts, so the replay that is printed is one of a trace of the author's."""
+    following = run("new-policy", "calm", "--experts")[0].partition("next:")[2].strip().splitlines()
+    assert len((empty / "calm.py").read_text().splitlines()) <= 30
+    assert "calm keeps every rule of the contract." in run(*following[0].split()[1:])[0]
+    assert following[2].split()[:3] == ["hwsim", "replay", "TRACE"]
+    monkeypatch.syspath_prepend(str(empty))
+    tests = importlib.import_module("test_calm")
+    for name in ("calm", "test_calm"):
+        sys.modules.pop(name)
+    found = [function for name, function in vars(tests).items() if name.startswith("test_")]
+    assert len(found) == 2
+    for function in found:
+        function()
+
+
 @pytest.mark.skipif(shutil.which("ruff") is None, reason="ruff is not installed")
-@pytest.mark.parametrize("kind", ["policy", "eviction"])
+@pytest.mark.parametrize("kind", ["policy", "policy --experts", "eviction"])
 def test_what_is_written_is_kept_as_this_repository_is(kind: str, empty: Path) -> None:
     """By ruff with the rules of this repository; `.ci/starters` has mypy, too."""
     parts = re.split(r"(?m)^(?=\[)", (REPOSITORY / "pyproject.toml").read_text())
     rules = "".join(part for part in parts if part.startswith("[tool.ruff"))
     rules = rules.replace("[tool.ruff]\n", "").replace("[tool.ruff.", "[").replace('"tests/*"', '"test_*"')
     (empty / "ruff.toml").write_text(rules)
-    run(f"new-{kind}", "my_own")
+    run(*f"new-{kind}".split(), "my_own")
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(["ruff", *command, "."], cwd=empty, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout

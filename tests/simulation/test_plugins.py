@@ -21,7 +21,7 @@ def test_the_built_in_ones():
     files = (REPOSITORY / "policies" / "hwsim_policies").glob("[!_]*.py")
     assert list(POLICIES.names()) == sorted(file.stem.replace("_", "-") for file in files)
     assert {"dense", "dip", "dip-ca", "magnitude", "noisy-oracle", "oracle", "predictor"} <= set(POLICIES.names())
-    rules = "arc belady belady-bypass clock fifo lfu lfu-aged lru none random s3fifo sieve static"
+    rules = "arc belady belady-bypass clock fifo lfru lfu lfu-aged lru none random s3fifo sieve static"
     assert list(EVICTIONS.names()) == rules.split()
     for kind in (POLICIES, EVICTIONS):
         for name in kind.names():

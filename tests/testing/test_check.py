@@ -109,8 +109,8 @@ def test_the_verdict_as_json_is_the_same_each_time(empty: Path) -> None:
     (checked,) = data["checked"]
     assert (checked["kind"], checked["name"], checked["kept"]) == ("policy", "bad", False)
     states = [rule["state"] for rule in checked["rules"]]
-    assert states == ["kept"] * 5 + ["broken"] + ["unchecked"] * 3
-    assert "ctx.state" in checked["rules"][5]["reason"]
+    assert states == ["kept"] * 6 + ["broken"] + ["unchecked"] * 3
+    assert "ctx.state" in checked["rules"][6]["reason"]
 
 
 def test_a_file_with_both_kinds_is_checked_for_both(empty: Path) -> None:

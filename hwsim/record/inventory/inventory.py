@@ -8,12 +8,12 @@ from hwsim.errors import ModelError
 from hwsim.model.layers import LayerShape
 from hwsim.model.shape import ModelShape
 from hwsim.record.inventory.attention import KVOfLayer, Projections, find_projections, kv_of_layers
+from hwsim.record.inventory.experts import FoundExperts, find_experts, refuse_experts, shared_reader
 from hwsim.record.inventory.matrices import matrix_modules
 from hwsim.record.inventory.mlp import MLP_NAMES, Mlp, find_mlp
 from hwsim.record.inventory.reading import TOKENS, Reads, read_once
 
 _ACTS = ("hidden_activation", "hidden_act", "activation_function", "mlp_hidden_act")
-_EXPERTS = ("experts", "expert")
 
 
 class LayerParts(NamedTuple):
@@ -22,10 +22,12 @@ class LayerParts(NamedTuple):
     Attributes:
         mlp: the MLP; None if the layer has none.
         attention: the matrices of plain attention; None for any other kind.
+        experts: the experts; None in a dense layer.
     """
 
     mlp: Mlp | None
     attention: Projections | None
+    experts: FoundExperts | None = None
 
 
 class Counted(NamedTuple):
@@ -73,8 +75,11 @@ def take_inventory(model: Any, name: str, torch: Any) -> Inventory:
         ModelError: the model is not a decoder that hwsim knows, or has parameters that it cannot account for.
     """
     kind = type(model).__name__
-    _refuse_experts(model, kind)
-    reads = read_once(model, torch)
+    try:
+        reads = read_once(model, torch)
+    except ModelError:
+        refuse_experts(model, kind)
+        raise
     layers_name, layers = _decoder_layers(model, reads, kind)
     hidden = _hidden_size(model, layers)
     _refuse_repeats(reads, layers_name, len(layers), kind)
@@ -83,10 +88,10 @@ def take_inventory(model: Any, name: str, torch: Any) -> Inventory:
         _parts(layer, f"{layers_name}.{number}", hidden, kv[number], reads, torch)
         for number, layer in enumerate(layers)
     ]
-    if not any(part.mlp for part in parts):
+    if not any(part.mlp or part.experts for part in parts):
         raise ModelError(_no_mlp(layers[0], f"{layers_name}.0"))
     for number, (layer, part) in enumerate(zip(layers, parts, strict=True)):
-        if part.mlp is None and _looks_like_mlp(layer, f"{layers_name}.{number}", reads):
+        if part.mlp is None and part.experts is None and _looks_like_mlp(layer, f"{layers_name}.{number}", reads):
             raise ModelError(_no_mlp(layer, f"{layers_name}.{number}"))
     _check_calls(reads, layers_name, parts, kind)
     uncounted, counted = _sort(model, reads, layers_name, parts, hidden)
@@ -97,19 +102,6 @@ def take_inventory(model: Any, name: str, torch: Any) -> Inventory:
 
 
 # ---------------------------------------------------------------------- the layers
-
-
-def _refuse_experts(model: Any, kind: str) -> None:
-    for name, module in model.named_modules():
-        routed = name.rpartition(".")[2] in _EXPERTS and any(True for _ in module.parameters())
-        stacked = "expert" in type(module).__name__.lower() and any(
-            parameter.ndim == 3 for parameter in module.parameters(recurse=False)
-        )
-        if routed or stacked:
-            raise ModelError(
-                f"{name} ({type(module).__name__}): {kind} is a mixture of experts, whose matrices a router chooses; "
-                "hwsim counts decoders whose MLPs are read by every token; choose a dense model"
-            )
 
 
 def _decoder_layers(model: Any, reads: Reads, kind: str) -> tuple[str, Any]:
@@ -143,8 +135,12 @@ def _parts(layer: Any, where: str, hidden: int, kv: KVOfLayer, reads: Reads, tor
     def read(name: str) -> bool:
         return f"{where}.{name}.weight" in reads
 
-    mlp = find_mlp(layer, hidden, read, torch)
-    return LayerParts(mlp, find_projections(layer, hidden, kv, mlp.names() if mlp else []))
+    experts = find_experts(layer, where, hidden, reads, torch)
+    mlp = find_mlp(layer, hidden, shared_reader(experts, read), torch)
+    if experts and mlp and not (mlp.known and "." in mlp.up):
+        mlp = None  # two matrices that only have the sizes of one
+    taken = [*(mlp.names() if mlp else []), *(experts.shared if experts else [])]
+    return LayerParts(mlp, find_projections(layer, hidden, kv, taken), experts)
 
 
 def _looks_like_mlp(layer: Any, where: str, reads: Reads) -> bool:
@@ -209,6 +205,12 @@ def _sort(
         for number, part in enumerate(parts)
         for module, names in _cut(part).items()
     }
+    biases: set[str] = set()
+    for number, part in enumerate(parts):
+        if part.experts:
+            start = f"{layers_name}.{number}."
+            cut |= {start + name: names for name, names in part.experts.names().items()}
+            biases |= {start + name for name in part.experts.biases()}
 
     def leave(reason: str, count: int) -> None:
         uncounted[reason] = uncounted.get(reason, 0) + count
@@ -219,7 +221,7 @@ def _sort(
             counted[name] = Counted(None, (("lm_head", count),))
         elif name not in reads:
             leave("never used by a text", count)
-        elif parameter.ndim < 2:
+        elif parameter.ndim < 2 or name in biases or _one_row(name, parameter, reads):
             leave("norms, biases and scales", count)
         elif name in reads.looked_up and name not in reads.products and name not in reads.other:
             leave("embeddings, of which a token reads a row", count)
@@ -233,6 +235,11 @@ def _sort(
         else:
             counted[name] = Counted(None, (("outside", count),))
     return {reason: count for reason, count in uncounted.items() if count}, counted
+
+
+def _one_row(name: str, parameter: Any, reads: Reads) -> bool:
+    """Whether a parameter is a vector that is stored as a matrix of one row, and enters no product."""
+    return name not in reads.products and name not in reads.looked_up and parameter.numel() == max(parameter.shape)
 
 
 def _cut(part: LayerParts) -> dict[str, list[str]]:
@@ -274,8 +281,8 @@ def _shape(
     config = model.config.get_text_config()
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     mlps = [part.mlp for part in parts if part.mlp]
-    widest = max(mlp.neurons for mlp in mlps)
-    gated = {mlp.gated for mlp in mlps}
+    widest = max((mlp.neurons for mlp in mlps), default=0)
+    gated = {mlp.gated for mlp in mlps} or {part.experts.shape.gated for part in parts if part.experts}
     if len(gated) > 1:
         raise ModelError(f"{type(model).__name__}: some of its MLPs have a gate and others none; choose another model")
     heads, pairs, size = _heads(config, parts, hidden)
@@ -307,8 +314,11 @@ def _shape(
         _layer(number, part, kv, others[number], total_heads if isinstance(total_heads, int) else heads)
         for number, part in enumerate(parts)
     ]
-    plain = ModelShape(**fields)
-    return plain if tuple(layers) == plain.by_layer else ModelShape(**fields, layers=tuple(layers))
+    if widest:
+        plain = ModelShape(**fields)
+        if tuple(layers) == plain.by_layer:
+            return plain
+    return ModelShape(**fields, layers=tuple(layers))
 
 
 def _heads(config: Any, parts: list[LayerParts], hidden: int) -> tuple[int, int, int]:
@@ -357,6 +367,7 @@ def _layer(number: int, part: LayerParts, kv: list[KVOfLayer], others: int, head
         other_parameters=others,
         intermediate_size=part.mlp.neurons if part.mlp else 0,
         gated=part.mlp.gated if part.mlp else True,
+        experts=part.experts.shape if part.experts else None,
     )
 
 

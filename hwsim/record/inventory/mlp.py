@@ -8,18 +8,17 @@ enters down is compared with act(gate) * up for every activation that transforme
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from hwsim.errors import ModelError
 from hwsim.record.inventory.matrices import MatrixModule, matrix_modules
+from hwsim.record.inventory.small import HIDDEN, shrunk
 
-_NOT_MLP = ("attn", "attention", "mixer", "mamba", "conv", "recurrent", "temporal", "rnn", "ssm", "expert")
+NOT_MLP = ("attn", "attention", "mixer", "mamba", "conv", "recurrent", "temporal", "rnn", "ssm", "expert")
 _TWO_INPUTS = "gate and up of its MLP read different inputs, and hwsim knows MLPs whose matrices share one"
 MLP_NAMES = ("mlp", "ffn", "feed_forward")
-_SMALL = {"hidden": 8, "neurons": 12}  # sizes of the copy
 _TOKENS = 5
 _CLOSE = 1e-5  # relative
 _IN_LAYER = "its matrices lie in the decoder layer itself, which does not run alone"
@@ -86,11 +85,11 @@ def find_mlp(layer: Any, hidden: int, read: Callable[[str], bool], torch: Any) -
     found: list[tuple[tuple[bool, bool, int], Mlp]] = []
     for name, parent in layer.named_modules():
         matrices = [matrix for matrix in matrix_modules(parent, direct=True) if read(_join(name, matrix.name))]
-        roles = list(_shaped(matrices, hidden, name))
+        roles = list(shaped(matrices, hidden, name))
         if not roles:
             continue
         mlp = _tried(roles, name, parent, hidden, torch)
-        if any(part in name.lower() for part in _NOT_MLP) and not mlp.known:
+        if any(part in name.lower() for part in NOT_MLP) and not mlp.known:
             continue
         size = sum(matrix.inputs * matrix.outputs for matrix in matrices)
         found.append(((mlp.known and bool(name), any(part in name.lower() for part in MLP_NAMES), size), mlp))
@@ -107,16 +106,16 @@ def _apart(layer: Any, hidden: int, read: Callable[[str], bool]) -> Mlp | None:
     others = [
         matrix
         for matrix in matrix_modules(layer)
-        if read(matrix.name) and not any(part in matrix.name.lower() for part in _NOT_MLP)
+        if read(matrix.name) and not any(part in matrix.name.lower() for part in NOT_MLP)
     ]
-    return next(_shaped(others, hidden, ""), None) if len(others) == 2 else None
+    return next(shaped(others, hidden, ""), None) if len(others) == 2 else None
 
 
 def _join(parent: str, name: str) -> str:
     return f"{parent}.{name}" if parent else name
 
 
-def _shaped(matrices: list[MatrixModule], hidden: int, parent: str) -> Iterator[Mlp]:
+def shaped(matrices: list[MatrixModule], hidden: int, parent: str) -> Iterator[Mlp]:
     """The MLPs that the matrices of a module may be, by their sizes."""
     for down in reversed(matrices):
         if down.outputs != hidden:
@@ -162,7 +161,7 @@ def _tried(roles: list[Mlp], name: str, parent: Any, hidden: int, torch: Any) ->
         except Exception as error:
             why = why or f"{type(parent).__name__} does not run alone ({type(error).__name__})"
             continue
-        apart |= bool(inside.gate) and not _same(seen.inputs[inside.gate], seen.inputs[inside.up], torch)
+        apart |= bool(inside.gate) and not same(seen.inputs[inside.gate], seen.inputs[inside.up], torch)
         for trial in _trials(inside):
             found = _explained(trial, seen, torch)
             if found is not None:
@@ -214,23 +213,23 @@ def split(mlp: Mlp, value: Any) -> tuple[Any, Any]:
 
 def _explained(mlp: Mlp, seen: _Seen, torch: Any) -> Mlp | None:
     """The MLP with activation and inner module, if they explain what enters down."""
-    if mlp.gate and not _same(seen.inputs[mlp.gate], seen.inputs[mlp.up], torch):
+    if mlp.gate and not same(seen.inputs[mlp.gate], seen.inputs[mlp.up], torch):
         return None
     if mlp.fused:
         raw, up = split(mlp, seen.outputs[mlp.up])
     else:
         raw, up = seen.outputs.get(mlp.gate), seen.outputs[mlp.up]
     ends = [("", seen.enters_down)]
-    ends += [(name, before) for name, (before, after) in seen.between.items() if _same(after, seen.enters_down, torch)]
+    ends += [(name, before) for name, (before, after) in seen.between.items() if same(after, seen.enters_down, torch)]
     for inner, product in ends:
         for act, (before, after) in seen.between.items():
             start = raw if mlp.gated else up
             if act == inner or not before.shape == after.shape == start.shape:
                 continue
-            if _same(after * up if mlp.gated else after, product, torch):
+            if same(after * up if mlp.gated else after, product, torch):
                 return mlp._replace(act=act, inner=inner, known=True, seen=True)
         for function, activated in activations(raw if mlp.gated else up):
-            if _same(activated * up if mlp.gated else activated, product, torch):
+            if same(activated * up if mlp.gated else activated, product, torch):
                 return mlp._replace(function=function, inner=inner, known=True, seen=True)
     return None
 
@@ -254,7 +253,8 @@ def activation(name: str) -> Callable[[Any], Any]:
     return function
 
 
-def _same(value: Any, other: Any, torch: Any) -> bool:
+def same(value: Any, other: Any, torch: Any) -> bool:
+    """Whether two tensors of a trial differ by rounding only."""
     return value.shape == other.shape and bool(
         (value - other).abs().max() <= _CLOSE * max(1.0, float(other.abs().max()))
     )
@@ -262,7 +262,7 @@ def _same(value: Any, other: Any, torch: Any) -> bool:
 
 def _run_small(parent: Any, mlp: Mlp, hidden: int, torch: Any, nudge: int | None = None) -> _Seen:
     """Run a small copy of a module on random numbers; `nudge` adds 1 to one output of up."""
-    small = _shrunk(parent, hidden, mlp.neurons, torch)
+    small = shrunk(parent, hidden, mlp.neurons, torch)
     matrices = {name for name in (mlp.up, mlp.gate, mlp.down) if name}
     inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
@@ -290,9 +290,8 @@ def _run_small(parent: Any, mlp: Mlp, hidden: int, torch: Any, nudge: int | None
 
             module.register_forward_hook(note)
     generator = torch.Generator().manual_seed(1)
-    size = _SMALL["hidden"]
     with torch.no_grad():
-        value = torch.randn((1, _TOKENS, size), generator=generator)
+        value = torch.randn((1, _TOKENS, HIDDEN), generator=generator)
         takes = [
             parameter
             for parameter in inspect.signature(small.forward).parameters.values()
@@ -308,47 +307,3 @@ def _by_element(parent: Any, mlp: Mlp, hidden: int, torch: Any) -> bool:
     moved = _run_small(parent, mlp, hidden, torch, nudge=3).enters_down
     other = [index for index in range(plain.shape[-1]) if index != 3]
     return bool((plain[..., other] == moved[..., other]).all() and (plain[..., 3] != moved[..., 3]).any())
-
-
-def _shrunk(parent: Any, hidden: int, neurons: int, torch: Any) -> Any:
-    """A small copy of a module on the CPU, with random weights; small sizes replace the module's wherever they are."""
-    sizes = _small_sizes(hidden, neurons)
-    small = copy.deepcopy(parent).to(torch.float32) if _is_meta(parent) else _meta_copy(parent, torch)
-    generator = torch.Generator().manual_seed(0)
-    for module in small.modules():
-        for name, value in list(vars(module).items()):
-            if type(value) is int and value in sizes:
-                setattr(module, name, sizes[value])
-            elif type(value) is tuple and value and all(type(part) is int for part in value):  # normalized_shape
-                setattr(module, name, tuple(sizes.get(part, part) for part in value))
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            shape = [sizes.get(size, size) for size in parameter.shape]
-            value = (
-                torch.randn(shape, generator=generator)
-                if parameter.ndim > 1
-                else 0.5 + torch.rand(shape, generator=generator)
-            )
-            setattr(module, name, torch.nn.Parameter(value, requires_grad=False))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            shape = [sizes.get(size, size) for size in buffer.shape]
-            module.register_buffer(name, torch.ones(shape, dtype=buffer.dtype))
-    return small.eval()
-
-
-def _small_sizes(hidden: int, neurons: int) -> dict[int, int]:
-    """The small size in place of each size of a module; sizes that are equal stay equal."""
-    width = _SMALL["hidden"]
-    small = {hidden: width, hidden // 2: width // 2, 2 * hidden: 2 * width}.get(neurons, _SMALL["neurons"])
-    return {2 * neurons: 2 * small, neurons: small, hidden: width}
-
-
-def _is_meta(module: Any) -> bool:
-    return all(parameter.is_meta for parameter in module.parameters())
-
-
-def _meta_copy(module: Any, torch: Any) -> Any:
-    """A copy of a module that has weights, without them."""
-    weights = {id(parameter): torch.empty_like(parameter, device="meta") for parameter in module.parameters()}
-    return copy.deepcopy(
-        module, memo={key: torch.nn.Parameter(value, requires_grad=False) for key, value in weights.items()}
-    ).to(torch.float32)

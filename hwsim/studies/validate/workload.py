@@ -83,8 +83,8 @@ class Workload(BaseModel):
         nothing = np.zeros(shape)
         steps = np.zeros(self.layers + 1)
         steps[: self.layers] = (self.weights or 0) / device.dram.bandwidth / self.layers
-        streamed = np.zeros(self.layers + 1)
-        streamed[0] = stream_seconds(device.flash, self.flash or 0)
+        streamed = np.zeros((1, self.layers + 1))
+        streamed[0, 0] = stream_seconds(device.flash, self.flash or 0)
         return Work(
             resident=steps,
             streamed=streamed,
