@@ -48,7 +48,7 @@ _BREAK = re.compile(r"\n\s*\n")
 
 @dataclass(frozen=True)
 class Plan:
-    """Shape of the model and settings of its training. A checkpoint continues under the same plan; `steps` may differ."""
+    """Shape of the model and settings of its training; all but `steps` must be those of a checkpoint to continue it."""
 
     vocabulary: int = 4096
     hidden: int = 192
