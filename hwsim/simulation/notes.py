@@ -157,6 +157,8 @@ def _encoding_notes(encoding: Encoding) -> list[str]:
 
 def _cache_notes(placement: Placement, name: str, bypass: bool) -> list[str]:
     groups = placement.plans.by_name()
+    if placement.shared and placement.plans.routed and placement.bytes.cache:
+        return []  # what an event needs stays, however small the cache is
     if not any(plan.capacity for plan in placement.plans):
         return [f"{name}: warning: what is left for the caches, {show_size(placement.bytes.cache)}, holds no unit."]
     over = {group: plans for group, plans in groups.items() if all(plan.k > plan.capacity for plan in plans)}
