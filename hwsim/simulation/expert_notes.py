@@ -39,8 +39,8 @@ def _step_notes(run: Run, counts: Counts) -> list[str]:
     if counts.prompt is not None and (requests := int(counts.prompt.requests.sum())):
         rate = int(counts.prompt.hits.sum()) / requests
         sentences.append(
-            f"{run.names.policy}: prompts went through the caches and hit {rate:.1%}; the hit rate of the table is that "
-            "of decoding."
+            f"{run.names.policy}: prompts went through the caches and hit {rate:.1%}; the hit rate of the table is "
+            "that of decoding."
         )
     return sentences
 

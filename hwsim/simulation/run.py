@@ -329,9 +329,14 @@ class Run:
 
     def _check_steps(self) -> None:
         """Refuse what does not go with steps of several members, or with prompts in the caches."""
+        settings = self.settings
+        if self.source.masks is not None and self.placement.plans.sparse:
+            raise SettingError(
+                f"{self.source.origin.get('name', 'the source')}: holds masks of experts, but not the order of their "
+                "use, which decides what leaves the caches; replay the trace"
+            )
         if self.together.plain:
             return
-        settings = self.settings
         if settings.prefetch is not None and (settings.lockstep > 1 or settings.speculate > 0):
             several = "--lockstep" if settings.lockstep > 1 else "--speculate"
             raise SettingError(
