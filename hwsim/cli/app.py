@@ -29,6 +29,7 @@ COMMANDS = (
     Entry("sweep", "sweep:sweep", "Run every combination of models, devices, policies and settings.", _MANY),
     Entry("runs", "sweep:runs", "Show the runs of a sweep, or write them as one result file.", _MANY),
     Entry("tune", "tune:tune", "Find the fastest settings that stay within a loss of perplexity.", _MANY),
+    Entry("plan", "plan:plan", "Recommend a cache for a mixture of experts, by amounts of DRAM.", _MANY),
     Entry("report", "report:report", "Make one page of HTML of results.", _MANY),
     Entry("compare", "compare:compare", "Explain the difference between two results in words and numbers.", _MANY),
     Entry("synth", "synth:synth", "Draw a trace for a model whose weights are not at hand.", _ELSE),

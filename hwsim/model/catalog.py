@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from hwsim.errors import ModelError, did_you_mean
-from hwsim.model.layers import LayerShape
+from hwsim.model.layers import Experts, LayerShape
 from hwsim.model.shape import ModelShape
 
 
@@ -64,6 +64,68 @@ def _with_window(layer: LayerShape, window: int | None) -> LayerShape:
     return layer if window is None else layer.model_copy(update={"attention": "window", "window": window})
 
 
+def _sparse(
+    name: str,
+    hub: str,
+    sizes: tuple[int, int, int, int, int],
+    experts: tuple[int, int, int],
+    *,
+    head_dim: int | None = None,
+    windows: tuple[int | None, ...] = (None,),
+    **fields: Any,
+) -> tuple[str, KnownModel]:
+    """A row of a mixture of experts, all of whose layers are sparse.
+
+    Args:
+        name, hub, head_dim, windows, fields: as in `_known`.
+        sizes: layers, vocabulary, hidden size, heads and key-value heads.
+        experts: of a layer: their number, how many are chosen for a token, and neurons of one.
+    """
+    layers, vocabulary, hidden, heads, kv_heads = sizes
+    count, used, width = experts
+    size = head_dim or hidden // heads
+    layer = LayerShape(
+        attention="full",
+        kv_elements=2 * kv_heads * size,
+        macs_per_entry=2 * heads * size,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=size,
+        other_parameters=count * hidden,  # the router
+        experts=Experts(count=count, used=used, intermediate_size=width),
+    )
+    by_layer = tuple(_with_window(layer, windows[number % len(windows)]) for number in range(layers))
+    return _mixture(name, hub, (vocabulary, hidden, 0, heads, kv_heads, size), by_layer, **fields)
+
+
+def _mixture(
+    name: str, hub: str, sizes: tuple[int, int, int, int, int, int], layers: tuple[LayerShape, ...], **fields: Any
+) -> tuple[str, KnownModel]:
+    """A row of a mixture with the given layers; sizes: vocabulary, hidden size, neurons, heads, KV heads, head size."""
+    vocabulary, hidden, neurons, heads, kv_heads, size = sizes
+    shape = ModelShape(
+        name=name, num_hidden_layers=len(layers), hidden_size=hidden, intermediate_size=neurons,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=size, vocab_size=vocabulary, layers=layers,
+        **fields,
+    )  # fmt: skip
+    return name, KnownModel(hub, shape)
+
+
+def _deepseek_v2_lite() -> tuple[LayerShape, ...]:
+    """27 layers with compressed entries of 512 + 64 numbers; the first has a dense MLP, the others 64 experts and 2."""
+    hidden, heads, latent, rotated, plain, value = 2048, 16, 512, 64, 128, 128
+    matrices = (
+        hidden * heads * (plain + rotated) + hidden * (latent + rotated) + latent * heads * (plain + value)
+        + heads * value * hidden
+    )  # fmt: skip
+    attention: dict[str, Any] = {
+        "attention": "latent", "kv_elements": latent + rotated, "macs_per_entry": heads * (2 * latent + rotated),
+    }  # fmt: skip
+    experts = Experts(count=64, used=6, intermediate_size=1408, shared_parameters=3 * hidden * 2 * 1408)
+    dense = LayerShape(**attention, other_parameters=matrices, intermediate_size=10944)
+    return dense, *(LayerShape(**attention, other_parameters=matrices + 64 * hidden, experts=experts),) * 26
+
+
 _TIED: dict[str, Any] = {"tie_word_embeddings": True}
 _OPT: dict[str, Any] = {**_TIED, "hidden_act": "relu", "gated": False}
 _GEMMA: dict[str, Any] = {**_TIED, "hidden_act": "gelu_pytorch_tanh", "head_dim": 256}
@@ -114,6 +176,13 @@ MODELS: dict[str, KnownModel] = dict([
     _known("opt-350m",             "facebook/opt-350m",                        (24,  50272,  1024,  4096, 16, 16), lm_head_parameters=50272 * 512, outside_parameters=2 * 512 * 1024, **_OPT),
     _known("opt-1.3b",             "facebook/opt-1.3b",                        (24,  50272,  2048,  8192, 32, 32), **_OPT),
     _known("opt-6.7b",             "facebook/opt-6.7b",                        (32,  50272,  4096, 16384, 32, 32), **_OPT),
+    # mixtures of experts                                                      layers vocab    d    heads KV   experts, chosen, d_ff of one
+    _sparse("qwen3-30b-a3b",       "Qwen/Qwen3-30B-A3B",                       (48, 151936,  2048, 32,  4), (128, 8, 768), head_dim=128),
+    _sparse("gpt-oss-20b",         "openai/gpt-oss-20b",                       (24, 201088,  2880, 64,  8), (32, 4, 2880), head_dim=64, windows=(128, None)),
+    _sparse("gpt-oss-120b",        "openai/gpt-oss-120b",                      (36, 201088,  2880, 64,  8), (128, 4, 2880), head_dim=64, windows=(128, None)),
+    _sparse("olmoe-1b-7b",         "allenai/OLMoE-1B-7B-0924",                 (16,  50304,  2048, 16, 16), (64, 8, 1024)),
+    _sparse("mixtral-8x7b",        "mistralai/Mixtral-8x7B-v0.1",              (32,  32000,  4096, 32,  8), (8, 2, 14336)),
+    _mixture("deepseek-v2-lite",   "deepseek-ai/DeepSeek-V2-Lite",             (102400, 2048, 10944, 16, 16, 64), _deepseek_v2_lite()),
 ])
 
 

@@ -9,6 +9,7 @@ from hwsim.errors import ModelError
 from hwsim.model.layers import Experts
 from hwsim.record.inventory import ExpertFunctions, FoundExperts
 from hwsim.record.inventory.reading import CASTS, PRODUCTS
+from hwsim.record.inventory.routing import find_rule
 
 ROWS = 8  # tokens of a pass whose sum of experts is computed again
 _APART = 1e-2  # relative to the largest value: ample for bfloat16, and far from another half or another expert
@@ -25,12 +26,13 @@ class LayerExperts:
         module: module that is called with what enters the experts, the ids of the chosen ones, and their weights.
         shape: number of experts, width, and so on.
         functions: gate, up, glu and down of one expert, and the sum of all that are chosen.
+        sure: whether the structure of the model shows which matrix is the router's; otherwise `check_router` must.
     """
 
     def __init__(self, layer: Any, found: FoundExperts) -> None:
         self.module, self.shape = layer.get_submodule(found.module), found.shape
         self.functions = ExpertFunctions(self.module, found.weights)
-        self._places = found.places
+        self.sure, self._places = found.alone, found.places
         self._router_module = layer.get_submodule(found.router_module)
         # a router may hold its matrix in a module of its own
         around = layer.get_submodule(found.router_module.rpartition(".")[0])
@@ -140,6 +142,27 @@ def check_chosen(layer: int, ids: Any, shape: Experts) -> None:
             f"{', some of them twice' if twice else ''}; hwsim knows {shape.used} different ones of {shape.count}; "
             "please report this model"
         )
+
+
+def check_router(layer: int, experts: LayerExperts, logits: Any, ids: Any, weights: Any) -> None:
+    """Check that the weights of the chosen experts follow from the logits by a rule, where the structure is not enough.
+
+    Args:
+        layer: its number.
+        experts: of the layer.
+        logits: ``[n, experts]``; None: the router did not run.
+        ids, weights: of the chosen experts, ``[n, k]``.
+
+    Raises:
+        ModelError: they do not.
+    """
+    if experts.sure or (logits is not None and find_rule(logits, ids, weights, experts.scales()) is not None):
+        return
+    raise ModelError(
+        f"layer {layer}: several matrices have a result for each of the {experts.shape.count} experts, and no rule "
+        "that hwsim knows gives the experts' weights from the last one, so which is the router's is not known; leave "
+        "router out of --signals"
+    )
 
 
 def check_mixture(layer: int, computed: Any, output: Any) -> None:

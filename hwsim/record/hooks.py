@@ -11,7 +11,7 @@ import numpy as np
 
 from hwsim.errors import ModelError
 from hwsim.model.shape import EXPERT_SIGNALS, NORMS
-from hwsim.record.experts import ROWS, LayerExperts, by_weight, check_chosen, check_mixture
+from hwsim.record.experts import ROWS, LayerExperts, by_weight, check_chosen, check_mixture, check_router
 from hwsim.record.inventory import Inventory, LayerParts, Mlp, activation, activations, base, split, transposed
 from hwsim.trace.encoding import FLOAT16_MAX
 from hwsim.trace.header import EXACT
@@ -186,6 +186,7 @@ class Taps:
         self._weighed: set[int] = set()  # layers whose norms were passed to on_norm
         self._made: dict[str, Any] = {}  # up and gate of the current layer, until their product has confirmed them
         self._plainly: set[int] = set()  # layers whose up was seen to make the GLU
+        self._routed: set[int] = set()  # layers whose router was seen to be it
         self._mixed: set[int] = set()  # layers whose sum of experts was seen to be their output
         self._handles: list[Any] = []
         self._expected: set[tuple[int, str]] = set()
@@ -243,14 +244,16 @@ class Taps:
         if not wanted:
             return
         call: list[Any] = []  # what entered, until the output has confirmed it
+        logits: list[Any] = []
         if "router" in wanted:
-            self._handles += experts.watch_router(partial(self._take, index, "router"))
+            self._handles += experts.watch_router(logits.append)
         self._handles.append(experts.before(lambda *given: call.__setitem__(slice(None), given)))
-        self._handles.append(experts.after(lambda output: self._mixture(index, experts, call, output)))
+        self._handles.append(experts.after(lambda output: self._mixture(index, experts, call, logits, output)))
         self._expected |= {(index, signal) for signal in wanted}
 
-    def _mixture(self, index: int, experts: LayerExperts, call: list[Any], output: Any) -> None:
+    def _mixture(self, index: int, experts: LayerExperts, call: list[Any], logits: list[Any], output: Any) -> None:
         entering, ids, weights = call
+        router = logits.pop() if logits else None
         call.clear()
         check_chosen(index, ids, experts.shape)
         glu = None
@@ -261,6 +264,11 @@ class Taps:
             part = slice(0, ROWS)
             summed = experts.functions.mixture(entering[part], ids[part], weights[part])
             check_mixture(index, summed, output[part])
+            if "router" in self._signals and index not in self._routed:
+                self._routed.add(index)
+                check_router(index, experts, router, ids, weights)
+        if router is not None:
+            self._take(index, "router", router)
         ids, weights, order = by_weight(ids, weights)
         values = {"experts": ids, "expert_weights": weights, "expert_input": entering}
         if glu is not None:

@@ -413,6 +413,13 @@ def check_closed(settings: Settings) -> None:
         raise SettingError(
             f"{refused[0]}: is for replays; write the masks with hwsim eval --save-masks FILE, then hwsim replay FILE"
         )
+    together = {
+        "--lockstep": settings.lockstep > 1,
+        "--speculate": settings.speculate > 0,
+        "--keep-cache": settings.keep_cache,
+    }
+    if refused := [name for name, given in together.items() if given]:
+        raise SettingError(f"{refused[0]}: is for replays; record the model with hwsim record, then hwsim replay FILE")
     if settings.kv_window is not None:
         raise SettingError(
             "--kv-window: is for replays; a model that runs reads what its own windows say, which counts; leave it out"

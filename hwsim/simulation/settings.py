@@ -226,7 +226,7 @@ class Settings(BaseModel):
         Option(
             "Tokens that the KV cache is reserved for.",
             given=int, least=1, most=10**9, unit="tokens", shown="longest sequence",
-            commands=("replay", "eval", "sweep", *_STATISTICS),
+            commands=("replay", "eval", "sweep", "plan", *_STATISTICS),
         ),
     ] = None  # fmt: skip
     bits: Annotated[
@@ -234,15 +234,16 @@ class Settings(BaseModel):
         Option(
             "Bits of a number; also predictor=4, adapter=16, state=16. stored: weights as the files store them.",
             read=read_bits, metavar="stored|PART=BITS,...", text="mlp=4,attention=4,lm_head=4,kv_cache=8", unit="bits",
-            rule="text or hwsim.model.Bits", python="Bits", commands=(*RUNS, "tune", "train lora", *_STATISTICS),
+            rule="text or hwsim.model.Bits", python="Bits",
+            commands=(*RUNS, "tune", "plan", "train lora", *_STATISTICS),
         ),
     ] = Bits()  # fmt: skip
     timing: Annotated[
         str, Option("The event engine, or the closed form of the paper.", given=("events", "closed-form"))
     ] = "events"
-    overlap: Annotated[str, Option(overlaps.option_help(), given=tuple(overlaps.names()), commands=(*RUNS, "tune"))] = (
-        "none"
-    )
+    overlap: Annotated[
+        str, Option(overlaps.option_help(), given=tuple(overlaps.names()), commands=(*RUNS, "tune", "plan"))
+    ] = "none"
     seed: Annotated[
         int,
         Option(
@@ -327,7 +328,7 @@ class Settings(BaseModel):
         str | None,
         Option(
             "dense: a prompt reads all weights and leaves the caches empty. cached: it goes through the caches.",
-            given=("dense", "cached"), shown="cached for experts, else dense", panel=_STEPS, commands=_REPLAYS,
+            given=("dense", "cached"), shown="cached for experts, else dense", panel=_STEPS,
         ),
     ] = None  # fmt: skip
     keep_cache: Annotated[

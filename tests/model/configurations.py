@@ -86,6 +86,24 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "opt-350m": _opt(24, 1024, 4096, 16, word_embed_proj_dim=512, do_layer_norm_before=False),
     "opt-1.3b": _opt(24, 2048, 8192, 32, word_embed_proj_dim=2048),
     "opt-6.7b": _opt(32, 4096, 16384, 32, word_embed_proj_dim=4096),
+    "qwen3-30b-a3b": _config("qwen3_moe", 48, 151936, 2048, 6144, 32, 4, **_UNTIED, head_dim=128, num_experts=128,
+                             num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=True,
+                             decoder_sparse_step=1, mlp_only_layers=[], sliding_window=None),
+    "gpt-oss-20b": _config("gpt_oss", 24, 201088, 2880, 2880, 64, 8, **_UNTIED, head_dim=64, num_local_experts=32,
+                           num_experts_per_tok=4, sliding_window=128, attention_bias=True, swiglu_limit=7.0,
+                           layer_types=["sliding_attention", "full_attention"] * 12),
+    "gpt-oss-120b": _config("gpt_oss", 36, 201088, 2880, 2880, 64, 8, **_UNTIED, head_dim=64, num_local_experts=128,
+                            num_experts_per_tok=4, sliding_window=128, attention_bias=True, swiglu_limit=7.0,
+                            layer_types=["sliding_attention", "full_attention"] * 18),
+    "olmoe-1b-7b": _config("olmoe", 16, 50304, 2048, 1024, 16, 16, **_UNTIED, num_experts=64, num_experts_per_tok=8,
+                           norm_topk_prob=False),
+    "mixtral-8x7b": _config("mixtral", 32, 32000, 4096, 14336, 32, 8, **_UNTIED, num_local_experts=8,
+                            num_experts_per_tok=2, sliding_window=None),
+    "deepseek-v2-lite": _config("deepseek_v2", 27, 102400, 2048, 10944, 16, 16, **_UNTIED, kv_lora_rank=512,
+                                q_lora_rank=None, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
+                                n_routed_experts=64, num_experts_per_tok=6, n_shared_experts=2, n_group=1,
+                                topk_group=1, topk_method="greedy", moe_intermediate_size=1408,
+                                first_k_dense_replace=1, routed_scaling_factor=1.0, norm_topk_prob=False),
 }  # fmt: skip
 
 PARAMETERS: dict[str, int] = {
@@ -126,6 +144,12 @@ PARAMETERS: dict[str, int] = {
     "opt-350m": 331_196_416,
     "opt-1.3b": 1_315_758_080,
     "opt-6.7b": 6_658_473_984,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    "olmoe-1b-7b": 6_919_161_856,
+    "mixtral-8x7b": 46_702_792_704,
+    "deepseek-v2-lite": 15_706_484_224,
 }
 
 COUNTED_HERE = {"granite3.3-2b", "mobillama-1b", "turbosparse-mistral"}

@@ -10,7 +10,7 @@ import pytest
 
 from hwsim.memory.kv_cache import KVCache
 from hwsim.model.catalog import MODELS, known_shape
-from hwsim.model.shape import Bits, ModelShape
+from hwsim.model.shape import Bits, ModelShape, expert_bytes, footprint
 from tests.model.configurations import CONFIGURATIONS, COUNTED_HERE, PARAMETERS
 
 # parameters that no token reads as a matrix: the vision tower with the projection from it; learned positions
@@ -61,6 +61,8 @@ WINDOWS: dict[str, tuple[int | None, ...]] = {
     "gemma3-270m": ((512,) * 5 + (None,)) * 3,
     "gemma3-1b": ((512,) * 5 + (None,)) * 4 + (512, 512),
     "gemma3-4b": ((1024,) * 5 + (None,)) * 5 + (1024,) * 4,
+    "gpt-oss-20b": (128, None) * 12,
+    "gpt-oss-120b": (128, None) * 18,
 }
 
 
@@ -68,7 +70,7 @@ WINDOWS: dict[str, tuple[int | None, ...]] = {
 def test_windows(name: str) -> None:
     shape = known_shape(name)
     assert tuple(layer.window for layer in shape.by_layer) == WINDOWS.get(name, (None,) * shape.num_hidden_layers)
-    assert bool(shape.layers) == (name in WINDOWS)
+    assert bool(shape.layers) == (name in WINDOWS or shape.experts is not None)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_heads_that_are_not_as_wide_as_the_hidden_state(name: str, head_dim: int
     assert shape.head_dim == head_dim
     assert shape.matrices()["o"] == (shape.hidden_size, heads_by_head_dim)
     others = [shape for shape in map(known_shape, MODELS) if shape.num_attention_heads * shape.head_dim
-              != shape.hidden_size]  # fmt: skip
+              != shape.hidden_size and not shape.experts]  # fmt: skip
     assert len(others) == 7
 
 
@@ -95,6 +97,25 @@ def test_gemma3_keeps_few_entries_of_a_long_text() -> None:
 def test_opt_350m_has_a_narrow_embedding() -> None:
     shape = known_shape("opt-350m")
     assert (shape.head_parameters, shape.outside_parameters) == (50272 * 512, 2 * 512 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("name", "expert", "published", "embedding"),
+    [
+        ("qwen3-30b-a3b", 3 * 2048 * 768, 3.35e9, 151936 * 2048),  # 3.3 billion active parameters
+        ("gpt-oss-20b", 3 * 2880 * 2880, 3.61e9, 0),  # its card leaves the embedding out
+        ("mixtral-8x7b", 3 * 4096 * 14336, 12.88e9, 32000 * 4096),
+    ],
+)
+def test_the_parameters_of_a_token_are_those_that_are_published(
+    name: str, expert: int, published: float, embedding: int
+) -> None:
+    shape, bits = known_shape(name), Bits(mlp=8, attention=8, lm_head=8)
+    own, layers = shape.experts, shape.layers_with("experts")
+    assert own is not None
+    assert sum(expert_bytes(shape, bits, layers[0])) == expert
+    left_out = len(layers) * (own.count - own.used) * expert
+    assert footprint(shape, bits).weights - left_out + embedding == pytest.approx(published, rel=2e-3)
 
 
 def test_it_needs_neither_torch_nor_transformers() -> None:

@@ -332,6 +332,21 @@ def test_a_router_that_does_not_run_is_noticed(monkeypatch: pytest.MonkeyPatch) 
         tapped(layers, model)
 
 
+def test_a_matrix_that_is_not_the_routers_is_noticed() -> None:
+    """q_proj has a result for each of the 32 experts, too."""
+    _, model, inventory = made("qwen3_moe-square")
+    own = inventory.parts[1].experts
+    assert own is not None
+    assert not own.alone
+    tapped(made("qwen3_moe-square").layers, model)
+    wrong = own._replace(router="self_attn.q_proj.weight", router_module="self_attn.q_proj")
+    layers = made("qwen3_moe-square").layers
+    layers[1] = Layer.of(model.model.layers[1], inventory.parts[1]._replace(experts=wrong))
+    with pytest.raises(ModelError, match="layer 1: several matrices have a result for each of the 32 experts, and no"):
+        tapped(layers, model)
+    tapped(layers, model, ("experts", "expert_weights"))
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [

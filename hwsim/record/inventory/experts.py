@@ -34,6 +34,8 @@ class FoundExperts(NamedTuple):
         weights: where it keeps the weights, and what it computes; names within it.
         router: matrix whose product is the router's logits.
         router_module: module whose call multiplies by it.
+        alone: whether no other product before the experts has a number for each of them; otherwise the numbers of the
+            first pass must show that it is the router.
         shared: modules with the matrices of the shared experts, gates of their output included.
         shape: number, width, and so on.
     """
@@ -43,6 +45,7 @@ class FoundExperts(NamedTuple):
     weights: ExpertWeights
     router: str
     router_module: str
+    alone: bool
     shared: tuple[str, ...]
     shape: Experts
 
@@ -87,7 +90,7 @@ def find_experts(layer: Any, where: str, hidden: int, reads: Reads, torch: Any) 
         )
     module = layer.get_submodule(name.removeprefix(inside))
     count, width, weights = _tried(name, module, call, torch)
-    router = _router(name, inside, count, call, reads)
+    router, alone = _router(name, inside, count, call, reads)
     shared = _shared(layer, inside, name.removeprefix(inside), call, hidden, reads)
     gates = [gate for gate in _gates(layer, inside, reads) if shared]
     size = sum(layer.get_submodule(part).weight.numel() for part in [*shared, *gates])
@@ -103,7 +106,8 @@ def find_experts(layer: Any, where: str, hidden: int, reads: Reads, torch: Any) 
     caller = router.rpartition(".")[0]
     while caller and inside + caller not in reads.calls:
         caller = caller.rpartition(".")[0]
-    return FoundExperts(name.removeprefix(inside), call.places, weights, router, caller, (*shared, *gates), shape)
+    module_name, parts = name.removeprefix(inside), (*shared, *gates)
+    return FoundExperts(module_name, call.places, weights, router, caller, alone, parts, shape)
 
 
 def refuse_experts(model: Any, kind: str) -> None:
@@ -243,15 +247,15 @@ def _functions(small: Any, weights: ExpertWeights, torch: Any) -> Iterator[Exper
 # ---------------------------------------------------------------------- what belongs to them
 
 
-def _router(name: str, inside: str, count: int, call: Routed, reads: Reads) -> str:
-    """The matrix of the router: of the last product before the experts that has a number for each of them."""
+def _router(name: str, inside: str, count: int, call: Routed, reads: Reads) -> tuple[str, bool]:
+    """The matrix of the router, of the last product before the experts with a number for each; and if it is alone."""
     fitting = [key for key, width in reads.order[: call.before] if width == count and key.startswith(inside)]
     if not fitting:
         raise ModelError(
             f"{name}: no matrix product before it has {count} results, one for each expert, so hwsim does not find its "
             "router; choose another model"
         )
-    return fitting[-1].removeprefix(inside)
+    return fitting[-1].removeprefix(inside), len(set(fitting)) == 1
 
 
 def _shared(layer: Any, inside: str, module: str, call: Routed, hidden: int, reads: Reads) -> tuple[str, ...]:
