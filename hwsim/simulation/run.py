@@ -349,17 +349,30 @@ class Run:
 
     def _check_steps(self) -> None:
         """Refuse what does not go with steps of several members, or with prompts in the caches."""
+        settings = self.settings
+        if self.source.masks is not None and self.placement.plans.sparse:
+            raise SettingError(
+                f"{self.source.origin.get('name', 'the source')}: holds masks of experts, but not the order of their "
+                "use, which decides what leaves the caches; replay the trace"
+            )
         if self.together.plain:
             return
-        settings = self.settings
-        refused = {
-            "--overlap prefetch": settings.prefetch is not None and (settings.lockstep > 1 or settings.speculate > 0),
-            "--packed and --merge": not settings.reads.plain and self.together.prompts,
-            "saved masks": self.source.masks is not None,
-        }
-        if names := [name for name, given in refused.items() if given]:
-            options = "--prefill cached, --keep-cache, --lockstep and --speculate"
-            raise SettingError(f"{names[0]}: does not go with {options}; leave one of them out")
+        if settings.prefetch is not None and (settings.lockstep > 1 or settings.speculate > 0):
+            several = "--lockstep" if settings.lockstep > 1 else "--speculate"
+            raise SettingError(
+                f"--overlap prefetch: guesses what a single token needs, and {several} makes steps of several; leave "
+                "one of them out"
+            )
+        if not settings.reads.plain and self.steps.prompts.any():
+            raise SettingError(
+                "--packed and --merge: count reads of decoded tokens only, and prompts go through the caches; give "
+                "--prefill dense, too"
+            )
+        if self.source.masks is not None:
+            raise SettingError(
+                f"{self.source.origin.get('name', 'the source')}: holds masks that were decided token by token, for "
+                "caches that begin empty; leave out --prefill cached, --keep-cache, --lockstep and --speculate"
+            )
 
     def watched(self) -> Watched:
         """Optional observations beyond hit counts that the run needs."""
