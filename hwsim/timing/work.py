@@ -172,6 +172,8 @@ def make_work(decode: Decode, rows: slice | None = None) -> Work:
         deciding = arithmetic.selection * units
         if sizes is not None:
             deciding = deciding * sizes[:, None, None]
+        if prompts.any():  # of a prompt only experts are chosen
+            deciding = np.where(prompts[:, None, None] & ~plans.table(lambda plan: plan.routed, bool), 0.0, deciding)
         selection = deciding + arithmetic.bookkeeping * counts.requests
     return Work(
         resident=np.array(pinned) / dram,
