@@ -403,7 +403,7 @@ class _ByPlugin:
 
     def _stay(self, candidates: np.ndarray, count: int) -> np.ndarray:
         cache = self._cache
-        if np.count_nonzero(candidates) <= count:
+        if np.count_nonzero(candidates) <= count:  # nothing may leave, because an event alone is too large
             return candidates
         kept = call(cache.who, cache.eviction.stay, self._state, kernels.read_only(candidates), count)
         valid = isinstance(kept, np.ndarray) and kept.dtype == bool and kept.shape == candidates.shape

@@ -70,9 +70,8 @@ def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
     from hwsim.device.profile import find_profile, load_profile
     from hwsim.masking.mask_file import MaskWriter
     from hwsim.record import Settings as Reading
-    from hwsim.report.evaluation import render_accuracy
+    from hwsim.report.evaluation import render_accuracy, unmodified
     from hwsim.report.table import print_results
-    from hwsim.simulation.plugins import POLICIES
     from hwsim.simulation.run import Conditions
 
     model, hw, text, json, save_masks = options.model, options.hw, options.text, options.json, options.save_masks
@@ -102,8 +101,6 @@ def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
     names = [name for option in policy for name in listed(option)]
     candidates = [Candidate(name, instance) for name, instance in make_policies(names, chosen.density, pairs)]
     shown = len(candidates)
-    if all(candidate.name != "dense" for candidate in candidates) and save_masks is None:
-        candidates.append(Candidate("dense", POLICIES.make("dense")[1]))  # needs no extra pass
     if task_settings:
         answered = t.run_tasks(model, task_settings, conditions, candidates, reading)
         t.show_tasks(answered, shown, json)
@@ -111,13 +108,14 @@ def evaluate(ctx: typer.Context, options: EvaluateOptions) -> None:
     masks = MaskWriter(save_masks) if save_masks else None
     with progress_bar(rate="tokens") as progress:
         results = run(
-            model, text, conditions, candidates, reading, masks=masks, batch=options.batch, progress=progress
+            model, text, conditions, candidates, reading, masks=masks, batch=options.batch, compare=masks is None,
+            progress=progress,
         )  # fmt: skip
     write_results(json, list(results[:shown]))
     if json != "-":
         console = output()
         console.print(render_accuracy(results[:shown]))
         if save_masks is None:
-            print_results(console, list(results[:shown]), next(result for result in results if not result.groups))
+            print_results(console, list(results[:shown]), unmodified(results))
     if json and json != "-":
         note(f"Result written to {json}")

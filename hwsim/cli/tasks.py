@@ -88,18 +88,19 @@ def run_tasks(
     candidates: list[Candidate],
     reading: Reading,
 ) -> list[TaskEvaluation]:
-    """Evaluate candidates on tasks and return a result for each."""
+    """Evaluate candidates on tasks, and return a result for each and for the model as it is."""
     from hwsim.closed_loop import evaluate_tasks
 
     with progress_bar(rate="texts") as progress:
         results = evaluate_tasks(
-            model, tasks, conditions, candidates, reading, progress=progress
+            model, tasks, conditions, candidates, reading, compare=True, progress=progress
         )  # fmt: skip
     return list(results)
 
 
 def show_tasks(results: list[TaskEvaluation], asked: int, json: str | None) -> None:
-    """Write and print the results of the first `asked` candidates; the others are only used to find `dense`."""
+    """Write and print the results of the first `asked` candidates; the others are only for the comparison."""
+    from hwsim.report.evaluation import unmodified
     from hwsim.report.table import print_results
     from hwsim.report.tasks import render_tasks
 
@@ -107,6 +108,6 @@ def show_tasks(results: list[TaskEvaluation], asked: int, json: str | None) -> N
     if json != "-":
         console = output()
         console.print(render_tasks(results[:asked], console.width))
-        print_results(console, list(results[:asked]), next(result for result in results if not result.groups))
+        print_results(console, list(results[:asked]), unmodified(results))
     if json and json != "-":
         note(f"Result written to {json}")

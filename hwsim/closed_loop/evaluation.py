@@ -12,11 +12,13 @@ import numpy as np
 
 from hwsim.closed_loop.carried import Carried, carry, require_peft
 from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.closed_loop.routing import Rules, find_rules
 from hwsim.closed_loop.scoring import Score, score
 from hwsim.errors import BlindError, SettingError
 from hwsim.masking.counts import Counts
 from hwsim.masking.mask_file import MaskWriter
 from hwsim.masking.streams import worth_compiling
+from hwsim.model.shape import ModelShape
 from hwsim.policy import Policy
 from hwsim.record import Settings as TextSettings
 from hwsim.record.extras import told_as
@@ -25,6 +27,7 @@ from hwsim.record.loading import Loaded
 from hwsim.record.prepare import Prepared, Progress, passes, prepare
 from hwsim.record.runner import Runner
 from hwsim.simulation.metrics import Evaluation
+from hwsim.simulation.plugins import baseline
 from hwsim.simulation.result import measure
 from hwsim.simulation.run import Conditions, Run, Source, check_closed
 from hwsim.trace import Sequence
@@ -63,6 +66,7 @@ def evaluate(
     *,
     masks: MaskWriter | None = None,
     batch: int | None = None,
+    compare: bool = False,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """Run a model over a text under each policy, with the cache in the loop.
@@ -78,6 +82,8 @@ def evaluate(
         reading: tokens to read, and the length of windows.
         masks: writer that saves the masks; for one policy only.
         batch: windows that go through the model together; None: one on a CPU, where more would not be faster.
+        compare: whether to add the model as it is, by the policy `hwsim.simulation.plugins.baseline`, as the last
+            result, if it is not among the candidates.
         progress: callback, receives the progress.
 
     Raises:
@@ -91,7 +97,15 @@ def evaluate(
     if conditions.settings.lora:
         require_peft()
     with Loops(model, text, reading, batch=batch, progress=progress) as loops:
+        if compare:
+            candidates = with_baseline(candidates, loops.ready.header.model)
         return loops.run(conditions, candidates, masks=masks)
+
+
+def with_baseline(candidates: list[Candidate], model: ModelShape) -> list[Candidate]:
+    """The candidates, and last the policy that leaves a model as it is, unless one of them has its name."""
+    name, policy = baseline(model)
+    return candidates if any(own.name == name for own in candidates) else [*candidates, Candidate(name, policy)]
 
 
 class Loops:
@@ -120,6 +134,7 @@ class Loops:
         self._loaded: Loaded | None = None
         self._runner: Runner | None = None
         self._carried: Carried | None = None
+        self._rules: Rules | None = None  # of the routers of a mixture of experts
         self._lora: Path | None = None
         self._dense: dict[int, Any] | None = {} if keep_dense else None
 
@@ -139,6 +154,8 @@ class Loops:
             HwsimError: as `evaluate`.
         """
         ready, settings = self.ready, conditions.settings
+        if settings.lora:
+            ready.header.model.check_dense("--lora")
         origin = {
             "name": ready.header.provenance["text"]["name"],
             "origin": "closed loop",
@@ -155,7 +172,10 @@ class Loops:
         if settings.lora and settings.lora != self._lora:
             raise SettingError(f"--lora {settings.lora}: the model carries {self._lora}; one adapter at a time")
         layers = self._carried.layers if self._carried else self._loaded.layers
-        loops = [_Loop(run, _closed_loop(ready, run, layers, masks)) for run in runs]
+        if self._rules is None and any(run.placement.plans.sparse for run in runs):
+            with told_as(f"--model {ready.source.name}: cannot be run"):
+                self._rules = find_rules(self._loaded.model, layers, ready.libraries.torch)
+        loops = [_Loop(run, _closed_loop(ready, run, layers, self._rules, masks)) for run in runs]
         if masks:
             masks.begin(ready.header, runs[0].masking, runs[0].placement)
         if self._runner is None:
@@ -234,9 +254,13 @@ def _check_lengths(ready: Prepared) -> None:
         )
 
 
-def _closed_loop(ready: Prepared, run: Run, layers: list[Layer], masks: MaskWriter | None) -> ClosedLoop:
+def _closed_loop(
+    ready: Prepared, run: Run, layers: list[Layer], rules: Rules | None, masks: MaskWriter | None
+) -> ClosedLoop:
     fast = worth_compiling(ready.settings.tokens * len(list(run.placement.plans)))
-    return ClosedLoop(layers, run.masking, [masks] if masks else [], fast=fast)
+    return ClosedLoop(
+        layers, run.masking, [masks] if masks else [], together=run.together, rules=rules, fast=fast
+    )  # fmt: skip
 
 
 def _masked(
@@ -249,7 +273,7 @@ def _masked(
             with carried or nullcontext(), loop.loop:
                 hidden = runner.hidden(ids)
         except BlindError:
-            if not loop.run.placement.shared:
+            if not loop.run.placement.shared or loop.run.eviction.needs_future:
                 raise
             loop.loop, loop.by_token = loop.loop.by_token(), True
             return _masked(runner, loop, carried, ids, sequences, first)
@@ -277,17 +301,26 @@ def _in_pieces(
             yield
         loop.counts.append(loop.loop.counts())
 
+    @contextmanager
+    def read(tokens: int) -> Iterator[None]:
+        loop.loop.prompt(tokens)
+        with loop.loop:
+            yield
+        loop.counts.append(loop.loop.counts())
+
     pieces = [1] * decoded if loop.by_token else [decoded]
-    prompt = [(sequence.prompt, nullcontext())] if sequence.prompt else []
+    unmasked = read(sequence.prompt) if loop.loop.takes_prompts else nullcontext()
+    prompt = [(sequence.prompt, unmasked)] if sequence.prompt else []
     return runner.in_pieces(ids, [*prompt, *((tokens, masked(tokens)) for tokens in pieces)])
 
 
 def _result(loop: _Loop) -> Evaluation:
     result = measure(loop.run, Counts.joined(loop.counts))
+    notes = [*result.notes, *loop.loop.notes]
     if loop.by_token:
         name = loop.run.names.policy
-        note = f"{name}: reads caches that groups share, so the model ran token by token for it."
-        result = result.model_copy(update={"notes": [*result.notes, note]})
+        notes.append(f"{name}: reads caches that groups share, so the model ran token by token for it.")
+    result = result.model_copy(update={"notes": notes})
     return Evaluation(
         **dict(result),
         perplexity=loop.score.perplexity,

@@ -13,6 +13,7 @@ import numpy as np
 from hwsim.closed_loop.carried import Carried, carry, require_peft
 from hwsim.closed_loop.evaluation import Candidate
 from hwsim.closed_loop.masking import ClosedLoop
+from hwsim.closed_loop.routing import find_rules
 from hwsim.errors import SettingError
 from hwsim.masking.counts import Counts
 from hwsim.record import Settings as TextSettings
@@ -38,13 +39,17 @@ class Generated(NamedTuple):
 
 
 class Stepper:
-    """A model that reads a prompt densely and then one token at a time under a policy.
+    """A model that reads a prompt without masks and then one token at a time under a policy.
 
     Args:
         model: a model of transformers.
         torch: the library.
         loop: the policy and its caches; the eviction must not need the future.
         carried: adapter of the model, which is on while tokens are masked.
+
+    Attributes:
+        prompts: requests and hits of the prompt, if it goes through the caches.
+        counts: requests and hits of each masked token.
     """
 
     def __init__(self, model: Any, torch: Any, loop: ClosedLoop, carried: Carried | None = None) -> None:
@@ -55,12 +60,19 @@ class Stepper:
         self._keep = (
             {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(type(model).forward).parameters else {}
         )
+        self.prompts: list[Counts] = []
         self.counts: list[Counts] = []
 
     def prefill(self, ids: list[int]) -> Any:
-        """Read the prompt densely and return the logits of the next token, ``[vocabulary]``."""
+        """Read the prompt without masks and return the logits of the next token, ``[vocabulary]``."""
         self._loop.begin(0)
-        return self._forward(ids)
+        if not self._loop.takes_prompts:
+            return self._forward(ids)
+        self._loop.prompt(len(ids))
+        with self._loop:
+            logits = self._forward(ids)
+        self.prompts.append(self._loop.counts())
+        return logits
 
     def step(self, token: int) -> Any:
         """Read one more token under masks and return the logits of the next one, ``[vocabulary]``."""
@@ -119,7 +131,7 @@ def generate(
 
     Args:
         model: the model, as for `hwsim.record.record`.
-        prompt: text that is read densely before the decode begins.
+        prompt: text that is read without masks before the decode begins.
         conditions: as for `hwsim.closed_loop.evaluate`.
         candidate: the policy.
         writing: number of tokens, and how they are chosen.
@@ -143,6 +155,8 @@ def generate(
     used = libraries()
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
+    if settings.lora:
+        structure.shape.check_dense("--lora")
     tokenizer = load_tokenizer(source, used)
     ids = _prompt_ids(tokenizer, prompt, writing.chat, source.name)
     if structure.longest is not None and len(ids) + writing.tokens > structure.longest:
@@ -164,7 +178,11 @@ def generate(
     loaded = load_model(source, structure, used, device, dtype, reading.max_memory)
     carried = carry(loaded, settings.lora, source.name)
     tell("loading the model", 1, 1)
-    loop = ClosedLoop(carried.layers if carried else loaded.layers, expected.masking, steps=True)
+    layers, rules = carried.layers if carried else loaded.layers, None
+    if expected.placement.plans.sparse:
+        with told_as(f"--model {source.name}: cannot be run"):
+            rules = find_rules(loaded.model, layers, used.torch)
+    loop = ClosedLoop(layers, expected.masking, together=expected.together, rules=rules, steps=True)
     stepper = Stepper(loaded.model, used.torch, loop, carried)
     with told_as(f"--model {source.name}: cannot be run"):
         check_causal(loaded.model, used)
@@ -176,7 +194,8 @@ def generate(
         return Generated(text, generated, None)
     reserved = replace(conditions, settings=settings.but(kv_tokens=expected.placement.bytes.kv_tokens))
     run = reserved.run(Source(header(len(stepper.counts)), origin), candidate.policy, candidate.name)
-    return Generated(text, generated, measure(run, Counts.joined(stepper.counts)))
+    result = measure(run, Counts.joined([*stepper.prompts, *stepper.counts]))
+    return Generated(text, generated, result.model_copy(update={"notes": [*result.notes, *loop.notes]}))
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, chat: bool, name: str) -> list[int]:

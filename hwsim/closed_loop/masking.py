@@ -5,38 +5,46 @@ the inputs are known for all tokens once layer l-1 is done. So a whole window go
 layer: when a signal is computed, the scan of `hwsim.masking.scan` decides the masks of all tokens, and the matrices
 that follow see the signal masked. Columns are masked by zeroing inputs of attention and MLP; rows of gate and up by
 zeroing entries of their product, which gives the same as skipping the row; the product is the GLU itself unless a norm
-lies between.
+lies between. Experts are masked by handing other ids and weights to them (`hwsim.closed_loop.routing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from hwsim.closed_loop.deciding import Decisions
+from hwsim.closed_loop.inside import Inside
+from hwsim.closed_loop.points import (
+    DOWN,
+    EXPERTS,
+    OF_ROUTER,
+    OUT,
+    PRODUCT,
+    QKV,
+    ROWS,
+    UP,
+    attention,
+    check_groups,
+    check_order,
+    of_experts,
+    point,
+)
+from hwsim.closed_loop.routing import Rerouting, Rules
 from hwsim.errors import ModelError
-from hwsim.masking.counts import Counts, Served
-from hwsim.masking.decider import Block
+from hwsim.masking.counts import Counts
 from hwsim.masking.observers import Observer
-from hwsim.masking.scan import SharedCaches, Tally, saved_streams
-from hwsim.masking.streams import Masking, PolicyStream
-from hwsim.memory.groups import GroupPlan, Place, Plans
+from hwsim.masking.streams import Masking
+from hwsim.memory.groups import GroupPlan
 from hwsim.model.shape import NORMS
+from hwsim.record.experts import LayerExperts, by_weight, check_chosen
 from hwsim.record.hooks import Layer, check_plain, check_product, first
 from hwsim.trace import Sequence
-from hwsim.trace.sequences import Decoded, Sequences
+from hwsim.trace.steps import Together
 from hwsim.util.kernels import read_only
-
-# the points of a layer at which masks are decided, in the order in which a pass reaches them; the first point at which
-# each signal is known; and the last point at which each slice can be masked
-_QKV, _OUT, _UP, _PRODUCT, _DOWN = range(5)
-_KNOWN = {"attn_input": _QKV, "attn_output": _OUT, "input": _UP, "up": _PRODUCT, "gate": _PRODUCT, "glu": _DOWN}
-_MASKED = {
-    "q.column": _QKV, "k.column": _QKV, "v.column": _QKV, "o.column": _OUT, "gate.column": _UP, "up.column": _UP,
-    "gate.row": _DOWN, "up.row": _DOWN, "down.column": _DOWN, "down.row": _DOWN,
-}  # fmt: skip
-_ROWS = ("gate.row", "up.row")  # masked before the inner norm of an MLP that has one
 
 
 class ClosedLoop:
@@ -46,53 +54,50 @@ class ClosedLoop:
         layers: layers of the model, from `hwsim.record.hooks.layers_of`.
         masking: the policy and its caches.
         observers: receive every mask.
+        together: whether prompts go through the caches, and in which chunks; None: they are read densely.
+        rules: from `hwsim.closed_loop.routing.find_rules`, if the policy decides experts.
         steps: whether each pass has one token, so that a policy may read shared caches.
         fast: whether to use the compiled scan if policy and caches allow it; it decides the same.
         token: number of the first decoded token, for the observers.
 
     Raises:
         ModelError: the policy cuts something that cannot be masked in a running model.
-        SettingError: the eviction cannot serve a shared cache.
+        SettingError: the eviction cannot serve a shared cache, or prompts cannot go through it.
     """
 
     def __init__(
-        self, layers: list[Layer], masking: Masking, observers: Iterable[Observer] = (), *, steps: bool = False,
-        fast: bool = False, token: int = 0,
+        self, layers: list[Layer], masking: Masking, observers: Iterable[Observer] = (), *,
+        together: Together | None = None, rules: Rules | None = None, steps: bool = False, fast: bool = False,
+        token: int = 0,
     ) -> None:  # fmt: skip
         self._all_layers, self._masking, self._observers = layers, masking, tuple(observers)
-        plans, shared = masking.plans, masking.shared
+        self._together, self._rules = together or Together(), rules or {}
+        plans = masking.plans
         for layer, groups in zip(layers, plans.by_layer, strict=True):
-            _check(groups, layer, masking.name)
-        self._attention = _attention(plans)
-        first = _QKV if self._attention else _UP  # the point at which groups without signals are decided
+            check_groups(groups, layer, masking.name)
+        self._attention = attention(plans)
+        first = QKV if self._attention else UP  # the point at which groups without signals are decided
         points = [
-            [_point(plan, first, layer) for plan in groups]
-            for groups, layer in zip(plans.by_layer, layers, strict=True)
+            [point(plan, first, layer) for plan in groups] for groups, layer in zip(plans.by_layer, layers, strict=True)
         ]
-        self._caches = SharedCaches(masking) if shared else None
-        self._later = shared is not None and not steps
-        blind = ""
-        if shared and steps:
+        self._decisions = Decisions(masking, self._together, self._observers, steps=steps, fast=fast, token=token)
+        if self._decisions.coupled and steps:
             for groups, order in zip(plans.by_layer, points, strict=True):
-                _check_order(groups, order, masking.name)
-        elif shared:  # the masks of a whole window are decided before a cache serves them
-            blind = (
-                f"--cache-scope {shared.scope} couples groups that are decided here one after the other for all "
-                "tokens; choose matrix, or read a text"
-            )
-        self._streams: list[list[tuple[Place, PolicyStream]]] = [[] for _ in layers]
-        self._at: list[list[list[int]]] = [[[] for _ in range(5)] for _ in layers]  # slots by layer and point
-        for place in plans.places():
-            part = self._caches.part(place) if self._caches and steps else None
-            stream = PolicyStream(masking, place, cache=part, blind=blind, fast=fast)
-            self._streams[place.layer].append((place, stream))
-            self._at[place.layer][points[place.layer][place.slot]].append(place.slot)
-        self._first, self._token = 0, token
-        self._fresh = True
-        self._sequences, self._tally = Sequences([]), Tally(Counts.none(0, plans))
-        self._units: dict[Place, np.ndarray] = {}  # packed masks that shared caches serve later
+                check_order(groups, order, masking.name)
+        self._at: list[list[list[int]]] = [[[] for _ in range(EXPERTS + 1)] for _ in layers]  # slots by point
+        for index, slot, _ in plans.places():
+            self._at[index][points[index][slot]].append(slot)
+        self._routings = {
+            index: Rerouting(index, layer.experts, self._rules[index], masking.name)
+            for index, layer in enumerate(layers)
+            if layer.experts is not None and self._at[index][EXPERTS]
+        }
+        self._insides = {
+            index: Inside(index, layer.experts, self._routings[index], masking.name)
+            for index, layer in enumerate(layers)
+            if layer.experts is not None and any(plan.choice for plan in plans[index])
+        }
         self._current = -1  # the layer that runs
-        self._ran: set[int] = set()  # layers that the pass has reached
         self._confirmed: set[int] = set()  # layers whose up and gate were seen to make what enters the next module
         self._signals: dict[str, Any] = {}  # of the current layer
         self._masks: dict[str, Any] = {}  # by slice, of the current layer: bool [tokens, indices]
@@ -120,25 +125,44 @@ class ClosedLoop:
         Raises:
             ModelError: the policy's groups have another order than a layer decides them in.
         """
-        return ClosedLoop(self._all_layers, self._masking, self._observers, steps=True, token=self._token)
+        return ClosedLoop(
+            self._all_layers, self._masking, self._observers, together=self._together, rules=self._rules, steps=True,
+            token=self._decisions.token,
+        )  # fmt: skip
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether prompts go through the caches, so that a pass over one is announced with `prompt`."""
+        return self._decisions.takes_prompts
+
+    @property
+    def notes(self) -> list[str]:
+        """What results must say about the masks of the passes so far."""
+        if not any(routing.kept for routing in self._routings.values()):
+            return []
+        return [
+            f"{self._masking.name}: how this model's router weighs chosen experts is not known; where experts were "
+            "left out, the others kept their weights."
+        ]
 
     def window(self, sequences: list[Sequence], first: int) -> None:
         """Announce a pass over whole sequences; `first` is the number of the first of them."""
-        self._first, self._fresh = first, True
-        self._begin_pass(sequences)
+        self._current = -1
+        self._decisions.window(sequences, first)
 
     def begin(self, number: int) -> None:
-        """Begin sequence `number`, whose passes are announced piece by piece with `continued`."""
-        if self._caches:
-            self._caches.start()
-        for streams in self._streams:
-            for _, stream in streams:
-                stream.begin(number)
+        """Begin sequence `number`, whose passes are announced piece by piece with `prompt` and `continued`."""
+        self._decisions.begin(number)
+
+    def prompt(self, tokens: int) -> None:
+        """Announce a pass over the prompt of the current sequence, which is not masked but goes through the caches."""
+        self._current = -1
+        self._decisions.prompt(tokens)
 
     def continued(self, tokens: int) -> None:
         """Announce a pass over `tokens` more tokens of the current sequence."""
-        self._fresh = False
-        self._begin_pass([Sequence(tokens=tokens)])
+        self._current = -1
+        self._decisions.continued(tokens)
 
     def counts(self) -> Counts:
         """Return requests and hits of the last pass.
@@ -146,39 +170,7 @@ class ClosedLoop:
         Raises:
             ModelError: the model did not run a layer that has groups, so its masks were not decided.
         """
-        missed = [
-            index for index, groups in enumerate(self._masking.plans.by_layer) if groups and index not in self._ran
-        ]
-        if missed and self._sequences.tokens:
-            raise ModelError(
-                f"layer {missed[0]}: the model did not run its MLP, so no mask was decided there; it runs other "
-                "modules than hwsim takes for its layers; please report this model"
-            )
-        if self._caches and self._units:
-            self._serve_later(self._caches)
-        return self._tally.counts
-
-    def _begin_pass(self, sequences: list[Sequence]) -> None:
-        self._token += self._tally.counts.tokens  # tokens of the pass before
-        self._current = -1
-        self._ran = set()
-        self._sequences = Sequences(sequences)
-        counts = Counts.none(self._sequences.decoded_tokens, self._masking.plans)
-        self._tally = Tally(counts, self._observers, self._token)
-        self._units = {}
-
-    def _serve_later(self, caches: SharedCaches) -> None:
-        """Serve the masks of the last pass from shared caches."""
-        masks, self._units = self._units, {}
-        make = saved_streams(lambda place: masks[place], self._masking)
-        for number, places in enumerate(caches.rounds):
-            streams = {place: make(place, caches.part(place)) for place in places}
-            for sequence in self._sequences.decoded():
-                if self._fresh:
-                    caches.start(number)
-                served = {place: stream.serve(sequence) for place, stream in streams.items()}
-                for _ in self._tally.drive_shared(served, sequence.tokens):
-                    pass
+        return self._decisions.counts()
 
     # ------------------------------------------------------------------ hooks
 
@@ -192,33 +184,96 @@ class ClosedLoop:
             self._handles.append(module.register_forward_hook(lambda _, __, result: action(result)))
 
         if self._attention:
-            before(layer.query, lambda x: self._reach(index, _QKV, "attn_input", x, "q.column"))
+            before(layer.query, lambda x: self._reach(index, QKV, "attn_input", x, "q.column"))
             if not layer.fused_attention:
-                before(layer.key, lambda x: self._reach(index, _QKV, "attn_input", x, "k.column"))
-                before(layer.value, lambda x: self._reach(index, _QKV, "attn_input", x, "v.column"))
-            before(layer.out, lambda x: self._reach(index, _OUT, "attn_output", x, "o.column"))
-        before(layer.up, lambda x: self._reach(index, _UP, "input", x, "up.column"))
+                before(layer.key, lambda x: self._reach(index, QKV, "attn_input", x, "k.column"))
+                before(layer.value, lambda x: self._reach(index, QKV, "attn_input", x, "v.column"))
+            before(layer.out, lambda x: self._reach(index, OUT, "attn_output", x, "o.column"))
+        if index in self._routings and layer.experts is not None:
+            self._attach_experts(index, layer.experts)
+        if all(of_experts(plan) for plan in self._masking.plans[index]) and not self._dense_signals(index):
+            return
+        before(layer.up, lambda x: self._reach(index, UP, "input", x, "up.column"))
         if layer.gate is not None:
-            before(layer.gate, lambda x: self._reach(index, _UP, "input", x, "gate.column"))
+            before(layer.gate, lambda x: self._reach(index, UP, "input", x, "gate.column"))
         if self._masking.plans.needs() & {"up", "gate"}:
             self._handles += layer.watch(lambda name, value: self._signals.update({name: value}))
         if layer.mlp is not None and layer.mlp.unseen:
             self._handles.append(layer.up.register_forward_hook(lambda _, __, y: self._signals.update(raw=y)))
         if layer.inner is not None:
-            before(layer.inner, lambda x: self._reach(index, _PRODUCT, "product", x, *_ROWS))
-            before(layer.down, lambda x: self._reach(index, _DOWN, "glu", x, "down.column"))
+            before(layer.inner, lambda x: self._reach(index, PRODUCT, "product", x, *ROWS))
+            before(layer.down, lambda x: self._reach(index, DOWN, "glu", x, "down.column"))
         else:
             before(layer.down, lambda x: self._down(index, x))
         after(layer.down, lambda y: self._masked("down.row", y))
 
-    def _reach(self, index: int, point: int, signal: str, values: Any, *slices: str) -> Any:
-        """Hook before a module: decide the groups of this point once, and return the masked input."""
+    def _attach_experts(self, index: int, experts: LayerExperts) -> None:
+        routing = self._routings[index]
+        self._handles += experts.watch_router(partial(self._routed, index))
+        self._handles.append(experts.before(partial(self._choose, index, experts)))
+        if index in self._insides:
+            self._handles.append(experts.replace(partial(self._inside, index)))
+        else:
+            self._handles.append(experts.after(routing.confirm))
+
+    def _dense_signals(self, index: int) -> bool:
+        """Whether the experts of a layer are decided from signals of a dense MLP."""
+        plans = [plan for plan in self._masking.plans[index] if of_experts(plan)]
+        return any(set(_needs(plan)) & {"input", "up", "gate", "glu"} for plan in plans)
+
+    def _enter(self, index: int) -> None:
+        """Forget the signals of the layer before."""
         if index != self._current:
             self._current, self._signals, self._masks = index, {}, {}
-            self._ran.add(index)
+
+    def _routed(self, index: int, logits: Any) -> None:
+        """Hook after the router."""
+        self._enter(index)
+        self._signals["router"] = logits
+
+    def _choose(
+        self, index: int, experts: LayerExperts, entering: Any, ids: Any, weights: Any
+    ) -> tuple[Any, Any, Any] | None:
+        """Hook before the experts: decide which of them the tokens of this pass read; None: the model's own choice."""
+        self._enter(index)
+        check_chosen(index, ids, experts.shape)
+        logits = self._signals.get("router")
+        chosen, shares, _ = by_weight(ids, weights)
+        self._signals |= dict(zip(OF_ROUTER[1:], (chosen, shares, entering), strict=True))
+        slots = self._at[index][EXPERTS]
+        self._check_known(index, [self._masking.plans[index][slot] for slot in slots])
+        if index in self._insides:
+            self._insides[index].begin(entering, logits, chosen, shares)
+            return None
+        masks = self._scan(index, slots[0], _integers(chosen))
+        changed = self._routings[index].choose(entering, logits, ids, weights, masks)
+        return None if changed is None else (entering, *changed)
+
+    def _inside(self, index: int, own: Any) -> Any:
+        """Hook after experts of which parts are left out: decide which, and return the output without them."""
+        inside, chosen = self._insides[index], _integers(self._signals["experts"])
+        for slot in self._at[index][EXPERTS]:
+            plan = self._masking.plans[index][slot]
+            if "expert_glu" in plan.group.needs:
+                self._signals["expert_glu"] = inside.glu().flatten(1)
+            inside.mask(plan, self._scan(index, slot, chosen))
+        return inside.output(own)
+
+    def _check_known(self, index: int, plans: list[GroupPlan]) -> None:
+        """Refuse experts that are decided from what the model does not compute before them."""
+        for signal in (signal for plan in plans for signal in _needs(plan)):
+            if signal not in self._signals and signal not in NORMS and signal != "expert_glu":
+                raise ModelError(
+                    f"policy {self._masking.name}: layer {index}: decides experts from {signal}, which this model does "
+                    "not compute before it runs them; choose signals of the router"
+                )
+
+    def _reach(self, index: int, point: int, signal: str, values: Any, *slices: str) -> Any:
+        """Hook before a module: decide the groups of this point once, and return the masked input."""
+        self._enter(index)
         if signal not in self._signals:
             self._signals[signal] = values
-            if point == _PRODUCT:
+            if point == PRODUCT:
                 self._confirm(index, values)
             for slot in self._at[index][point]:
                 self._decide(index, slot, values)
@@ -228,8 +283,8 @@ class ClosedLoop:
 
     def _down(self, index: int, values: Any) -> Any:
         """Hook before down, if what enters it is the product of gate and up itself."""
-        self._reach(index, _PRODUCT, "product", values)
-        return self._reach(index, _DOWN, "glu", values, *_ROWS, "down.column")
+        self._reach(index, PRODUCT, "product", values)
+        return self._reach(index, DOWN, "glu", values, *ROWS, "down.column")
 
     def _confirm(self, index: int, product: Any) -> None:
         """Check in the first pass that up and gate, if masks are decided from them, make the product."""
@@ -247,11 +302,9 @@ class ClosedLoop:
     # ------------------------------------------------------------------ masks
 
     def _decide(self, layer: int, slot: int, like: Any) -> None:
-        group = self._masking.plans[layer][slot].group
-        arrays = {signal: _array(self._signals[signal]) for signal in group.needs if signal not in NORMS}
-        norms = {name: self._norm(layer, name) for name in group.needs if name in NORMS}
-        masks = self._scan(layer, slot, arrays, norms).astype(np.float32)  # numpy converts seven times faster
-        self._masks |= dict.fromkeys(group.slices, like.new_tensor(masks))  # in the model's dtype, for multiplication
+        masks = self._scan(layer, slot).astype(np.float32)  # numpy converts seven times faster
+        slices = self._masking.plans[layer][slot].group.slices
+        self._masks |= dict.fromkeys(slices, like.new_tensor(masks))  # in the model's dtype, for multiplication
 
     def _norm(self, layer: int, name: str) -> np.ndarray:
         """Norms of the running model's weights, float32 ``[indices]``, read-only."""
@@ -259,41 +312,26 @@ class ClosedLoop:
             self._norms[layer, name] = read_only(self._layers[layer].norm(name))
         return self._norms[layer, name]
 
-    def _scan(self, layer: int, slot: int, arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> np.ndarray:
-        """Masks of all tokens, bool ``[tokens, indices]``; masks of prompts are full."""
-        place, stream = self._streams[layer][slot]
-        masks = np.ones((self._sequences.tokens, place.plan.indices), bool)
-        if self._later:
-            shape = (self._sequences.decoded_tokens, -(-place.plan.units // 8))
-            self._units[place] = np.zeros(shape, np.uint8)
-        for sequence in self._sequences.decoded():
-            if self._fresh:
-                stream.begin(self._first + sequence.number)
-            rows = slice(sequence.rows.start, sequence.rows.stop)
-            block = Block({signal: values[rows] for signal, values in arrays.items()}, norms, len(sequence.rows))
-            if self._later:
-                self._decide_early(place, stream, block, sequence, masks[rows])
-            else:
-                self._tally.drive(place, sequence, _kept(stream.run([block]), masks[rows]))
-        return masks
-
-    def _decide_early(
-        self, place: Place, stream: PolicyStream, block: Block, sequence: Decoded, masks: np.ndarray
-    ) -> None:
-        """Decide masks that a shared cache serves later, and write them to `masks`, bool ``[tokens, indices]``."""
-        for at, row in enumerate(block.rows()):
-            units = stream.decide(row)
-            self._units[place][sequence.tokens.start + at] = np.packbits(units)
-            masks[at] = stream.expand(units)
+    def _scan(self, layer: int, slot: int, experts: np.ndarray | None = None) -> np.ndarray:
+        """Masks of all tokens, bool ``[tokens, indices]``; those of prompts are full, or the model's own choice."""
+        needs = _needs(self._masking.plans[layer][slot])
+        arrays = {signal: _array(self._signals[signal]) for signal in needs if signal not in NORMS}
+        if experts is not None and "experts" in arrays:
+            arrays["experts"] = read_only(experts)
+        norms = {name: self._norm(layer, name) for name in needs if name in NORMS}
+        return self._decisions.decide(layer, slot, arrays, norms, experts)
 
 
-def _kept(served: Iterable[Served], masks: np.ndarray) -> Iterator[Served]:
-    """Yield what was served, and write its masks to `masks`, bool ``[tokens, indices]``."""
-    at = 0
-    for part in served:
-        masks[at : at + len(part.masks)] = part.masks
-        at += len(part.masks)
-        yield part
+def _needs(plan: GroupPlan) -> list[str]:
+    """Signals and norms from which a group is decided, and the choice of experts that it lies within."""
+    choice = [] if plan.choice is None else [*plan.choice.group.needs, "experts"]
+    return list(dict.fromkeys([*plan.group.needs, *choice]))
+
+
+def _integers(values: Any) -> np.ndarray:
+    """Ids of experts: int64 ``[tokens, used]``."""
+    array: np.ndarray = values.cpu().numpy().astype(np.int64)
+    return array
 
 
 def _array(values: Any) -> np.ndarray:
@@ -301,63 +339,3 @@ def _array(values: Any) -> np.ndarray:
     array: np.ndarray = values.detach().reshape(-1, values.shape[-1]).float().cpu().numpy().copy()
     array.flags.writeable = False
     return array
-
-
-def _check_order(plans: tuple[GroupPlan, ...], points: list[int], name: str) -> None:
-    """Refuse groups that the running model decides in another order than a device requests them from a shared cache."""
-    if points != sorted(points):
-        names = ", ".join(plan.name for plan in plans)
-        raise ModelError(
-            f"policy {name}: with a shared cache, groups must come in the order in which a layer knows what they need "
-            f"(attn_input, attn_output, input, then up, gate and glu); it is {names}; change it, or choose "
-            "--cache-scope matrix"
-        )
-
-
-def _known(plan: GroupPlan, first: int) -> int:
-    """The point at which all signals that a group needs are known; `first` if it needs none."""
-    return max((_KNOWN[signal] for signal in plan.group.needs if signal not in NORMS), default=first)
-
-
-def _point(plan: GroupPlan, first: int, layer: Layer) -> int:
-    """The point of a layer at which a group is decided."""
-    known = _known(plan, first)
-    return _DOWN if known == _PRODUCT and layer.inner is None else known
-
-
-def _attention(plans: Plans) -> bool:
-    """Whether a group cuts attention or needs its signals."""
-    points = [_KNOWN[signal] for plan in plans for signal in plan.group.needs if signal not in NORMS]
-    points += [_MASKED[name] for plan in plans for name in plan.group.slices]
-    return any(point < _UP for point in points)
-
-
-def _check(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
-    """Refuse groups that the hooks cannot mask."""
-    masked = _MASKED | (dict.fromkeys(_ROWS, _PRODUCT) if layer.inner is not None else {})
-    for plan in plans:
-        cut, needs = plan.group.slices, plan.group.needs
-        if not layer.gated and {"up", "gate"} & set(needs):
-            raise ModelError(f"policy {name}: needs up or gate; a model without a gate has input and glu only")
-        if layer.mlp and not layer.mlp.known and ({"up", "gate"} & set(needs) or set(_ROWS) & set(cut)):
-            raise ModelError(
-                f"policy {name}: layer {plan.layer}: {layer.mlp.up}: {layer.mlp.why}, so rows of gate and up cannot "
-                "be masked; choose a policy that cuts columns, such as dip"
-            )
-        if rows := sorted(slice_name for slice_name in cut if slice_name not in _MASKED):
-            raise ModelError(f"policy {name}: cuts {rows[0]}; of attention, the closed loop masks columns only")
-        if early := sorted(slice_name for slice_name in cut if masked[slice_name] < _known(plan, _QKV)):
-            raise ModelError(
-                f"policy {name}: decides {early[0]} from {', '.join(needs)}, which the running "
-                "model knows only after that matrix; such an oracle can be replayed, not run"
-            )
-        for fused, columns in (
-            (layer.fused, ["gate.column", "up.column"]),
-            (layer.fused_attention, ["q.column", "k.column", "v.column"]),
-        ):
-            if fused and 0 < len(set(columns) & set(cut)) < len(columns):
-                alone = next(slice_name for slice_name in columns if slice_name in cut)
-                stored = ", ".join(slice_name.partition(".")[0] for slice_name in columns)
-                raise ModelError(f"policy {name}: cuts {alone} alone, but this model stores {stored} as one matrix")
-    if _attention(Plans((plans,))) and None in (layer.query, layer.key, layer.value, layer.out):
-        raise ModelError(f"policy {name}: works on attention, whose projections hwsim does not find in this model")

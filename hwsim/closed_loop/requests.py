@@ -57,6 +57,7 @@ class Passes:
         """A context for the forward passes of one sequence: its prompt, then token after token."""
         lengths: list[int] = []
         counts: list[Counts] = []
+        prompts: list[Counts] = []
         self._loop.begin(self._number)
         with ExitStack() as hooks, ExitStack() as attached, redirect_stdout(self._stdout):
 
@@ -71,17 +72,22 @@ class Passes:
                     self._loop.continued(tokens)
                     attached.enter_context(self._carried)
                     attached.enter_context(self._loop)
+                elif self._loop.takes_prompts:
+                    self._loop.prompt(tokens)
+                    attached.enter_context(self._loop)
 
             def after(module: Any, args: Any, result: Any) -> None:
                 attached.close()
                 if not self._densely(lengths):
                     counts.append(self._loop.counts())
+                elif self._loop.takes_prompts:
+                    prompts.append(self._loop.counts())
 
             hooks.callback(model.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(model.register_forward_hook(after).remove)
             yield
         prompt = lengths[0] if self._dense_prompt else 0
-        self._keep(Sequence(tokens=sum(lengths), prompt=prompt) if counts else None, counts)
+        self._keep(Sequence(tokens=sum(lengths), prompt=prompt) if counts else None, [*prompts, *counts])
 
     def counts(self) -> Counts:
         """The counts of all sequences."""
@@ -91,7 +97,7 @@ class Passes:
         return self._dense_prompt and len(lengths) == 1
 
     def _keep(self, sequence: Sequence | None, counts: list[Counts]) -> None:
-        """Keep a sequence and its counts; `sequence` is None if only a prompt was read, densely."""
+        """Keep a sequence and its counts; `sequence` is None if only a prompt was read, without masks."""
         self._number += 1
         if sequence:
             self.sequences.append(sequence)

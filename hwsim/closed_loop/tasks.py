@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import hwsim
 from hwsim.closed_loop.carried import Carried, carry, require_peft
-from hwsim.closed_loop.evaluation import Candidate
+from hwsim.closed_loop.evaluation import Candidate, with_baseline
 from hwsim.closed_loop.harness import Tasks, ask, build_requests, load_tasks, quiet_model, require_harness
 from hwsim.closed_loop.masking import ClosedLoop
 from hwsim.closed_loop.requests import Passes, Plan, masked_model, plan_requests
+from hwsim.closed_loop.routing import find_rules
 from hwsim.errors import ModelError, SettingError
 from hwsim.evictions import Eviction
 from hwsim.memory.groups import Plans
@@ -80,6 +81,7 @@ def evaluate_tasks(
     candidates: list[Candidate],
     reading: Reading | None = None,
     *,
+    compare: bool = False,
     progress: Progress | None = None,
 ) -> list[TaskEvaluation]:
     """Ask a model the questions of lm-eval's tasks, densely and under each policy, with the cache in the loop.
@@ -93,6 +95,7 @@ def evaluate_tasks(
         conditions: as for `hwsim.closed_loop.evaluate`. The dense run is without the adapter.
         candidates: the policies; policies without masks share the dense run.
         reading: device, dtype and memory for the model; its other fields are not used.
+        compare: whether to add the model as it is, as `hwsim.closed_loop.evaluate` does.
         progress: callback, receives the progress.
 
     Raises:
@@ -110,6 +113,8 @@ def evaluate_tasks(
     loaded_tasks = load_tasks(list(tasks.names), tasks.folder, tasks.num_fewshot, partial(tell, "loading tasks"))
     requests, hashes = build_requests(loaded_tasks, tasks.limit)
     ready = _load(source, used, reading, settings, tell)
+    if compare:
+        candidates = with_baseline(candidates, ready.structure.shape)
     with told_as("--tasks: cannot be asked"), quiet_model():
         plan = plan_requests(ready.loaded.model, ready.tokenizer, requests)
     _check_plan(plan, tasks, conditions.eviction, ready)
@@ -128,7 +133,11 @@ def evaluate_tasks(
         tell("asking", done, total)
 
     layers = ready.carried.layers if ready.carried else ready.loaded.layers
-    loops = [ClosedLoop(layers, run.masking) for run in expected]
+    rules = None
+    if any(run.placement.plans.sparse for run in expected):
+        with told_as(f"--model {ready.source.name}: cannot be run"):
+            rules = find_rules(ready.loaded.model, layers, used.torch)
+    loops = [ClosedLoop(layers, run.masking, together=run.together, rules=rules) for run in expected]
     none = Plans(((),) * len(layers))
     unmasked = ClosedLoop(layers, replace(expected[0].masking, plans=none, shared=None, name="dense"))
     dense = _ask_all(ready, unmasked, None, loaded_tasks, tasks, step)
@@ -143,14 +152,15 @@ def evaluate_tasks(
     }
     notes = _notes(loaded_tasks, plan, tasks, ready)
     results = []
-    for run, answered in zip(expected, answered_runs, strict=True):
+    for run, loop, answered in zip(expected, loops, answered_runs, strict=True):
         # the KV cache stays reserved for the longest sequence that was possible
         reserved = run.settings.but(kv_tokens=run.placement.bytes.kv_tokens)
         decoded = replace(run, source=_source(ready, answered.passes.sequences, origin), settings=reserved)
         result = measure(decoded, answered.passes.counts())
         about = {"results": answered.answers["results"], "dense_results": dense.answers["results"]}
         about |= {part: value for part, value in answered.answers.items() if part != "results"}
-        results.append(TaskEvaluation(**{**dict(result), "notes": [*notes, *result.notes]}, lm_eval=about))
+        every = [*notes, *result.notes, *loop.notes]
+        results.append(TaskEvaluation(**{**dict(result), "notes": every}, lm_eval=about))
     return results
 
 
@@ -184,6 +194,8 @@ def _check_plan(plan: Plan, tasks: TaskSettings, eviction: Eviction, ready: _Mod
 def _load(source: ModelSource, used: Libraries, reading: Reading, settings: Settings, tell: Progress) -> _Model:
     tell("loading the model", 0, 1)
     structure = read_structure(source, used)
+    if settings.lora:
+        structure.shape.check_dense("--lora")
     found = find_stored(source, structure, used) if settings.bits.stored else Found(None)
     device = find_device(reading.device, used.torch)
     dtype = find_dtype(reading.dtype, device, structure)

@@ -9,7 +9,7 @@ import numpy as np
 from hwsim.cache.experts import in_order
 from hwsim.masking.decider import Block, Decider
 from hwsim.masking.streams import Masking, SignalSource, signal_blocks
-from hwsim.memory.groups import Place
+from hwsim.memory.groups import GroupPlan, Place
 from hwsim.trace.sequences import Sequences
 from hwsim.trace.steps import Steps
 
@@ -148,15 +148,10 @@ class Chooser:
     def _whole(self, rows: np.ndarray) -> Demand:
         """What a chunk of a prompt needs: the model's own experts, or all units."""
         plan = self._place.plan
-        if not plan.routed and plan.choice is None:
-            return Demand(np.ones(plan.units, bool), len(rows) * plan.units, len(rows))
-        chosen = self._source.read(plan.layer, "experts", int(rows[0]), int(rows[-1]) + 1).ravel()
-        chosen = chosen[chosen >= 0]
-        if plan.choice is not None:
-            mask = np.zeros((plan.choice.units, plan.width), bool)
-            mask[chosen] = True
-            return Demand(mask.ravel(), len(chosen) * plan.width, 0)
-        return Demand(last_uses(chosen), len(chosen), 0)
+        read = self._source.read
+        sparse = plan.routed or plan.choice is not None
+        chosen = read(plan.layer, "experts", int(rows[0]), int(rows[-1]) + 1) if sparse else None
+        return prompt_demand(plan, len(rows), chosen)
 
     def _united(self, choices: list[np.ndarray]) -> Demand:
         if self._place.plan.routed:
@@ -249,6 +244,26 @@ class _Rows(NamedTuple):
     signals: list[dict[str, np.ndarray]]
     experts: list[Any]
     decided: _Decided | None
+
+
+def prompt_demand(plan: GroupPlan, tokens: int, experts: np.ndarray | None) -> Demand:
+    """What a chunk of a prompt needs: the model's own experts, or all units.
+
+    Args:
+        plan: the group.
+        tokens: of the chunk.
+        experts: int64 ``[tokens, used]``: the model's own choice by falling rank, -1 where there are fewer; only for
+            experts and groups within them.
+    """
+    if experts is None:
+        return Demand(np.ones(plan.units, bool), tokens * plan.units, tokens)
+    chosen = experts.ravel()
+    chosen = chosen[chosen >= 0]
+    if plan.choice is not None:
+        mask = np.zeros((plan.choice.units, plan.width), bool)
+        mask[chosen] = True
+        return Demand(mask.ravel(), len(chosen) * plan.width, 0)
+    return Demand(last_uses(chosen), len(chosen), 0)
 
 
 def last_uses(units: np.ndarray) -> np.ndarray:

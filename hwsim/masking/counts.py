@@ -49,11 +49,17 @@ class Counts:
     @classmethod
     def joined(cls, parts: list[Counts]) -> Counts:
         """Concatenate counts along the tokens."""
-        requests, hits = ([getattr(part, name) for part in parts] for name in ("requests", "hits"))
-        last_requests = [part.last_requests for part in parts if part.last_requests is not None]
-        last_hits = [part.last_hits for part in parts if part.last_hits is not None]
-        first, second = (np.concatenate(arrays) if arrays else None for arrays in (last_requests, last_hits))
-        return cls(np.concatenate(requests), np.concatenate(hits), first, second)
+
+        def joined(name: str) -> np.ndarray | None:
+            arrays = [array for part in parts if (array := getattr(part, name)) is not None]
+            return np.concatenate(arrays) if arrays else None
+
+        requests, hits = (np.concatenate([getattr(part, name) for part in parts]) for name in ("requests", "hits"))
+        prompts = [part.prompt for part in parts if part.prompt is not None]
+        prompt = cls.joined(prompts) if prompts else None
+        return cls(
+            requests, hits, joined("last_requests"), joined("last_hits"), joined("used"), joined("last_used"), prompt
+        )  # fmt: skip
 
     @property
     def tokens(self) -> int:
@@ -156,3 +162,23 @@ def serve(cache: Cache, plan: GroupPlan, mask: np.ndarray, order: np.ndarray | N
     requests, hits = cache.step(mask) if not isinstance(cache, ExpertPart) else cache.step(mask, order)
     last = plan.short > 0 and bool(mask[-1])
     return Served(mask[None], requests, hits, last, last and bool(before[-1]), before[None])
+
+
+def mask_of(units: np.ndarray, plan: GroupPlan) -> np.ndarray:
+    """The mask of some units, bool ``[units]``: given as a mask, or for experts by their numbers, int64."""
+    if not plan.routed:
+        return units
+    mask = np.zeros(plan.units, bool)
+    mask[units] = True
+    return mask
+
+
+def serve_units(cache: Cache, plan: GroupPlan, units: np.ndarray) -> Served:
+    """Serve what a step needs from a cache.
+
+    Args:
+        cache: of the group.
+        plan: the group.
+        units: experts in the order of their use, int64, each once; of other groups the mask, bool ``[units]``.
+    """
+    return serve(cache, plan, mask_of(units, plan), units if plan.routed else None)

@@ -87,7 +87,17 @@ class MaskWriter(Observer):
         self._members: dict[str, np.memmap[Any, Any]] = {}
 
     def begin(self, header: TraceHeader, masking: Masking, placement: Placement) -> None:
-        """Create the arrays for the masks of all decoded tokens."""
+        """Create the arrays for the masks of all decoded tokens.
+
+        Raises:
+            SettingError: a group is of experts, whose order of use a file of masks does not hold.
+            OutputError: they cannot be written.
+        """
+        if placement.plans.sparse:
+            raise SettingError(
+                "--save-masks: a file of masks does not hold the order in which experts are used, so a replay would "
+                "find other hits; leave it out, or record the model with hwsim record"
+            )
         groups, keeps = placement.plans.declared()
         about = {
             "format": FORMAT,

@@ -15,7 +15,7 @@ from hwsim.cache.cache import Cache
 from hwsim.cache.experts import ExpertPart
 from hwsim.masking.at_once import AtOnce, ServedSteps
 from hwsim.masking.choosers import Chooser, Demand
-from hwsim.masking.counts import Counts, Served, serve
+from hwsim.masking.counts import Counts, Served, serve, serve_units
 from hwsim.masking.observers import Observer, listens
 from hwsim.masking.scan import PHASE, SharedCaches
 from hwsim.masking.streams import BLOCK_VALUES, Masking, SignalSource
@@ -215,6 +215,4 @@ def _served(place: Place, cache: Cache, units: np.ndarray) -> Served:
             return served
         indices = blocks.expand(units, np.empty(plan.indices, bool))
         return served._replace(masks=indices[None], blocks=units[None])
-    mask = np.zeros(plan.units, bool)
-    mask[units] = True
-    return serve(cache, plan, mask, units)
+    return serve_units(cache, plan, units)

@@ -6,7 +6,7 @@ traces and closed loops use the same streams; they differ only in the source of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from hwsim.cache.cache import Cache, CacheSetup
 from hwsim.cache.experts import ExpertCache
 from hwsim.errors import BlindError, PluginError
 from hwsim.evictions import Eviction
-from hwsim.masking.counts import Served, serve
+from hwsim.masking.counts import Served, mask_of, serve, serve_units
 from hwsim.masking.decider import Block, Decider
 from hwsim.masking.within import WithinDecider
 from hwsim.memory.groups import GroupPlan, Place, Plans
@@ -152,6 +152,11 @@ class PolicyStream:
         return self._fast
 
     @property
+    def cache(self) -> Cache:
+        """The cache that serves the masks."""
+        return self._cache
+
+    @property
     def cached(self) -> np.ndarray:
         """The cached units, bool ``[units]``, read-only; a view that follows the cache."""
         return self._cache.view
@@ -172,14 +177,16 @@ class PolicyStream:
             self._cache.start()
             self._decider.begin(number, self._cache.view)
 
-    def run(self, blocks: Iterable[Block]) -> Iterator[Served]:
+    def run(self, blocks: Iterable[Block], prompt: Sequence[np.ndarray] = ()) -> Iterator[Served]:
         """Decide the next tokens, each after the cache has served the one before it.
 
         Args:
             blocks: what the group needs; the whole rest of the sequence if the eviction must know the future.
+            prompt: what the steps of the sequence's prompt need, which the cache serves first: each as for
+                `hwsim.masking.counts.serve_units`.
 
         Yields:
-            The requests of one token or of consecutive tokens to the cache.
+            The requests of each step of the prompt, then those of one token or of consecutive tokens to the cache.
 
         Raises:
             ContractError: the policy or the eviction broke its contract.
@@ -188,11 +195,15 @@ class PolicyStream:
             first = self._decider.token + 1
             listed = list(blocks)
             masks = np.concatenate([self._masks(block) for block in listed])
-            self._cache.start(masks)
+            self._cache.start(np.concatenate([*(mask_of(units, self.plan)[None] for units in prompt), masks]))
+            for units in prompt:
+                yield serve_units(self._cache, self.plan, units)
             orders = (order for block in listed for order in block.choices())
             for token, (mask, order) in enumerate(zip(masks, orders, strict=True), first):
                 yield self._serve(token, mask, order)
             return
+        for units in prompt:
+            yield serve_units(self._cache, self.plan, units)
         for block in blocks:
             scores = self._decider.scores(block, aware=self._fast) if self._blocks else None
             if scores is None:

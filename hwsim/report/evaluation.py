@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import ConsoleRenderable
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from hwsim.model.shape import ModelShape
 from hwsim.simulation.metrics import Evaluation, Result
+from hwsim.simulation.plugins import baseline
 from hwsim.util.units import printable, show_number, show_time
 
 
 def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
-    """Render the accuracy of each policy; the line of the dense model is taken from the first row."""
+    """Render the accuracy of each policy; the line of the unmodified model is taken from the first row."""
+    name = baseline_of(rows[0])
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    heads = ["\npolicy", "\nperplexity", "against\ndense", "KL to\ndense", "top-1\nagreement", "MLP\ndensity"]
+    heads = ["\npolicy", "\nperplexity", f"against\n{name}", f"KL to\n{name}", "top-1\nagreement", "MLP\ndensity"]
     heads += ["hit\nrate", "\ntokens/s"]
     for index, head in enumerate(heads):
         table.add_column(head, justify="right" if index else "left", no_wrap=True)
-    table.add_row(Text("(no mask)", style="dim"), show_number(rows[0].dense_perplexity), *["-"] * 6)
+    table.add_row(Text(untouched(rows[0]), style="dim"), show_number(rows[0].dense_perplexity), *["-"] * 6)
     for row in rows:
         table.add_row(
             Text(printable(row.provenance["policy"]["name"]), style="bold"),
@@ -31,6 +36,24 @@ def render_accuracy(rows: list[Evaluation]) -> ConsoleRenderable:
             show_number(row.throughput_tok_s),
         )
     return Padding(table, (1, 0, 0, 0))
+
+
+def baseline_of(result: Result) -> str:
+    """Name of the policy that leaves the model of a result as it is: `dense`, or `router` if it has experts."""
+    return baseline(ModelShape.model_validate(result.provenance["model"]))[0]
+
+
+def untouched(result: Result) -> str:
+    """What tables call the unmodified model."""
+    return "(no mask)" if baseline_of(result) == "dense" else "(no change)"
+
+
+def unmodified(results: Sequence[Result]) -> Result:
+    """The result of the policy that leaves the model as it is; the first one without groups, or of its name."""
+    name = baseline_of(results[0])
+    return next(
+        result for result in results if not result.groups or result.provenance["policy"]["name"] == name
+    )  # fmt: skip
 
 
 def speed(result: Result) -> ConsoleRenderable:

@@ -9,6 +9,7 @@ from rich.console import ConsoleRenderable, Group
 from rich.padding import Padding
 
 from hwsim.report.columns import Column, fit, rows, table, widen
+from hwsim.report.evaluation import baseline_of, untouched
 from hwsim.simulation.metrics import TaskEvaluation
 from hwsim.util.units import printable, show_number
 
@@ -20,7 +21,7 @@ class _Metric(NamedTuple):
 
 
 def render_tasks(results: list[TaskEvaluation], width: int = 160) -> ConsoleRenderable:
-    """Render each metric of each task, for the dense model and then for each policy.
+    """Render each metric of each task, for the unmodified model and then for each policy.
 
     Args:
         results: one for each policy, at least one.
@@ -29,7 +30,7 @@ def render_tasks(results: list[TaskEvaluation], width: int = 160) -> ConsoleRend
     cells: list[list[str]] = []
     dense = results[0].lm_eval["dense_results"]
     for metric in _metrics(dense):
-        cells.append([*_head(results[0], metric), "(no mask)", *_values(dense, metric), "-"])
+        cells.append([*_head(results[0], metric), untouched(results[0]), *_values(dense, metric), "-"])
         for result in results:
             own = result.lm_eval["results"]
             name = str(result.provenance["policy"]["name"])
@@ -42,7 +43,7 @@ def render_tasks(results: list[TaskEvaluation], width: int = 160) -> ConsoleRend
         "\npolicy",
         "\nvalue",
         "standard\nerror",
-        "against\ndense",
+        f"against\n{baseline_of(results[0])}",
     ]
     drops = [0, 0, 1, 2, 0, 0, 0, 0]
     columns = [

@@ -328,7 +328,7 @@ class Settings(BaseModel):
         str | None,
         Option(
             "dense: a prompt reads all weights and leaves the caches empty. cached: it goes through the caches.",
-            given=("dense", "cached"), shown="cached for experts, else dense", panel=_STEPS, commands=_REPLAYS,
+            given=("dense", "cached"), shown="cached for experts, else dense", panel=_STEPS,
         ),
     ] = None  # fmt: skip
     keep_cache: Annotated[
