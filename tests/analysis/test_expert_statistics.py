@@ -82,6 +82,21 @@ def test_a_policy_that_reads_the_cache_is_replayed_at_each_size(hwsim: Any, path
     assert small["requests"] < large["requests"]
 
 
+def test_a_report_draws_the_curve(hwsim: Any, path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="reports need the extra `report`")
+    pytest.importorskip("plotly", reason="reports need the extra `report`")
+    for words in (
+        ("trace", "curve", path, "--policy", "router", "--cache-scope", "layer", "--dram", "200B", "--json", "c.json"),
+        ("replay", path, "--policy", "router", "--hw", "pixel8", "--dram", "200B", "--json", "r.json"),
+        ("report", "r.json", "c.json", "-o", "page.html"),
+    ):
+        done = hwsim(*words)
+        assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "Miss ratio of caches of experts by their size" in page
+    assert "lru, scope layer" in page
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
