@@ -55,7 +55,7 @@ COMMANDS = (
     ),
     Entry(
         "trace import", "importing:import_trace",
-        "Make a trace of a router trace that another program wrote: experts by token and layer.",
+        "Make a trace of a router trace: which experts each token used, in each layer, and what they weigh.",
     ),
     Entry(
         "train predictor", "trainpredictor:predictor",
