@@ -310,6 +310,7 @@ class Run:
         if self.device is not None:
             _ = self.hardware
         self._check_steps()
+        self._check_prefetch()
         if placement.shared:
             check_shared_groups(self.eviction, settings.cache_scope, placement.plans)
             bypass = caches.admission == "bypass"
@@ -333,13 +334,31 @@ class Run:
             return
         settings = self.settings
         refused = {
-            "--overlap prefetch": settings.prefetch is not None and (settings.lockstep > 1 or settings.speculate > 0),
             "--packed and --merge": not settings.reads.plain and self.together.prompts,
             "saved masks": self.source.masks is not None,
         }
         if names := [name for name, given in refused.items() if given]:
             options = "--prefill cached, --keep-cache, --lockstep and --speculate"
             raise SettingError(f"{names[0]}: does not go with {options}; leave one of them out")
+
+    def _check_prefetch(self) -> None:
+        """Refuse a prefetch rule for steps of several members, or whose signals the source lacks."""
+        if self.settings.prefetch is None:
+            return
+        if self.settings.lockstep > 1 or self.settings.speculate:
+            raise SettingError(
+                "--overlap prefetch: does not go with --lockstep and --speculate, since a rule predicts one token at a "
+                "time; leave one of them out"
+            )
+        name, rule = self.settings.prefetch
+        trace = self.source.trace
+        for signal in rule.required:
+            if trace is None or not trace.has(signal):
+                signals = ",".join([*(trace.header.signals if trace else ["experts"]), signal])
+                raise SettingError(
+                    f"--prefetch {name}: {self.source.origin.get('name', 'the source')} has no signal {signal}; record "
+                    f"it with --signals {signals}, or choose another rule, such as last-token"
+                )
 
     def watched(self) -> Watched:
         """Optional observations beyond hit counts that the run needs."""
@@ -351,7 +370,7 @@ class Run:
             steps, sparse = int(np.count_nonzero(~self.steps.prompts)), self.placement.bytes.sparse
             reads = ReadCounts(steps, plans, settings.reads, self.hardware.flash, sparse)
         if settings.prefetch:
-            guesses = Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace)
+            guesses = Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace, self.header.model)
         return Watched(reads, guesses, flags_of(self.source.trace, self.steps, routed=plans.routed))
 
     def but(self, **changes: Any) -> Run:
