@@ -1,6 +1,6 @@
 """All benchmarks in one command, and the page that shows them.
 
-    python benchmarks/all.py WORK [--only selection,threads,replays,sweep,start,recording,closed-loop] [--large]
+    python benchmarks/all.py WORK [--only selection,threads,replays,experts,sweep,start,recording,closed-loop] [--large]
 
 Results are kept in docs/project/benchmarks.json with machine, date and commit, and docs/project/benchmarks.md is
 written from them; a part that is not run keeps its former figures. A quiet machine, please: medians forgive little.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import closed_loop
+import experts
 import recording
 import replays
 import selection
@@ -91,6 +92,7 @@ PARTS: dict[str, tuple[str, Any, Any]] = {
     "selection": ("Masks and caches, decided", lambda work: selection.run(), selection.show),
     "threads": ("Two threads", threads, show_threads),
     "replays": ("Whole replays", replays.run, replays.show),
+    "experts": ("Experts", experts.run, experts.show),
     "sweep": ("Sweeps", lambda work: sweeping.run(), sweeping.show),
     "start": ("From a cold start", start, show_start),
     "recording": ("Recording", lambda work: recording.run(), recording.show),

@@ -5,10 +5,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.3.0"
-__all__ = ["Results", "__version__", "closed_loop", "load", "replay"]
+__all__ = ["Results", "__version__", "closed_loop", "import_trace", "load", "replay"]
 
 if TYPE_CHECKING:
-    from hwsim.api import Results, closed_loop, load, replay
+    from hwsim.api import Results, closed_loop, import_trace, load, replay
 
 
 class _Package(ModuleType):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hwsim.closed_loop import Candidate, evaluate
+from hwsim.closed_loop.evaluation import Candidate, Loops
 from hwsim.device.profile import load_profile
 from hwsim.record import Settings as Reading
 from hwsim.record import record
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import tables  # noqa: E402
 
 DEVICE, EVICTION = "oneplus15r", "lru"
-PARTS, TOKENS, CONTEXT, PROMPT = 8, 1024, 256, 32  # of the text; tokens of a part, its windows and their prompts
+PARTS, TOKENS, CONTEXT, PROMPT = 8, 512, 256, 32  # of the text; tokens of a part, its windows and their prompts
 PER_LAYER = (5, 10, 16)  # experts that a layer's cache holds, of 32; a token uses 4
 STUDENT = 2.365  # 97.5 % quantile of Student's t with 7 degrees of freedom
 
@@ -67,12 +67,10 @@ CHOICES = (
     Choice("drop-cold", {"factor": 1.0}),
     Choice("cache-prior", {"bonus": 0.1}),
     Choice("cache-prior", {"bonus": 0.3}),
-    Choice("cache-prior", {"bonus": 0.5}),
-    Choice("max-rank", {"max_rank": 6}),
     Choice("max-rank", {"max_rank": 8}),
     Choice("max-rank", {"max_rank": 12}),
     Choice("cumulative", {"mass": 0.5}),
-    Choice("cumulative", {"mass": 0.7}),
+    Choice("cumulative", {"mass": 0.8}),
 )
 
 
@@ -120,23 +118,35 @@ def numbers(result: Any) -> dict[str, float]:
     return kept
 
 
-def measured(setup: Setup, part: int, text: Path, per_layer: int) -> dict[str, dict[str, Any]]:
-    """Closed loop and replay of every policy on one part at one size of the caches; kept on disk."""
-    path = setup.work / f"part{part}-{per_layer}.json"
-    if path.exists():
-        return dict(json.loads(path.read_text()))
+def measure(setup: Setup, part: int, text: Path) -> None:
+    """Measure every policy on one part of the text at every size of the caches; what is on disk is not made again."""
+    missing = [per_layer for per_layer in PER_LAYER if not file_of(setup, part, per_layer).exists()]
+    if not missing:
+        return
+    with Loops(setup.model, str(text), reading(), keep_dense=True) as loops:
+        for per_layer in missing:
+            found = measured(setup, loops, recorded(setup, part, text), per_layer)
+            write_atomic(file_of(setup, part, per_layer), json.dumps(found, indent=1) + "\n")
+            print(file_of(setup, part, per_layer).name, flush=True)
+
+
+def file_of(setup: Setup, part: int, per_layer: int) -> Path:
+    """Where the numbers of one part at one size of the caches are kept."""
+    return setup.work / f"part{part}-{per_layer}.json"
+
+
+def measured(setup: Setup, loops: Loops, path: Path, per_layer: int) -> dict[str, dict[str, Any]]:
+    """Closed loop and replay of every policy on one part at one size of the caches."""
     conditions = setup.conditions(per_layer)
-    closed = evaluate(setup.model, str(text), conditions, [choice.candidate() for choice in CHOICES], reading())
+    closed = loops.run(conditions, [choice.candidate() for choice in CHOICES])
     found: dict[str, dict[str, Any]] = {
         choice.name: {"closed": numbers(result)} for choice, result in zip(CHOICES, closed, strict=True)
     }
-    with Trace(recorded(setup, part, text)) as trace:
+    with Trace(path) as trace:
         source = Source.of_trace(trace)
         for choice in CHOICES:
             candidate = choice.candidate()
             found[choice.name]["open"] = numbers(replay(conditions.run(source, candidate.policy, candidate.name)))
-    write_atomic(path, json.dumps(found, indent=1) + "\n")
-    print(path.name, flush=True)
     return found
 
 
@@ -202,9 +212,11 @@ def main() -> None:
             .placement.plans
         )
         setup = Setup(given.work, given.model, next(iter(plans)).unit_bytes, len(list(plans)))
+    for number, text in enumerate(texts):
+        measure(setup, number, text)
     page = given.page.read_text() if given.page else ""
     for per_layer in PER_LAYER:
-        parts = [measured(setup, number, text, per_layer) for number, text in enumerate(texts)]
+        parts = [json.loads(file_of(setup, number, per_layer).read_text()) for number in range(PARTS)]
         table = tables.grid(HEAD, [row(choice.name, parts) for choice in CHOICES])
         print(f"\n{per_layer} experts a layer\n{table}")
         if page:

@@ -113,14 +113,14 @@ def _count(
     sizes = np.concatenate([sequence.sum(axis=1) for sequence in masks])
     group.requests += int(sizes.sum())
     group.crowded += int(sizes[sizes > plan.capacity].sum())
-    shuffled = [sequence[_order(seed, number, len(sequence))] for number, sequence in enumerate(masks)]
+    shuffled = [sequence[shuffled_order(seed, number, len(sequence))] for number, sequence in enumerate(masks)]
     for name, rule in rules.items():
         hits = group.rules.setdefault(name, Hits())
         hits.trace += _hits(masks, rule, plan)
         hits.control += _hits(shuffled, rule, plan)
 
 
-def _order(seed: int, number: int, tokens: int) -> np.ndarray:
+def shuffled_order(seed: int, number: int, tokens: int) -> np.ndarray:
     """The shuffled order of one sequence's tokens, int64 ``[tokens]``, the same in every layer."""
     return np.random.default_rng((seed, number)).permutation(tokens)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hwsim.analysis.expertstats import ExpertStats, expert_stats
 from hwsim.errors import SettingError
 from hwsim.trace import Sequences, Trace
 from hwsim.trace.header import EXACT
@@ -68,17 +69,21 @@ class TraceStats:
         tokens: number of tokens that were read.
         signals: statistics over all layers, by signal.
         layers: statistics of each layer, by signal.
+        experts: what the router chose; None in a trace without experts.
     """
 
     tokens: int
     signals: dict[str, SignalStats]
     layers: dict[str, tuple[SignalStats, ...]]
+    experts: ExpertStats | None = None
 
 
 def trace_stats(
     trace: Trace, *, tokens: int | None = None, keeps: Sequence[float] = KEEPS, progress: Progress | None = None
 ) -> TraceStats:
     """Statistics of every signal of `trace` that is a vector of units, and of ``glu`` if ``up`` and ``gate`` give it.
+
+    Of the router's logits and of the weights of experts there are none, of the chosen experts there are others.
 
     Args:
         trace: an open trace.
@@ -95,7 +100,7 @@ def trace_stats(
     if not keeps or not all(0 < keep <= 1 for keep in keeps):
         raise SettingError(f"keeps {tuple(keeps)}: each must be above 0 and at most 1")
     limit = min(trace.header.tokens, tokens or trace.header.tokens)
-    signals = [signal for signal in trace.header.signals if signal not in EXACT]  # of a router there are others
+    signals = [signal for signal in trace.header.signals if signal not in EXACT]
     if "glu" not in signals and trace.has("glu"):
         signals.append("glu")
     starts = _starts(trace, limit)
@@ -112,7 +117,8 @@ def trace_stats(
                 progress(f"statistics of {signal}", len(parts), len(numbers))
         layers[signal] = tuple(part.result() for part in parts)
         totals[signal] = _together(parts, layers[signal], keeps)
-    return TraceStats(limit, totals, layers)
+    experts = expert_stats(trace, limit) if trace.has("experts") else None
+    return TraceStats(limit, totals, layers, experts)
 
 
 def _starts(trace: Trace, limit: int) -> np.ndarray:

@@ -7,5 +7,6 @@
 
 from hwsim.api.functions import closed_loop, replay
 from hwsim.api.interface import PolicyLike, Results, load
+from hwsim.trace.importing import Imported, import_trace
 
-__all__ = ["PolicyLike", "Results", "closed_loop", "load", "replay"]
+__all__ = ["Imported", "PolicyLike", "Results", "closed_loop", "import_trace", "load", "replay"]

@@ -25,6 +25,8 @@ import numpy as np
 from llvmlite import ir
 from numba.extending import intrinsic
 
+from hwsim.cache.jit import compiled
+
 _LEAST, _MOST = -0x7F800000, 0x7F800000  # integer keys of minus and plus infinity
 _SHORT = 32640  # elements that a 16-bit count cannot overflow on, a multiple of the vector length
 _CUT = np.int32(13)  # bits of a float32's mantissa that a key drops: 10 are left
@@ -35,14 +37,6 @@ _NORMAL, _TINY = np.float32(2.0**-14), np.float32(2.0**-24)  # the least normal 
 _FEW = 4  # scores between two limits that are compared one by one
 _NEAR = 256  # units that are searched for doubtful ones together
 _SOME = 32  # most scores that are compared pairwise
-
-
-def _compiled(function: Any) -> Any:
-    options: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder for the cached code
-        return numba.njit(**options)(function)
 
 
 def _intrinsic(function: Any) -> Any:
@@ -65,7 +59,7 @@ def with_bits(context: Any, bits: Any) -> Any:  # the float32 that has the bits 
     return numba.types.float32(numba.types.int32), generate
 
 
-@_compiled
+@compiled
 def above(values: Any, limit: Any) -> Any:  # the number of values that exceed the limit
     count = np.int64(0)
     for start in range(0, values.shape[0], _SHORT):
@@ -76,7 +70,7 @@ def above(values: Any, limit: Any) -> Any:  # the number of values that exceed t
     return count
 
 
-@_compiled
+@compiled
 def cut(values: Any, value: Any, count: Any) -> Any:  # the index after the first `count` elements that equal `value`
     start = 0
     while count > 0:
@@ -93,18 +87,18 @@ def cut(values: Any, value: Any, count: Any) -> Any:  # the index after the firs
     return start
 
 
-@_compiled
+@compiled
 def float_of(key: Any) -> Any:  # the float of an integer key; keys are ordered as the floats, and key 0 is -0
     return with_bits(np.int32(key if key >= 0 else -key | -0x80000000))
 
 
-@_compiled
+@compiled
 def key_of(value: Any) -> Any:
     key: Any = np.int64(bits_of(np.float32(value)))
     return key if key >= 0 else -(key & 0x7FFFFFFF)
 
 
-@_compiled
+@compiled
 def split(scores: Any, k: Any) -> Any:
     # a limit, and how many scores equal to it belong to the k largest, beside all scores that exceed it
     low, high, under = _LEAST - 1, _MOST, 0  # more than k scores exceed `low`; `under`, at most k, exceed `high`
@@ -129,7 +123,7 @@ def split(scores: Any, k: Any) -> Any:
         at = min(max(at, low + 1), high - 1)
 
 
-@_compiled
+@compiled
 def least_of(key: Any, halves: Any) -> Any:  # the least value that has a key
     if halves:
         if key < 0x400:
@@ -142,7 +136,7 @@ def least_of(key: Any, halves: Any) -> Any:  # the least value that has a key
     return with_bits(np.int32((key + np.int64(_LOWEST)) << 13))
 
 
-@_compiled
+@compiled
 def key_near(value: Any, halves: Any) -> Any:  # the key of a value, or a neighbour
     least, most = _HALF_LIMITS if halves else _LIMITS
     if not value > 0:
@@ -157,7 +151,7 @@ def key_near(value: Any, halves: Any) -> Any:  # the key of a value, or a neighb
     return min(max(key, np.int64(least)), np.int64(most))
 
 
-@_compiled
+@compiled
 def matching(limit: Any, factor: Any, halves: Any) -> Any:
     # the least key whose values, times `factor`, all reach the least value with the key `limit`
     least, most = _HALF_LIMITS if halves else _LIMITS
@@ -174,7 +168,7 @@ def matching(limit: Any, factor: Any, halves: Any) -> Any:
     return key
 
 
-@_compiled
+@compiled
 def reach(keys: Any, held: Any, limit: Any, other: Any) -> Any:  # keys that reach `limit` if held, otherwise `other`
     total, under = np.int64(0), np.int16(other - 1)
     apart = np.int16(np.int16(limit - 1) - under)
@@ -186,7 +180,7 @@ def reach(keys: Any, held: Any, limit: Any, other: Any) -> Any:  # keys that rea
     return total
 
 
-@_compiled
+@compiled
 def reach_first(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> Any:  # `reach`, computes keys of float32
     total, under = np.int64(0), np.int16(other - 1)
     apart = np.int16(np.int16(limit - 1) - under)
@@ -202,7 +196,7 @@ def reach_first(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> Any: 
     return total
 
 
-@_compiled
+@compiled
 def reach_first_half(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> Any:  # the same for bits of float16
     total, under = np.int64(0), np.int16(other - 1)
     apart = np.int16(np.int16(limit - 1) - under)
@@ -217,7 +211,7 @@ def reach_first_half(row: Any, keys: Any, held: Any, limit: Any, other: Any) -> 
     return total
 
 
-@_compiled
+@compiled
 def advance(at: Any, count: Any, k: Any, aim: Any, low: Any, high: Any, over: Any, under: Any, sides: Any,
             tries: Any, shared: Any, span: Any) -> Any:  # fmt: skip
     # the limit to count next. sides: whether both a too low and a too high limit are known; shared: number of units
@@ -232,7 +226,7 @@ def advance(at: Any, count: Any, k: Any, aim: Any, low: Any, high: Any, over: An
     return min(max(at, low + 1), high - 1)
 
 
-@_compiled
+@compiled
 def search(row: Any, half: Any, keys: Any, held: Any, k: Any, factor: Any, known: Any) -> Any:
     # two limits for held units, `low` and `high`, each with its `other` for units that are not held. `over` units, at
     # least k, reach `low`; `under` units, at most k, reach `high`. The limits are neighbours, or at most _FEW units lie
@@ -277,7 +271,7 @@ def search(row: Any, half: Any, keys: Any, held: Any, k: Any, factor: Any, known
     return low, low_other, high, high_other, over - under if slack == 0 else -1, under
 
 
-@_compiled
+@compiled
 def settle(
     keys: Any, held: Any, rank: Any, idle: Any, mask: Any, low: Any, low_other: Any, high: Any, high_other: Any,
     now: Any, top: Any, update: Any, near: Any,
@@ -331,7 +325,7 @@ def settle(
     return hits, over
 
 
-@_compiled
+@compiled
 def doubtful(mask: Any, found: Any, most: Any) -> Any:  # writes the indices of 2s to `found`, at most `most`; sets 0
     total = 0
     for start in range(0, mask.shape[0], _NEAR):
@@ -351,7 +345,7 @@ def doubtful(mask: Any, found: Any, most: Any) -> Any:  # writes the indices of 
     return total
 
 
-@_compiled
+@compiled
 def ones(mask: Any) -> Any:
     total = np.int64(0)
     for start in range(0, mask.shape[0], _SHORT):
@@ -362,7 +356,7 @@ def ones(mask: Any) -> Any:
     return total
 
 
-@_compiled
+@compiled
 def split_some(scores: Any, k: Any) -> Any:  # as `split`, for few scores
     for i in range(scores.shape[0]):
         before, equals = 0, 0
@@ -374,7 +368,7 @@ def split_some(scores: Any, k: Any) -> Any:  # as `split`, for few scores
     return scores[0], 0
 
 
-@_compiled
+@compiled
 def choose(row: Any, factor: Any, held: Any, keys: Any, halves: Any, found: Any, k: Any, scores: Any) -> None:
     # keeps the k best of the indices in `found`, which ascend; the others become -1
     total = found.shape[0]
@@ -390,7 +384,7 @@ def choose(row: Any, factor: Any, held: Any, keys: Any, halves: Any, found: Any,
             found[i] = -1
 
 
-@_compiled
+@compiled
 def remain(held: Any, idle: Any, last: Any, end: Any) -> None:
     # holds units whose rank exceeds `last`, and units before index `end` whose rank equals it
     for i in range(end):
@@ -400,7 +394,7 @@ def remain(held: Any, idle: Any, last: Any, end: Any) -> None:
         others[i] = np.int16(-1) if later[i] > last else np.int16(0)
 
 
-@_compiled
+@compiled
 def oldest(idle: Any, k: Any, count: Any, known: Any, guess: Any, least: Any, most: Any) -> Any:
     # the rank of the last units that stay, and `under`, the number of units that exceed it: fewer than k units exceed
     # the rank and at least k reach it, or exactly k exceed it. `count` units exceed the guess
@@ -422,7 +416,7 @@ def oldest(idle: Any, k: Any, count: Any, known: Any, guess: Any, least: Any, mo
         count = above(idle, idle.dtype.type(at))
 
 
-@_compiled
+@compiled
 def fill(held: Any, mask: Any, rank: Any, keys: Any, room: Any, now: Any, update: Any) -> None:
     # a mask larger than the cache: hits stay, then the misses with the lowest indices fill the room that is left
     for i in range(mask.shape[0]):
@@ -438,7 +432,7 @@ def fill(held: Any, mask: Any, rank: Any, keys: Any, room: Any, now: Any, update
         kept[i] = np.int16(kept[i] & np.int16(-np.int16(wanted[i])))
 
 
-@_compiled
+@compiled
 def loop(
     values: Any, halves: Any, uncached: Any, k: Any, capacity: Any, update: Any, cached: Any, rank: Any, token: Any,
     masks: Any, hits: Any, before: Any, held: Any, keys: Any, found: Any, scores: Any, idle: Any, known: Any, top: Any,

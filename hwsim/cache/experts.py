@@ -14,6 +14,7 @@ docs/explanation/experts.md):
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Protocol
@@ -69,7 +70,7 @@ class ExpertCache:
         self.cached = self.pinned.copy()
         check_eviction(eviction, alone=len(parts) == 1)
         self._check(where)
-        self._rule: _Rule = _ByUpdate(self) if self.update else _ByPlugin(self)
+        self._rule: _Rule = _ByUse(self) if self.update == "last" and not self.bypass else _of_rank(self)
         self._sizes = self.bytes.tolist()
         starts = np.cumsum([0, *map(len, parts)]).tolist()
         self.parts = [ExpertPart(self, number, start, stop) for number, (start, stop) in enumerate(pairwise(starts))]
@@ -108,6 +109,11 @@ class ExpertCache:
         """Remove a unit."""
         self.cached[unit] = False
         self.used -= self._sizes[unit]
+
+    @property
+    def begins_with_units(self) -> bool:
+        """Whether units are cached from the start."""
+        return bool(self.pinned.any() or self._warm.any())
 
     @property
     def who(self) -> str:
@@ -173,6 +179,11 @@ class ExpertPart(Cache):
         return self._shared.serve(self, units)
 
     @property
+    def cache(self) -> ExpertCache:
+        """The cache that this is a part of."""
+        return self._shared
+
+    @property
     def rank_update(self) -> RankUpdate | None:
         """None: the scan of single units does not serve events."""
         return None
@@ -221,6 +232,38 @@ class _Rule(Protocol):
 
 
 _Entry = tuple[int, int, int, int]
+
+
+def _of_rank(cache: ExpertCache) -> _Rule:
+    return _ByUpdate(cache) if cache.update else _ByPlugin(cache)
+
+
+class _ByUse:
+    """A rule that ranks by the last use, without bypass: the units in the order of their last use."""
+
+    def __init__(self, cache: ExpertCache) -> None:
+        self._cache = cache
+        self._pinned = set(np.flatnonzero(cache.pinned).tolist())
+
+    def start(self, future: Sequence[Event] | None, warm: np.ndarray) -> None:
+        self._order: OrderedDict[int, None] = OrderedDict.fromkeys(warm.tolist())
+
+    def use(self, needed: list[int], newcomers: list[int]) -> None:
+        order = self._order
+        for unit in needed:
+            order[unit] = None
+            order.move_to_end(unit)
+        for unit in self._pinned.intersection(needed) if self._pinned else ():
+            del order[unit]
+
+    def evict(self, needed: list[int], newcomers: list[int]) -> None:
+        cache, order, stays = self._cache, self._order, set(needed)
+        while cache.used > cache.size and order:
+            unit = next(iter(order))
+            if unit in stays:  # as are all that come after it
+                return
+            del order[unit]
+            cache.leave(unit)
 
 
 class _ByUpdate:
@@ -360,7 +403,7 @@ class _ByPlugin:
 
     def _stay(self, candidates: np.ndarray, count: int) -> np.ndarray:
         cache = self._cache
-        if np.count_nonzero(candidates) <= count:
+        if np.count_nonzero(candidates) <= count:  # nothing may leave, because an event alone is too large
             return candidates
         kept = call(cache.who, cache.eviction.stay, self._state, kernels.read_only(candidates), count)
         valid = isinstance(kept, np.ndarray) and kept.dtype == bool and kept.shape == candidates.shape

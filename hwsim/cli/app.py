@@ -54,6 +54,10 @@ COMMANDS = (
         "Store a trace in another encoding, or with fewer signals; what was lost before stays lost.",
     ),
     Entry(
+        "trace import", "importing:import_trace",
+        "Make a trace of a router trace: which experts each token used, in each layer, and what they weigh.",
+    ),
+    Entry(
         "train predictor", "trainpredictor:predictor",
         "Train one net per layer that predicts from the MLP's input which neurons a token needs.",
     ),
@@ -113,7 +117,7 @@ COMMANDS = (
 )  # fmt: skip
 
 GROUPS = {
-    "trace": "Look into a trace, check it, or store it anew.",
+    "trace": "Look into a trace, check it, store it anew, or import one.",
     "train": "Train what policies need, and what repairs them.",
     "fit": "Fit thresholds, the order of neurons, or a device's Flash.",
     "list": "List policies, eviction rules, prefetch rules or devices.",

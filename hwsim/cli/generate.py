@@ -31,7 +31,7 @@ class GenerateOptions:
     """Options of ``hwsim generate``."""
 
     model: o.Model
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What the model goes on from; read densely.")]
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What the model goes on from; read without masks.")]
     hw: o.Hardware
     policy: Annotated[str, typer.Option("--policy", metavar="NAME|FILE.py", help="Policy.")]
     tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64

@@ -24,7 +24,7 @@ from hwsim.cli.common import (
     write_json,
 )
 from hwsim.cli.replay import make_policies
-from hwsim.cli.runoptions import Run
+from hwsim.cli.runoptions import Run, check_for_experts
 from hwsim.errors import SettingError
 
 
@@ -64,6 +64,7 @@ def locality(options: LocalityOptions) -> None:
 
     Example: hwsim trace locality sample --policy dip --dram 70%
     """
+    from hwsim.analysis.expert_locality import expert_locality, rules_for
     from hwsim.analysis.locality import locality as count
     from hwsim.evictions.lru import Lru
     from hwsim.masking.checks import check_trace
@@ -88,11 +89,22 @@ def locality(options: LocalityOptions) -> None:
     with Trace(trace) as opened, progress_bar() as progress:
         header, layers = opened.header, opened.model.num_hidden_layers
         run = Conditions(None, Lru(), settings).run(Source.of_trace(opened), policy, shown)
-        check_trace(opened, policy, run.placement.plans, shown)
-        localities = count(
-            opened, run.sequences, run.masking, rules,
-            progress=lambda done: progress("masks and hits", done, layers),
-        )  # fmt: skip
+        plans = run.placement.plans
+        check_trace(opened, policy, plans, shown)
+        if plans.sparse:
+            rules = rules_for(run.masking, rules, named=bool(rule_names))
+            localities = {
+                "experts": expert_locality(
+                    opened, run.sequences, run.steps, run.masking, rules, run.placement.bytes.cache,
+                    progress=lambda done: progress("rules", done, len(rules)),
+                )
+            }  # fmt: skip
+        else:
+            check_for_experts(options.run)
+            localities = count(
+                opened, run.sequences, run.masking, rules,
+                progress=lambda done: progress("masks and hits", done, layers),
+            )  # fmt: skip
         data = {
             "format": "hwsim-locality",
             "version": 1,

@@ -52,7 +52,7 @@ def plan(options: PlanOptions) -> None:
 
     Says, too, how many experts and how many reads at once suit it.
 
-    Example: hwsim plan qwen3.npz --hw oneplus15r --dram 2GB,3GB,4GB
+    Example: hwsim plan experts.npz --hw oneplus15r --dram 2GB,3GB,4GB
     """
     from hwsim.device.profile import find_profile, load_profile
     from hwsim.report.planning import render_plan

@@ -129,3 +129,25 @@ def check_per_token(run: RunOptions, json: str | None) -> None:
     """
     if run["per_token"] and json is None:
         raise SettingError("--per-token: single tokens are in the JSON only; give --json FILE, too")
+
+
+def check_for_experts(run: RunOptions, others: Mapping[str, Any] | None = None) -> None:
+    """Refuse options that a statistic of a trace without experts does not take into account.
+
+    Args:
+        run: the options of the run.
+        others: further options that are for experts only, by their spelling; None: not given.
+
+    Raises:
+        SettingError: one is given.
+    """
+    given = {
+        "--cache-scope": run["cache_scope"] not in (None, "matrix"),
+        "--prefill": run["prefill"] == "cached",
+        "--prefill-chunk": run["prefill_chunk"] is not None,
+        "--keep-cache": bool(run["keep_cache"]),
+    } | {name: value is not None for name, value in (others or {}).items()}
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise SettingError(
+            f"{names[0]}: is for policies that choose experts, such as router; leave it out (hwsim replay takes it)"
+        )

@@ -159,7 +159,8 @@ class Decisions:
             slot: its number among the groups of the layer.
             signals: what the group needs, ``[tokens, width]`` each, read-only.
             norms: norms that it needs, float32 ``[indices]`` each.
-            experts: int64 ``[tokens, used]``: the model's own choice by falling rank; only for experts.
+            experts: int64 ``[tokens, used]``: the model's own choice by falling rank; only for experts and groups
+                within them.
 
         Returns:
             Masks, bool ``[tokens, indices]``. Those of prompts are full, or the model's own choice.
@@ -170,7 +171,7 @@ class Decisions:
         if self._only_prompt:
             self._events[place] = [_Events(self._prompts.demands(0, place.plan, experts), [])]
             return masks
-        if self._later and experts is None:
+        if self._later and not place.plan.routed:
             shape = (self._sequences.decoded_tokens, -(-place.plan.units // 8))
             self._units[place] = np.zeros(shape, np.uint8)
         for sequence in self._sequences.decoded():
@@ -261,10 +262,11 @@ def _in_order_of_steps(events: list[_Events]) -> list[tuple[int, np.ndarray]]:
 
 
 def own_masks(experts: np.ndarray, place: Place) -> np.ndarray:
-    """Masks of the model's own choice, int64 ``[tokens, used]``: bool ``[tokens, experts]``."""
-    masks = np.zeros((len(experts), place.plan.indices), bool)
+    """Masks of the model's own choice, whole, int64 ``[tokens, used]``: bool ``[tokens, indices]``."""
+    choice, width = place.plan.choice or place.plan, place.plan.width if place.plan.choice else 1
+    masks = np.zeros((len(experts), choice.units), bool)
     np.put_along_axis(masks, experts, values=True, axis=1)
-    return masks
+    return masks if width == 1 else np.repeat(masks, width, axis=1)
 
 
 def _kept(served: Iterable[Served], masks: np.ndarray) -> Iterator[Served]:

@@ -172,7 +172,7 @@ class Loops:
         if settings.lora and settings.lora != self._lora:
             raise SettingError(f"--lora {settings.lora}: the model carries {self._lora}; one adapter at a time")
         layers = self._carried.layers if self._carried else self._loaded.layers
-        if self._rules is None and any(run.placement.plans.routed for run in runs):
+        if self._rules is None and any(run.placement.plans.sparse for run in runs):
             with told_as(f"--model {ready.source.name}: cannot be run"):
                 self._rules = find_rules(self._loaded.model, layers, ready.libraries.torch)
         loops = [_Loop(run, _closed_loop(ready, run, layers, self._rules, masks)) for run in runs]

@@ -179,7 +179,7 @@ def generate(
     carried = carry(loaded, settings.lora, source.name)
     tell("loading the model", 1, 1)
     layers, rules = carried.layers if carried else loaded.layers, None
-    if expected.placement.plans.routed:
+    if expected.placement.plans.sparse:
         with told_as(f"--model {source.name}: cannot be run"):
             rules = find_rules(loaded.model, layers, used.torch)
     loop = ClosedLoop(layers, expected.masking, together=expected.together, rules=rules, steps=True)

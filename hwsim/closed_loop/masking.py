@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hwsim.closed_loop.deciding import Decisions
+from hwsim.closed_loop.inside import Inside
 from hwsim.closed_loop.points import (
     DOWN,
     EXPERTS,
@@ -29,6 +30,7 @@ from hwsim.closed_loop.points import (
     attention,
     check_groups,
     check_order,
+    of_experts,
     point,
 )
 from hwsim.closed_loop.routing import Rerouting, Rules
@@ -36,6 +38,7 @@ from hwsim.errors import ModelError
 from hwsim.masking.counts import Counts
 from hwsim.masking.observers import Observer
 from hwsim.masking.streams import Masking
+from hwsim.memory.groups import GroupPlan
 from hwsim.model.shape import NORMS
 from hwsim.record.experts import LayerExperts, by_weight, check_chosen
 from hwsim.record.hooks import Layer, check_plain, check_product, first
@@ -88,6 +91,11 @@ class ClosedLoop:
             index: Rerouting(index, layer.experts, self._rules[index], masking.name)
             for index, layer in enumerate(layers)
             if layer.experts is not None and self._at[index][EXPERTS]
+        }
+        self._insides = {
+            index: Inside(index, layer.experts, self._routings[index], masking.name)
+            for index, layer in enumerate(layers)
+            if layer.experts is not None and any(plan.choice for plan in plans[index])
         }
         self._current = -1  # the layer that runs
         self._confirmed: set[int] = set()  # layers whose up and gate were seen to make what enters the next module
@@ -183,7 +191,7 @@ class ClosedLoop:
             before(layer.out, lambda x: self._reach(index, OUT, "attn_output", x, "o.column"))
         if index in self._routings and layer.experts is not None:
             self._attach_experts(index, layer.experts)
-        if all(plan.routed for plan in self._masking.plans[index]) and not self._dense_signals(index):
+        if all(of_experts(plan) for plan in self._masking.plans[index]) and not self._dense_signals(index):
             return
         before(layer.up, lambda x: self._reach(index, UP, "input", x, "up.column"))
         if layer.gate is not None:
@@ -203,11 +211,15 @@ class ClosedLoop:
         routing = self._routings[index]
         self._handles += experts.watch_router(partial(self._routed, index))
         self._handles.append(experts.before(partial(self._choose, index, experts)))
-        self._handles.append(experts.after(routing.confirm))
+        if index in self._insides:
+            self._handles.append(experts.replace(partial(self._inside, index)))
+        else:
+            self._handles.append(experts.after(routing.confirm))
 
     def _dense_signals(self, index: int) -> bool:
         """Whether the experts of a layer are decided from signals of a dense MLP."""
-        return any(set(plan.group.needs) & {"input", "up", "gate", "glu"} for plan in self._masking.plans[index])
+        plans = [plan for plan in self._masking.plans[index] if of_experts(plan)]
+        return any(set(_needs(plan)) & {"input", "up", "gate", "glu"} for plan in plans)
 
     def _enter(self, index: int) -> None:
         """Forget the signals of the layer before."""
@@ -228,16 +240,33 @@ class ClosedLoop:
         logits = self._signals.get("router")
         chosen, shares, _ = by_weight(ids, weights)
         self._signals |= dict(zip(OF_ROUTER[1:], (chosen, shares, entering), strict=True))
-        (slot,) = self._at[index][EXPERTS]
-        for signal in self._masking.plans[index][slot].group.needs:
-            if signal not in self._signals and signal not in NORMS:
+        slots = self._at[index][EXPERTS]
+        self._check_known(index, [self._masking.plans[index][slot] for slot in slots])
+        if index in self._insides:
+            self._insides[index].begin(entering, logits, chosen, shares)
+            return None
+        masks = self._scan(index, slots[0], _integers(chosen))
+        changed = self._routings[index].choose(entering, logits, ids, weights, masks)
+        return None if changed is None else (entering, *changed)
+
+    def _inside(self, index: int, own: Any) -> Any:
+        """Hook after experts of which parts are left out: decide which, and return the output without them."""
+        inside, chosen = self._insides[index], _integers(self._signals["experts"])
+        for slot in self._at[index][EXPERTS]:
+            plan = self._masking.plans[index][slot]
+            if "expert_glu" in plan.group.needs:
+                self._signals["expert_glu"] = inside.glu().flatten(1)
+            inside.mask(plan, self._scan(index, slot, chosen))
+        return inside.output(own)
+
+    def _check_known(self, index: int, plans: list[GroupPlan]) -> None:
+        """Refuse experts that are decided from what the model does not compute before them."""
+        for signal in (signal for plan in plans for signal in _needs(plan)):
+            if signal not in self._signals and signal not in NORMS and signal != "expert_glu":
                 raise ModelError(
                     f"policy {self._masking.name}: layer {index}: decides experts from {signal}, which this model does "
                     "not compute before it runs them; choose signals of the router"
                 )
-        masks = self._scan(index, slot, chosen.cpu().numpy().astype(np.int64))
-        changed = self._routings[index].choose(entering, logits, ids, weights, masks)
-        return None if changed is None else (entering, *changed)
 
     def _reach(self, index: int, point: int, signal: str, values: Any, *slices: str) -> Any:
         """Hook before a module: decide the groups of this point once, and return the masked input."""
@@ -285,12 +314,24 @@ class ClosedLoop:
 
     def _scan(self, layer: int, slot: int, experts: np.ndarray | None = None) -> np.ndarray:
         """Masks of all tokens, bool ``[tokens, indices]``; those of prompts are full, or the model's own choice."""
-        group = self._masking.plans[layer][slot].group
-        arrays = {signal: _array(self._signals[signal]) for signal in group.needs if signal not in NORMS}
+        needs = _needs(self._masking.plans[layer][slot])
+        arrays = {signal: _array(self._signals[signal]) for signal in needs if signal not in NORMS}
         if experts is not None and "experts" in arrays:
             arrays["experts"] = read_only(experts)
-        norms = {name: self._norm(layer, name) for name in group.needs if name in NORMS}
+        norms = {name: self._norm(layer, name) for name in needs if name in NORMS}
         return self._decisions.decide(layer, slot, arrays, norms, experts)
+
+
+def _needs(plan: GroupPlan) -> list[str]:
+    """Signals and norms from which a group is decided, and the choice of experts that it lies within."""
+    choice = [] if plan.choice is None else [*plan.choice.group.needs, "experts"]
+    return list(dict.fromkeys([*plan.group.needs, *choice]))
+
+
+def _integers(values: Any) -> np.ndarray:
+    """Ids of experts: int64 ``[tokens, used]``."""
+    array: np.ndarray = values.cpu().numpy().astype(np.int64)
+    return array
 
 
 def _array(values: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hwsim.closed_loop.inside import check_inside
 from hwsim.errors import ModelError
 from hwsim.memory.groups import GroupPlan, Plans
 from hwsim.model.shape import EXPERT_SIGNALS
@@ -20,6 +21,11 @@ OF_ROUTER = ("router", "experts", "expert_weights", "expert_input")
 """Signals of experts that are known before they run."""
 
 
+def of_experts(plan: GroupPlan) -> bool:
+    """Whether units of a group are experts, or lie within them."""
+    return plan.routed or plan.choice is not None
+
+
 def known(plan: GroupPlan, first: int) -> int:
     """The point at which all signals that a group needs are known; `first` if it needs none."""
     return max((KNOWN[signal] for signal in plan.group.needs if signal in KNOWN), default=first)
@@ -27,7 +33,7 @@ def known(plan: GroupPlan, first: int) -> int:
 
 def point(plan: GroupPlan, first: int, layer: Layer) -> int:
     """The point of a layer at which a group is decided."""
-    if plan.routed:
+    if of_experts(plan):
         return EXPERTS
     at = known(plan, first)
     return DOWN if at == PRODUCT and layer.inner is None else at
@@ -46,6 +52,11 @@ def check_order(plans: tuple[GroupPlan, ...], points: list[int], name: str) -> N
     Raises:
         ModelError: they are.
     """
+    if EXPERTS in points and set(points) != {EXPERTS}:
+        raise ModelError(
+            f"policy {name}: cuts experts and a dense MLP, of which hwsim does not know which runs first, as a shared "
+            "cache needs; choose --cache-scope matrix"
+        )
     if points != sorted(points):
         names = ", ".join(plan.name for plan in plans)
         raise ModelError(
@@ -62,14 +73,11 @@ def check_groups(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> None:
         ModelError: there is one.
     """
     for plan in plans:
-        if plan.choice is not None:
-            raise ModelError(
-                f"policy {name}: group {plan.name}: cuts experts from within, which can be replayed, not run; choose a "
-                "policy that takes or leaves whole experts"
-            )
+        if plan.choice is not None and layer.experts is not None:
+            check_inside(plan, layer.experts, name)
         if plan.routed:
             _check_experts(plan, name)
-    _check_matrices(tuple(plan for plan in plans if not plan.routed), layer, name)
+    _check_matrices(tuple(plan for plan in plans if not of_experts(plan)), layer, name)
     if attention(Plans((plans,))) and None in (layer.query, layer.key, layer.value, layer.out):
         raise ModelError(f"policy {name}: works on attention, whose projections hwsim does not find in this model")
 
@@ -87,9 +95,9 @@ def _check_matrices(plans: tuple[GroupPlan, ...], layer: Layer, name: str) -> No
     masked = MASKED | (dict.fromkeys(ROWS, PRODUCT) if layer.inner is not None else {})
     for plan in plans:
         cut, needs = plan.group.slices, plan.group.needs
-        if of_experts := [signal for signal in needs if signal in EXPERT_SIGNALS]:
+        if foreign := [signal for signal in needs if signal in EXPERT_SIGNALS]:
             raise ModelError(
-                f"policy {name}: group {plan.name}: cuts a dense MLP by {of_experts[0]}, a signal of experts; a "
+                f"policy {name}: group {plan.name}: cuts a dense MLP by {foreign[0]}, a signal of experts; a "
                 "running model decides such groups from the MLP's own signals; choose others"
             )
         if not layer.gated and {"up", "gate"} & set(needs):

@@ -43,7 +43,8 @@ class Prompts:
         Args:
             number: of the sequence in the pass.
             plan: the group.
-            experts: int64 ``[rows, used]``: the model's own choice in all rows of the pass; only for experts.
+            experts: int64 ``[rows, used]``: the model's own choice in all rows of the pass; only for experts
+                and groups within them.
         """
         return [
             prompt_demand(plan, len(part), None if experts is None else experts[part.start : part.stop])

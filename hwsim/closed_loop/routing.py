@@ -130,6 +130,25 @@ class Rerouting:
         self._expect(entering, order, shares, changed)
         return order, shares
 
+    def shares(self, logits: Any, ids: Any, weights: Any, masks: np.ndarray) -> Any:
+        """Weights of the model's own experts of which some are left out: ``[n, k]``, 0 for those.
+
+        Args:
+            logits, ids, weights: as for `choose`.
+            masks: bool ``[n, experts]``, parts of the model's own choice.
+        """
+        wanted = (ids.new_tensor(masks) != 0).gather(1, ids.long())
+        if self._rule is None:
+            self.kept |= not bool(wanted.all())
+            return weights * wanted.to(weights.dtype)
+        self._check_rule(logits, ids, weights)
+        shares = weights.clone()
+        for row in (~wanted.all(1)).nonzero()[:, 0].tolist():
+            own = ids[row][wanted[row]].long()[None]
+            shares[row] = 0
+            shares[row, wanted[row]] = self._rule.weights_of(logits[row : row + 1], own)[0].to(shares.dtype)
+        return shares
+
     def confirm(self, output: Any) -> None:
         """Check in the first pass with another choice that the experts have computed it.
 

@@ -134,7 +134,7 @@ def evaluate_tasks(
 
     layers = ready.carried.layers if ready.carried else ready.loaded.layers
     rules = None
-    if any(run.placement.plans.routed for run in expected):
+    if any(run.placement.plans.sparse for run in expected):
         with told_as(f"--model {ready.source.name}: cannot be run"):
             rules = find_rules(ready.loaded.model, layers, used.torch)
     loops = [ClosedLoop(layers, run.masking, together=run.together, rules=rules) for run in expected]

@@ -73,7 +73,8 @@ class Arc(Eviction):
 
     def _forget(self, state: _Lists, memory: int, most: int) -> None:
         queue = np.flatnonzero(state.lists == memory)
-        state.lists[self._oldest(state, queue, queue.shape[0] - most)] = _NONE
+        # what a cache of experts needs at once may exceed its capacity
+        state.lists[self._oldest(state, queue, queue.shape[0] - max(0, most))] = _NONE
 
     @staticmethod
     def _oldest(state: _Lists, queue: np.ndarray, count: int) -> np.ndarray:

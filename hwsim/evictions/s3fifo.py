@@ -33,6 +33,7 @@ class _Queues:
     next: int = 0  # the next free place
     fresh: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # newcomers of this token
     known: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # which of them the ghost queue remembered
+    waiting: bool = False  # whether they have not entered a queue yet
 
 
 class S3Fifo(Eviction):
@@ -56,12 +57,15 @@ class S3Fifo(Eviction):
 
     def use(self, state: _Queues, use: Use) -> None:
         """Count hits; newcomers enter the small queue, or the main one if the ghost queue remembers them."""
+        if state.waiting:  # `stay` was not asked: experts that are needed at once may exceed the capacity
+            self._enter(state, state.fresh, state.known)
         np.add(state.uses, use.mask, out=state.uses)
         np.minimum(state.uses, _MOST, out=state.uses)
         state.next = (use.token + 1) * 8 * use.mask.shape[0]  # a token moves no unit more than four times
         state.fresh = fresh = np.flatnonzero(use.admitted)
         state.known = state.ghost[fresh] != _NONE
         state.ghost[fresh] = _NONE
+        state.waiting = True
         if state.in_small + state.in_main + fresh.shape[0] <= state.capacity:
             self._enter(state, fresh, state.known)  # else after `stay`
 
@@ -82,6 +86,7 @@ class S3Fifo(Eviction):
         return kept
 
     def _enter(self, state: _Queues, units: np.ndarray, to_main: np.ndarray) -> None:
+        state.waiting = False
         if not state.full:  # units enter from the highest index to the lowest
             to_main[: max(0, units.shape[0] - max(0, state.small - state.in_small))] = True
         state.main[units], state.uses[units] = to_main, 0

@@ -28,6 +28,20 @@ class Demand(NamedTuple):
     last_used: int
 
 
+class Needs(NamedTuple):
+    """The needs of consecutive steps of experts.
+
+    Attributes:
+        units: int64, the units of all steps, each step's in the order of their use, each once.
+        counts: int64 ``[steps]``: units of each step.
+        used: int64 ``[steps]``: units, summed over the members of each step.
+    """
+
+    units: np.ndarray
+    counts: np.ndarray
+    used: np.ndarray
+
+
 class Chooser:
     """Decides the masks of one place for the members of each step; each sequence has its own state.
 
@@ -53,10 +67,12 @@ class Chooser:
         self._ends = {part.number: part.rows.stop for part in sequences.decoded()}
         self._deciders: dict[int, Decider] = {}
         self._blocks: dict[int, _Rows] = {}
+        self._one_by_one = False  # whether a token was decided by itself since the beginning
 
     def begin(self) -> None:
         """Forget the state of all sequences: the caches begin anew."""
         self._deciders, self._blocks = {}, {}
+        self._one_by_one = False
 
     def demand(self, step: int) -> Demand:
         """What a step needs.
@@ -76,6 +92,46 @@ class Chooser:
         if numbers[0] != numbers[-1]:
             return self._united([self._choice(*member) for member in zip(numbers.tolist(), rows.tolist(), strict=True)])
         return self._verified(step, int(numbers[0]), rows)
+
+    @property
+    def knows_beforehand(self) -> bool:
+        """Whether the policy may decide the masks of many tokens at once, because they do not depend on the cache."""
+        plan = self._place.plan
+        return plan.routed and not self._drafted and self._masking.decider(self._place).masks_blocks
+
+    def needs(self, steps: range) -> Needs | None:
+        """What consecutive steps need; None: the policy decides token by token after all, so `begin` must be called.
+
+        Raises:
+            ContractError: the policy broke its contract.
+        """
+        parts, counts, used = [], [], []
+        step = steps.start
+        while step < steps.stop:
+            stop = min(int(self._steps.runs[step]), steps.stop)
+            member = self._steps.members(step)
+            number, row = int(self._steps.sequences[member.start]), int(self._steps.rows[member.start])
+            if self._prompts[step] or member.stop - member.start > 1:
+                demand = self.demand(step)
+                if self._one_by_one:
+                    return None
+                parts.append(demand.units)
+                counts.append(np.array([len(demand.units)]))
+                used.append(np.array([demand.used]))
+                stop = step + 1
+            else:
+                self._blocks = {number: self._blocks[number]} if number in self._blocks else {}
+                decided = self._block(number, row).decided
+                if decided is None:
+                    return None
+                at = row - self._blocks[number].first
+                stop = min(stop, step + len(decided) - at)
+                units, numbers = decided.some(at, at + stop - step)
+                parts.append(units)
+                counts.append(numbers)
+                used.append(numbers)
+            step = stop
+        return Needs(np.concatenate(parts), np.concatenate(counts), np.concatenate(used))
 
     def _verified(self, step: int, number: int, rows: np.ndarray) -> Demand:
         """What a step with drafted tokens needs; the state goes on after the last accepted one."""
@@ -116,25 +172,68 @@ class Chooser:
             self._deciders[number] = decider
         return self._deciders[number]
 
-    def _choice(self, number: int, row: int) -> np.ndarray:
-        """One token's units: int64 by use for experts, else bool ``[units]``; the caller must not change them."""
-        decider = self._decider(number)
+    def _block(self, number: int, row: int) -> _Rows:
+        """The rows of a sequence that are held now, with `row` among them."""
         block = self._blocks.get(number)
         if block is None or not block.first <= row < block.stop:
-            block = self._blocks[number] = self._read(decider, row, self._ends[number])
+            block = self._blocks[number] = self._read(self._decider(number), row, self._ends[number])
+        return block
+
+    def _choice(self, number: int, row: int) -> np.ndarray:
+        """One token's units: int64 by use for experts, else bool ``[units]``; the caller must not change them."""
+        block = self._block(number, row)
         at = row - block.first
         if block.decided is not None:
             return block.decided[at]
-        mask = decider.decide(block.signals[at])
+        self._one_by_one = True
+        mask = self._decider(number).decide(block.signals[at])
         return in_order(mask, block.experts[at]) if self._place.plan.routed else mask.copy()
 
     def _read(self, decider: Decider, row: int, end: int) -> _Rows:
         block = next(signal_blocks(self._source, self._place.plan, range(row, end), self._values))
-        experts = list(block.choices())
         decided = None
         if self._place.plan.routed and decider.masks_blocks and not self._drafted:
-            decided = _decided(decider, block, experts)
-        return _Rows(row, row + block.tokens, [] if decided else list(block.rows()), experts, decided)
+            decided = _decided(decider, block)
+        if decided is not None:
+            return _Rows(row, row + block.tokens, [], [], decided)
+        return _Rows(row, row + block.tokens, list(block.rows()), list(block.choices()), None)
+
+
+class _Decided:
+    """The experts of consecutive tokens.
+
+    Args:
+        units: int64, those of all tokens, each token's in the order of their use.
+        counts: int64 ``[tokens]``: experts of each token.
+    """
+
+    def __init__(self, units: np.ndarray, counts: np.ndarray) -> None:
+        self._units, self._counts = units, counts
+        self._offsets = [0, *np.cumsum(counts).tolist()]
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __getitem__(self, token: int) -> np.ndarray:
+        """The experts of one token."""
+        return self._units[self._offsets[token] : self._offsets[token + 1]]
+
+    def some(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The experts of some tokens, and their number for each of them."""
+        return self._units[self._offsets[start] : self._offsets[stop]], self._counts[start:stop]
+
+
+def _decided(decider: Decider, block: Block) -> _Decided | None:
+    """The experts of each token of a block; None: they are asked one by one."""
+    masks, experts = decider.masks(block), block.experts
+    if masks is None or experts is None:
+        return None
+    counts = np.count_nonzero(masks, axis=1)
+    listed = np.take_along_axis(masks, np.maximum(experts, 0), axis=1) & (experts >= 0)
+    if np.array_equal(np.count_nonzero(listed, axis=1), counts):  # in_order of all tokens, without others
+        return _Decided(experts[listed], counts)
+    rows = [in_order(mask, row[row >= 0]) for mask, row in zip(masks, experts, strict=True)]
+    return _Decided(np.concatenate(rows), counts)
 
 
 class _Rows(NamedTuple):
@@ -144,13 +243,7 @@ class _Rows(NamedTuple):
     stop: int
     signals: list[dict[str, np.ndarray]]
     experts: list[Any]
-    decided: list[np.ndarray] | None
-
-
-def _decided(decider: Decider, block: Block, experts: list[Any]) -> list[np.ndarray] | None:
-    """The experts of each token of a block, int64 in the order of their use; None: they are asked one by one."""
-    masks = decider.masks(block)
-    return None if masks is None else [in_order(mask, order) for mask, order in zip(masks, experts, strict=True)]
+    decided: _Decided | None
 
 
 def prompt_demand(plan: GroupPlan, tokens: int, experts: np.ndarray | None) -> Demand:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,6 +40,16 @@ class ScanContext(Context):
     def look(self, expert: int | None, cached: np.ndarray | None) -> None:
         """Turn to another expert, within which units are decided."""
         self.expert, self._cached = expert, cached
+
+    @contextmanager
+    def without_cache(self, why: str) -> Iterator[None]:
+        """A time in which the policy may not read the cache, for the reason `why`."""
+        before = self._cached, self._blind
+        self._cached, self._blind = None, why
+        try:
+            yield
+        finally:
+            self._cached, self._blind = before
 
     @property
     def cached(self) -> np.ndarray:

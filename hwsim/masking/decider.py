@@ -219,7 +219,8 @@ class Decider:
         """
         ctx = self._ctx
         ctx.token, ctx.signals = ctx.token + 1, _Stored(block.norms | block.signals)
-        answer = self._ask("masks")
+        with ctx.without_cache("masks() decides many tokens at once, before the cache serves any of them"):
+            answer = self._ask("masks")
         if answer is None:
             ctx.token -= 1
             return None

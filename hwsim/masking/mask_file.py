@@ -93,7 +93,7 @@ class MaskWriter(Observer):
             SettingError: a group is of experts, whose order of use a file of masks does not hold.
             OutputError: they cannot be written.
         """
-        if placement.plans.routed:
+        if placement.plans.sparse:
             raise SettingError(
                 "--save-masks: a file of masks does not hold the order in which experts are used, so a replay would "
                 "find other hits; leave it out, or record the model with hwsim record"

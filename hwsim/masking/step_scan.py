@@ -13,6 +13,7 @@ import numpy as np
 
 from hwsim.cache.cache import Cache
 from hwsim.cache.experts import ExpertPart
+from hwsim.masking.at_once import AtOnce, ServedSteps
 from hwsim.masking.choosers import Chooser, Demand
 from hwsim.masking.counts import Counts, Served, serve, serve_units
 from hwsim.masking.observers import Observer, listens
@@ -104,9 +105,18 @@ def serve_round(
         Chooser(source, sequences, steps, masking, place, None if foresight else cache.view, values)
         for place, cache in zip(places, caches, strict=True)
     ]
+    at_once = None if tally.watched else AtOnce.of(choosers, caches, tally.events)
     for episode in steps.episodes():
         for chooser in choosers:
             chooser.begin()
+        if at_once is not None:
+            for served in at_once.serve(episode):
+                tally.put(places, served)
+            if at_once.knows:
+                continue
+            at_once = None
+            for chooser in choosers:
+                chooser.begin()
         demands = (chooser.demand(step) for step in episode for chooser in choosers)
         listed = list(demands) if foresight else None
         start(listed)
@@ -120,7 +130,12 @@ def serve_round(
 
 
 class _Tally:
-    """The counts of all steps, and the observers of those that decode."""
+    """The counts of all steps, and the observers of those that decode.
+
+    Attributes:
+        watched: whether an observer receives masks.
+        events: masks of all steps in all places.
+    """
 
     def __init__(self, steps: Steps, plans: Plans, observers: Sequence[Observer]) -> None:
         shape = (len(steps), plans.layers, plans.slots)
@@ -133,11 +148,23 @@ class _Tally:
         self._observers = tuple(observers)
         self._listeners = [observer for observer in observers if listens(observer)]
         self._layers = plans.layers
+        self.watched = bool(self._listeners)
+        self.events = len(steps) * len(plans.places())
+
+    def put(self, places: Sequence[Place], served: ServedSteps) -> None:
+        """Count consecutive steps that a cache has served for some places at once."""
+        steps = slice(served.steps.start, served.steps.stop)
+        for column, place in enumerate(places):
+            at = steps, place.layer, place.slot
+            self._all.requests[at], self._all.hits[at] = served.requests[:, column], served.hits[:, column]
+            if self._used is not None:
+                self._used[at] = served.used[:, column]
+        self.progress(places, served.steps.stop / len(self._all.requests))
 
     def serve(self, place: Place, cache: Cache, step: int, demand: Demand) -> None:
         """Serve a step from a cache, count it, and pass the masks of a step that decodes on to the observers."""
         at = step, place.layer, place.slot
-        watched = bool(self._listeners) and not self._prompts[step]
+        watched = self.watched and not self._prompts[step]
         if isinstance(cache, ExpertPart) and not watched:
             self._all.requests[at] = len(demand.units)
             self._all.hits[at] = cache.serve_units(demand.units)

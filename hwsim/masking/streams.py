@@ -7,7 +7,7 @@ traces and closed loops use the same streams; they differ only in the source of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +74,10 @@ class Masking:
         ) or self.model  # whose experts are the layer's
         kind = Decider if place.plan.choice is None else WithinDecider
         return kind(self.policy.in_layer(place.layer), self.name, place.plan, model, seed)
+
+    def under(self, eviction: Eviction) -> Masking:
+        """A copy with another eviction rule."""
+        return replace(self, eviction=eviction)
 
     def cache(self, plan: GroupPlan) -> Cache:
         """Make the cache of one group of one layer.

@@ -107,6 +107,8 @@ def _plan_experts(group: Group, model: ModelShape, units: Units, layer: int) -> 
     where, experts = f"layer {layer}: group {group.name!r}", model.by_layer[layer].experts
     if experts is None:
         raise ContractError(f"{where}: axis 'expert', but this layer of {model.name} has no experts")
+    if units.block > 1:
+        raise ContractError(f"{where}: its units are experts, of which --block makes no larger ones; leave it out")
     whole = list(group.slices) == [EXPERT_SLICE]
     if not whole and group.slices:
         raise ContractError(f"{where}: slices {group.slices!r}; an expert is [{EXPERT_SLICE!r}]")

@@ -65,6 +65,14 @@ class LayerExperts:
         """Pass the output of the experts, ``[n, inputs]``, to `action`; returns the handle of the hook."""
         return self.module.register_forward_hook(lambda _, __, result: action(result.reshape(-1, result.shape[-1])))
 
+    def replace(self, action: Callable[[Any], Any]) -> Any:
+        """Replace the output of the experts, ``[n, inputs]``, by what `action` returns; returns the hook's handle."""
+
+        def hook(_: Any, __: Any, result: Any) -> Any:
+            return action(result.reshape(-1, result.shape[-1])).reshape(result.shape)
+
+        return self.module.register_forward_hook(hook)
+
     def scales(self) -> list[Any]:
         """Vectors with a number for each expert in the router, each of which may scale the experts' weights."""
         return [

@@ -13,6 +13,7 @@ from hwsim.report.columns import Column, fit, rows, table, widen
 from hwsim.report.use import KEYS, use
 from hwsim.util.units import printable, show_number, show_size
 
+_STEPS = ("cache", "prefill", "keep_cache", "lockstep", "speculate", "accept")  # stated only where they are chosen
 _WIDE = 100  # columns of a terminal from which on tables are spaced wider
 
 Row = dict[str, Any]
@@ -37,6 +38,7 @@ def settings_of(result: Row) -> dict[str, str]:
     others = {key: value for key, value in settings.items() if key not in ("dram_budget_bytes", *KEYS)}
     for key in ("bits", "pinned", "warm"):
         others[key] = others[key] and json.dumps(others[key], sort_keys=True)
+    others |= {key: settings.get(key) for key in _STEPS}
     return settings_by_name | {key: _value(value) for key, value in others.items()} | use(settings)
 
 

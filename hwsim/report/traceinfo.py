@@ -19,7 +19,9 @@ from hwsim.model.shape import ModelShape
 from hwsim.model.stored import StoredBytes, count_weights
 from hwsim.report.columns import Column, fit, table, widen
 from hwsim.report.columns import rows as rows_of
-from hwsim.trace import Trace
+from hwsim.report.expertinfo import render_experts, sizes_of
+from hwsim.trace import Trace, TraceHeader
+from hwsim.trace.header import EXACT
 from hwsim.util.units import printable, show_number, show_size
 
 _NARROW = (0, 1)
@@ -43,9 +45,11 @@ def render_trace(trace: Trace, stats: TraceStats, *, layers: bool = False, width
     """
     parts: list[ConsoleRenderable] = [_head(trace)]
     dropped: list[str] = []
-    if stats.signals:  # a trace may hold ids of experts alone
+    if stats.signals:
         signals, dropped = _signals(stats, layers=layers, width=width)
         parts.append(Padding(signals, (1, 0, 0, 0)))
+    if stats.experts:
+        parts.append(Padding(render_experts(stats.experts, layers=layers), (1, 0, 0, 0)))
     if stats.tokens < trace.header.tokens:
         parts.append(Padding(Text(f"Statistics of the first {stats.tokens} tokens.", style="dim"), _NARROW))
     parts.append(Padding(_provenance(trace.header.provenance), (1, 0, 0, 0)))
@@ -78,18 +82,47 @@ def _head(trace: Trace) -> ConsoleRenderable:
     perplexity = finite_perplexity(trace)
     unknown = "losses were not recorded" if trace.nll() is None else "perplexity -, the losses are no numbers"
     rows = {
-        "model": f"{model.name}: {model.num_hidden_layers} layers, hidden size {model.hidden_size}, "
-        f"intermediate size {model.intermediate_size}, {model.hidden_act}{'' if model.gated else ', no gate'}",
-        **_layers(model),
+        "model": f"{model.name}: {model.num_hidden_layers} layers, {_dimensions(model)}",
+        **(sizes_of(model) if model.by_bytes else _layers(model)),
         **({"not counted": _uncounted(header.uncounted)} if header.uncounted else {}),
         "tokens": f"{header.tokens} in {sequences}, prompt {_span(prompts)}; {header.decoded} are decoded",
-        "signals": f"{', '.join(header.signals)}; {header.encoding}",
+        "signals": f"{', '.join(header.signals)}; {_storage(header)}",
+        **_flags(trace),
         "file": f"{trace.path}, {show_size(trace.size)}, {header.origin}",
         "dense model": f"perplexity {show_number(perplexity)}" if perplexity is not None else unknown,
     }
     if header.stored:
         rows["stored"] = _stored(header.stored, model)
     return _grid(rows.items())
+
+
+def _dimensions(model: ModelShape) -> str:
+    if model.by_bytes:
+        return "of which only bytes are known"
+    mlp = f"intermediate size {model.intermediate_size}, " if model.intermediate_size else ""
+    return f"hidden size {model.hidden_size}, {mlp}{model.hidden_act}{'' if model.gated else ', no gate'}"
+
+
+def _storage(header: TraceHeader) -> str:
+    """How the signals are stored."""
+    exact: list[str] = [signal for signal in header.signals if signal in EXACT]
+    if len(exact) == len(header.signals):
+        return "stored as they are"
+    return f"{header.encoding}{f', {_listed(exact)} as they are' if exact else ''}"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _flags(trace: Trace) -> dict[str, str]:
+    """A row about flags that came with an imported trace; none without them."""
+    flags = {
+        "residency, whether the device had the expert in its cache": trace.has_residency,
+        "accepted, whether a draft of the token would be right": trace.has_accepted,
+    }
+    names = [name for name, there in flags.items() if there]
+    return {"flags": "; ".join(names)} if names else {}
 
 
 def _layers(model: ModelShape) -> dict[str, str]:
@@ -110,9 +143,9 @@ def _layers(model: ModelShape) -> dict[str, str]:
 
 def _experts(experts: Experts) -> str:
     """The experts of a layer in words: ``8 of 128, width 768``."""
-    size = f"{show_size(experts.bytes)} each" if experts.bytes else f"width {experts.intermediate_size}"
     shared = f", {experts.shared_parameters} weights of shared ones" if experts.shared_parameters else ""
-    return f"{experts.used} of {experts.count}, {size}{'' if experts.gated else ', no gate'}{shared}"
+    gate = "" if experts.gated else ", no gate"
+    return f"{experts.used} of {experts.count}, width {experts.intermediate_size}{gate}{shared}"
 
 
 def _uncounted(counts: dict[str, int]) -> str:

@@ -18,13 +18,29 @@ def expert_notes(run: Run, counts: Counts, flags: DeviceFlags | None) -> list[st
         counts: requests of every step that decodes.
         flags: comparison with the flags of the device that ran the model, or None.
     """
-    sentences = _demand_notes(run, counts)
+    sentences = _demand_notes(run, counts) + _step_notes(run, counts)
     if run.settings.speculate:
         sentences.append("Making drafts costs nothing here: no draft model is simulated.")
     if flags is not None and flags.rows:
         sentences.append(
             f"{run.names.policy}: {flags.agree:,} of the {flags.rows:,} cache flags of the device that ran the model "
             "are the same here."
+        )
+    return sentences
+
+
+def _step_notes(run: Run, counts: Counts) -> list[str]:
+    """What the numbers of a table are about, where steps have several members or prompts go through the caches."""
+    sentences = []
+    if counts.used is not None and counts.tokens != run.sequences.decoded_tokens:
+        sentences.append(
+            f"{counts.tokens} steps decode {run.sequences.decoded_tokens} tokens; latencies are those of steps."
+        )
+    if counts.prompt is not None and (requests := int(counts.prompt.requests.sum())):
+        rate = int(counts.prompt.hits.sum()) / requests
+        sentences.append(
+            f"{run.names.policy}: prompts went through the caches and hit {rate:.1%}; the hit rate of the table is "
+            "that of decoding."
         )
     return sentences
 
@@ -45,10 +61,16 @@ def _demand_notes(run: Run, counts: Counts) -> list[str]:
         return [
             f"{name}: warning: the cache of {show_size(size)} is smaller than what one {step} needs of the experts, "
             f"{show_size(demand)}. Layers take turns, so what was used longest ago is needed next, and such a cache "
-            "finds nothing. Give more with --cache or --dram, or choose --cache-scope layer or another --eviction."
+            f"finds {'little' if counts.hits.any() else 'nothing'}. Give more with --cache or --dram, or choose "
+            "--cache-scope layer or another --eviction."
         ]
-    small = [place for place in placement.plans.places() if place.plan.capacity < used[place[:2]]]
-    if not small:
+    # a cache for one group of one layer holds whole units; without room for one it keeps nothing
+    small = [
+        place
+        for place in placement.plans.places()
+        if place.plan.routed and place.plan.capacity < used[place[:2]] and (place.plan.capacity or scope == "layer")
+    ]
+    if not small or size == 0:
         return []
     return [
         f"{name}: warning: the caches of {len(small)} of {len(plans)} layers hold fewer experts "

@@ -41,7 +41,8 @@ def notes(
     sentences += _layer_notes(run.header.model, settings.kv_window)
     sentences += _budget_notes(run)
     sentences += expert_notes(run, counts, flags)
-    sentences += _fitting_notes(placement, name, equal=settings.cache_shares is None)
+    option = "--dram" if settings.cache is None else "--cache"
+    sentences += _fitting_notes(placement, name, option, equal=settings.cache_shares is None)
     sentences += _streaming_notes(placement, name)
     if placement.plans and run.eviction.caches and not placement.bytes.streamed:
         bypass = (settings.admission or run.eviction.admission) == "bypass"
@@ -75,14 +76,14 @@ def _layer_notes(model: ModelShape, kv_window: int | None) -> list[str]:
     return sentences
 
 
-def _fitting_notes(placement: Placement, name: str, *, equal: bool) -> list[str]:
+def _fitting_notes(placement: Placement, name: str, option: str, *, equal: bool) -> list[str]:
     """Notes if everything fits, or would fit with other shares."""
     where = placement.bytes
     whole, kv, budget = (show_size(size) for size in (where.resident + where.sparse, where.kv_reserved, where.budget))
     if placement.everything_fits:
         return [
             f"Everything fits: the KV cache of {kv} and all weights, {whole}, lie within the DRAM budget of {budget}; "
-            "Flash is read only to fill empty caches. Give less with --dram to see what streaming costs."
+            f"Flash is read only to fill empty caches. Give less with {option} to see what streaming costs."
         ]
     if not where.enough:
         return []
@@ -93,7 +94,7 @@ def _fitting_notes(placement: Placement, name: str, *, equal: bool) -> list[str]
     shares = "equal shares for each matrix" if equal else "the shares of --cache-shares"
     return [
         f"{name}: the DRAM budget of {budget} is as large as the KV cache of {kv} and all weights, {whole}, but "
-        f"caches get {shares}, and some cannot hold theirs ({holds}); give more with --dram."
+        f"caches get {shares}, and some cannot hold theirs ({holds}); give more with {option}."
     ]
 
 
@@ -157,6 +158,8 @@ def _encoding_notes(encoding: Encoding) -> list[str]:
 
 def _cache_notes(placement: Placement, name: str, bypass: bool) -> list[str]:
     groups = placement.plans.by_name()
+    if placement.shared and placement.plans.routed and placement.bytes.cache:
+        return []  # what an event needs stays, however small the cache is
     if not any(plan.capacity for plan in placement.plans):
         return [f"{name}: warning: what is left for the caches, {show_size(placement.bytes.cache)}, holds no unit."]
     over = {group: plans for group, plans in groups.items() if all(plan.k > plan.capacity for plan in plans)}

@@ -119,6 +119,23 @@ class Watched(NamedTuple):
         return [observer for observer in self if observer is not None]
 
 
+def _check_bytes_only(model: ModelShape, settings: Settings) -> None:
+    """Refuse settings that have no effect on a model of which only bytes are known.
+
+    Raises:
+        SettingError: such a setting is given.
+    """
+    given = {
+        "--bits": settings.bits.model_dump() != Bits().model_dump(),
+        "--kv-window": settings.kv_window is not None,
+        "--kv-tokens": settings.kv_tokens is not None,
+    }
+    for name, there in given.items():
+        if there:
+            what = "they say how large its weights are" if name == "--bits" else "so it has no KV cache"
+            raise SettingError(f"{name}: of {model.name} only bytes are known, {what}; leave {name} out")
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """Everything that decides a result.
@@ -230,9 +247,12 @@ class Run:
         Raises:
             ContractError: the policy's groups are impossible on this model.
             SettingError: the budget cannot hold the KV cache, or the KV cache the longest sequence; the layout is of
-                another model, or the shares of the caches are of other groups.
+                another model, or the shares of the caches are of other groups; a setting has no effect on a model of
+                which only bytes are known.
         """
         settings, model = self.settings, self.header.model
+        if model.by_bytes:
+            _check_bytes_only(model, settings)
         if settings.layout:
             settings.layout.check(model)
         if self.shares_are_measured:
@@ -330,16 +350,24 @@ class Run:
 
     def _check_steps(self) -> None:
         """Refuse what does not go with steps of several members, or with prompts in the caches."""
+        settings = self.settings
+        if self.source.masks is not None and self.placement.plans.sparse:
+            raise SettingError(
+                f"{self.source.origin.get('name', 'the source')}: holds masks of experts, but not the order of their "
+                "use, which decides what leaves the caches; replay the trace"
+            )
         if self.together.plain:
             return
-        settings = self.settings
-        refused = {
-            "--packed and --merge": not settings.reads.plain and self.together.prompts,
-            "saved masks": self.source.masks is not None,
-        }
-        if names := [name for name, given in refused.items() if given]:
-            options = "--prefill cached, --keep-cache, --lockstep and --speculate"
-            raise SettingError(f"{names[0]}: does not go with {options}; leave one of them out")
+        if not settings.reads.plain and self.steps.prompts.any():
+            raise SettingError(
+                "--packed and --merge: count reads of decoded tokens only, and prompts go through the caches; give "
+                "--prefill dense, too"
+            )
+        if self.source.masks is not None:
+            raise SettingError(
+                f"{self.source.origin.get('name', 'the source')}: holds masks that were decided token by token, for "
+                "caches that begin empty; leave out --prefill cached, --keep-cache, --lockstep and --speculate"
+            )
 
     def _check_prefetch(self) -> None:
         """Refuse a prefetch rule for steps of several members, or whose signals the source lacks."""

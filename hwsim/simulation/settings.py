@@ -180,6 +180,7 @@ class Settings(BaseModel):
         Option(
             "matrix: each group of each layer has a cache; layer: one for a layer; global: one for all.",
             given=("matrix", "layer", "global"),
+            commands=(*RUNS, *_STATISTICS),
         ),
     ] = "matrix"
     cache_shares: Annotated[
@@ -322,6 +323,7 @@ class Settings(BaseModel):
         Option(
             "Tokens of a prompt that go through the model at once.",
             given=int, least=1, most=10**9, unit="tokens", shown="the whole prompt", panel=_PANEL,
+            commands=(*RUNS, *_STATISTICS),
         ),
     ] = None  # fmt: skip
     prefill: Annotated[
@@ -329,13 +331,14 @@ class Settings(BaseModel):
         Option(
             "dense: a prompt reads all weights and leaves the caches empty. cached: it goes through the caches.",
             given=("dense", "cached"), shown="cached for experts, else dense", panel=_STEPS,
+            commands=(*RUNS, *_STATISTICS),
         ),
     ] = None  # fmt: skip
     keep_cache: Annotated[
         bool,
         Option(
             "Caches keep their content from one sequence to the next, as in a conversation.",
-            given=bool, panel=_STEPS, commands=_REPLAYS,
+            given=bool, panel=_STEPS, commands=(*_REPLAYS, *_STATISTICS),
         ),
     ] = False  # fmt: skip
     lockstep: Annotated[

@@ -32,7 +32,7 @@ EXACT: dict[str, np.dtype[Any]] = {
     "expert_weights": np.dtype("<f4"),
 }
 """Signals that are stored as they are, whatever the encoding. Rows of ``experts`` with fewer than `Experts.used` chosen
-experts end in -1."""
+experts end in -1; a row of a prompt holds only -1 where the layer did not compute that token."""
 
 RESIDENCY, ACCEPTED = "residency", "accepted"
 """Optional members: ``layers/000/residency``, uint8 ``[tokens, used]``, whether the chosen expert was in the cache of

@@ -164,9 +164,8 @@ class Trace:
         ordered = np.sort(ids, axis=1)
         twice = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
         gap = ((ids[:, 1:] >= 0) & (ids[:, :-1] < 0)).any(axis=1)
-        none = (ids[:, 0] < 0) & self._decoded[
-            start:stop
-        ]  # a prompt's token may skip a layer whose output nobody needs
+        # a token of a prompt may have no experts in a layer whose output nothing reads
+        none = (ids[:, 0] < 0) & self._decoded[start:stop]
         wrong = (ids < -1).any(axis=1) | (ids >= experts.count).any(axis=1) | none | twice | gap
         rule = f"must be different experts from 0 to {experts.count - 1}, at least one for a decoded token, then -1"
         self._refuse(name, ids, wrong, rule, start=start)
@@ -188,6 +187,16 @@ class Trace:
         self._check_range(layer, start, stop)
         name = member_name(layer, RESIDENCY)
         return self._rows(name, start, stop).astype(bool) if name in self._members else None
+
+    @property
+    def has_residency(self) -> bool:
+        """Whether the trace holds the cache flags of the device that ran the model."""
+        return any(member_name(layer, RESIDENCY) in self._members for layer in self.model.layers_with("experts")[:1])
+
+    @property
+    def has_accepted(self) -> bool:
+        """Whether the trace tells which drafts of tokens would be right."""
+        return ACCEPTED in self._members
 
     def accepted(self) -> np.ndarray | None:
         """Whether a draft of each token would have been right: bool ``[tokens]``; None if the trace does not say."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -103,6 +104,20 @@ class Steps:
     def prompts(self) -> np.ndarray:
         """Whether each step is a chunk of a prompt: bool ``[steps]``."""
         return np.asarray(self.emitted == 0)
+
+    @cached_property
+    def runs(self) -> np.ndarray:
+        """For each step the end of its run of steps that decode one token each of one sequence: int64 ``[steps]``.
+
+        A step of another kind is a run by itself.
+        """
+        first = self.offsets[:-1]
+        alone = (self.sizes == 1) & ~self.prompts
+        goes_on = alone[1:] & alone[:-1]
+        for values, apart in ((self.sequences, 0), (self.rows, 1)):
+            goes_on &= np.diff(values[first]) == apart
+        ends = np.append(np.flatnonzero(~goes_on) + 1, len(self)) if len(self) else np.empty(0, np.int64)
+        return ends[np.searchsorted(ends, np.arange(len(self)), side="right")]
 
     def members(self, step: int) -> slice:
         """The members of a step, as a slice of `rows` and the like."""

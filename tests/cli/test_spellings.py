@@ -17,7 +17,7 @@ BEFORE = [  # every spelling of the time before `hwsim list`, `hwsim plugin` and
     "check", "train", "train predictor", "train lora", "train prefetch", "trace", "trace info", "trace verify",
     "trace locality", "trace curve", "trace convert",
 ]  # fmt: skip
-SINCE = {"plan"}  # commands that never had another spelling
+SINCE = {"plan", "trace import"}  # commands that never had another spelling
 NOW = {
     "calibrate": "fit thresholds", "calibrate-device": "fit device", "layout": "fit layout",
     "policies": "list policies", "evictions": "list evictions", "prefetches": "list prefetches",

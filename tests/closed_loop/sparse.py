@@ -77,14 +77,20 @@ def shares_of(name: str, layer: Any, logits: Any, mask: Any) -> Any:
 def outputs_of(name: str, module: Any, value: Any) -> Any:
     """Output of every expert, ``[n, experts, inputs]``, one token and expert at a time."""
     count = MIXTURES[name].experts.count
-    glu = glu_of(name, module, value, torch.arange(count).expand(len(value), -1))
+    return down_of(name, module, glu_of(name, module, value, torch.arange(count).expand(len(value), -1)))
+
+
+def down_of(name: str, module: Any, glu: Any) -> Any:
+    """Output of every expert, ``[n, experts, inputs]``, of what enters down, ``[n, experts, width]``."""
     if name == "gpt_oss":
         return torch.einsum("new,ewi->nei", glu, module.down_proj) + module.down_proj_bias
     return torch.einsum("new,eiw->nei", glu, module.down_proj)
 
 
 @contextmanager
-def by_hand(name: str, model: Any, choose: Choose) -> Iterator[dict[int, list[Any]]]:
+def by_hand(
+    name: str, model: Any, choose: Choose, outputs: Callable[[str, Any, Any], Any] = outputs_of
+) -> Iterator[dict[int, list[Any]]]:
     """Experts that are summed here, with the experts that `choose` takes; yields the masks of each pass by layer."""
     mixture, logits, masks, handles = MIXTURES[name], {}, {}, []
     layers = model.get_submodule(mixture.layers)
@@ -102,7 +108,7 @@ def by_hand(name: str, model: Any, choose: Choose) -> Iterator[dict[int, list[An
             mask = choose(number, logits[number], own)
             masks.setdefault(number, []).append(mask)
             shares = shares_of(name, layers[number], logits[number], mask)
-            return (outputs_of(name, module, value) * shares[..., None]).sum(1).to(value.dtype)
+            return (outputs(name, module, value) * shares[..., None]).sum(1).to(value.dtype)
 
         return summed
 

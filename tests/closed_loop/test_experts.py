@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ from hwsim.testing.drive import MaskCollector
 from hwsim.trace import Sequence, Trace
 from hwsim.trace.steps import Together
 from tests.closed_loop.loops import candidate, generate, rule
-from tests.closed_loop.sparse import KNOWN, by_hand, keep_in, logits_of, made
+from tests.closed_loop.sparse import KNOWN, by_hand, down_of, keep_in, logits_of, made
 from tests.conftest import flat_profile
 from tests.record.architectures import VOCABULARY, where
 from tests.record.expected import hooked, top
-from tests.record.mixtures import MIXTURES
+from tests.record.mixtures import MIXTURES, glu_of
 from tests.runs import evaluate, replay
 
 READING = Reading(tokens=30, context=15, prompt=5)
@@ -206,6 +207,17 @@ def test_drop_cold_of_nothing_is_router(known: str) -> None:
     assert some.perplexity != router.perplexity
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_does_not_trouble_the_guards(family: str, dtype: str) -> None:
+    """Weights, rules and sums in half precision."""
+    reading = Reading(READING.tokens, READING.context, READING.prompt, dtype=dtype)
+    others = candidate("router-k", k=1) if family == "phimoe" else Candidate("others", Others())
+    router, cold, other = run(family, candidate("router"), candidate("drop-cold", factor=100), others, reading=reading)
+    assert router.perplexity == router.dense_perplexity
+    assert cold.unit_requests < router.unit_requests
+    assert other.kl > 0
+
+
 # ---------------------------------------------------------------------- another choice, by hand
 
 
@@ -278,11 +290,12 @@ def close(found: Any, expected: Any) -> None:
 # ---------------------------------------------------------------------- token by token
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "gemma4_text", "lfm2_moe"])
-@pytest.mark.parametrize("policy", ["drop-cold", "cumulative", "others"])
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [*((name, policy) for name in ("qwen3_moe", "deepseek_v3", "gemma4_text", "lfm2_moe")
+       for policy in ("drop-cold", "others")), ("qwen3_moe", "cumulative"), ("gpt_oss", "max-rank")],
+)  # fmt: skip
 def test_token_by_token_is_the_window_at_once(name: str, policy: str) -> None:
-    if policy == "cumulative" and name in ("deepseek_v3", "lfm2_moe"):
-        pytest.skip("its router ranks by more than logits")
     own = Others() if policy == "others" else candidate(policy).policy
     window, stepped = MaskCollector(), MaskCollector()
     loop = loop_of(name, own, observers=[window])
@@ -382,14 +395,7 @@ def test_groups_of_a_dense_mlp_and_of_experts(name: str) -> None:
             return top(value, value.shape[-1] // 2)
         return None
 
-    def fewer(layer: int, logits: Any, own: Any) -> Any:
-        worth = logits.float().softmax(-1)
-        if name == "gemma4_text":
-            worth = worth * model.get_submodule(place.layers)[layer].router.per_expert_scale
-        least = torch.where(own, worth, 9.0).argmin(-1, keepdim=True)
-        return own.scatter(1, least, False)
-
-    with hooked(model, place, cut), by_hand(name, model, fewer):
+    with hooked(model, place, cut), by_hand(name, model, without_last(name)):
         expected = logits_of(model, text())
     dense = {"gemma4_text": {0, 1, 2}, "deepseek_v3": {0}}[name]
     assert {layer for layer, _ in masked} == dense
@@ -413,6 +419,100 @@ def test_prompts_go_through_the_caches_of_both(name: str, tmp_path: Path) -> Non
         [group for group in result.groups if (group.layer, group.group) == (0, "input")] for result in (loop, again)
     ]
     assert first[0] == first[1]
+
+
+# ---------------------------------------------------------------------- parts of experts
+
+
+class Parts(Policy):
+    """Columns, neurons and outputs of the model's own experts but for the last one."""
+
+    def groups(self, model: Any) -> list[Group]:
+        """All parts of an expert."""
+        return [
+            Group("choice", "expert", [], needs=["experts"]),
+            Group(
+                "input", "hidden", ["expert_gate.column", "expert_up.column"], 0.5, ["expert_input"], within="choice"
+            ),
+            Group("down", "neuron", ["expert_down.column"], 0.25, ["expert_glu"], within="choice"),
+        ]
+
+    def score(self, ctx: Context) -> np.ndarray:
+        """Absolute values."""
+        return np.abs(ctx.signals[ctx.group.needs[0]])
+
+    def select(self, ctx: Context) -> np.ndarray | None:
+        """All but the last expert."""
+        return Mixed().select(ctx)
+
+
+def without_last(name: str) -> Any:
+    def fewer(layer: int, logits: Any, own: Any) -> Any:
+        worth = logits.float().softmax(-1)
+        if name == "gemma4_text":
+            worth = worth * made(name).model.get_submodule(MIXTURES[name].layers)[layer].router.per_expert_scale
+        return own.scatter(1, torch.where(own, worth, 9.0).argmin(-1, keepdim=True), False)
+
+    return fewer
+
+
+def partial_outputs(name: str, module: Any, value: Any) -> Any:
+    """Half of the input and a quarter of glu of each expert."""
+    count = MIXTURES[name].experts.count
+    glu = glu_of(name, module, top(value, value.shape[-1] // 2), torch.arange(count).expand(len(value), -1))
+    return down_of(name, module, top(glu, glu.shape[-1] // 4))
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != "nemotron_h-moe"])
+def test_parts_of_experts_by_hand(name: str) -> None:
+    seen = MaskCollector()
+    logits = looped(name, loop_of(name, Parts(), observers=[seen]))
+    with by_hand(name, made(name).model, without_last(name), partial_outputs):
+        expected = logits_of(made(name).model, text())
+    close(logits, expected)
+    experts, first = MIXTURES[name].experts, MIXTURES[name].sparse[0]
+    masks = seen.masks_of[first, "down"]
+    assert (masks.sum(1) == (experts.used - 1) * (experts.intermediate_size // 4)).all()
+
+
+def test_a_prompt_keeps_whole_experts() -> None:
+    """Its tokens before any masked one are those of transformers, bit for bit."""
+    logits = looped("qwen3_moe", loop_of("qwen3_moe", Parts()), 5)
+    plain = logits_of(made("qwen3_moe").model, text())
+    assert torch.equal(logits[:5], plain[:5])
+    assert not torch.equal(logits[5:], plain[5:])
+
+
+def test_all_parts_of_the_models_own_experts_are_transformers(known: str) -> None:
+    whole = candidate("dip-experts", density=1)
+    assert torch.equal(looped(known, loop_of(known, whole.policy)), logits_of(made(known).model, text()))
+
+
+@pytest.mark.parametrize("chosen", [{}, {"cache_scope": "layer", "prefill": "dense"}, {"prefill_chunk": 2}])
+def test_dip_in_experts_counts_what_a_replay_counts(chosen: dict[str, Any], tmp_path: Path) -> None:
+    """Requests of the whole, and the prompt's hits in the first layer, which no mask has changed."""
+    (loop,) = run("qwen3_moe", candidate("dip-experts"), **chosen)
+    path = tmp_path / "t.npz"
+    signals = ("experts", "expert_input", "expert_glu")
+    record(path, str(made("qwen3_moe").folder), settings=Reading(30, 15, 5, signals=signals))
+    with Trace(path) as trace:
+        settings = Settings(**{"cache": half("qwen3_moe")} | chosen)
+        again = replay(trace, flat_profile(), candidate("dip-experts").policy, rule("lru"), settings)
+    assert loop.unit_requests == again.unit_requests
+    assert loop.mlp_density == again.mlp_density
+    assert loop.kl > 0
+    if "prefill" not in chosen:
+        assert loop.prompt is not None
+        assert again.prompt is not None
+        assert loop.prompt.requests == again.prompt.requests
+        assert loop.groups[0].requests == again.groups[0].requests
+
+
+def test_parts_of_experts_token_by_token() -> None:
+    whole = looped("qwen3_moe", loop_of("qwen3_moe", Parts()), 3)
+    stepper = Stepper(made("qwen3_moe").model, torch, loop_of("qwen3_moe", Parts(), steps=True))
+    ids = text().tolist()
+    close(torch.stack([stepper.prefill(ids[:3]), *(stepper.step(token) for token in ids[3:])]), whole[2:])
 
 
 # ---------------------------------------------------------------------- unknown rules, guards and refusals
@@ -463,14 +563,25 @@ class Oracle(Others):
         return [Group("experts", "expert", ["experts.expert"], needs=["expert_glu"], oracle=True)]
 
 
-class Late(Others):
-    """Decides experts from a dense MLP's own signal."""
-
-    needs: str = "glu"
+class Early(Parts):
+    """Masks the input of experts by their glu."""
 
     def groups(self, model: Any) -> list[Group]:
-        """Experts by glu of the dense MLP."""
-        return [Group("experts", "expert", ["experts.expert"], needs=["experts", self.needs])]
+        """An oracle."""
+        choice, entering, down = super().groups(model)
+        return [choice, replace(entering, needs=["expert_glu"], oracle=True), down]
+
+
+class Divided(Parts):
+    """Chooses another expert for each group."""
+
+    def select(self, ctx: Context) -> np.ndarray | None:
+        """One of the model's own, at random."""
+        if ctx.group.axis != "expert":
+            return None
+        mask = np.zeros(ctx.units, bool)
+        mask[ctx.rng.permutation(ctx.signals["experts"])[0]] = True
+        return mask
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -483,6 +594,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
     router = candidate("router")
     refused("such an oracle can be replayed, not run", "qwen3_moe", Candidate("o", Oracle()))
+    refused("input: is decided from expert_glu, which the running model knows only after", "qwen3_moe",
+            Candidate("e", Early()))  # fmt: skip
+    refused("its groups within experts choose different experts", "qwen3_moe", Candidate("d", Divided()))
     refused("does not decide which of its 8 experts a token reads", "qwen3_moe", candidate("dense"))
     refused("--save-masks: a file of masks does not hold the order", "qwen3_moe", router,
             masks=MaskWriter(tmp_path / "m.npz"))  # fmt: skip

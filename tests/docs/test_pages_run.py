@@ -27,8 +27,10 @@ from typer.testing import CliRunner
 
 from hwsim.api import load
 from hwsim.cli.app import app
+from hwsim.trace import Sequence
 from tests.conftest import REPOSITORY
 from tests.docs.blocks import Block, fences
+from tests.sparse import write_sparse
 
 PAGES = [
     page
@@ -87,6 +89,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     for name in ("book.npz", "smollm2.npz", "other.npz"):
         if f"-o {name}" not in text:
             (tmp_path / name).symlink_to(trace)
+    if "experts.npz" in text and "-o experts.npz" not in text:
+        write_sparse(tmp_path / "experts.npz", [Sequence(tokens=24, prompt=4)])
     policy = next(block for block in fences(REPOSITORY / "docs" / "howto" / "policy.md") if block.title == "mine.py")
     (tmp_path / "mine.py").write_text(policy.text, encoding="utf-8")
     (tmp_path / "fio.json").write_text(json.dumps(_like_fio()), encoding="utf-8")

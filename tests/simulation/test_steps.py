@@ -266,10 +266,10 @@ def test_bypass_admits_newcomers_by_rank_alone(case: Case, rule: str) -> None:
 @few
 def test_a_step_of_one_token_is_what_the_driver_of_tokens_does(case: Case, scope: str, rule: str) -> None:
     case.options, case.prefill, case.scope = {}, {"prefill": "dense"}, scope
-    for policy in POLICY_PARAMETERS:
+    for policy, parameters in POLICY_PARAMETERS.items():
         one, other = Contents(), Contents()
         with case.trace() as trace:
-            run = case.run(trace, policy, rule, **POLICY_PARAMETERS[policy])
+            run = case.run(trace, policy, rule, **parameters)
             steps, tokens = count(run, [one]), scan(trace, run.sequences, run.masking, observers=[other])
         assert (steps.requests == tokens.requests).all()
         assert (steps.hits == tokens.hits).all()

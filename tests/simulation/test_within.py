@@ -15,11 +15,12 @@ from hwsim.simulation.plugins import EVICTIONS, POLICIES
 from hwsim.simulation.replay import count, replay
 from hwsim.simulation.run import Conditions, Source
 from hwsim.simulation.settings import Settings
-from hwsim.testing import SMALL_SPARSE_MODEL, RandomSignals
-from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
+from hwsim.testing import SMALL_SPARSE_MODEL
+from hwsim.trace import Sequence, Trace
 from tests.conftest import flat_profile
+from tests.sparse import INSIDE, write_sparse
 
-_MODEL, _SIGNALS = SMALL_SPARSE_MODEL, ["router", "experts", "expert_weights", "expert_input", "expert_glu"]
+_MODEL = SMALL_SPARSE_MODEL
 _SEQUENCES = [Sequence(tokens=14, prompt=4), Sequence(tokens=8)]
 _UNITS = {"input": 24 * 48, "down": 24 * 20}
 
@@ -27,17 +28,7 @@ _UNITS = {"input": 24 * 48, "down": 24 * 20}
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sparse trace with the insides of the chosen experts."""
-    path = tmp_path_factory.mktemp("within") / "t.npz"
-    fields = {"origin": "synthetic", "model": _MODEL, "signals": _SIGNALS, "sequences": _SEQUENCES}
-    header = TraceHeader.model_validate(fields)
-    source = RandomSignals(_MODEL, header.tokens)
-    with TraceWriter(path, header) as writer:
-        for layer in _MODEL.layers_with("experts"):
-            for signal in _SIGNALS:
-                writer.write(layer, signal, 0, source.read(layer, signal))
-        writer.commit(header.tokens)
-        writer.finish()
-    return path
+    return write_sparse(tmp_path_factory.mktemp("within") / "t.npz", _SEQUENCES, INSIDE)
 
 
 def _top(values: np.ndarray, share: float) -> set[int]:

@@ -204,6 +204,7 @@ def test_speculation_by_hand(tmp_path: Path, timing: str) -> None:
     assert right.throughput_tok_s == pytest.approx(3 / sum(by_hand), rel=1e-12)
 
 
+_ROUTER = POLICIES.make("router")[1]
 SIGNALS = ("router", "experts", "expert_weights")
 SEQUENCES = [Sequence(tokens=9, prompt=4), Sequence(tokens=5), Sequence(tokens=7, prompt=2)]
 
@@ -223,12 +224,10 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [{}, {"lockstep": 2}, {"speculate": 2, "accept": 0.5}, {"prefill_chunk": 3, "keep_cache": True}, {"dram": "60%"}],
 )
 def test_the_engine_agrees_with_the_closed_form(sparse: Path, scope: str, options: dict[str, Any]) -> None:
+    given = {"cache_scope": scope, "per_token": True} | ({} if "dram" in options else {"cache": 20_000}) | options
     with Trace(sparse) as trace:
         engine, form = (
-            replay(
-                trace, flat_profile(), POLICIES.make("router")[1], EVICTIONS.make("lru")[1],
-                Settings(timing=timing, cache_scope=scope, per_token=True, **({} if "dram" in options else {"cache": 20_000}), **options),
-            )  # fmt: skip
+            replay(trace, flat_profile(), _ROUTER, EVICTIONS.make("lru")[1], Settings(timing=timing, **given))
             for timing in ("events", "closed-form")
         )
     assert engine.time_s.total == pytest.approx(form.time_s.total, rel=1e-9)

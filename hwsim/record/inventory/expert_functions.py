@@ -127,7 +127,20 @@ class ExpertFunctions:
         Returns:
             A tensor ``[n, inputs]``.
         """
-        outputs = self._each(self.chosen_glu(value, ids), ids, self.down)
+        return self.summed(self.chosen_glu(value, ids), ids, weights)
+
+    def summed(self, glu: Any, ids: Any, weights: Any) -> Any:
+        """Sum of the chosen experts' outputs times their weights.
+
+        Args:
+            glu: what enters down of each chosen expert, ``[n, k, width]``.
+            ids: the chosen experts, integers ``[n, k]``.
+            weights: theirs, ``[n, k]``.
+
+        Returns:
+            float32 ``[n, inputs]``.
+        """
+        outputs = self._each(glu, ids, self.down)
         return (outputs.float() * weights.float()[..., None]).sum(1)
 
     def _each(self, values: Any, ids: Any, function: Callable[[int, Any], Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hwsim.report.page.digest import Named
 from hwsim.report.page.inputs import Row
 from hwsim.report.page.plotting import COLORS, Figure, axis
+from hwsim.util.units import show_size
 
 
 def tokens(found: list[Named]) -> Figure | None:
@@ -67,7 +68,45 @@ def hits(found: list[Named]) -> Figure | None:
 
 
 def curve(row: Row) -> Figure:
-    """The plot of LRU's miss ratio by cache size, with the device's cache size marked."""
+    """The plot of the miss ratio by cache size, with the device's cache size marked."""
+    return _by_bytes(row) if "sizes" in row else _by_share(row)
+
+
+def _by_bytes(row: Row) -> Figure:
+    """The plot for caches of experts."""
+    sizes = [each["cache_bytes"] for each in row["sizes"]]
+    misses = [1 - each["hits"] / max(1, each["requests"]) for each in row["sizes"]]
+    data = [
+        {
+            "type": "scatter", "mode": "lines+markers", "name": row["eviction"], "x": [size / 1e9 for size in sizes],
+            "y": misses, "line": {"color": COLORS[0]}, "hovertemplate": "%{x:.3g} GB: %{y:.1%} missed<extra></extra>",
+        }
+    ]  # fmt: skip
+    if row["cache_bytes"] in sizes:
+        at = sizes.index(row["cache_bytes"])
+        data.append(
+            {
+                "type": "scatter", "mode": "markers", "name": "as the device has it", "x": [sizes[at] / 1e9],
+                "y": [misses[at]],
+                "marker": {"color": COLORS[0], "size": 12, "symbol": "circle-open", "line": {"width": 3}},
+            }
+        )  # fmt: skip
+    layout = {
+        "xaxis": axis("caches, GB", rangemode="tozero"),
+        "yaxis": axis("miss ratio", tickformat=".0%", rangemode="tozero"),
+    }
+    about = f"{row['eviction']}, scope {row['cache_scope']}"
+    replay = f"{row['policy']['name']} on {row['trace']['name']} ({row['trace']['origin']})"
+    title = f"Miss ratio of caches of experts by their size: {replay}, {about}"
+    says = "Share of the experts that decoding needs and the caches lack; a circle is the size that the DRAM gives."
+    key = f"curve-{row['policy']['name']}-{row['trace']['hash'][:8]}-{row['eviction']}-{row['cache_scope']}"
+    key += f"-{row['dram_budget_bytes']}"
+    rows = [[show_size(size), f"{miss:.1%}"] for size, miss in zip(sizes, misses, strict=True)]
+    return Figure(key, title, says, data, layout, ["caches", "missed"], rows)
+
+
+def _by_share(row: Row) -> Figure:
+    """The plot for LRU's caches of rows and columns."""
     data, rows = [], []
     for index, (name, group) in enumerate(row["groups"].items()):
         units, requests = group["units"], group["requests"]

@@ -101,6 +101,8 @@ def _values(option: Declared) -> Any:
     """The type of a list of values of one option, as YAML and the command line write them."""
     given: Any = option.option.given
     kind: Any = {bool: bool, int: int, dict: dict[str, Any]}.get(given, str)
+    if kind is str and "float" in (option.option.python or "").split(" | "):
+        kind = float | str
     if option.option.most is not None:
         kind = Annotated[kind, Field(le=option.option.most)]
     readers = [BeforeValidator(_listed)]

@@ -70,7 +70,7 @@ def synthesize(
 
     Raises:
         SettingError: a setting is out of bounds.
-        ModelError: the model is a mixture of experts.
+        ModelError: the model, or that of `like`, is a mixture of experts.
         TraceError: `like` lacks a signal, or is too short to be fitted.
         OutputError: the file cannot be written.
     """
@@ -79,7 +79,8 @@ def synthesize(
             return synthesize(
                 path, model, tokens, like=found, signals=signals, seed=seed, overwrite=overwrite, progress=progress
             )  # fmt: skip
-    model.check_dense("a synthetic trace")
+    for shape in (model, like.model):
+        shape.check_dense("a synthetic trace")
     path = Path(path)
     check_new_file(path)
     for target in (path, *unfinished(path)):

@@ -15,9 +15,9 @@ from hwsim.simulation.replay import replay
 from hwsim.simulation.run import Conditions, Source
 from hwsim.simulation.settings import Settings
 from hwsim.studies.plan import Plan, plan
-from hwsim.testing import SMALL_SPARSE_MODEL, RandomSignals
-from hwsim.trace import Sequence, Trace, TraceHeader, TraceWriter
+from hwsim.trace import Sequence, Trace
 from tests.conftest import Hwsim, write_trace
+from tests.sparse import write_sparse
 
 _DEVICE = "oneplus15r"
 
@@ -26,18 +26,7 @@ _DEVICE = "oneplus15r"
 def trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of a router's choices."""
     path = tmp_path_factory.mktemp("plan") / "experts.npz"
-    signals = ["router", "experts", "expert_weights"]
-    sequences = [Sequence(tokens=40, prompt=5), Sequence(tokens=30)]
-    fields = {"origin": "synthetic", "model": SMALL_SPARSE_MODEL, "signals": signals, "sequences": sequences}
-    header = TraceHeader.model_validate(fields)
-    source = RandomSignals(SMALL_SPARSE_MODEL, header.tokens)
-    with TraceWriter(path, header) as writer:
-        for layer in SMALL_SPARSE_MODEL.layers_with("experts"):
-            for signal in signals:
-                writer.write(layer, signal, 0, source.read(layer, signal))
-        writer.commit(header.tokens)
-        writer.finish()
-    return path
+    return write_sparse(path, [Sequence(tokens=40, prompt=5), Sequence(tokens=30)])
 
 
 @pytest.fixture(scope="module")
