@@ -47,7 +47,7 @@ COMMANDS = (
     ),
     Entry(
         "trace curve", "curve:curve",
-        "Show the hit rate of LRU for caches of every size at once; --json holds every size, the table ten.",
+        "Show the hit rate by the size of the caches.",
     ),
     Entry(
         "trace convert", "convert:convert",
