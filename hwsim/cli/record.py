@@ -29,8 +29,8 @@ class RecordOptions:
         typer.Option(
             metavar="A,B,...",
             help="input, up, gate, glu, attn_input, attn_output; of experts router, experts, expert_weights, "
-            "expert_input, expert_glu.",
-            show_default="input,up,gate; without a gate input,glu; of experts all but expert_glu",
+            "expert_input, expert_glu, router_ahead.",
+            show_default="input,up,gate; without a gate input,glu; of experts all but expert_glu and router_ahead",
         ),
     ] = None
     norms: Annotated[

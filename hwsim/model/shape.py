@@ -48,6 +48,10 @@ EXPERT_SIGNALS = ("router", "experts", "expert_weights", "expert_input", "expert
 MADE_BY |= dict.fromkeys(EXPERT_SIGNALS[:-1], frozenset("qkvo"))
 MADE_BY["expert_glu"] = frozenset("qkvo") | {"expert_up", "expert_gate"}
 
+# logits of a layer's router on what enters the experts of the layer before, [experts]: the product with its matrix, as
+# if nothing lay between the two layers. Prefetch rules may read it, policies may not
+ROUTER_AHEAD = "router_ahead"
+
 # norms of the weights that a trace may hold: the Euclidean norm of each unit over some slices of its layer. A mask can
 # be decided from them as from a signal; they are known before any signal
 NORMS: dict[str, tuple[str, ...]] = {
@@ -328,9 +332,9 @@ class ModelShape(BaseModel):
             signal: its name.
             layer: number of the layer; None: the largest width of any layer.
         """
-        if signal in EXPERT_SIGNALS:
-            layers = self.layers if layer is None else self.layers[layer : layer + 1]
-            return max((self._expert_width(signal, own) for own in layers), default=0)
+        if signal in (*EXPERT_SIGNALS, ROUTER_AHEAD):
+            layers = range(len(self.layers))[slice(None) if layer is None else slice(layer, layer + 1)]
+            return max((self._expert_width(signal, at) for at in layers), default=0)
         if layer is None or not self.layers:
             if signal in ("up", "gate", "glu", "norm_down"):
                 return self.intermediate_size
@@ -343,11 +347,14 @@ class ModelShape(BaseModel):
         exists = own.head_dim if signal == "attn_input" else own.intermediate_size
         return self.hidden_size if exists else 0
 
-    def _expert_width(self, signal: str, layer: LayerShape) -> int:
+    def _expert_width(self, signal: str, layer: int) -> int:
         """Numbers of a token in a signal of a sparse layer; 0 if the layer is dense."""
-        if layer.experts is None:
+        experts = self.layers[layer].experts
+        if experts is None:
             return 0
-        experts = layer.experts
+        if signal == ROUTER_AHEAD:
+            before = self.layers[layer - 1].experts if layer else None
+            return 0 if before is None or before.input_size else experts.count
         glu = experts.used * experts.intermediate_size
         inputs = experts.input_size or self.hidden_size
         return dict(zip(EXPERT_SIGNALS, (experts.count, experts.used, experts.used, inputs, glu), strict=True))[signal]

@@ -20,6 +20,11 @@ def member(layer: int, group: str) -> str:
     return f"layers/{layer:03d}/{group}"
 
 
+def uses_member(layer: int, group: str) -> str:
+    """Name of an array: ``uses/000/down``, int64 ``[units]``: tokens that needed each unit."""
+    return f"uses/{layer:03d}/{group}"
+
+
 class Trained(Prefetch):
     """By how often a unit was needed after a token that needed it, or did not: counted by `hwsim train prefetch`."""
 

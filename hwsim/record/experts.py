@@ -81,11 +81,18 @@ class LayerExperts:
             if parameter.ndim == 1 and parameter.numel() == self.shape.count
         ]
 
-    def watch_router(self, action: Callable[[Any], None]) -> list[Any]:
+    def watch_router(
+        self, action: Callable[[Any], None], again: Callable[[Callable[[Any], Any]], None] | None = None
+    ) -> list[Any]:
         """Pass the router's logits, ``[n, experts]``, to `action` before the experts run; returns handles of hooks.
 
         They are the result of the product with the router's matrix, its bias included, before softmax or sigmoid,
         and before a correction that only changes which experts are chosen.
+
+        Args:
+            action: receives the logits.
+            again: receives a function that returns the logits for other inputs of the product, ``[n, inputs]``; it is
+                called right after `action`, while the weights are there.
         """
         running: list[Any] = []
 
@@ -99,6 +106,8 @@ class LayerExperts:
                 mode.__exit__(None, None, None)
                 if mode.result is not None:
                     action(mode.result.reshape(-1, mode.result.shape[-1]))
+                    if again is not None:
+                        again(mode.repeat)
 
         return [
             self._router_module.register_forward_pre_hook(enter),
@@ -115,18 +124,37 @@ def _product_mode(weight: Any) -> Any:
             super().__init__()
             self.result: Any = None
             self._same = [weight]
+            self._product: tuple[Any, list[Any], dict[str, Any]] | None = None
 
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = function(*args, **(kwargs or {}))
             operation = getattr(function, "__name__", "")
             if operation in PRODUCTS or operation in CASTS or operation in ("t", "transpose"):
                 given = [*args, *(kwargs or {}).values()]
-                if any(entry is other for entry in given for other in self._same):
+                if any(self._is_weight(entry) for entry in given):
                     if operation in PRODUCTS:
                         self.result = result
+                        self._product = function, list(args), dict(kwargs or {})
                     else:
                         self._same.append(result)
             return result
+
+        def repeat(self, inputs: Any) -> Any:
+            """The same product with other inputs, ``[n, inputs]``: ``[n, experts]``."""
+            assert self._product is not None
+            function, args, kwargs = self._product
+
+            def replaced(entry: Any) -> Any:
+                is_input = isinstance(entry, torch.Tensor) and entry.ndim > 1 and not self._is_weight(entry)
+                return inputs.to(entry) if is_input else entry
+
+            result = function(
+                *[replaced(entry) for entry in args], **{name: replaced(entry) for name, entry in kwargs.items()}
+            )
+            return result.reshape(-1, result.shape[-1])
+
+        def _is_weight(self, entry: Any) -> bool:
+            return any(entry is other for other in self._same)
 
     return Product()
 

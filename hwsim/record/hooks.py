@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from hwsim.errors import ModelError
-from hwsim.model.shape import EXPERT_SIGNALS, NORMS
+from hwsim.model.shape import EXPERT_SIGNALS, NORMS, ROUTER_AHEAD
 from hwsim.record.experts import ROWS, LayerExperts, by_weight, check_chosen, check_mixture, check_router
 from hwsim.record.inventory import Inventory, LayerParts, Mlp, activation, activations, base, split, transposed
 from hwsim.trace.encoding import FLOAT16_MAX
@@ -188,12 +189,16 @@ class Taps:
         self._plainly: set[int] = set()  # layers whose up was seen to make the GLU
         self._routed: set[int] = set()  # layers whose router was seen to be it
         self._mixed: set[int] = set()  # layers whose sum of experts was seen to be their output
+        self._entered: dict[int, Any] = {}  # what entered the experts of a layer, until the next router has run
         self._handles: list[Any] = []
         self._expected: set[tuple[int, str]] = set()
         self._emitted: set[tuple[int, str]] = set()
         try:
             for index, layer in enumerate(layers):
                 self._attach(index, layer)
+            if ROUTER_AHEAD in self._signals:
+                for index, pair in enumerate(pairwise(layers), 1):
+                    self._look_ahead(index, *pair)
         except BaseException:
             self.remove()
             raise
@@ -251,6 +256,29 @@ class Taps:
         self._handles.append(experts.after(lambda output: self._mixture(index, experts, call, logits, output)))
         self._expected |= {(index, signal) for signal in wanted}
 
+    def _look_ahead(self, index: int, before: Layer, layer: Layer) -> None:
+        """Pass on what a layer's router makes of the input of the experts of the layer before."""
+        if before.experts is None or layer.experts is None or before.experts.shape.input_size:
+            return
+        experts = layer.experts
+        logits: list[Any] = []
+        self._handles.append(
+            before.experts.before(lambda entering, ids, weights: self._entered.__setitem__(index, entering))
+        )
+        self._handles += experts.watch_router(
+            logits.append, lambda router: self._take(index, ROUTER_AHEAD, router(self._entered.pop(index)))
+        )
+        self._handles.append(
+            experts.before(lambda entering, ids, weights: self._check(index, experts, logits.pop(), ids, weights))
+        )
+        self._expected.add((index, ROUTER_AHEAD))
+
+    def _check(self, index: int, experts: LayerExperts, logits: Any, ids: Any, weights: Any) -> None:
+        """Check once for each layer that its router is the model's own."""
+        if index not in self._routed:
+            self._routed.add(index)
+            check_router(index, experts, logits, ids, weights)
+
     def _mixture(self, index: int, experts: LayerExperts, call: list[Any], logits: list[Any], output: Any) -> None:
         entering, ids, weights = call
         router = logits.pop() if logits else None
@@ -264,9 +292,8 @@ class Taps:
             part = slice(0, ROWS)
             summed = experts.functions.mixture(entering[part], ids[part], weights[part])
             check_mixture(index, summed, output[part])
-            if "router" in self._signals and index not in self._routed:
-                self._routed.add(index)
-                check_router(index, experts, router, ids, weights)
+            if "router" in self._signals:
+                self._check(index, experts, router, ids, weights)
         if router is not None:
             self._take(index, "router", router)
         ids, weights, order = by_weight(ids, weights)

@@ -14,7 +14,7 @@ import numpy as np
 
 import hwsim
 from hwsim.errors import ModelError, SettingError, did_you_mean
-from hwsim.model.shape import EXPERT_SIGNALS, SIGNALS
+from hwsim.model.shape import EXPERT_SIGNALS, ROUTER_AHEAD, SIGNALS
 from hwsim.record.custom import code_provenance
 from hwsim.record.extras import Libraries, libraries, require_extra
 from hwsim.record.loading import (
@@ -37,7 +37,7 @@ from hwsim.util.files import spare
 Progress = Callable[[str, int, int], None]
 """Callback: receives (phase, steps done, steps in all)."""
 
-_ALL_SIGNALS = (*SIGNALS, *EXPERT_SIGNALS)
+_ALL_SIGNALS = (*SIGNALS, *EXPERT_SIGNALS, ROUTER_AHEAD)
 _MOST_TOKENS = 10**12
 _PASSING = {"transformers_version", "dtype", "torch_dtype"}  # fields of a configuration that decide no signal
 _TOKENS_FROM_DISK = 4096  # tokens of one pass when each pass reads all layers from disk: enough to amortise the reads
@@ -216,7 +216,11 @@ def _signals(asked: tuple[str, ...] | None, structure: Structure) -> tuple[str, 
             raise SettingError(f"{given}: {unknown.up}: {unknown.why}; give --signals input,glu")
     for signal in asked:
         if not shape.layers_with(signal):
-            if signal in EXPERT_SIGNALS:
+            if signal == ROUTER_AHEAD and shape.experts:
+                raise SettingError(
+                    f"{given} has no layer with {signal}: no two layers with experts follow each other; leave it out"
+                )
+            if signal in (*EXPERT_SIGNALS, ROUTER_AHEAD):
                 raise SettingError(f"{given} has no layer with {signal}: it is a dense model; leave {signal} out")
             if not mlps and signal in ("input", "up", "gate", "glu"):
                 raise SettingError(

@@ -330,6 +330,7 @@ class Run:
         if self.device is not None:
             _ = self.hardware
         self._check_steps()
+        self._check_prefetch()
         if placement.shared:
             check_shared_groups(self.eviction, settings.cache_scope, placement.plans)
             bypass = caches.admission == "bypass"
@@ -357,12 +358,6 @@ class Run:
             )
         if self.together.plain:
             return
-        if settings.prefetch is not None and (settings.lockstep > 1 or settings.speculate > 0):
-            several = "--lockstep" if settings.lockstep > 1 else "--speculate"
-            raise SettingError(
-                f"--overlap prefetch: guesses what a single token needs, and {several} makes steps of several; leave "
-                "one of them out"
-            )
         if not settings.reads.plain and self.steps.prompts.any():
             raise SettingError(
                 "--packed and --merge: count reads of decoded tokens only, and prompts go through the caches; give "
@@ -374,6 +369,25 @@ class Run:
                 "caches that begin empty; leave out --prefill cached, --keep-cache, --lockstep and --speculate"
             )
 
+    def _check_prefetch(self) -> None:
+        """Refuse a prefetch rule for steps of several members, or whose signals the source lacks."""
+        if self.settings.prefetch is None:
+            return
+        if self.settings.lockstep > 1 or self.settings.speculate:
+            raise SettingError(
+                "--overlap prefetch: does not go with --lockstep and --speculate, since a rule predicts one token at a "
+                "time; leave one of them out"
+            )
+        name, rule = self.settings.prefetch
+        trace = self.source.trace
+        for signal in rule.required:
+            if trace is None or not trace.has(signal):
+                signals = ",".join([*(trace.header.signals if trace else ["experts"]), signal])
+                raise SettingError(
+                    f"--prefetch {name}: {self.source.origin.get('name', 'the source')} has no signal {signal}; record "
+                    f"it with --signals {signals}, or choose another rule, such as last-token"
+                )
+
     def watched(self) -> Watched:
         """Optional observations beyond hit counts that the run needs."""
         settings, plans = self.settings, self.placement.plans
@@ -384,7 +398,7 @@ class Run:
             steps, sparse = int(np.count_nonzero(~self.steps.prompts)), self.placement.bytes.sparse
             reads = ReadCounts(steps, plans, settings.reads, self.hardware.flash, sparse)
         if settings.prefetch:
-            guesses = Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace)
+            guesses = Guesses(settings.prefetch[1], plans, self.sequences, self.source.trace, self.header.model)
         return Watched(reads, guesses, flags_of(self.source.trace, self.steps, routed=plans.routed))
 
     def but(self, **changes: Any) -> Run:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hwsim.errors import OutputError, SettingError, TraceError, did_you_mean
-from hwsim.model.shape import EXPERT_SIGNALS, NORMS, SIGNALS
+from hwsim.model.shape import EXPERT_SIGNALS, NORMS, ROUTER_AHEAD, SIGNALS
 from hwsim.trace.encoding import FLOAT16, Encoding
 from hwsim.trace.header import TraceHeader
 from hwsim.trace.reader import Trace
 from hwsim.trace.writer import TraceWriter, unfinished
 from hwsim.util.files import check_new_file, spare
 
-_ALL_SIGNALS = (*SIGNALS, *EXPERT_SIGNALS)
+_ALL_SIGNALS = (*SIGNALS, *EXPERT_SIGNALS, ROUTER_AHEAD)
 _BLOCK = 2**20  # values that are held at once
 
 Progress = Callable[[str, int, int], None]

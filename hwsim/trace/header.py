@@ -22,11 +22,12 @@ STORED_UNKNOWN = "stored_unknown"  # field of the provenance: why a recording ha
 
 _Signal = Literal[
     "input", "up", "gate", "glu", "attn_input", "attn_output",
-    "router", "experts", "expert_weights", "expert_input", "expert_glu",
+    "router", "router_ahead", "experts", "expert_weights", "expert_input", "expert_glu",
 ]  # fmt: skip
 
 EXACT: dict[str, np.dtype[Any]] = {
     "router": np.dtype("<f4"),
+    "router_ahead": np.dtype("<f4"),
     "experts": np.dtype("<i2"),
     "expert_weights": np.dtype("<f4"),
 }

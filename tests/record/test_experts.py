@@ -7,6 +7,7 @@ keeps its experts, and from plain forward passes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from hwsim.analysis.calibration import calibrate
 from hwsim.analysis.coactivation import order_trace
 from hwsim.cli.app import app
 from hwsim.errors import ModelError, SettingError
-from hwsim.model.shape import EXPERT_SIGNALS, Bits, footprint
+from hwsim.model.shape import EXPERT_SIGNALS, ROUTER_AHEAD, Bits, footprint
 from hwsim.model.stored import layer_elements, outer_elements
 from hwsim.record import Settings, record
 from hwsim.record.extras import libraries
@@ -175,6 +176,35 @@ def test_recorded_signals_and_losses_are_the_models_own(mixture: str, tmp_path: 
         list(trace.verify())
 
 
+def test_the_next_router_s_logits_are_its_product_with_the_input_of_the_experts_before(
+    mixture: str, tmp_path: Path
+) -> None:
+    folder, model, inventory = made(mixture)
+    follows = [layer for layer in MIXTURES[mixture].sparse if layer - 1 in MIXTURES[mixture].sparse]
+    assert inventory.shape.layers_with(ROUTER_AHEAD) == follows
+    settings = Settings(TOKENS, TOKENS, signals=(ROUTER_AHEAD,))
+    if not follows:
+        with pytest.raises(SettingError, match="no two layers with experts follow each other; leave it out"):
+            record(tmp_path / "t.npz", str(folder), settings=settings)
+        return
+    record(tmp_path / "t.npz", str(folder), settings=settings)
+    with Trace(tmp_path / "t.npz") as trace:
+        ids = trace.tokens()
+        assert ids is not None
+        seen = routed(mixture, model, lambda: losses_of(model, ids[None]))
+        layers = model.get_submodule(MIXTURES[mixture].layers)
+        for layer in follows:
+            router = dict(layers[layer].get_submodule(MIXTURES[mixture].router).named_parameters())
+            (weight,) = [entry for entry in router.values() if entry.ndim == 2 and len(entry) > 1]
+            expected = seen[layer - 1, "expert_input"] @ weight.T
+            if mixture == "gpt_oss":
+                expected = expected + router["bias"]
+            found = trace.read(layer, ROUTER_AHEAD)
+            np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-4, atol=1e-5, err_msg=str(layer))
+            assert not np.allclose(found, seen[layer, "router"].numpy(), atol=1e-3)
+        list(trace.verify())
+
+
 def test_by_default_the_router_and_what_enters(mixture: str, tmp_path: Path) -> None:
     folder, _, inventory = made(mixture)
     record(tmp_path / "t.npz", str(folder), settings=Settings(TOKENS, TOKENS, dtype="bfloat16"))
@@ -188,13 +218,12 @@ def test_by_default_the_router_and_what_enters(mixture: str, tmp_path: Path) -> 
 
 
 def test_layer_by_layer_is_in_memory(mixture: str, tmp_path: Path) -> None:
-    folder, model, _ = made(mixture)
-    settings = Settings(TOKENS, 10, signals=EXPERT_SIGNALS)
+    folder, model, inventory = made(mixture)
+    ahead = [ROUTER_AHEAD] if inventory.shape.layers_with(ROUTER_AHEAD) else []
+    settings = Settings(TOKENS, 10, signals=(*EXPERT_SIGNALS, *ahead))
     record(tmp_path / "whole.npz", str(folder), settings=settings)
     size = sum(parameter.numel() * 4 for parameter in model.parameters())
-    record(
-        tmp_path / "parts.npz", str(folder), settings=Settings(TOKENS, 10, signals=EXPERT_SIGNALS, max_memory=size - 1)
-    )
+    record(tmp_path / "parts.npz", str(folder), settings=replace(settings, max_memory=size - 1))
     with np.load(tmp_path / "whole.npz") as whole, np.load(tmp_path / "parts.npz") as parts:
         assert set(whole) == set(parts)
         for name in set(whole) - {"header"}:  # windows of a pass are cut otherwise
