@@ -4,7 +4,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["Results", "__version__", "closed_loop", "import_trace", "load", "replay"]
 
 if TYPE_CHECKING:
