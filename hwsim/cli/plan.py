@@ -60,6 +60,8 @@ def plan(options: PlanOptions) -> None:
     from hwsim.trace import Trace
 
     trace, json = find_trace(options.trace), options.json
+    if options.run["overlap"] == "prefetch":
+        raise SettingError("--overlap prefetch: hwsim plan knows no prefetch rule; choose none, group or pipeline")
     check_target(json, trace, find_profile(options.hw))
     profile = load_profile(options.hw)
     drams = listed(options.dram) if options.dram else [str(profile.dram.budget)]

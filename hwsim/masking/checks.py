@@ -24,6 +24,11 @@ def check_trace(trace: Trace, policy: Policy, plans: Plans, name: str) -> None:
     Raises:
         TraceError: a signal or values are missing.
     """
+    if trace.model.by_bytes and (missing := sorted(signal for signal in plans.needs() if not trace.has(signal))):
+        raise TraceError(
+            f"{trace.path}: was imported without {', '.join(missing)}, which the policy needs; choose one that decides "
+            "from the router's choice alone, such as router, router-k or drop-cold, or record the model"
+        )
     check_signals(trace.has, plans, trace.path, trace.model.name)
     if (share := trace.header.encoding.share) is None:
         return

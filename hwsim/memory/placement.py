@@ -253,10 +253,12 @@ def place(
     kv_reserved = room.sequences * (kv.reserved(room.kv_tokens) + kv.state)
     budget = dram_budget(room.budget, sizes.weights, kv_reserved) if isinstance(room.budget, str) else room.budget
     if room.cache is None and budget < kv_reserved:
+        several = f" of each of {room.sequences} sequences" if room.sequences > 1 else ""
         raise SettingError(
-            f"DRAM budget {show_size(budget)} cannot hold the KV cache of {room.kv_tokens} tokens, "
+            f"DRAM budget {show_size(budget)} cannot hold the KV cache of {room.kv_tokens} tokens{several}, "
             f"{show_size(kv_reserved)}: {show_size(kv_reserved - budget)} are missing; give more with --dram, store "
             f"it in fewer bits (--bits kv_cache={bits.kv_cache / 2:g}), or {_fewer(room.kv_tokens, room.longest)}"
+            + (", or decode fewer sequences together (--lockstep)" if several else "")
         )
     dense, parameters_of = _unmasked(plans, model, bits)
     kept = stored_bytes(predictor_parameters, bits.predictor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 from rich.console import ConsoleRenderable, Group
@@ -29,7 +28,8 @@ def render_plan(plan: dict[str, Any], title: str) -> ConsoleRenderable:
         title: what was planned.
     """
     parts: list[ConsoleRenderable] = [Padding(Text(printable(title), style="bold"), (1, 0, 0, 0))]
-    by_dram = [list(rows) for _, rows in groupby(plan["rows"], key=lambda row: row["dram"])]
+    each = len(plan["rows"]) // max(1, len(plan["reasons"]))  # setups at one amount of DRAM
+    by_dram = [plan["rows"][start : start + each] for start in range(0, len(plan["rows"]), each)]
     for rows, reason in zip(by_dram, plan["reasons"], strict=True):
         first = rows[0]
         head = (

@@ -70,10 +70,11 @@ def _demand_notes(run: Run, counts: Counts) -> list[str]:
         for place in placement.plans.places()
         if place.plan.routed and place.plan.capacity < used[place[:2]] and (place.plan.capacity or scope == "layer")
     ]
-    if not small or size == 0:
+    if not small or size == 0 or (placement.shared and not any(placement.shared.sizes)):
         return []
+    more = sum((used[place[:2]] - place.plan.capacity) * place.plan.unit_bytes for place in small)
     return [
         f"{name}: warning: the caches of {len(small)} of {len(plans)} layers hold fewer experts "
         f"({small[0].plan.capacity}) than a {step} uses there ({used[small[0][:2]]:.3g}); what it needs stays until "
-        "the next one all the same."
+        f"the next one all the same, about {show_size(more)} more than the caches were given."
     ]

@@ -129,10 +129,12 @@ def _check_bytes_only(model: ModelShape, settings: Settings) -> None:
         "--bits": settings.bits.model_dump() != Bits().model_dump(),
         "--kv-window": settings.kv_window is not None,
         "--kv-tokens": settings.kv_tokens is not None,
+        "--bundle": settings.bundle,
     }
+    reasons = {"--bits": "they say how large its weights are", "--bundle": "and an expert is one read anyhow"}
     for name, there in given.items():
         if there:
-            what = "they say how large its weights are" if name == "--bits" else "so it has no KV cache"
+            what = reasons.get(name, "so it has no KV cache")
             raise SettingError(f"{name}: of {model.name} only bytes are known, {what}; leave {name} out")
 
 

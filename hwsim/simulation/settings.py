@@ -105,6 +105,13 @@ def _gap(given: Any) -> Any:
     return None if given == "auto" else _size("gap")(given)
 
 
+def _cache_size(given: Any) -> Any:
+    size = _size("cache")(given)
+    if size is not None and not is_whole(size, 0):
+        raise ValueError
+    return size
+
+
 def _accept(given: Any) -> Any:
     if given in (None, "trace"):
         return given
@@ -218,7 +225,7 @@ class Settings(BaseModel):
         int | None,
         Option(
             "DRAM for the caches alone; what is pinned lies beside it. Not together with --dram.",
-            read=_size("cache"), metavar="SIZE", shown="what --dram leaves", unit="bytes", python="int",
+            read=_cache_size, metavar="SIZE", shown="what --dram leaves", unit="bytes", python="int",
             rule="bytes from 0, text such as '4 GB', or None", commands=(*RUNS, "tune"),
         ),
     ] = None  # fmt: skip
