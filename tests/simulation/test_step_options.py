@@ -106,7 +106,7 @@ def test_what_cannot_be_is_refused_in_one_line(mixed: Trace, options: dict[str, 
 
 @pytest.mark.parametrize("several", [{"lockstep": 2}, {"speculate": 1, "accept": 1}])
 def test_prefetch_guesses_single_tokens_only(mixed: Trace, several: dict[str, Any]) -> None:
-    with pytest.raises(HwsimError, match="guesses what a single token needs"):
+    with pytest.raises(HwsimError, match="a rule predicts one token at a time"):
         _replay(mixed, overlap="prefetch", prefetch="oracle", **several)
 
 
