@@ -106,7 +106,7 @@ REFUSALS = {
         "replay X --hw pixel8 --policy dip-experts",
         "of the experts of gpt-oss-120b-Q4_K_M only bytes are",
     ),
-    "logits": ("replay X --hw pixel8 --policy cache-prior", "X: lacks the signal router, which the policy needs"),
+    "logits": ("replay X --hw pixel8 --policy cache-prior", "X: was imported without router, which the policy needs"),
     "bits": (
         "replay X --hw pixel8 --policy router --cache 1GB --bits mlp=8",
         "--bits: of gpt-oss-120b-Q4_K_M only bytes are known, they say how large its weights are; leave --bits out",
