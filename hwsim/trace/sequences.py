@@ -87,11 +87,6 @@ class Sequences:
         """Rows of the source arrays that are decoded: int64 ``[decoded tokens]``."""
         return self._joined(part.rows for part in self._decoded)
 
-    def kv_lengths(self) -> np.ndarray:
-        """KV entries up to each decoded token, including the prompt's and its own: int64 ``[decoded tokens]``."""
-        pairs = zip(self._decoded, self._first_rows, strict=False)
-        return self._joined(range(part.rows.start - first + 1, part.rows.stop - first + 1) for part, first in pairs)
-
     @staticmethod
     def _joined(parts: Iterable[range]) -> np.ndarray:
         return np.concatenate(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hwsim.trace import Sequence, Sequences
+from hwsim.trace.steps import Steps
 
 RUNS = st.lists(
     st.builds(lambda prompt, decoded: Sequence(tokens=prompt + decoded, prompt=prompt), st.integers(0, 9), st.integers(1, 9)),
@@ -34,7 +35,7 @@ def test_every_view_is_that_of_a_walk_over_all_tokens(run: list[Sequence]):
     assert whole.longest == max((sequence.tokens for sequence in run), default=0)
     assert whole.first_rows == first_rows
     assert whole.starts == frozenset(starts)
-    for array, plain in ((whole.rows(), rows), (whole.kv_lengths(), lengths)):
+    for array, plain in ((whole.rows(), rows), (Steps.of(whole).lengths, lengths)):
         assert array.dtype == np.int64
         assert array.tolist() == plain
 
@@ -57,7 +58,7 @@ def test_a_prompt_takes_rows_but_no_tokens():
         (2, range(11, 12), range(6, 7)),
     ]
     assert (whole.tokens, whole.decoded_tokens, whole.longest) == (12, 7, 5)
-    assert whole.kv_lengths().tolist() == [3, 4, 5, 1, 2, 3, 4]
+    assert Steps.of(whole).lengths.tolist() == [3, 4, 5, 1, 2, 3, 4]
 
 
 def test_it_does_not_follow_the_list_it_was_made_from():
